@@ -1,0 +1,254 @@
+"""A run is one complete, typed configuration. These dataclasses are its only definition: the command line, the recipes and
+the `config.yaml` beside the weights all read and write them. No torch here, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import difflib
+from argparse import ArgumentError
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+import yaml
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class DataConfig:
+    """Which games, and how rows are cut from them."""
+
+    path: str | None = None
+    """Folder made by `glassmoe data`; without one, synthetic games are made beside the run."""
+    rows: str = "games:256"
+    """How rows are cut: `games:N` (the first N characters of each game) or `packed:N` (whole games, rows of N)."""
+    synthetic_games: int = 6000
+    """How many synthetic games to make when there is no path."""
+
+
+@dataclass
+class ModelConfig:
+    """The decoder."""
+
+    ffn: str = "moe-x"
+    """Feed-forward layer: gelu, relu, geglu, solu, switch, moe-x, or the name of a layer of your own."""
+    layers: int = 4
+    """Number of blocks."""
+    heads: int = 2
+    """Attention heads."""
+    width: int = 128
+    """Width of the residual stream."""
+    active_width: int = 1024
+    """Hidden units that one token uses. A dense layer has this many; in a mixture a token's experts share them."""
+    num_experts: int = 8
+    """Experts of a mixture."""
+    experts_per_token: int = 2
+    """How many experts a token is sent to."""
+    activation: Literal["gelu", "relu"] | None = None
+    """Activation of the experts, where it should differ from what `ffn` means."""
+    router: Literal["learned", "sparsity"] | None = None
+    """Router of a mixture, where it should differ from what `ffn` means."""
+    balance: float = 0.01
+    """Weight of the Switch load-balance loss; 0 turns it off."""
+    router_gradient: bool = True
+    """Whether the sparsity-aware router's gradient reaches the encoder weights."""
+    bias: bool = False
+    """Biases in linear maps and layer norms."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
+    options: dict[str, Any] | None = None
+    """Settings of a layer of your own."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
+        if self.width % self.heads:
+            raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
+                f"a token can go to at most all experts"
+            )
+        for name in ("width", "active_width"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"model.{name} {getattr(self, name)} is not a multiple of 8, which the kernels need")
+        if self.active_width % (8 * self.experts_per_token):
+            raise ValueError(
+                f"model.active_width {self.active_width} shared among {self.experts_per_token} experts does not give "
+                f"a multiple of 8, which the kernels need"
+            )
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights learn."""
+
+    name: Literal["adamw", "muon"] = "muon"
+    """`adamw` for everything, or `muon` for the matrices and AdamW for the rest."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 2e-2
+    """Peak learning rate of Muon (its update has the scale 0.2 * sqrt(greater dimension))."""
+    final_lr: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up; a cosine follows."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    momentum: float = 0.95
+    """Muon's (Nesterov) momentum."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on tensors of two or more dimensions."""
+    clip: float = 1.0
+    """Greatest norm of the gradient; 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "optimizer", "lr", "muon_lr")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"optimizer.final_lr {self.final_lr} is a share of the peak: give a number from 0 to 1")
+
+
+@dataclass
+class TrainConfig:
+    """How long, in which pieces, and what is written down."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_rows: int = 64
+    """Rows in one optimiser step, over all processes."""
+    micro_rows: int = 16
+    """Rows in one forward pass; gradients of the passes of a step are added up."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; weights are kept in float32. `auto`: bf16 where the hardware multiplies it fast, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU when there is one."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    eval_every: int = 250
+    """Steps between validations; the last step always validates."""
+    eval_rows: int = 512
+    """Rows of a validation."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; the last step, Ctrl-C and SIGTERM always save one."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "train", "steps", "batch_rows", "micro_rows", "eval_every", "eval_rows")
+        _positive(self, "train", "checkpoint_every", "log_every")
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(
+                f"train.batch_rows {self.batch_rows} is not a multiple of train.micro_rows {self.micro_rows}"
+            )
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a run."""
+
+    seed: int = 0
+    """Seed of the initial weights and of the order of rows."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    schema_version: int = SCHEMA_VERSION
+    """Version of this format."""
+
+    def __post_init__(self) -> None:
+        if self.schema_version > SCHEMA_VERSION:
+            raise ValueError(
+                f"this configuration has schema version {self.schema_version}, newer than the {SCHEMA_VERSION} that this "
+                f"glassmoe knows; update glassmoe"
+            )
+
+
+def recipes() -> dict[str, Path]:
+    """The named runs that come with the package."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def to_yaml(config: RunConfig) -> str:
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Give a jsonargparse parser every field of a run as `--dotted.option`."""
+    parser.add_class_arguments(RunConfig)
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """A configuration from nested plain values. ValueError for unknown keys, wrong types and contradictions."""
+    from jsonargparse import ArgumentParser
+
+    _check_keys(values)
+    parser = ArgumentParser(exit_on_error=False)
+    add_arguments(parser)
+    try:
+        parsed = parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise ValueError(str(error)) from None
+    return RunConfig(**vars(parsed))
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a YAML file, for example a run's `config.yaml`."""
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} does not hold a configuration: expected keys and values, got {type(values).__name__}")
+    return from_dict(values)
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The dotted fields in which two configurations differ, as `name: old -> new`."""
+    a, b = _flatten(asdict(old)), _flatten(asdict(new))
+    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        keys += [prefix + name] + (_known_keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [])
+    return keys
+
+
+def nearest_key(key: str) -> str:
+    """A hint for an unknown dotted key: the nearest known one, or all of them."""
+    known = _known_keys()
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def _check_keys(values: Any, prefix: str = "") -> None:
+    known = set(_known_keys())
+    for key, value in values.items():
+        if prefix + key not in known:
+            raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(prefix + key)}")
+        if any(name.startswith(f"{prefix}{key}.") for name in known):
+            if not isinstance(value, dict):
+                raise ValueError(f"configuration key {prefix}{key} holds keys of its own, got {value!r}")
+            _check_keys(value, f"{prefix}{key}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+
+
+def _positive(section: Any, prefix: str, *names: str) -> None:
+    for name in names:
+        if getattr(section, name) <= 0:
+            raise ValueError(f"{prefix}.{name} is {getattr(section, name)}; expected a number above 0")

@@ -1,0 +1,23 @@
+"""What a network is made of. Importing this registers the model with transformers' auto classes."""
+
+from .configuration import GlassConfig
+from .dense import GEGLU, Dense, SoLU
+from .features import Features, FeedForward, empty_parameters, linear_write
+from .moe import MoE
+from .transformer import FEED_FORWARD, GlassForCausalLM, GlassModel, build_feed_forward
+
+__all__ = [
+    "FEED_FORWARD",
+    "GEGLU",
+    "Dense",
+    "Features",
+    "FeedForward",
+    "GlassConfig",
+    "GlassForCausalLM",
+    "GlassModel",
+    "MoE",
+    "SoLU",
+    "build_feed_forward",
+    "empty_parameters",
+    "linear_write",
+]

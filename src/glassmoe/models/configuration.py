@@ -1,0 +1,57 @@
+"""What a glassmoe decoder is made of, as a transformers configuration."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+
+class GlassConfig(PreTrainedConfig):
+    """A nanoGPT-shaped decoder with one kind of feed-forward layer in every block (MoE-X Tables 6 and 7).
+
+    Field names are those of the run configuration (`glassmoe.config.ModelConfig`, which documents them); transformers'
+    usual names (`hidden_size`, `num_hidden_layers`, ...) read and write the same values.
+    """
+
+    model_type = "glassmoe"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "width",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "max_position_embeddings": "context",
+        "num_experts_per_tok": "experts_per_token",
+        "initializer_range": "init_std",
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "losses"]
+
+    vocab_size: int = 32
+    context: int = 1023
+    layers: int = 8
+    heads: int = 8
+    width: int = 512
+    ffn: str = "moe-x"
+    active_width: int = 4096
+    num_experts: int = 8
+    experts_per_token: int = 2
+    activation: str | None = None
+    router: str | None = None
+    balance: float = 0.01
+    router_gradient: bool = True
+    bias: bool = False
+    init_std: float = 0.02
+    options: dict[str, Any] | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("attn_implementation", "glassmoe")
+        super().__post_init__(**kwargs)
+
+    @property
+    def expert_hidden(self) -> int:
+        """Hidden units of one expert: the active width is shared out among a token's experts."""
+        return self.active_width // self.experts_per_token

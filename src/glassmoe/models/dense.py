@@ -1,0 +1,83 @@
+"""Dense feed-forward layers: GELU, ReLU, GEGLU and SoLU (the dense rows of MoE-X Table 1).
+
+Legend: T tokens, D model width, F hidden units (the features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import Features, FeedForward, empty_parameters, linear_write
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+class Dense(FeedForward):
+    """y = W_dec^T s(W_enc x + b_enc) + b_dec, with s the exact GELU or ReLU.
+
+    `width`: D. `hidden`: F. Row f of `w_enc` is what feature f reads, row f of `w_dec` what it writes.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = False):
+        super().__init__()
+        self.num_features = hidden
+        self.activation = activation
+        self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
+        self.b_enc, self.b_dec = empty_parameters((hidden,), (width,)) if bias else (None, None)
+
+    def features(self, x_TD: Tensor) -> Features:
+        values_TF = ACTIVATIONS[self.activation](F.linear(x_TD, self.w_enc, self.b_enc))
+        return Features(values_TF, self.num_features)
+
+    def write(self, features: Features) -> Tensor:
+        return linear_write(features, self.w_dec, self.b_dec)
+
+
+class GEGLU(FeedForward):
+    """y = W_dec^T (gelu(W_enc x) * (W_up x)) + b_dec (Shazeer 2020); a feature is one product.
+
+    `hidden` is two thirds of a plain layer's for equal parameters (method: MoE-X does not state its width).
+    """
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.num_features = hidden
+        self.w_enc, self.w_up, self.w_dec = empty_parameters(*[(hidden, width)] * 3)
+        (self.b_dec,) = empty_parameters((width,)) if bias else (None,)
+
+    def features(self, x_TD: Tensor) -> Features:
+        values_TF = F.gelu(F.linear(x_TD, self.w_enc)) * F.linear(x_TD, self.w_up)
+        return Features(values_TF, self.num_features)
+
+    def write(self, features: Features) -> Tensor:
+        return linear_write(features, self.w_dec, self.b_dec)
+
+
+class SoLU(FeedForward):
+    """y = W_dec^T LayerNorm(z * softmax(z)) + b_dec with z = W_enc x + b_enc (Elhage et al. 2022).
+
+    The features are z * softmax(z), before the LayerNorm, for only they are sparse; the LayerNorm belongs to the writing,
+    which is therefore not linear: edits run it again.
+    """
+
+    writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "nonlinear"
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.num_features = hidden
+        self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
+        self.b_enc, self.b_dec = empty_parameters((hidden,), (width,)) if bias else (None, None)
+        self.norm = nn.LayerNorm(hidden, bias=bias)
+
+    def features(self, x_TD: Tensor) -> Features:
+        z_TF = F.linear(x_TD, self.w_enc, self.b_enc)
+        return Features(z_TF * torch.softmax(z_TF, dim=-1), self.num_features)
+
+    def write(self, features: Features) -> Tensor:
+        normed_TF = self.norm(features.to_dense())
+        return linear_write(Features(normed_TF, self.num_features), self.w_dec, self.b_dec)

@@ -1,0 +1,152 @@
+"""The expert kernels: every token through its chosen experts, weighted by its gates.
+
+Two kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their place
+(a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted tokens to
+`torch.nn.functional.grouped_mm`, for GPUs. Both compute in the dtype of `x_TD`; gates stay in float32.
+
+Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S = T * K slots, a slot
+being one token at one of its experts; slots are sorted by expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dense import ACTIVATIONS
+
+
+class Slots(NamedTuple):
+    """The T * K (token, expert) pairs, sorted by expert."""
+
+    token_S: Tensor  # which token a slot holds
+    order_S: Tensor  # which of the flattened (T, K) entries a slot is
+    place_TK: Tensor  # in which slot each (token, choice) lies
+    counts_E: Tensor  # how many slots each expert has
+
+
+def sort_slots(experts_TK: Tensor, num_experts: int) -> Slots:
+    """Group the chosen (token, expert) pairs by expert, tokens ascending within each."""
+    flat = experts_TK.flatten()
+    order_S = torch.argsort(flat, stable=True)
+    place = torch.empty_like(order_S)
+    place[order_S] = torch.arange(len(order_S), device=order_S.device)
+    counts_E = torch.bincount(flat, minlength=num_experts)
+    return Slots(order_S // experts_TK.shape[1], order_S, place.view_as(experts_TK), counts_E)
+
+
+def expert_mlp(
+    x_TD: Tensor,
+    w_enc_EFD: Tensor,
+    b_enc_EF: Tensor | None,
+    w_dec_EFD: Tensor,
+    gates_TK: Tensor,
+    experts_TK: Tensor,
+    activation: str,
+) -> Tensor:
+    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), MoE-X equation of section 3.1.
+
+    `activation`: "relu" or "gelu". Under autocast the weights are cast to the autocast dtype here, explicitly, because
+    grouped products are not autocast-aware.
+    """
+    if torch.is_autocast_enabled(x_TD.device.type):
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
+        b_enc_EF = None if b_enc_EF is None else b_enc_EF.to(dtype)
+    slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
+    x_SD = x_TD[slots.token_S]
+    if x_TD.is_cuda:
+        y_SD = _grouped(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation)
+    else:
+        y_SD = _ExpertLoop.apply(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots.counts_E.tolist(), activation)
+    y_TKD = y_SD[slots.place_TK]
+    return (y_TKD * gates_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(1)
+
+
+def expert_values(
+    x_TD: Tensor,
+    w_enc_EFD: Tensor,
+    b_enc_EF: Tensor | None,
+    experts_TK: Tensor,
+    activation: str,
+) -> Tensor:
+    """(T, K, F): s(W_enc x + b_enc) of the chosen experts, before the gate."""
+    slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
+    x_SD = x_TD[slots.token_S]
+    parts = []
+    for e, rows_SD in enumerate(x_SD.split(slots.counts_E.tolist())):
+        z_SF = F.linear(rows_SD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e])
+        parts.append(ACTIVATIONS[activation](z_SF))
+    return torch.cat(parts)[slots.place_TK]
+
+
+def _grouped(
+    x_SD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, w_dec_EFD: Tensor, slots: Slots, activation: str
+) -> Tensor:
+    ends_E = slots.counts_E.cumsum(0).to(torch.int32)
+    z_SF = F.grouped_mm(x_SD, w_enc_EFD.transpose(1, 2), offs=ends_E)
+    if b_enc_EF is not None:
+        z_SF = z_SF + torch.repeat_interleave(b_enc_EF, slots.counts_E, dim=0, output_size=len(x_SD))
+    return F.grouped_mm(ACTIVATIONS[activation](z_SF), w_dec_EFD, offs=ends_E)
+
+
+class _ExpertLoop(torch.autograd.Function):
+    """W_dec^T s(W_enc x + b_enc) for sorted slots, one expert after the other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_SD: Tensor,
+        w_enc_EFD: Tensor,
+        b_enc_EF: Tensor | None,
+        w_dec_EFD: Tensor,
+        counts: list[int],
+        activation: str,
+    ) -> Tensor:
+        hidden = w_enc_EFD.shape[1]
+        z_SF = x_SD.new_empty(len(x_SD), hidden)
+        y_SD = torch.empty_like(x_SD)
+        for e, rows in enumerate(_ranges(counts)):
+            torch.mm(x_SD[rows], w_enc_EFD[e].T, out=z_SF[rows])
+            if b_enc_EF is not None:
+                z_SF[rows] += b_enc_EF[e]
+            # ReLU works in place: its output tells its derivative, so nothing else need be kept.
+            h_SF = torch.relu_(z_SF[rows]) if activation == "relu" else ACTIVATIONS[activation](z_SF[rows])
+            torch.mm(h_SF, w_dec_EFD[e], out=y_SD[rows])
+        ctx.save_for_backward(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, z_SF)
+        ctx.counts, ctx.activation = counts, activation
+        return y_SD
+
+    @staticmethod
+    def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, z_SF = ctx.saved_tensors
+        dy_SD = dy_SD.contiguous()
+        dx_SD = torch.empty_like(x_SD)
+        dw_enc_EFD, dw_dec_EFD = torch.empty_like(w_enc_EFD), torch.empty_like(w_dec_EFD)
+        db_enc_EF = None if b_enc_EF is None else torch.empty_like(b_enc_EF)
+        for e, rows in enumerate(_ranges(ctx.counts)):
+            h_SF, dz_SF = _activation_backward(z_SF[rows], dy_SD[rows] @ w_dec_EFD[e].T, ctx.activation)
+            torch.mm(h_SF.T, dy_SD[rows], out=dw_dec_EFD[e])
+            torch.mm(dz_SF.T, x_SD[rows], out=dw_enc_EFD[e])
+            torch.mm(dz_SF, w_enc_EFD[e], out=dx_SD[rows])
+            if db_enc_EF is not None:
+                torch.sum(dz_SF, 0, out=db_enc_EF[e])
+        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, None, None
+
+
+def _activation_backward(z_SF: Tensor, dh_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The activation's output again, and the gradient before it. For ReLU `z_SF` holds the output already."""
+    if activation == "relu":
+        return z_SF, torch.ops.aten.threshold_backward(dh_SF, z_SF, 0)
+    return F.gelu(z_SF), torch.ops.aten.gelu_backward(dh_SF, z_SF)
+
+
+def _ranges(counts: list[int]) -> list[slice]:
+    ends, end = [], 0
+    for count in counts:
+        ends.append(slice(end, end + count))
+        end += count
+    return ends

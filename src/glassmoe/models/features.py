@@ -1,0 +1,160 @@
+"""The two-step view of a feed-forward layer: which features fired, and what they write.
+
+MoE-X section 3 observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held to that:
+`features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual stream, and
+`forward(x)` is the fast path that must give the same result.
+
+Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FeatureIds = int | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a layer's features say about T tokens. Values are never thresholded here: what counts as active is for the
+    measure to decide.
+
+    `values`: (T, F) when `ids` is None, else (T, A). `ids`: (T, A) int64 feature numbers in [0, width), or None for dense.
+    `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values (for example
+    frozen routing); edits leave it as it is. A feature may be listed more than once for a token: its strength is the sum.
+    """
+
+    values: Tensor
+    width: int
+    ids: Tensor | None = None
+    context: Any = None
+
+    def __post_init__(self) -> None:
+        if self.ids is None and self.values.shape[-1] != self.width:
+            raise ValueError(f"dense features need {self.width} values a token, got {self.values.shape[-1]}")
+        if self.ids is not None and self.ids.shape != self.values.shape:
+            raise ValueError(f"ids {tuple(self.ids.shape)} and values {tuple(self.values.shape)} differ in shape")
+
+    def to_dense(self) -> Tensor:
+        """(T, F): every feature's strength, zero where it is not listed."""
+        if self.ids is None:
+            return self.values
+        dense_TF = self.values.new_zeros(self.values.shape[0], self.width)
+        return dense_TF.scatter_add(1, self.ids, self.values)
+
+    def coalesce(self) -> Features:
+        """The same features, ids ascending and each listed once a token (later copies keep their place with value 0)."""
+        if self.ids is None:
+            return self
+        ids_TA, order_TA = self.ids.sort(dim=1, stable=True)
+        values_TA = self.values.gather(1, order_TA)
+        first_TA = torch.ones_like(ids_TA, dtype=torch.bool)
+        first_TA[:, 1:] = ids_TA[:, 1:] != ids_TA[:, :-1]
+        slot_TA = first_TA.cumsum(1) - 1
+        summed_TA = torch.zeros_like(values_TA).scatter_add(1, slot_TA, values_TA)
+        return replace(self, ids=ids_TA, values=torch.where(first_TA, summed_TA.gather(1, slot_TA), 0.0))
+
+    def select(self, features: FeatureIds) -> Tensor:
+        """(T, S): the strengths of the S features named, in the order named."""
+        chosen_S = self._chosen(features)
+        if self.ids is None:
+            return self.values[:, chosen_S]
+        return torch.stack([(self.values * (self.ids == f)).sum(1) for f in chosen_S.tolist()], dim=1)
+
+    def scale(self, features: FeatureIds, factor: float) -> Features:
+        """Multiply the strength of the named features by `factor`, at every token."""
+        hit = self._hits(features)
+        return replace(self, values=torch.where(hit, self.values * factor, self.values))
+
+    def ablate(self, features: FeatureIds) -> Features:
+        """Set the strength of the named features to zero, at every token."""
+        return replace(self, values=self.values.masked_fill(self._hits(features), 0.0))
+
+    def add(self, features: FeatureIds, amount: float) -> Features:
+        """Add `amount` to the strength of the named features, also where they were silent or not listed."""
+        if self.ids is None:
+            return replace(self, values=self.values + amount * self._hits(features).to(self.values.dtype))
+        chosen_S = self._chosen(features)
+        tokens = self.values.shape[0]
+        extra_TS = self.values.new_full((tokens, len(chosen_S)), amount)
+        return replace(
+            self,
+            values=torch.cat([self.values, extra_TS], dim=1),
+            ids=torch.cat([self.ids, chosen_S.expand(tokens, -1)], dim=1),
+        )
+
+    def set(self, features: FeatureIds, value: float) -> Features:
+        """Give the named features the strength `value` at every token, also where they were silent or not listed."""
+        return self.ablate(features).add(features, value)
+
+    def _chosen(self, features: FeatureIds) -> Tensor:
+        chosen_S = torch.as_tensor(features, device=self.values.device, dtype=torch.long).reshape(-1).unique()
+        if len(chosen_S) != torch.as_tensor(features).numel():
+            raise ValueError(f"a feature is named twice in {features}")
+        if len(chosen_S) and (int(chosen_S.min()) < 0 or int(chosen_S.max()) >= self.width):
+            raise ValueError(f"feature {features} is not in this layer: it has features 0 to {self.width - 1}")
+        return torch.as_tensor(features, device=self.values.device, dtype=torch.long).reshape(-1)
+
+    def _hits(self, features: FeatureIds) -> Tensor:
+        """Bool, broadcastable to `values`: which entries belong to the named features."""
+        chosen_S = self._chosen(features)
+        if self.ids is not None:
+            return torch.isin(self.ids, chosen_S)
+        hit_F = torch.zeros(self.width, dtype=torch.bool, device=self.values.device)
+        hit_F[chosen_S] = True
+        return hit_F
+
+
+class FeedForward(nn.Module):
+    """A feed-forward layer that can be read: implement `features` and `write`, and every measure works on it.
+
+    `num_features`: F. `num_experts`: in how many equal groups the features come (1 for a layer that does not route);
+    feature f belongs to expert f // (F / num_experts). `writes`: "linear" (a fixed vector per feature), "token" (the
+    vector depends on the features' context) or "nonlinear". `output_weights`: names of the layer's own parameters that
+    write into the residual stream; they start with the smaller standard deviation of residual projections.
+    """
+
+    num_features: int
+    num_experts: int = 1
+    writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "linear"
+    output_weights: ClassVar[tuple[str, ...]] = ("w_dec",)
+
+    def features(self, x_TD: Tensor) -> Features:
+        """Which features fire on each token, and how strongly. `x_TD`: (T, D), the block's normalised stream."""
+        raise NotImplementedError
+
+    def write(self, features: Features) -> Tensor:
+        """(T, D): what these features add to the residual stream."""
+        raise NotImplementedError
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The layer's output (T, D) and its named training losses (scalars, already weighted; empty outside training).
+
+        Layers with a faster way override this; the output must equal `write(features(x_TD))`.
+        """
+        return self.write(self.features(x_TD)), {}
+
+    def active_parameters(self) -> int:
+        """How many of the layer's weights are multiplied for one token."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def linear_write(features: Features, w_dec_FD: Tensor, b_dec_D: Tensor | None) -> Tensor:
+    """Sum over features of strength times the feature's own vector, plus the bias: (T, D)."""
+    if features.ids is None:
+        y_TD = features.values @ w_dec_FD.to(features.values.dtype)
+    else:
+        w_dec_FD = w_dec_FD.to(features.values.dtype)
+        y_TD = F.embedding_bag(features.ids, w_dec_FD, per_sample_weights=features.values, mode="sum")
+    return y_TD if b_dec_D is None else y_TD + b_dec_D.to(y_TD.dtype)
+
+
+def empty_parameters(*shapes: Iterable[int]) -> list[nn.Parameter]:
+    """Parameters whose numbers the model's initialisation fills in."""
+    return [nn.Parameter(torch.empty(tuple(shape))) for shape in shapes]

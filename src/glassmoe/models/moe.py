@@ -1,0 +1,100 @@
+"""The mixture of experts of which Switch and MoE-X are two settings (MoE-X sections 3 and 4).
+
+Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the sparsity-aware router, which has no weights of
+its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias is
+shared by all experts: the gates sum to 1, so this is exact when a dense layer is copied into every expert.
+
+Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .experts import expert_mlp, expert_values
+from .features import Features, FeedForward, empty_parameters, linear_write
+from .routers import LearnedRouter, balance_loss, choose, encoder_statistics, sparsity_scores
+
+
+class MoE(FeedForward):
+    """E experts of F hidden units, K of them for each token.
+
+    `router`: "learned" or "sparsity". `activation`: "relu" or "gelu". `balance`: weight of the Switch balance loss, named
+    "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware router's gradient
+    reaches the encoder weights that it reads (a learned router always learns).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expert_hidden: int,
+        num_experts: int = 8,
+        experts_per_token: int = 2,
+        activation: str = "relu",
+        router: str = "sparsity",
+        balance: float = 0.01,
+        router_gradient: bool = True,
+        bias: bool = False,
+    ):
+        super().__init__()
+        self.num_experts = num_experts
+        self.num_features = num_experts * expert_hidden
+        self.expert_hidden = expert_hidden
+        self.experts_per_token = experts_per_token
+        self.activation = activation
+        self.balance = balance
+        self.router_gradient = router_gradient
+        shape = (num_experts, expert_hidden, width)
+        self.w_enc, self.w_dec = empty_parameters(shape, shape)
+        self.b_enc, self.b_dec = empty_parameters(shape[:2], (width,)) if bias else (None, None)
+        self.router = LearnedRouter(width, num_experts) if router == "learned" else None
+        self._statistics: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        """(T, E) float32: the router's score of every expert on every token."""
+        if self.router is not None:
+            scores_TE: Tensor = self.router(x_TD)
+            return scores_TE
+        return sparsity_scores(x_TD, *self._encoder_statistics())
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        scores_TE = self.scores(x_TD)
+        gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
+        y_TD = expert_mlp(x_TD, self.w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation)
+        if self.b_dec is not None:
+            y_TD = y_TD + self.b_dec.to(y_TD.dtype)
+        if self.training and self.balance:
+            return y_TD, {"balance": self.balance * balance_loss(scores_TE, experts_TK)}
+        return y_TD, {}
+
+    def features(self, x_TD: Tensor) -> Features:
+        gates_TK, experts_TK = choose(self.scores(x_TD), self.experts_per_token)
+        values_TKF = expert_values(x_TD, self.w_enc, self.b_enc, experts_TK, self.activation)
+        values_TKF = values_TKF * gates_TK.unsqueeze(-1).to(values_TKF.dtype)
+        unit_F = torch.arange(self.expert_hidden, device=x_TD.device)
+        ids_TKF = experts_TK.unsqueeze(-1) * self.expert_hidden + unit_F
+        return Features(values_TKF.flatten(1), self.num_features, ids_TKF.flatten(1))
+
+    def write(self, features: Features) -> Tensor:
+        return linear_write(features, self.w_dec.flatten(0, 1), self.b_dec)
+
+    def active_parameters(self) -> int:
+        """Weights multiplied for one token: K experts, biases, and the router; for the sparsity-aware router its mean and
+        variance vectors count as the weights that it multiplies."""
+        experts = (self.w_enc[0].numel() + self.w_dec[0].numel()) * self.experts_per_token
+        if self.b_enc is not None and self.b_dec is not None:
+            experts += self.b_enc.shape[1] * self.experts_per_token + self.b_dec.numel()
+        router = self.num_experts * self.w_enc.shape[2]
+        return experts + (router if self.router is not None else 2 * router)
+
+    def _encoder_statistics(self) -> tuple[Tensor, Tensor]:
+        w_enc, b_enc = self.w_enc, self.b_enc
+        if torch.is_grad_enabled() and self.router_gradient:
+            return encoder_statistics(w_enc, b_enc)
+        # Reading without gradients (generation, evaluation) would otherwise pay for all weights at every token.
+        key = (w_enc.data_ptr(), w_enc._version, 0 if b_enc is None else b_enc._version)
+        if self._statistics is None or self._statistics[0] != key:
+            with torch.no_grad():
+                self._statistics = key, encoder_statistics(w_enc, b_enc)
+        return self._statistics[1]

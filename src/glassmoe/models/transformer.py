@@ -1,0 +1,299 @@
+"""The one decoder: nanoGPT's block with a slot for the feed-forward layer, as a native transformers model.
+
+x + attention(LN(x)), then x + ffn(LN(x)); learned positions; embedding and head tied; no dropout (MoE-X Table 6 sets it to
+0). Initialisation: N(0, 0.02), projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
+
+Legend: B rows, S positions, T = B * S tokens, D model width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration import GlassConfig
+from .dense import GEGLU, Dense, SoLU
+from .features import FeedForward
+from .moe import MoE
+
+
+def _geglu_hidden(config: GlassConfig) -> int:
+    # Three matrices instead of two: two thirds of the width, rounded to the multiple of 8 that kernels like.
+    return round(config.active_width * 2 / 3 / 8) * 8
+
+
+def _moe(config: GlassConfig, activation: str, router: str) -> MoE:
+    return MoE(
+        config.width,
+        config.expert_hidden,
+        config.num_experts,
+        config.experts_per_token,
+        activation=config.activation or activation,
+        router=config.router or router,
+        balance=config.balance,
+        router_gradient=config.router_gradient,
+        bias=config.bias,
+    )
+
+
+FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
+    "gelu": lambda c: Dense(c.width, c.active_width, "gelu", c.bias),
+    "relu": lambda c: Dense(c.width, c.active_width, "relu", c.bias),
+    "geglu": lambda c: GEGLU(c.width, _geglu_hidden(c), c.bias),
+    "solu": lambda c: SoLU(c.width, c.active_width, c.bias),
+    "switch": lambda c: _moe(c, "gelu", "learned"),
+    "moe-x": lambda c: _moe(c, "relu", "sparsity"),
+}
+"""Table name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] = Class`
+(its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the group
+`glassmoe.feed_forward`."""
+
+
+def build_feed_forward(config: GlassConfig) -> FeedForward:
+    """The layer that `config.ffn` names: the table first, then installed entry points. ValueError for an unknown name."""
+    if config.ffn in FEED_FORWARD:
+        return FEED_FORWARD[config.ffn](config)
+    from importlib.metadata import entry_points
+
+    installed = {point.name: point for point in entry_points(group="glassmoe.feed_forward")}
+    if config.ffn in installed:
+        layer: FeedForward = installed[config.ffn].load()(config)
+        return layer
+    known = ", ".join(sorted({*FEED_FORWARD, *installed}))
+    raise ValueError(
+        f"unknown feed-forward layer {config.ffn!r}; known: {known}. A layer of your own is made known by "
+        f"glassmoe.models.FEED_FORWARD[{config.ffn!r}] = YourClass before the model is built or loaded"
+    )
+
+
+def attention(
+    module: nn.Module, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Causal attention under the name "glassmoe" of transformers' attention interface; returns (B, S, H, D).
+
+    SDPA, but for bf16 on a CPU without a cache or padding, where plain batched products are faster at these sizes (the
+    whole chess step by 1.5 to 1.7 times on a CPU with AVX512-bf16; in float32 SDPA is level with them or ahead).
+    """
+    if q_BHSD.device.type != "cpu" or q_BHSD.dtype != torch.bfloat16 or mask is not None or q_BHSD.shape[2] == 1:
+        out, _ = sdpa_attention_forward(module, q_BHSD, k_BHSD, v_BHSD, mask, **kwargs)
+        return out, None
+    length = q_BHSD.shape[2]
+    future = torch.ones(length, length, dtype=torch.bool, device=q_BHSD.device).triu(1)
+    scores = (q_BHSD * q_BHSD.shape[-1] ** -0.5) @ k_BHSD.transpose(2, 3)
+    out = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1) @ v_BHSD
+    return out.transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("glassmoe", attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register("glassmoe", sdpa_mask)
+
+
+class Attention(nn.Module):
+    is_causal = True
+
+    def __init__(self, config: GlassConfig, layer: int):
+        super().__init__()
+        self.config, self.layer, self.heads = config, layer, config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.out.into_stream = True  # type: ignore[assignment]
+
+    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        batch, length, width = x_BSD.shape
+        qkv = self.qkv(x_BSD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q_BHSD, k_BHSD, v_BHSD = qkv.unbind(0)
+        if cache is not None:
+            k_BHSD, v_BHSD = cache.update(k_BHSD, v_BHSD, self.layer)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        out_BSHD, _ = attend(self, q_BHSD, k_BHSD, v_BHSD, mask)
+        return self.out(out_BSHD.reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: GlassConfig, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.ffn = build_feed_forward(config)
+
+    def forward(
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache)
+        y_TD, losses = self.ffn(self.ffn_norm(x_BSD).flatten(0, 1))
+        return x_BSD + y_TD.view_as(x_BSD), losses
+
+
+@dataclass
+class GlassOutput(ModelOutput):
+    """Logits (B, S, V) and what came with them. `losses`: the layers' training losses by name, averaged over layers."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+class GlassPreTrainedModel(PreTrainedModel):
+    config_class = GlassConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.init_std
+        residual_std = std / math.sqrt(2 * self.config.layers)
+        if isinstance(module, FeedForward):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 1 or name.startswith("b_"):
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, 0.0, residual_std if name in module.output_weights else std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim == 1:
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, 0.0, residual_std if hasattr(module, "into_stream") else std)
+
+
+class GlassModel(GlassPreTrainedModel):
+    """The decoder without its head."""
+
+    def __init__(self, config: GlassConfig):
+        super().__init__(config)
+        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.context, config.width)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Cache | None, dict[str, Tensor]]:
+        """The last hidden state (B, S, D), the cache, and the layers' named losses, averaged over layers."""
+        x_BSD = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = x_BSD.shape[1]
+        if seen + length > self.config.context:
+            raise ValueError(
+                f"{seen + length} tokens are more than this model's context of {self.config.context}; "
+                f"give it at most {self.config.context - seen} here"
+            )
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + length, device=x_BSD.device).unsqueeze(0)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BSD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        x_BSD = x_BSD + self.positions(position_ids)
+        losses: dict[str, list[Tensor]] = {}
+        for block in self.layers:
+            x_BSD, named = block(x_BSD, mask, past_key_values)
+            for name, loss in named.items():
+                losses.setdefault(name, []).append(loss)
+        mean_losses = {name: torch.stack(each).mean() for name, each in losses.items()}
+        return self.norm(x_BSD), past_key_values, mean_losses
+
+
+class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
+    """The decoder with its tied language-model head."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.tokens.weight"}
+
+    def __init__(self, config: GlassConfig):
+        super().__init__(config)
+        self.model = GlassModel(config)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> GlassOutput:
+        """Logits (B, S, V). With `labels` (B, S; -100 is left out) also the mean next-token loss in nats, to which the
+        layers' training losses are added while training."""
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and not self.training
+        hidden_BSD, cache, losses = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BSV = self.lm_head(hidden_BSD[:, keep])
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = loss + sum(losses.values(), torch.zeros_like(loss))
+        return GlassOutput(loss=loss, logits=logits_BSV, past_key_values=cache, losses=losses)
+
+    def feed_forwards(self) -> list[FeedForward]:
+        """The feed-forward layer of every block, first to last."""
+        return [block.ffn for block in self.model.layers]  # type: ignore[misc, return-value]
+
+    def active_parameters(self) -> int:
+        """Weights multiplied for one token: all but the embedding look-ups and the experts that are not chosen."""
+        ffn = sum(layer.active_parameters() for layer in self.feed_forwards())
+        attention_weights = sum(p.numel() for b in self.model.layers for p in b.attention.parameters())  # type: ignore[union-attr]
+        return ffn + attention_weights + self.lm_head.weight.numel()
+
+    def flops_per_token(self, length: int) -> int:
+        """Training FLOPs of one token in rows of `length`: 6 for each active weight (forward 2, backward 4), and
+        12 * layers * width * length for attention, counted without its causal half (Chowdhery et al. 2022, appendix B)."""
+        return 6 * self.active_parameters() + 12 * self.config.layers * self.config.width * length
+
+
+AutoConfig.register("glassmoe", GlassConfig)
+AutoModelForCausalLM.register(GlassConfig, GlassForCausalLM)

@@ -1,0 +1,116 @@
+"""Checkpoints: one safetensors file each, written under a temporary name and then renamed, so that a reader sees a whole
+checkpoint or none. Nothing is ever unpickled.
+
+A checkpoint holds everything that decides the rest of the run: weights, optimiser state, random state and the step; the
+order of rows needs none (`data.corpus.row_indices` is a function of seed and step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .optimizer import named_state, restore_state
+
+SCHEMA_VERSION = 1
+KEEP = 2
+"""How many checkpoints stay: the newest, and the one before in case the newest turns out unreadable."""
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(temporary path)`, flush it to disk and rename it to `path`; on failure leave `path` as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]) -> Path:
+    """Write `folder/step-N.safetensors` and drop all but the newest two. `extra`: plain values to find again on loading.
+
+    OSError, with the reason and the last good checkpoint, when the disk refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"model/{name}": b for name, b in model.named_buffers()}
+    for key, value in named_state(model, optimizers).items():
+        tensors[f"optimizer/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    tensors = {name: t.contiguous() for name, t in tensors.items()}
+    header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "extra": json.dumps(extra)}
+    path = folder / f"step-{step:08d}.safetensors"
+    try:
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
+    except (OSError, SafetensorError) as error:
+        last = latest(folder)
+        raise OSError(
+            f"could not write the checkpoint {path}: {error}; "
+            + (f"the last good one is {last}" if last else "there is no earlier one")
+        ) from error
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder, if any."""
+    found = sorted(folder.glob("step-*.safetensors"))
+    return found[-1] if found else None
+
+
+def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]] | None:
+    """Put the newest readable checkpoint back, bit for bit: the step it was made at and its `extra`. None without one.
+
+    ValueError when checkpoints exist and none can be used.
+    """
+    problems = []
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            return _restore_one(path, model, optimizers)
+        except (SafetensorError, OSError, KeyError) as error:
+            problems.append(f"{path.name}: {error}")
+    if problems:
+        raise ValueError(
+            f"no checkpoint in {folder} can be read ({'; '.join(problems)}); "
+            f"move the run aside and start again, or put back a good checkpoint"
+        )
+    return None
+
+
+def _restore_one(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        header = file.metadata() or {}
+        version = int(header["schema_version"])
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} that this glassmoe knows; "
+                f"update glassmoe"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[f"model/{name}"])
+    prefix = "optimizer/"
+    state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    restore_state(model, optimizers, state)
+    torch.set_rng_state(tensors["random/cpu"])
+    if torch.cuda.is_available() and "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    return int(header["step"]), json.loads(header["extra"])

@@ -1,0 +1,147 @@
+"""AdamW, Muon for matrices, and the learning-rate schedule.
+
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found by five Newton-Schulz
+steps. torch.optim.Muon takes 2-D weights only and always iterates in bf16; here a 3-D expert weight is a stack of matrices,
+each orthogonalised on its own in one batched product, and the iteration runs in the dtype that the hardware multiplies fast.
+
+Legend: E matrices in a stack, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glassmoe.config import OptimizerConfig
+
+# Jordan's quintic: steepest at zero, so that small singular values grow fast; they end near 1, not at it.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Singular values of each matrix of a stack (E, R, C) or of one matrix (R, C) driven to about 1 (0.7 to 1.2)."""
+    a, b, c = NEWTON_SCHULZ
+    tall = g_ERC.shape[-2] > g_ERC.shape[-1]
+    x = g_ERC.to(dtype)
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        xxt = x @ x.mT
+        x = a * x + (b * xxt + c * xxt @ xxt) @ x
+    return (x.mT if tall else x).to(g_ERC.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised per matrix, times 0.2 * sqrt(max(R, C)) so that the update's root mean square is
+    AdamW's (Liu et al. 2025). Weight decay is decoupled."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalize(p.grad.lerp(buffer, group["momentum"]), dtype=self.dtype)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape[-2:])))
+
+
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a run, each parameter in exactly one; every group carries its peak in `peak_lr`.
+
+    Under Muon the embeddings, the routers and everything of one dimension stay with AdamW. Weight decay acts on tensors of
+    two or more dimensions, except stacked biases (names beginning with `b_`). `dtype`: of Muon's iteration.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    use_muon = config.name == "muon"
+    matrices = [p for name, p in named if use_muon and _is_matrix(name, p)]
+    taken = {id(p) for p in matrices}
+    rest = [(name, p) for name, p in named if id(p) not in taken]
+    decayed = [p for name, p in rest if _decays(name, p)]
+    plain = [p for name, p in rest if not _decays(name, p)]
+    adamw = torch.optim.AdamW(
+        [g for g in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if g["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if matrices:
+        optimizers.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dtype))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to `final_lr`."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+
+def named_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Every optimiser state entry as `parameter name/entry` -> tensor or number."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": value
+        for optimizer in optimizers
+        for p, entries in optimizer.state.items()
+        for key, value in entries.items()
+    }
+
+
+def restore_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Tensor]) -> None:
+    """Put `named_state` back, bit for bit."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, entry = key.rsplit("/", 1)
+        by_name.setdefault(name, {})[entry] = value
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                for entry, value in by_name.get(names[id(p)], {}).items():
+                    # AdamW keeps its step counter on the CPU.
+                    optimizer.state[p][entry] = value.clone() if entry == "step" else value.to(p.device)
+
+
+def _is_matrix(name: str, p: Tensor) -> bool:
+    last = name.rsplit(".", 1)[-1]
+    looked_up = "tokens." in name or "positions." in name or "lm_head" in name
+    return p.ndim >= 2 and not looked_up and "router" not in name and not last.startswith("b_")
+
+
+def _decays(name: str, p: Tensor) -> bool:
+    return p.ndim >= 2 and not name.rsplit(".", 1)[-1].startswith("b_")

@@ -1,0 +1,114 @@
+"""A run is a directory: `config.yaml`, `environment.json`, `metrics.jsonl`, `state/` (checkpoints), and the model as
+transformers' own files with a tokenizer and a model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from glassmoe import __version__
+from glassmoe import config as configuration
+from glassmoe.config import RunConfig
+from glassmoe.data.chess_text import VOCABULARY
+from glassmoe.data.corpus import Corpus
+
+from .checkpoint import write_atomically
+
+
+def prepare(out: Path, config: RunConfig) -> None:
+    """Make the directory of a new run, or check that the run there is the one that `config` describes."""
+    path = out / "config.yaml"
+    if path.exists():
+        changed = configuration.differences(configuration.load(path), config)
+        if changed:
+            raise ValueError(
+                f"{out} holds a run with another configuration ({'; '.join(changed)}); "
+                f"give another --out, or the configuration that is there to go on with it"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(p.name != "games" for p in out.iterdir())):
+        raise ValueError(f"{out} is there already and is not a run of glassmoe; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(configuration.to_yaml(config)))
+
+
+def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: str, dtype: str) -> None:
+    """environment.json: what this run was made with, for whoever wants to make it again."""
+    environment = {
+        "glassmoe": __version__,
+        "command": sys.argv,
+        "commit": commit(),
+        "data": str(config.data.path or "synthetic"),
+        "data_sha256": corpus.fingerprint,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware,
+        "compute_dtype": dtype,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
+    }
+    text = json.dumps(environment, indent=1) + "\n"
+    write_atomically(out / "environment.json", lambda temporary: temporary.write_text(text))
+
+
+def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
+    """Write the model as transformers' files into the run, each complete before it takes its name."""
+    staging = out / "state" / "publish"
+    model.save_pretrained(staging)
+    chess_tokenizer(model.config.context).save_pretrained(staging)
+    (staging / "README.md").write_text(model_card(config, step))
+    for path in sorted(staging.iterdir()):
+        path.replace(out / path.name)
+    staging.rmdir()
+
+
+def chess_tokenizer(context: int) -> PreTrainedTokenizerFast:
+    """The 32-character chess vocabulary as a transformers tokenizer: one token a character."""
+    vocabulary = {character: i for i, character in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False
+    )
+
+
+def model_card(config: RunConfig, step: int) -> str:
+    model = asdict(config.model)
+    return (
+        "---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, chess]\n---\n\n"
+        f"# {config.model.ffn} chess model\n\n"
+        f"A glassmoe decoder that reads and writes chess games as text (`;1.e4 e5 2.Nf3 ...`), one token a character, "
+        f"after {step} of {config.train.steps} training steps.\n\n"
+        "```python\nimport glassmoe.models\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
+        "| setting | value |\n| --- | --- |\n"
+        + "".join(f"| {key} | {value} |\n" for key, value in model.items() if value is not None)
+        + "\nThe whole configuration is in `config.yaml`, the course of training in `metrics.jsonl`, and what it was made "
+        "with in `environment.json`.\n"
+    )
+
+
+def commit() -> str | None:
+    """The commit of the working directory's repository, with a `+` when files differ from it."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

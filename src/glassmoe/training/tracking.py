@@ -1,0 +1,31 @@
+"""metrics.jsonl, the record of a run: one JSON object a line, always written; everything else that shows a run reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends lines to `path`; on resuming drops those after the resumed step, so that no step is told twice."""
+
+    def __init__(self, path: Path, resumed_step: int):
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.path = path
+
+    def write(self, **values: Any) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
