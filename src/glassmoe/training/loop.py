@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.console import bar, say
 from glassmoe.data.corpus import Corpus, Rows, row_indices
@@ -124,13 +123,14 @@ def _train(config: RunConfig, out: Path, device: torch.device, group: Processes,
         progress.update()
 
         line: dict[str, Any] = {}
-        if done % settings.log_every == 0 or done == steps:
+        validating = done % settings.eval_every == 0 or done == steps
+        if validating or done % settings.log_every == 0:
             now = time.perf_counter()
             rate, last_log, seen_tokens = seen_tokens / (now - last_log), now, 0
             line = {**sums, "lr_share": share, "grad_norm": float(norm), "tokens_per_second": round(rate, 1)}
             line["layers"] = model_statistics(model, tokens[:STATISTICS_ROWS, :-1].to(device).long())
             progress.set_postfix(loss=f"{sums['loss']:.3f}")
-        if done % settings.eval_every == 0 or done == steps:
+        if validating:
             line["valid_loss"] = validate(compute, rows["valid"], config, group, device, dtype)
             if group.first:
                 left = (time.perf_counter() - began) / done * (steps - done)
@@ -246,4 +246,4 @@ def _divergence_message(step: int, loss: float, norm: float, out: Path) -> str:
     )
 
 
-__all__ = ["Diverged", "Stopped", "build_model", "configuration", "train", "validate"]
+__all__ = ["Diverged", "Stopped", "build_model", "train", "validate"]

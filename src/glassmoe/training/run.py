@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from glassmoe import __version__
 from glassmoe import config as configuration
@@ -63,6 +64,7 @@ def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: st
 def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
     """Write the model as transformers' files into the run, each complete before it takes its name."""
     staging = out / "state" / "publish"
+    transformers_logging.disable_progress_bar()
     model.save_pretrained(staging)
     chess_tokenizer(model.config.context).save_pretrained(staging)
     (staging / "README.md").write_text(model_card(config, step))

@@ -1,0 +1,5 @@
+"""`python -m glassmoe` is `glassmoe`; it is also what torchrun starts."""
+
+from glassmoe.cli import main
+
+raise SystemExit(main())

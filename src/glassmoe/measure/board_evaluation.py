@@ -1,0 +1,208 @@
+"""`glassmoe eval boards`: every layer of a model against the chess board, with the controls beside it.
+
+Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
+tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game; a feature's
+maximum is taken over all tokens of the first half of the training games, at most 1,000.
+
+Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers wider
+than a dense layer of equal active parameters a random subsample of that width.
+
+Legend: G games, N characters, B slots.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glassmoe.console import bar, say
+from glassmoe.data.chess_text import encode
+from glassmoe.data.corpus import Corpus, Games
+from glassmoe.models import GlassForCausalLM
+from glassmoe.reading.harvest import Harvest, harvests
+from glassmoe.reading.load import random_twin
+
+from .board_labels import dot_positions, label_games
+from .board_properties import HEADLINE, STRATEGY, slot_name
+from .boards import LayerScores, always_on_f1, measure_layer, random_subsample
+
+CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
+TRACKED, TRACKED_SHARE = 24, (0.01, 0.4)
+"""How many of the best slots are told in words, and on what share of the boards a slot must be true for that: F1 on a
+handful of boards is luck, and a slot that is nearly always true needs no feature."""
+PROPERTIES = (HEADLINE, *STRATEGY)
+
+
+def evaluate_boards(
+    model: GlassForCausalLM,
+    corpus: Corpus,
+    *,
+    games: int = 1000,
+    layers: Sequence[int] | None = None,
+    controls: bool = True,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Coverage, held-out coverage and reconstruction of each layer, and what the best layer tracks, as plain values.
+
+    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when the validation split
+    has not enough games of 20 dots. `controls`: also measure the random-weight twin. ValueError when a layer does not
+    exist, the context is too short, or there are no games.
+    """
+    chosen_layers = _check_layers(model, layers)
+    if model.config.context < CHARACTERS:
+        raise ValueError(
+            f"the boards measure reads {CHARACTERS} characters of a game, and this model's context is "
+            f"{model.config.context}; train with data.rows games:{CHARACTERS} or longer rows"
+        )
+    texts = board_games(corpus.split("valid"), 2 * games)
+    games = min(games, len(texts) // 2)
+    if games == 0:
+        raise ValueError(
+            f"the validation split of {corpus.path} has {len(texts)} games with {DOTS} moves of White in "
+            f"{CHARACTERS} characters; the measure needs at least 2, better 2,000: prepare more games"
+        )
+    splits = {"train": texts[:games], "test": texts[games : 2 * games]}
+    say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")
+    workers = workers or os.cpu_count() or 1
+    labels = {
+        name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()
+    }
+    sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
+    inputs = [(*_arrays(part), sample if name == "train" else 0) for name, part in splits.items()]
+
+    progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
+    measured, scores = [], {}
+    for layer, (train, test) in harvests(model, inputs, chosen_layers):
+        scores[layer] = _scores(train, test, labels)
+        entry = {"layer": layer, **_summary(scores[layer], train)}
+        equal_width = model.config.active_width
+        if scores[layer].alive > equal_width:
+            part = random_subsample(
+                train.rows,
+                test.rows,
+                train.maxima_F,
+                train.alive_F,
+                labels["train"],
+                labels["test"],
+                width=equal_width,
+            )
+            entry["subsample"] = {"width": equal_width, **_numbers(part)}
+        measured.append(entry)
+        progress.update()
+    random_scores: dict[int, LayerScores] = {}
+    if controls:
+        for entry, (layer, (train, test)) in zip(
+            measured, harvests(random_twin(model), inputs, chosen_layers), strict=True
+        ):
+            random_scores[layer] = _scores(train, test, labels)
+            entry["random"] = _numbers(random_scores[layer])
+            progress.update()
+    progress.close()
+    best = max(measured, key=lambda entry: entry["coverage"])["layer"]
+    return {
+        "games": games,
+        "boards": games * DOTS,
+        "property": HEADLINE,
+        "best_layer": best,
+        "layers": measured,
+        "tracked": _tracked(scores[best], random_scores.get(best), labels, model.feed_forwards()[best]),
+    }
+
+
+def board_games(games: Games, limit: int) -> list[str]:
+    """The first `limit` games, in order, that have 20 dots within their first 256 characters, cut there."""
+    found = []
+    for i in range(len(games)):
+        text = games.text(i)[:CHARACTERS]
+        if len(dot_positions(text, DOTS)) == DOTS:
+            found.append(text)
+        if len(found) == limit:
+            break
+    return found
+
+
+def _arrays(
+    texts: Sequence[str],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    tokens_GN = np.zeros((len(texts), CHARACTERS), dtype=np.uint8)
+    for row, text in zip(tokens_GN, texts, strict=True):
+        row[: len(text)] = encode(text)
+    return (
+        tokens_GN,
+        np.array([len(text) for text in texts]),
+        np.array([dot_positions(text, DOTS) for text in texts]),
+    )
+
+
+def _scores(train: Harvest, test: Harvest, labels: dict[str, Any]) -> LayerScores:
+    return measure_layer(
+        train.rows, test.rows, train.maxima_F, train.alive_F, labels["train"], labels["test"]
+    )
+
+
+def _numbers(scores: LayerScores) -> dict[str, Any]:
+    return {
+        "coverage": scores.coverage.value,
+        "held_out_coverage": scores.held_out.value,
+        "reconstruction": scores.reconstruction.value,
+        "strategy_coverage": scores.strategy_coverage,
+        "strategy_held_out_coverage": scores.strategy_held_out,
+        "strategy_reconstruction": scores.strategy_reconstruction,
+    }
+
+
+def _summary(scores: LayerScores, train: Harvest) -> dict[str, Any]:
+    return {
+        **_numbers(scores),
+        "coverage_threshold": scores.coverage.threshold,
+        "coverage_own_thresholds": scores.coverage.own_threshold_value,
+        "reconstruction_threshold": scores.reconstruction.threshold,
+        "reconstruction_precision": scores.reconstruction.precision,
+        "reconstruction_recall": scores.reconstruction.recall,
+        "reconstruction_last": scores.reconstruction.last,
+        "properties": {name: one[0].value for name, one in scores.by_property.items()},
+        "width": scores.width,
+        "alive": scores.alive,
+        "l0": train.l0,
+        "l0_boards": scores.l0,
+    }
+
+
+def _tracked(
+    scores: LayerScores, random_scores: LayerScores | None, labels: dict[str, Any], layer: Any
+) -> list[dict[str, Any]]:
+    """The slots of the headline set that single features detect best on the test games."""
+    test_NB = labels["test"][HEADLINE]
+    share_B = np.asarray(test_NB.mean(axis=0)).ravel()
+    always_B = always_on_f1(test_NB)
+    per_expert = layer.num_features // layer.num_experts
+    telling_B = (share_B >= TRACKED_SHARE[0]) & (share_B <= TRACKED_SHARE[1])
+    order = np.argsort(-np.where(telling_B, scores.held_out.f1_B, -1), kind="stable")[: min(TRACKED, telling_B.sum())]
+    return [
+        {
+            "slot": slot_name(HEADLINE, int(b)),
+            "feature": int(scores.coverage.feature_B[b]),
+            "expert": int(scores.coverage.feature_B[b]) // per_expert if layer.num_experts > 1 else None,
+            "f1": float(scores.held_out.f1_B[b]),
+            "f1_train": float(scores.coverage.f1_B[b]),
+            "f1_always_on": float(always_B[b]),
+            "f1_random": None if random_scores is None else float(random_scores.held_out.f1_B[b]),
+            "true_share": float(share_B[b]),
+        }
+        for b in order
+    ]
+
+
+def _check_layers(model: GlassForCausalLM, layers: Sequence[int] | None) -> list[int]:
+    count = model.config.layers
+    chosen = list(range(count)) if layers is None else list(layers)
+    for layer in chosen:
+        if not 0 <= layer < count:
+            raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {count - 1}")
+    if not chosen:
+        raise ValueError("no layer to measure")
+    return chosen

@@ -1,0 +1,317 @@
+"""Coverage and board reconstruction: how well features of a layer stand for the board (MoE-X, chess
+evaluation).
+
+The protocol and its quirks are those of SAE_BoardGameEval (Karvonen et al. 2024). A feature is *active* on
+a board when its value there is strictly greater than t * a_f, for t in 0.0, 0.1 ... 1.0, where a_f
+(`maxima_F`) is the absolute value of its maximum over a sample of all tokens of the training games, and
+features that were never non-zero in that sample (`alive_F` false) are dropped before anything else.
+Everything compares in float32; an activation that a sparse array does not store is 0 and never active.
+
+* coverage: max over t of the mean over *all* slots of the best single feature's F1 on the training boards;
+* held-out: F1 on the test boards of the very features, thresholds and maxima that coverage chose;
+* reconstruction: on the test boards, the union of what active features stand for with 95% precision on train.
+
+Activations are [N, F], dense or `scipy.sparse`; labels are 0/1 [N, B], dense or sparse
+(`board_labels.label_games`).
+
+Array legend: N boards, F features, B slots, T = 11 thresholds, c chosen features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from .board_counts import (
+    Acts,
+    Float32,
+    Float64,
+    Int32,
+    Scan,
+    as_acts,
+    as_labels,
+    f1_score,
+    scan,
+    threshold_at,
+)
+from .board_properties import HEADLINE, PROPERTIES, STRATEGY
+from .board_reconstruction import Reconstruction, pack_groups, reconstruct
+
+F1_GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """value: the coverage, at `threshold`. f1_B, feature_B: each slot's best F1 there and its feature (-1:
+    nothing scores). value_T: the same mean at every threshold. above: fraction of slots whose F1 exceeds
+    each value of `F1_GRID`. own_threshold_value, own_threshold_f1_B, own_threshold_B: the variant with a
+    threshold per slot, which is never the headline."""
+
+    value: float
+    threshold: float
+    f1_B: Float64
+    feature_B: NDArray[np.int64]
+    value_T: Float64
+    above: dict[float, float]
+    own_threshold_value: float
+    own_threshold_f1_B: Float64
+    own_threshold_B: Float64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """value: mean over all slots of f1_B, the chosen features' F1 on the test boards at `threshold`."""
+
+    value: float
+    threshold: float
+    f1_B: Float64
+
+
+@dataclass(frozen=True)
+class LayerScores:
+    """All board scores of one layer. coverage, held_out, reconstruction: the headline property (768 slots);
+    by_property holds the three for every property. strategy_*: unweighted means over the strategy group,
+    None without it. width: features given; alive: features used; l0: features above t = 0 per training
+    board, l0_test per test board."""
+
+    coverage: Coverage
+    held_out: HeldOut
+    reconstruction: Reconstruction
+    strategy_coverage: float | None
+    strategy_held_out: float | None
+    strategy_reconstruction: float | None
+    by_property: dict[str, tuple[Coverage, HeldOut, Reconstruction]]
+    width: int
+    alive: int
+    l0: float
+    l0_test: float
+
+
+def always_on_f1(labels_NB: Any) -> Float64:
+    """F1 [B] of calling each slot of labels [N, B] true on every board: what a feature has to beat."""
+    labels = as_labels(labels_NB)
+    true_B = np.bincount(labels.indices, minlength=labels.shape[1])
+    return np.asarray(f1_score(true_B, labels.shape[0], true_B), dtype=np.float64)
+
+
+def coverage(acts_NF: Any, labels_NB: Any, maxima_F: Any, alive_F: Any = None) -> Coverage:
+    """Coverage of 0/1 labels [N, B] by activations [N, F] on the training boards.
+
+    Cov = max_t 1/|B| sum_b max_f F1(t, f, b), where |B| counts every slot, those that are never true too.
+    maxima_F: float [F]; alive_F: bool [F], default maxima > 0. ValueError when shapes disagree or a maximum
+    is negative.
+    """
+    acts, labels = as_acts(acts_NF), as_labels(labels_NB)
+    maxima, alive = _check(acts, labels, maxima_F, alive_F)
+    return _coverage(scan(acts, labels, maxima, alive, want_labels=False), slice(None))
+
+
+def held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F: Any) -> HeldOut:
+    """F1 on test boards of the features that `covered` chose, at its shared threshold with train maxima.
+
+    A slot for which no feature scores on train has F1 0.
+    """
+    acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
+    maxima, _ = _check(acts, labels, maxima_F, None)
+    if labels.shape[1] != len(covered.feature_B):
+        given = f"{len(covered.feature_B)} slots but the test labels have {labels.shape[1]}"
+        raise ValueError(f"coverage has {given}")
+    return _held_out(covered, _Columns(acts, covered.feature_B), labels, maxima)
+
+
+def _check(acts: Acts, labels: sp.csr_array, maxima_F: Any, alive_F: Any) -> tuple[Float32, Int32]:
+    """Maxima as float32 [F] and the numbers of the features to use; ValueError when something does not
+    fit."""
+    boards, features = acts.shape
+    maxima = np.asarray(maxima_F, dtype=np.float32)
+    if labels.shape[0] != boards:
+        raise ValueError(f"activations are of {boards} boards but labels of {labels.shape[0]}")
+    if boards == 0 or labels.shape[1] == 0:
+        raise ValueError("there are no boards or no slots to score")
+    if maxima.shape != (features,):
+        raise ValueError(f"maxima_F must have shape ({features},), one per feature, not {maxima.shape}")
+    if not bool(np.all(np.isfinite(maxima) & (maxima >= 0))):
+        raise ValueError("maxima_F must be finite absolute values, none of them negative")
+    alive = np.ones(features, dtype=bool) if alive_F is None else np.asarray(alive_F, dtype=bool)
+    if alive.shape != (features,):
+        raise ValueError(f"alive_F must have shape ({features},), one per feature, not {alive.shape}")
+    return maxima, np.flatnonzero(alive & (maxima > 0)).astype(np.int32)
+
+
+def _coverage(found: Scan, columns: slice) -> Coverage:
+    f1_TB, feature_TB = found.f1_TB[:, columns], found.feature_TB[:, columns]
+    value_T = f1_TB.mean(axis=1)
+    best = int(value_T.argmax())
+    own_B = f1_TB.argmax(axis=0)
+    own_f1_B = f1_TB.max(axis=0)
+    return Coverage(
+        value=float(value_T[best]),
+        threshold=threshold_at(best),
+        f1_B=f1_TB[best],
+        feature_B=feature_TB[best],
+        value_T=value_T,
+        above={level: float((f1_TB[best] > level).mean()) for level in F1_GRID},
+        own_threshold_value=float(own_f1_B.mean()),
+        own_threshold_f1_B=own_f1_B,
+        own_threshold_B=np.array([threshold_at(index) for index in own_B]),
+    )
+
+
+class _Columns:
+    """A few features' activations as a dense array, taken out of [N, F] once for several properties."""
+
+    def __init__(self, acts: Acts, features: NDArray[np.int64]) -> None:
+        self.ids = np.unique(features[features >= 0])
+        part: Any = acts[:, self.ids]
+        self.value_Nc: Float32 = part if isinstance(acts, np.ndarray) else part.toarray()
+
+    def of(self, features: NDArray[np.int64]) -> Float32:
+        return self.value_Nc[:, np.searchsorted(self.ids, features)]
+
+
+def _held_out(covered: Coverage, columns: _Columns, labels: sp.csr_array, maxima: Float32) -> HeldOut:
+    f1_B = np.zeros(labels.shape[1])
+    slots = np.flatnonzero(covered.feature_B >= 0)
+    if len(slots):
+        features = covered.feature_B[slots]
+        bound = np.float32(covered.threshold) * maxima[features]
+        active_NB = columns.of(features) > bound
+        true_NB = labels[:, slots].toarray().astype(bool)
+        tp = (active_NB & true_NB).sum(axis=0)
+        f1_B[slots] = f1_score(tp, active_NB.sum(axis=0), true_NB.sum(axis=0))
+    return HeldOut(float(f1_B.mean()), covered.threshold, f1_B)
+
+
+def reconstruction(
+    train_acts_NF: Any,
+    test_acts_NF: Any,
+    train_labels_NB: Any,
+    test_labels_NB: Any,
+    maxima_F: Any,
+    alive_F: Any = None,
+    *,
+    classes: int = 1,
+) -> Reconstruction:
+    """Board reconstruction: label features on train, predict the union of active features' labels on test.
+
+    L(t, f) = slots with precision TP / (TP + FP + e) >= 0.95 and TP >= 10 on the training boards.
+    Precision, recall and F1 are micro counts over all test boards and slots. classes: slots per square (12
+    for the headline property); they matter to the per-square F1 only, which chooses t among 0.0 ... 0.9.
+    """
+    train, test = as_acts(train_acts_NF), as_acts(test_acts_NF)
+    train_labels, test_labels = as_labels(train_labels_NB), as_labels(test_labels_NB)
+    maxima, alive = _check(train, train_labels, maxima_F, alive_F)
+    _check(test, test_labels, maxima_F, alive_F)
+    slots = train_labels.shape[1]
+    if test_labels.shape[1] != slots or classes < 1 or slots % classes:
+        given = f"{slots} train slots, {test_labels.shape[1]} test slots and {classes} classes"
+        raise ValueError(f"{given} a square do not fit together")
+    found = scan(train, train_labels, maxima, alive)
+    return reconstruct(test, test_labels, maxima, found.label_m3, pack_groups([(slots, classes)]))[0]
+
+
+def measure_layer(
+    train_acts_NF: Any,
+    test_acts_NF: Any,
+    maxima_F: Any,
+    alive_F: Any,
+    train_labels: Mapping[str, Any],
+    test_labels: Mapping[str, Any],
+    *,
+    headline: str = HEADLINE,
+    strategy: Sequence[str] = STRATEGY,
+) -> LayerScores:
+    """Every board score of one layer, from activations [N, F] of both splits and labels by property name.
+
+    All properties share one pass over the activations. The strategy means need every property of `strategy`
+    in both label dictionaries; with none of them the means are None. ValueError when labels are missing or
+    shapes disagree.
+    """
+    if headline not in train_labels or set(train_labels) != set(test_labels):
+        raise ValueError(f"both label dictionaries must hold {headline!r} and the same properties")
+    missing = [name for name in strategy if name not in train_labels]
+    if missing and len(missing) < len(strategy):
+        raise ValueError(f"the strategy group is incomplete: {', '.join(missing)} missing")
+    train, test = as_acts(train_acts_NF), as_acts(test_acts_NF)
+    by_name = {name: (as_labels(train_labels[name]), as_labels(test_labels[name])) for name in train_labels}
+    for name, (train_B, test_B) in by_name.items():
+        if train_B.shape[1] != test_B.shape[1]:
+            raise ValueError(f"{name}: {train_B.shape[1]} train slots but {test_B.shape[1]} test slots")
+    train_all = sp.csr_array(sp.hstack([pair[0] for pair in by_name.values()], format="csr"))
+    test_all = sp.csr_array(sp.hstack([pair[1] for pair in by_name.values()], format="csr"))
+    maxima, alive = _check(train, train_all, maxima_F, alive_F)
+    _check(test, test_all, maxima_F, alive_F)
+    groups = pack_groups([(pair[0].shape[1], _classes(name)) for name, pair in by_name.items()])
+    found = scan(train, train_all, maxima, alive)
+    covered = [_coverage(found, group.columns) for group in groups]
+    columns = _Columns(test, np.concatenate([one.feature_B for one in covered]))
+    tests = [pair[1] for pair in by_name.values()]
+    held = [_held_out(one, columns, labels, maxima) for one, labels in zip(covered, tests, strict=True)]
+    rebuilt = reconstruct(test, test_all, maxima, found.label_m3, groups)
+    scores = dict(zip(by_name, zip(covered, held, rebuilt, strict=True), strict=True))
+
+    def mean(values: Sequence[Coverage | HeldOut | Reconstruction]) -> float | None:
+        value_by_name = dict(zip(by_name, (one.value for one in values), strict=True))
+        return None if missing or not strategy else float(np.mean([value_by_name[name] for name in strategy]))
+
+    return LayerScores(
+        coverage=scores[headline][0],
+        held_out=scores[headline][1],
+        reconstruction=scores[headline][2],
+        strategy_coverage=mean(covered),
+        strategy_held_out=mean(held),
+        strategy_reconstruction=mean(rebuilt),
+        by_property=scores,
+        width=train.shape[1],
+        alive=len(alive),
+        l0=float(found.active_FT[:, 0].sum(dtype=np.float64) / train.shape[0]),
+        l0_test=_active_features(test, alive),
+    )
+
+
+def _classes(name: str) -> int:
+    return len(PROPERTIES[name].classes) if name in PROPERTIES else 1
+
+
+def _active_features(acts: Acts, alive: Int32) -> float:
+    """Positive activations of the features `alive` per board."""
+    if isinstance(acts, np.ndarray):
+        starts = range(0, len(acts), _ROWS)
+        count = sum(int((acts[start : start + _ROWS, alive] > 0).sum()) for start in starts)
+    else:
+        keep_F = np.zeros(acts.shape[1], dtype=bool)
+        keep_F[alive] = True
+        count = int(keep_F[acts.indices[acts.data > 0]].sum())
+    return count / int(acts.shape[0])
+
+
+def random_subsample(
+    train_acts_NF: Any,
+    test_acts_NF: Any,
+    maxima_F: Any,
+    alive_F: Any,
+    train_labels: Mapping[str, Any],
+    test_labels: Mapping[str, Any],
+    *,
+    width: int,
+    seed: int = 0,
+    strategy: Sequence[str] = STRATEGY,
+) -> LayerScores:
+    """`measure_layer` on `width` of the alive features, drawn at random without replacement.
+
+    For a wide layer beside a dense one of that width: more features alone raise every maximum over features.
+    """
+    usable = np.flatnonzero(np.asarray(alive_F, dtype=bool) & (np.asarray(maxima_F) > 0))
+    if not 1 <= width <= len(usable):
+        raise ValueError(f"width must be between 1 and the {len(usable)} alive features, not {width}")
+    chosen = np.zeros(len(np.asarray(alive_F)), dtype=bool)
+    chosen[np.random.default_rng(seed).choice(usable, width, replace=False)] = True
+    return measure_layer(
+        train_acts_NF, test_acts_NF, maxima_F, chosen, train_labels, test_labels, strategy=strategy
+    )

@@ -1,0 +1,57 @@
+"""From what a user names to a model: a run directory, a folder of transformers files, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from glassmoe import config as configuration
+from glassmoe.config import RunConfig
+from glassmoe.device import pick_device
+from glassmoe.models import GlassForCausalLM
+
+
+class Loaded(NamedTuple):
+    """A model ready to be read, and the configuration of its run when it has one."""
+
+    model: GlassForCausalLM
+    config: RunConfig | None
+    path: Path
+
+
+def load(name: str, device: str = "auto") -> Loaded:
+    """The model that `name` means, in float32 and evaluation mode.
+
+    ValueError, in one sentence, when there is none or it is not one of ours.
+    """
+    path = Path(name)
+    config = configuration.load(path / "config.yaml") if (path / "config.yaml").exists() else None
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is a run without a model yet; let `glassmoe train` reach its first checkpoint"
+            if config
+            else f"{path} is not a run: it has neither config.yaml nor config.json; give what `glassmoe train --out` made"
+        )
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()):
+        raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
+    transformers_logging.disable_progress_bar()
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind != "glassmoe":
+            raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(f"could not load {name}: {error}") from error
+    return Loaded(model.to(pick_device(device)).eval(), config, path)
+
+
+def random_twin(model: GlassForCausalLM, seed: int = 0) -> GlassForCausalLM:
+    """The same architecture with fresh random weights: what width alone gives."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin = GlassForCausalLM(model.config)
+    return twin.to(next(model.parameters()).device).eval()

@@ -1,0 +1,32 @@
+"""Text from a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from glassmoe.data.chess_text import decode, encode
+from glassmoe.models import GlassForCausalLM
+
+
+@torch.no_grad()
+def continuations(
+    model: GlassForCausalLM, prompt: str, tokens: int, temperature: float = 0.0, samples: int = 1, seed: int = 0
+) -> list[str]:
+    """The prompt and up to `tokens` more, `samples` times; `temperature` 0 takes the likeliest token each time.
+
+    ValueError for an empty prompt, one outside the vocabulary, or one that fills the context.
+    """
+    if not prompt:
+        raise ValueError("the prompt is empty; a game begins with ';1.'")
+    ids = torch.from_numpy(np.array(encode(prompt))).long().to(next(model.parameters()).device)
+    room = model.config.context - len(ids)
+    if room < 1:
+        raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {model.config.context}")
+    torch.manual_seed(seed)
+    given = ids.expand(samples, -1)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    made = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=min(tokens, room), top_k=0, **sampling
+    )
+    return [decode(row.cpu().numpy()) for row in made]

@@ -1,0 +1,262 @@
+"""The loop: it learns, it resumes to the same bits, it stops cleanly, and it refuses what it cannot do."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glassmoe.models import FEED_FORWARD
+from glassmoe.training import checkpoint
+from glassmoe.training.loop import Diverged, Stopped, train
+from glassmoe.training.tracking import read_metrics
+
+
+def tiny(games: Path, ffn: str = "moe-x", seed: int = 0, optimizer: dict | None = None, **train_settings: object) -> RunConfig:
+    settings = {"steps": 6, "batch_rows": 8, "micro_rows": 4, "eval_every": 3, "eval_rows": 16, "checkpoint_every": 2, "log_every": 1}
+    return RunConfig(
+        seed=seed,
+        data=DataConfig(path=str(games), rows="games:64"),
+        model=ModelConfig(ffn=ffn, layers=2, heads=2, width=16, active_width=32, num_experts=4),
+        optimizer=OptimizerConfig(warmup_steps=2, **(optimizer or {})),
+        train=TrainConfig(**{**settings, **train_settings}),
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    states = [load_file(checkpoint.latest(run / "state")) for run in (a, b)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    timed = ("seconds", "tokens_per_second")
+    lines = [[{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")] for run in (a, b)]
+    assert lines[0] == lines[1]
+
+
+class Interrupt(Exception):
+    pass
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make training die hard (no clean exit) once a checkpoint of `steps` is written."""
+    real = checkpoint.save
+
+    def save(folder: Path, step: int, *rest: object) -> Path:
+        path = real(folder, step, *rest)
+        if step == steps:
+            raise Interrupt
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+@pytest.mark.parametrize("ffn", FEED_FORWARD)
+def test_resume_is_bit_exact_for_every_layer_kind(ffn: str, noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(noise_games, ffn)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(Interrupt):
+        stop_after(4, patched)
+        train(config, tmp_path / "parts")
+    torch.manual_seed(99)  # a new process has another random state
+    train(config, tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_is_bit_exact_under_adamw_and_bf16(noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(noise_games, optimizer={"name": "adamw"}, precision="bf16")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(Interrupt):
+        stop_after(2, patched)
+        train(config, tmp_path / "parts")
+    train(config, tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def command(config: RunConfig, out: Path) -> list[str]:
+    from glassmoe.config import to_yaml
+
+    path = out.with_suffix(".yaml")
+    path.write_text(to_yaml(config))
+    return ["-m", "glassmoe", "train", "--config", str(path), "--out", str(out)]
+
+
+def launch(config: RunConfig, out: Path, **popen: object) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *command(config, out)], env=environment, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def test_resume_is_bit_exact_after_sigkill_at_random_moments(noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, steps=60, checkpoint_every=1, eval_every=20)
+    whole = launch(config, tmp_path / "whole")
+    _, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    rng = random.Random(os.getpid())
+    kills = 0
+    for _ in range(12):
+        child = launch(config, tmp_path / "parts")
+        metrics = tmp_path / "parts" / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        deadline = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < deadline and kills < 3:
+            if metrics.exists() and metrics.stat().st_size > before + 2000:
+                time.sleep(rng.random() * 0.2)
+                child.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        _, errors = child.communicate(timeout=120)
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL, errors
+        kills += 1
+    assert kills == 3 and child.returncode == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(number: signal.Signals, noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, steps=100_000, checkpoint_every=100_000)
+    child = launch(config, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 128 + number, errors
+    assert "Traceback" not in errors and "the same command goes on" in errors
+    step = int(checkpoint.latest(tmp_path / "run" / "state").stem.split("-")[1])
+    assert f"stopped at step {step} of 100000" in errors
+    assert read_metrics(metrics)[-1]["step"] == step
+    assert weights(tmp_path / "run")
+
+
+def test_two_processes_train_as_one(noise_games: Path, tmp_path: Path) -> None:
+    """The same rows, split: losses and weights agree to rounding (the sums are only ordered otherwise)."""
+    config = tiny(noise_games, steps=3, precision="fp32")
+    train(config, tmp_path / "one")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(config, tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-5)
+        assert a["balance"] == pytest.approx(b["balance"], abs=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    assert one[-1]["valid_loss"] == pytest.approx(two[-1]["valid_loss"], abs=1e-4)
+    difference = max((a - b).abs().max() for a, b in zip(weights(tmp_path / "one").values(), weights(tmp_path / "two").values(), strict=True))
+    assert difference < 1e-3
+
+
+@pytest.mark.parametrize("ffn", FEED_FORWARD)
+def test_it_learns(ffn: str, noise_games: Path, tmp_path: Path) -> None:
+    train(tiny(noise_games, ffn, steps=60, log_every=5), tmp_path / "run")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert lines[0]["loss"] == pytest.approx(math.log(32), abs=0.35)
+    # The text is noise over 21 characters after three fixed ones: ln 21 = 3.04 is the floor for most of it.
+    assert lines[-1]["loss"] < 3.12 < lines[0]["loss"]
+    assert all(len(line["layers"]) == 2 for line in lines)
+    if ffn in ("switch", "moe-x"):
+        assert 0.009 < lines[-1]["balance"] < 0.02
+        assert sum(lines[-1]["layers"][0]["load"]) == pytest.approx(1, abs=1e-3)
+        assert 0 < lines[-1]["layers"][0]["activity"] < 1
+
+
+def test_accumulation_changes_only_rounding(noise_games: Path, tmp_path: Path) -> None:
+    one, four = (read_metrics(train(tiny(noise_games, "gelu", steps=2, micro_rows=m), tmp_path / str(m)) / "metrics.jsonl") for m in (8, 2))
+    for a, b in zip(one, four, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_packed_rows_and_compile_settings_build(noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, steps=2)
+    config.data.rows = "packed:64"
+    line = read_metrics(train(config, tmp_path / "run") / "metrics.jsonl")[-1]
+    assert line["tokens"] == 2 * 8 * 63
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_like_a_plain_one(noise_games: Path, tmp_path: Path) -> None:
+    plain, compiled = (read_metrics(train(tiny(noise_games, "gelu", steps=3, compile=c), tmp_path / str(c)) / "metrics.jsonl") for c in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+
+
+def test_a_non_finite_loss_stops_with_step_checkpoint_and_advice(noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, "gelu", optimizer={"name": "adamw", "lr": 1e30, "clip": 0.0}, steps=50, checkpoint_every=1)
+    with pytest.raises(Diverged, match=r"step \d+: the loss is .*last good checkpoint is .*step-.*Lower optimizer.lr"):
+        train(config, tmp_path / "run")
+    good = load_file(checkpoint.latest(tmp_path / "run" / "state"))
+    assert all(torch.isfinite(t.float()).all() for t in good.values())
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(noise_games: Path, tmp_path: Path) -> None:
+    train(tiny(noise_games, steps=2), tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"another configuration \(seed: 0 -> 1\)"):
+        train(tiny(noise_games, steps=2, seed=1), tmp_path / "run")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(ValueError, match="is not a run of glassmoe"):
+        train(tiny(noise_games, steps=2), tmp_path / "thesis")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_finished_run_is_left_as_it_is(noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, steps=2)
+    train(config, tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    train(config, tmp_path / "run")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(noise_games)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patched, pytest.raises(Interrupt):
+        stop_after(4, patched)
+        train(config, tmp_path / "parts")
+    newest = checkpoint.latest(tmp_path / "parts" / "state")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(config, tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    for path in (tmp_path / "parts" / "state").glob("step-*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read"):
+        train(config, tmp_path / "parts")
+
+
+def test_the_run_directory_says_what_it_is(noise_games: Path, tmp_path: Path) -> None:
+    run = train(tiny(noise_games, steps=2), tmp_path / "run")
+    assert {p.name for p in run.iterdir()} >= {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "environment.json", "README.md", "tokenizer.json", "state"}
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["data_sha256"] and environment["packages"]["torch"] and environment["hardware"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    assert tokenizer(";1.e4 e5")["input_ids"] == [15, 6, 4, 27, 9, 0, 27, 10]
+    assert tokenizer.decode([15, 6, 4, 27, 9, 0, 27, 10]) == ";1.e4 e5"
+
+
+def test_stopped_and_diverged_are_runtime_errors_with_a_message() -> None:
+    assert Stopped("x", 15).signal_number == 15 and issubclass(Diverged, RuntimeError)
