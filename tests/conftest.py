@@ -17,7 +17,9 @@ def noise_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from glassmoe.data.corpus import CorpusWriter, pack_games
 
     rng = random.Random(0)
-    texts = [(";1." + "".join(rng.choices("abcdefgh12345678 NBRQ", k=rng.randint(20, 90)))).encode() for _ in range(400)]
+    texts = [
+        (";1." + "".join(rng.choices("abcdefgh12345678 NBRQ", k=rng.randint(20, 90)))).encode() for _ in range(400)
+    ]
     out = tmp_path_factory.mktemp("noise") / "games"
     with CorpusWriter(out, valid_share=0.1) as writer:
         writer.add(pack_games(texts))

@@ -1,5 +1,5 @@
-"""The verbs. Each is one function that reads its arguments, calls the room that does the work and prints the result: a short
-table, or with `--json` the same numbers for programs. Nothing heavy is imported until a verb runs."""
+"""The verbs. Each is one function that reads its arguments, calls the room that does the work and prints the result: a
+short table, or with `--json` the same numbers for programs. Nothing heavy is imported until a verb runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ USAGE, FAILURE = 2, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0, 1 for a failure, 2 for a mistake in what was given, 128 + n for signal n."""
+    """Run one verb; returns the exit code: 0, 1 for a failure, 2 for a mistake in what was given, 128 + n for signal
+    n."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         _write(_help())
@@ -56,7 +57,9 @@ def _data(words: list[str]) -> None:
     parser = _parser("data chess", "Prepare chess games for training.")
     parser.add_argument("kind", choices=["chess"], help="what the files hold")
     parser.add_argument(
-        "inputs", nargs="+", help="files (.pgn, .txt of ';1.e4 ...' lines; .zst .bz2 .gz), folders, or - for stdin"
+        "inputs",
+        nargs="+",
+        help="files (.pgn, .txt of ';1.e4 ...' lines; .zst .bz2 .gz), folders, or - for stdin",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--trust", action="store_true", help="convert the text only; moves are not checked")
@@ -120,7 +123,9 @@ def _eval(words: list[str]) -> None:
 def _eval_boards(words: list[str]) -> None:
     parser = _parser("eval boards", "How well do single features track the chess board, layer by layer?")
     _add_run(parser)
-    parser.add_argument("--games", type=int, default=1000, help="games to choose features on, and again to test them on")
+    parser.add_argument(
+        "--games", type=int, default=1000, help="games to choose features on, and again to test them on"
+    )
     parser.add_argument("--layers", help="layers to measure, such as 0,3 (default: all)")
     parser.add_argument("--no-controls", action="store_true", help="leave out the random-weight twin")
     parser.add_argument("--workers", type=int, help="processes that label boards (default: one a core)")
@@ -133,7 +138,12 @@ def _eval_boards(words: list[str]) -> None:
     layers = None if args.layers is None else [_integer(each, "--layers") for each in args.layers.split(",")]
     corpus = _corpus_of(loaded, args.data)
     measured = evaluate_boards(
-        loaded.model, corpus, games=args.games, layers=layers, controls=not args.no_controls, workers=args.workers
+        loaded.model,
+        corpus,
+        games=args.games,
+        layers=layers,
+        controls=not args.no_controls,
+        workers=args.workers,
     )
     _record(args, loaded, corpus, {"boards": measured})
     _show(args, measured, boards_table(measured))
@@ -170,13 +180,21 @@ def _generate(words: list[str]) -> None:
     from glassmoe.reading.load import load
     from glassmoe.reading.sample import continuations
 
-    texts = continuations(load(args.run, args.device).model, args.prompt, args.tokens, args.temperature, args.samples, args.seed)
+    texts = continuations(
+        load(args.run, args.device).model, args.prompt, args.tokens, args.temperature, args.samples, args.seed
+    )
     _show(args, {"prompt": args.prompt, "texts": texts}, "\n".join(texts))
 
 
 def _quickstart(words: list[str]) -> None:
-    parser = _parser("quickstart", "Synthetic games, a small MoE-X, and what its neurons track: a few minutes on two cores.")
+    parser = _parser(
+        "quickstart",
+        "Synthetic games, a small MoE-X, and what its neurons track: a few minutes on two cores.",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run directory")
+    parser.add_argument("--steps", type=int, help="training steps, for a shorter or longer look")
+    parser.add_argument("--synthetic-games", type=int, help="games to train on")
+    parser.add_argument("--games", type=int, default=250, help="games to choose features on, and again to test them on")
     args = parser.parse_args(words)
     from glassmoe import config as configuration
     from glassmoe.data.corpus import Corpus
@@ -185,10 +203,17 @@ def _quickstart(words: list[str]) -> None:
     from glassmoe.report.tables import boards_table, tracked_table
     from glassmoe.training.loop import train
 
-    train(configuration.load(configuration.recipes()["quickstart"]), args.out)
-    measured = evaluate_boards(load(str(args.out)).model, Corpus.open(args.out / "games"), games=250)
+    config = configuration.load(configuration.recipes()["quickstart"])
+    config.train.steps = args.steps or config.train.steps
+    config.data.synthetic_games = args.synthetic_games or config.data.synthetic_games
+    train(config, args.out)
+    measured = evaluate_boards(load(str(args.out)).model, Corpus.open(args.out / "games"), games=args.games)
     text = boards_table(measured) + "\n\n" + tracked_table(measured)
-    _show(args, measured, f"{text}\n\nthe run: {args.out}  (glassmoe generate {args.out} --prompt ';1.e4 e5 2.')")
+    _show(
+        args,
+        measured,
+        f"{text}\n\nthe run: {args.out}  (glassmoe generate {args.out} --prompt ';1.e4 e5 2.')",
+    )
 
 
 def _bench(words: list[str]) -> None:
@@ -222,7 +247,13 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
 def _help() -> str:
     lines = [f"  {name:<12}{about}" for name, (_, about) in VERBS.items()]
     return "\n".join(
-        ["usage: glassmoe VERB ...   (glassmoe VERB --help says more)", "", *lines, "", "  --version [--verbose]"]
+        [
+            "usage: glassmoe VERB ...   (glassmoe VERB --help says more)",
+            "",
+            *lines,
+            "",
+            "  --version [--verbose]",
+        ]
     )
 
 
@@ -253,7 +284,9 @@ def _add_run(parser: argparse.ArgumentParser, data: bool = True) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     if data:
         parser.add_argument("--data.path", dest="data", help="games to measure on (default: those of the run)")
-        parser.add_argument("--results", type=Path, help="add the numbers to this results file (NAME for NAME.json, NAME.md)")
+        parser.add_argument(
+            "--results", type=Path, help="add the numbers to this results file (NAME for NAME.json, NAME.md)"
+        )
         parser.add_argument("--row", help="name of the row in the results file (default: the feed-forward layer's)")
 
 

@@ -1,5 +1,5 @@
-"""A run is one complete, typed configuration. These dataclasses are its only definition: the command line, the recipes and
-the `config.yaml` beside the weights all read and write them. No torch here, so that `--help` is quick."""
+"""A run is one complete, typed configuration. These dataclasses are its only definition: the command line, the recipes
+and the `config.yaml` beside the weights all read and write them. No torch here, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -160,8 +160,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.schema_version > SCHEMA_VERSION:
             raise ValueError(
-                f"this configuration has schema version {self.schema_version}, newer than the {SCHEMA_VERSION} that this "
-                f"glassmoe knows; update glassmoe"
+                f"this configuration has schema version {self.schema_version}, newer than the {SCHEMA_VERSION} that "
+                f"this glassmoe knows; update glassmoe"
             )
 
 

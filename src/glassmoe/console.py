@@ -16,5 +16,10 @@ def say(text: str) -> None:
 def bar(total: int, what: str, unit: str, initial: int = 0, show: bool = True) -> Any:
     """A progress bar on a terminal; nothing off it (callers `say` their milestones)."""
     return tqdm(
-        total=total, initial=initial, desc=what, unit=unit, disable=not (show and sys.stderr.isatty()), leave=False
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=unit,
+        disable=not (show and sys.stderr.isatty()),
+        leave=False,
     )

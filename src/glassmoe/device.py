@@ -19,11 +19,11 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 faster than float32. A CPU without AVX512-bf16 or AMX emulates it: measured at a
-    third of float32's speed, where one with it runs at four times."""
+    """Whether the hardware multiplies bf16 faster than float32. A CPU without AVX512-bf16 or AMX emulates it: measured
+    at a third of float32's speed, where one with it runs at four times."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -235,9 +235,7 @@ def test_game_rows_are_cut_or_padded():
     assert [decode(row) for row in tokens] == [";1.c4   ", ";1.d4 d5", ";       ", ";1.e4 e5", ";1.c4   "]
 
 
-@pytest.mark.parametrize(
-    "cut", ["packed", "packed:", "packed:1", "games:0", "rows:4", "games:-3", "games:2.5", ""]
-)
+@pytest.mark.parametrize("cut", ["packed", "packed:", "packed:1", "games:0", "rows:4", "games:-3", "games:2.5", ""])
 def test_bad_cut_says_the_two_forms(cut):
     with pytest.raises(ValueError, match=r"'packed:N'.*'games:N'"):
         Rows(games_of([b";1.e4"]), cut)

@@ -162,9 +162,7 @@ def test_games_without_headers_are_told_apart():
 
 
 def test_one_broken_game_does_not_swallow_the_next():
-    texts, skipped = read(
-        pgn("e4 e5") + '[Event "x"]\n\n1. e4 {no end\n\n' + pgn("d4 d5") + pgn("e4 e4") + pgn("c4")
-    )
+    texts, skipped = read(pgn("e4 e5") + '[Event "x"]\n\n1. e4 {no end\n\n' + pgn("d4 d5") + pgn("e4 e4") + pgn("c4"))
     assert texts == [";1.e4 e5", ";1.e4", ";1.d4 d5", ";1.c4"]
     assert skipped == [(3, "illegal move")]
 
@@ -250,9 +248,7 @@ def test_replayer_accepts_exactly_the_legal_moves():
 
 def test_skipped_games_are_counted_with_examples(tmp_path):
     bad = pgn("e4 e4") * 5 + pgn("", Result="1-0") + pgn("d4", Variant="Chess960")
-    texts, manifest = prepare_text(
-        tmp_path, pgn("e4 e5") + bad + pgn("d4 d5") + pgn("e4 e5") + pgn("c4"), min_plies=2
-    )
+    texts, manifest = prepare_text(tmp_path, pgn("e4 e5") + bad + pgn("d4 d5") + pgn("e4 e5") + pgn("c4"), min_plies=2)
     assert texts == [";1.e4 e5", ";1.d4 d5"] and manifest["duplicates"] == 1
     skipped = manifest["skipped"]
     assert {reason: entry["count"] for reason, entry in skipped.items()} == {

@@ -146,9 +146,7 @@ def test_not_a_compressed_file_at_all(tmp_path):
 
 def test_over_long_junk_is_skipped_in_bounded_memory(tmp_path):
     junk = b"\x00\xff{" * 2_000_000
-    texts, manifest = prepare_text(
-        tmp_path, pgn("e4").encode() + junk + b"\n\n" + pgn("d4").encode(), trust=True
-    )
+    texts, manifest = prepare_text(tmp_path, pgn("e4").encode() + junk + b"\n\n" + pgn("d4").encode(), trust=True)
     assert texts == [";1.d4"]
     assert manifest["skipped"]["too long"]["count"] == 1
     file = tmp_path / "lines.txt"

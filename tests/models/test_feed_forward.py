@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassmoe.models import FEED_FORWARD, GEGLU, Dense, Features, FeedForward, GlassConfig, MoE, SoLU, build_feed_forward
+from glassmoe.models import (
+    FEED_FORWARD,
+    GEGLU,
+    Dense,
+    Features,
+    FeedForward,
+    GlassConfig,
+    MoE,
+    SoLU,
+    build_feed_forward,
+)
 
 WIDTH, TOKENS = 24, 37
 
@@ -42,7 +52,11 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
                 if layer.router is not None:
                     scores.append((layer.router.weight[j].float() * token.float()).sum())
                     continue
-                rows_j = torch.cat([layer.w_enc[j], layer.b_enc[j].unsqueeze(1)], 1).float() if layer.b_enc is not None else layer.w_enc[j].float()
+                rows_j = (
+                    torch.cat([layer.w_enc[j], layer.b_enc[j].unsqueeze(1)], 1).float()
+                    if layer.b_enc is not None
+                    else layer.w_enc[j].float()
+                )
                 one = torch.cat([token, token.new_ones(1)]).float() if layer.b_enc is not None else token.float()
                 mean = rows_j.mean(0)
                 var = (rows_j - mean).square().mean(0)
@@ -149,7 +163,9 @@ def test_expert_kernel_passes_gradcheck(activation: str) -> None:
     b = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     gates = torch.rand(6, 2, dtype=torch.float64, requires_grad=True)
     experts = torch.tensor([[0, 2], [2, 0], [0, 2], [0, 2], [2, 0], [0, 2]])  # expert 1 stays empty
-    assert torch.autograd.gradcheck(lambda *a: expert_mlp(a[0], a[1], a[2], a[3], a[4], experts, activation), (x, w_enc, b, w_dec, gates))
+    assert torch.autograd.gradcheck(
+        lambda *a: expert_mlp(a[0], a[1], a[2], a[3], a[4], experts, activation), (x, w_enc, b, w_dec, gates)
+    )
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -161,11 +177,15 @@ def test_grouped_kernel_equals_the_loop_kernel(activation: str, bias: bool) -> N
     x, w_enc, w_dec = (torch.randn(*s, requires_grad=True) for s in ((40, 16), (5, 24, 16), (5, 24, 16)))
     b = torch.randn(5, 24, requires_grad=True) if bias else None
     slots = kernels.sort_slots(torch.randint(0, 4, (40, 1)), 5)  # expert 4 stays empty
-    loop = kernels._ExpertLoop.apply(x[slots.token_S], w_enc, b, w_dec, slots.counts_E.tolist(), activation)
+    loop = kernels._loop(x[slots.token_S], w_enc, b, w_dec, slots, activation)
     grouped = kernels._grouped(x[slots.token_S], w_enc, b, w_dec, slots, activation)
     torch.testing.assert_close(grouped, loop, rtol=1e-5, atol=1e-5)
     wanted = [x, w_enc, w_dec] + ([b] if bias else [])
-    for a, c in zip(torch.autograd.grad(grouped.square().sum(), wanted), torch.autograd.grad(loop.square().sum(), wanted), strict=True):
+    for a, c in zip(
+        torch.autograd.grad(grouped.square().sum(), wanted),
+        torch.autograd.grad(loop.square().sum(), wanted),
+        strict=True,
+    ):
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-3)
 
 
@@ -177,7 +197,10 @@ def test_a_mixture_is_one_wide_sparse_mlp() -> None:
     gates = torch.softmax(gates, -1).double()
     separate = torch.stack(
         [
-            sum(g * layer.w_dec[j].T @ torch.relu(layer.w_enc[j] @ t + layer.b_enc[j]) for g, j in zip(gs, js, strict=True))
+            sum(
+                g * layer.w_dec[j].T @ torch.relu(layer.w_enc[j] @ t + layer.b_enc[j])
+                for g, j in zip(gs, js, strict=True)
+            )
             for t, gs, js in zip(x, gates, experts, strict=True)
         ]
     )

@@ -6,11 +6,19 @@ import pytest
 import torch
 
 from glassmoe.models import MoE
-from glassmoe.models.routers import balance_loss, choose, encoder_statistics, expected_l0, gate_bounds, sparsity_scores
+from glassmoe.models.routers import (
+    balance_loss,
+    choose,
+    encoder_statistics,
+    expected_l0,
+    gate_bounds,
+    sparsity_scores,
+)
 
 
 def test_sparsity_score_by_hand() -> None:
-    # One expert with rows (1, 0) and (3, 2): means (2, 1), variances (1, 1). On x = (1, -1): mean 2 - 1 = 1, variance 2.
+    # One expert with rows (1, 0) and (3, 2): means (2, 1), variances (1, 1). On x = (1, -1): mean 2 - 1 = 1, variance
+    # 2.
     mean, var = encoder_statistics(torch.tensor([[[1.0, 0.0], [3.0, 2.0]]]))
     assert mean.tolist() == [[2.0, 1.0]] and var.tolist() == [[1.0, 1.0]]
     score = sparsity_scores(torch.tensor([[1.0, -1.0]]), mean, var)
@@ -31,8 +39,8 @@ def test_a_bias_is_one_more_column_with_input_1() -> None:
 
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.0, -0.83, -0.77), (0.1, -1.0, -0.97)])
 def test_score_against_true_l0_by_simulation(shift: float, low: float, high: float) -> None:
-    """Method 12.1: correlation -0.80 at random initialisation (theory: -sqrt(2/pi)), below -0.97 once column means moved;
-    the predicted L0 is off by about the binomial floor of 13.6 units at 2,048."""
+    """Method 12.1: correlation -0.80 at random initialisation (theory: -sqrt(2/pi)), below -0.97 once column means
+    moved; the predicted L0 is off by about the binomial floor of 13.6 units at 2,048."""
     torch.manual_seed(0)
     width, hidden, experts, tokens = 512, 2048, 8, 512
     w = torch.randn(experts, hidden, width) * 0.02

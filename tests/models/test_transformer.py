@@ -18,7 +18,15 @@ from glassmoe.models.transformer import attention
 
 def make(ffn: str = "moe-x", **settings: object) -> GlassForCausalLM:
     torch.manual_seed(0)
-    config = {"width": 32, "layers": 2, "heads": 2, "active_width": 64, "num_experts": 4, "context": 48, **settings}
+    config = {
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "active_width": 64,
+        "num_experts": 4,
+        "context": 48,
+        **settings,
+    }
     return GlassForCausalLM(GlassConfig(ffn=ffn, **config)).eval()
 
 
@@ -104,7 +112,11 @@ def test_paper_size_parameter_counts() -> None:
     """Method 1.6: 25.71M, 42.49M, 143.2M in all with a linear router, 42.5M active."""
     counts = {}
     with torch.device("meta"):
-        for name, ffn, width in (("d2048", "gelu", 2048), ("d4096", "gelu", 4096), ("switch", "switch", 4096)):
+        for name, ffn, width in (
+            ("d2048", "gelu", 2048),
+            ("d4096", "gelu", 4096),
+            ("switch", "switch", 4096),
+        ):
             model = GlassForCausalLM(GlassConfig(ffn=ffn, active_width=width))
             counts[name] = (model.num_parameters() / 1e6, model.active_parameters() / 1e6)
     assert counts["d2048"][0] == pytest.approx(25.71, abs=0.01)
@@ -114,7 +126,9 @@ def test_paper_size_parameter_counts() -> None:
 
 
 def test_equal_active_parameters_within_five_percent() -> None:
-    active = {ffn: make(ffn, width=128, heads=2, active_width=1024, num_experts=8).active_parameters() for ffn in FEED_FORWARD}
+    active = {
+        ffn: make(ffn, width=128, heads=2, active_width=1024, num_experts=8).active_parameters() for ffn in FEED_FORWARD
+    }
     assert max(active.values()) / min(active.values()) < 1.05, active
 
 

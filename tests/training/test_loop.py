@@ -21,8 +21,18 @@ from glassmoe.training.loop import Diverged, Stopped, train
 from glassmoe.training.tracking import read_metrics
 
 
-def tiny(games: Path, ffn: str = "moe-x", seed: int = 0, optimizer: dict | None = None, **train_settings: object) -> RunConfig:
-    settings = {"steps": 6, "batch_rows": 8, "micro_rows": 4, "eval_every": 3, "eval_rows": 16, "checkpoint_every": 2, "log_every": 1}
+def tiny(
+    games: Path, ffn: str = "moe-x", seed: int = 0, optimizer: dict | None = None, **train_settings: object
+) -> RunConfig:
+    settings = {
+        "steps": 6,
+        "batch_rows": 8,
+        "micro_rows": 4,
+        "eval_every": 3,
+        "eval_rows": 16,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
     return RunConfig(
         seed=seed,
         data=DataConfig(path=str(games), rows="games:64"),
@@ -43,7 +53,10 @@ def assert_same_bits(a: Path, b: Path) -> None:
     states = [load_file(checkpoint.latest(run / "state")) for run in (a, b)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     timed = ("seconds", "tokens_per_second")
-    lines = [[{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")] for run in (a, b)]
+    lines = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")]
+        for run in (a, b)
+    ]
     assert lines[0] == lines[1]
 
 
@@ -65,7 +78,9 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ffn", FEED_FORWARD)
-def test_resume_is_bit_exact_for_every_layer_kind(ffn: str, noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bit_exact_for_every_layer_kind(
+    ffn: str, noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(noise_games, ffn)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Interrupt):
@@ -76,7 +91,9 @@ def test_resume_is_bit_exact_for_every_layer_kind(ffn: str, noise_games: Path, t
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_resume_is_bit_exact_under_adamw_and_bf16(noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bit_exact_under_adamw_and_bf16(
+    noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(noise_games, optimizer={"name": "adamw"}, precision="bf16")
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Interrupt):
@@ -96,7 +113,9 @@ def command(config: RunConfig, out: Path) -> list[str]:
 
 def launch(config: RunConfig, out: Path, **popen: object) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *command(config, out)], env=environment, stderr=subprocess.PIPE, text=True, **popen)
+    return subprocess.Popen(
+        [sys.executable, *command(config, out)], env=environment, stderr=subprocess.PIPE, text=True, **popen
+    )
 
 
 def test_resume_is_bit_exact_after_sigkill_at_random_moments(noise_games: Path, tmp_path: Path) -> None:
@@ -149,7 +168,15 @@ def test_two_processes_train_as_one(noise_games: Path, tmp_path: Path) -> None:
     config = tiny(noise_games, steps=3, precision="fp32")
     train(config, tmp_path / "one")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command(config, tmp_path / "two")],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            *command(config, tmp_path / "two"),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -163,7 +190,10 @@ def test_two_processes_train_as_one(noise_games: Path, tmp_path: Path) -> None:
         assert a["balance"] == pytest.approx(b["balance"], abs=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     assert one[-1]["valid_loss"] == pytest.approx(two[-1]["valid_loss"], abs=1e-4)
-    difference = max((a - b).abs().max() for a, b in zip(weights(tmp_path / "one").values(), weights(tmp_path / "two").values(), strict=True))
+    difference = max(
+        (a - b).abs().max()
+        for a, b in zip(weights(tmp_path / "one").values(), weights(tmp_path / "two").values(), strict=True)
+    )
     assert difference < 1e-3
 
 
@@ -182,7 +212,10 @@ def test_it_learns(ffn: str, noise_games: Path, tmp_path: Path) -> None:
 
 
 def test_accumulation_changes_only_rounding(noise_games: Path, tmp_path: Path) -> None:
-    one, four = (read_metrics(train(tiny(noise_games, "gelu", steps=2, micro_rows=m), tmp_path / str(m)) / "metrics.jsonl") for m in (8, 2))
+    one, four = (
+        read_metrics(train(tiny(noise_games, "gelu", steps=2, micro_rows=m), tmp_path / str(m)) / "metrics.jsonl")
+        for m in (8, 2)
+    )
     for a, b in zip(one, four, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
@@ -196,13 +229,22 @@ def test_packed_rows_and_compile_settings_build(noise_games: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_like_a_plain_one(noise_games: Path, tmp_path: Path) -> None:
-    plain, compiled = (read_metrics(train(tiny(noise_games, "gelu", steps=3, compile=c), tmp_path / str(c)) / "metrics.jsonl") for c in (False, True))
+    plain, compiled = (
+        read_metrics(train(tiny(noise_games, "gelu", steps=3, compile=c), tmp_path / str(c)) / "metrics.jsonl")
+        for c in (False, True)
+    )
     for a, b in zip(plain, compiled, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
 def test_a_non_finite_loss_stops_with_step_checkpoint_and_advice(noise_games: Path, tmp_path: Path) -> None:
-    config = tiny(noise_games, "gelu", optimizer={"name": "adamw", "lr": 1e30, "clip": 0.0}, steps=50, checkpoint_every=1)
+    config = tiny(
+        noise_games,
+        "gelu",
+        optimizer={"name": "adamw", "lr": 1e30, "clip": 0.0},
+        steps=50,
+        checkpoint_every=1,
+    )
     with pytest.raises(Diverged, match=r"step \d+: the loss is .*last good checkpoint is .*step-.*Lower optimizer.lr"):
         train(config, tmp_path / "run")
     good = load_file(checkpoint.latest(tmp_path / "run" / "state"))
@@ -230,7 +272,9 @@ def test_a_finished_run_is_left_as_it_is(noise_games: Path, tmp_path: Path) -> N
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(noise_games)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patched, pytest.raises(Interrupt):
@@ -248,7 +292,16 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(noise_games: P
 
 def test_the_run_directory_says_what_it_is(noise_games: Path, tmp_path: Path) -> None:
     run = train(tiny(noise_games, steps=2), tmp_path / "run")
-    assert {p.name for p in run.iterdir()} >= {"config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "environment.json", "README.md", "tokenizer.json", "state"}
+    assert {p.name for p in run.iterdir()} >= {
+        "config.yaml",
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "environment.json",
+        "README.md",
+        "tokenizer.json",
+        "state",
+    }
     environment = json.loads((run / "environment.json").read_text())
     assert environment["data_sha256"] and environment["packages"]["torch"] and environment["hardware"]
     from transformers import AutoTokenizer

@@ -55,7 +55,12 @@ def test_every_parameter_has_one_optimiser_and_the_right_decay(ffn: str) -> None
     model = GlassForCausalLM(GlassConfig(ffn=ffn, width=16, layers=1, heads=2, active_width=32, bias=True))
     adamw, muon = build_optimizers(model, OptimizerConfig())
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = [(names[id(p)], type(o).__name__, g["weight_decay"]) for o in (adamw, muon) for g in o.param_groups for p in g["params"]]
+    groups = [
+        (names[id(p)], type(o).__name__, g["weight_decay"])
+        for o in (adamw, muon)
+        for g in o.param_groups
+        for p in g["params"]
+    ]
     assert len(groups) == len(names) == len({name for name, *_ in groups})
     for name, kind, decay in groups:
         last = name.rsplit(".", 1)[-1]

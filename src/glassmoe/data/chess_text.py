@@ -93,6 +93,5 @@ def require_chess(purpose: str) -> Any:
 
 def _foreign(character: str, position: int) -> str:
     return (
-        f"character {character!r} at position {position} is not one of the 32 characters of chess text "
-        f"({VOCABULARY!r})"
+        f"character {character!r} at position {position} is not one of the 32 characters of chess text ({VOCABULARY!r})"
     )

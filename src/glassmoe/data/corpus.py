@@ -71,8 +71,7 @@ class CorpusWriter:
             raise ValueError(f"{self.out} is a file; give a folder to write the prepared games to")
         if (self.out / MANIFEST).exists() and not overwrite:
             raise ValueError(
-                f"{self.out} already holds prepared games; "
-                "give another folder, or overwrite=True (--overwrite)"
+                f"{self.out} already holds prepared games; give another folder, or overwrite=True (--overwrite)"
             )
         self.valid_share = valid_share
         self.games = 0
@@ -333,9 +332,7 @@ def row_indices(num_rows: int, seed: int, step: int, batch_rows: int) -> Int64:
     in step.
     """
     if num_rows < 1 or batch_rows < 1 or step < 0:
-        raise ValueError(
-            f"need num_rows >= 1, batch_rows >= 1, step >= 0; given {num_rows}, {batch_rows}, {step}"
-        )
+        raise ValueError(f"need num_rows >= 1, batch_rows >= 1, step >= 0; given {num_rows}, {batch_rows}, {step}")
     places = step * batch_rows + np.arange(batch_rows, dtype=np.int64)
     epochs, within = np.divmod(places, num_rows)
     half = max(2, ((num_rows - 1).bit_length() + 1) // 2)

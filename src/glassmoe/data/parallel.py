@@ -26,9 +26,7 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterator[Item], workers: int | None
-) -> Generator[Result]:
+def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], workers: int | None) -> Generator[Result]:
     """`map(function, items)` over `workers` processes (None: one a CPU).
 
     At most `2 * workers + 2` items are in flight. One item, or one worker, runs in this process. `function`

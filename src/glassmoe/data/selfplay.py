@@ -73,9 +73,7 @@ def generate(
     if games < 1:
         raise ValueError(f"games is how many to play, at least 1, not {games}")
     if max_chars < 5:
-        raise ValueError(
-            f"max_chars leaves room for no move: {max_chars}; a first move takes 5 characters (;1.e4)"
-        )
+        raise ValueError(f"max_chars leaves room for no move: {max_chars}; a first move takes 5 characters (;1.e4)")
     require_chess("Making synthetic games")
     batches = (range(begin, min(begin + _GAMES_A_BATCH, games)) for begin in range(0, games, _GAMES_A_BATCH))
     play = partial(_play_batch, seed=seed, max_chars=max_chars)
@@ -83,9 +81,7 @@ def generate(
     new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite)
     with (
         new as writer,
-        tqdm(
-            total=games, unit=" games", mininterval=every, desc="playing games", disable=not progress
-        ) as bar,
+        tqdm(total=games, unit=" games", mininterval=every, desc="playing games", disable=not progress) as bar,
     ):
         for played in ordered_map(play, batches, workers):
             writer.add(played)

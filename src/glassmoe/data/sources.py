@@ -63,9 +63,7 @@ def discover(inputs: Sequence[str | Path]) -> tuple[list[str], int]:
         elif not path.exists():
             raise ValueError(f"no such file or folder: {given}")
         elif not _kind(path.name):
-            raise ValueError(
-                f"{given}: unknown kind of file; known are .pgn and .txt, plain or as .zst, .bz2, .gz"
-            )
+            raise ValueError(f"{given}: unknown kind of file; known are .pgn and .txt, plain or as .zst, .bz2, .gz")
         else:
             files.append(given)
     return files, ignored

@@ -166,9 +166,7 @@ class _Block:
     base_W: NDArray[np.int64]  # the bucket that is left out
 
 
-def _sparse_blocks(
-    acts: sp.csr_array, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]
-) -> Iterator[_Block]:
+def _sparse_blocks(acts: sp.csr_array, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]) -> Iterator[_Block]:
     boards, blocks = acts.shape[0], -(-len(alive) // BLOCK)
     rank_F = np.full(acts.shape[1], -1, dtype=np.int32)
     rank_F[alive] = np.arange(len(alive))
@@ -190,9 +188,7 @@ def _sparse_blocks(
         yield _Block(number * BLOCK, by_block.indices[piece].astype(np.intp), row_m, base_W)
 
 
-def _dense_blocks(
-    acts: Float32, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]
-) -> Iterator[_Block]:
+def _dense_blocks(acts: Float32, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]) -> Iterator[_Block]:
     for first in range(0, len(alive), BLOCK):
         ids = alive[first : first + BLOCK]
         bucket_NW = exceeded(acts[:, ids], maxima_F[ids])[order_N]
@@ -266,9 +262,7 @@ def _labels_of(tp_WTB: Float32, active_WT: Float32) -> tuple[NDArray[np.intp], .
     return feature[keep], threshold[keep], column[keep]
 
 
-def scan(
-    acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, want_labels: bool = True
-) -> Scan:
+def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, want_labels: bool = True) -> Scan:
     """One pass over training activations [N, F] and 0/1 labels [N, B]; `alive` lists the features to use."""
     boards, slots = labels.shape
     if boards >= 1 << 24:

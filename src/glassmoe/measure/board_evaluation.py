@@ -1,11 +1,11 @@
 """`glassmoe eval boards`: every layer of a model against the chess board, with the controls beside it.
 
 Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
-tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game; a feature's
-maximum is taken over all tokens of the first half of the training games, at most 1,000.
+tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game; a
+feature's maximum is taken over all tokens of the first half of the training games, at most 1,000.
 
-Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers wider
-than a dense layer of equal active parameters a random subsample of that width.
+Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers
+wider than a dense layer of equal active parameters a random subsample of that width.
 
 Legend: G games, N characters, B slots.
 """
@@ -48,9 +48,9 @@ def evaluate_boards(
 ) -> dict[str, Any]:
     """Coverage, held-out coverage and reconstruction of each layer, and what the best layer tracks, as plain values.
 
-    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when the validation split
-    has not enough games of 20 dots. `controls`: also measure the random-weight twin. ValueError when a layer does not
-    exist, the context is too short, or there are no games.
+    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when the validation
+    split has not enough games of 20 dots. `controls`: also measure the random-weight twin. ValueError when a layer does
+    not exist, the context is too short, or there are no games.
     """
     chosen_layers = _check_layers(model, layers)
     if model.config.context < CHARACTERS:
@@ -68,9 +68,7 @@ def evaluate_boards(
     splits = {"train": texts[:games], "test": texts[games : 2 * games]}
     say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")
     workers = workers or os.cpu_count() or 1
-    labels = {
-        name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()
-    }
+    labels = {name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()}
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
     inputs = [(*_arrays(part), sample if name == "train" else 0) for name, part in splits.items()]
 
@@ -139,9 +137,7 @@ def _arrays(
 
 
 def _scores(train: Harvest, test: Harvest, labels: dict[str, Any]) -> LayerScores:
-    return measure_layer(
-        train.rows, test.rows, train.maxima_F, train.alive_F, labels["train"], labels["test"]
-    )
+    return measure_layer(train.rows, test.rows, train.maxima_F, train.alive_F, labels["train"], labels["test"])
 
 
 def _numbers(scores: LayerScores) -> dict[str, Any]:

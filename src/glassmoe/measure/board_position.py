@@ -134,10 +134,8 @@ class Position:
             allowed = chess.between(king, checker) | self.checkers if single else 0
         targets = []
         for kind, square, mask in self.pseudo_targets:
-            if square == king:
-                legal = mask & ~danger
-            else:
-                legal = mask & allowed & self.our_pins.get(square, ALL_SQUARES)
+            unpinned = allowed & self.our_pins.get(square, ALL_SQUARES)
+            legal = mask & (~danger if square == king else unpinned)
             if legal:
                 targets.append((kind, square, legal))
         targets += [(KING, move.from_square, 1 << move.to_square) for move in self.castling]

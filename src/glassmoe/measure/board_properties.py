@@ -224,13 +224,9 @@ _TABLE = (
     BoardProperty("board_to_piece_state", 64, _ALL_PIECES, None, _ON, _piece_state),
     BoardProperty("board_to_piece_masked_blank_state", 64, _NOT_BLANK, 0, _ON, lambda p: _pieces(p, False)),
     # Quirk: a square that holds what it held at the start counts as blank, so it never is a positive.
-    BoardProperty(
-        "board_to_piece_masked_blank_and_initial_state", 64, _NOT_BLANK, 0, _ON, lambda p: _pieces(p, True)
-    ),
+    BoardProperty("board_to_piece_masked_blank_and_initial_state", 64, _NOT_BLANK, 0, _ON, lambda p: _pieces(p, True)),
     BoardProperty("board_to_piece_color_state", 64, (-1, 0, 1), None, "{color} on {square}", _piece_color),
-    _scalar(
-        "board_to_pin_state", "a piece of either side is pinned", lambda p: bool(p.our_pins or p.their_pins)
-    ),
+    _scalar("board_to_pin_state", "a piece of either side is pinned", lambda p: bool(p.our_pins or p.their_pins)),
     # Quirk: "the opponent" is always Black, which is right at dots only.
     _squares("board_to_threat_state", "{square} attacked by Black", lambda p: p.attacked_by_black),
     _scalar("board_to_check_state", "side to move is in check", lambda p: bool(p.checkers)),
@@ -238,9 +234,7 @@ _TABLE = (
     _squares("board_to_pseudo_legal_moves_state", "pseudo-legal move to {square}", _pseudo_legal_moves),
     _scalar("board_to_specific_fork", "knights attack two of rook, queen, king", _specific_fork),
     _scalar("board_to_any_fork", "two pieces of one kind are forked", _any_fork),
-    _scalar(
-        "board_to_has_castling_rights", "may still castle", lambda p: p.board.has_castling_rights(p.turn)
-    ),
+    _scalar("board_to_has_castling_rights", "may still castle", lambda p: p.board.has_castling_rights(p.turn)),
     _scalar(
         "board_to_has_kingside_castling_rights",
         "may still castle kingside",
@@ -254,9 +248,7 @@ _TABLE = (
     _scalar("board_to_has_legal_en_passant", "legal en-passant capture", lambda p: bool(p.legal_en_passant)),
     _scalar("board_to_can_claim_draw", "can claim a draw", lambda p: p.board.can_claim_draw()),
     _scalar("board_to_can_check_next", "can give check", lambda p: p.can_check),
-    _scalar(
-        "board_to_has_bishop_pair", "has two bishops", lambda p: (p.us & p.board.bishops).bit_count() >= 2
-    ),
+    _scalar("board_to_has_bishop_pair", "has two bishops", lambda p: (p.us & p.board.bishops).bit_count() >= 2),
     _scalar("board_to_has_mate_threat", "mate in one for the side to move", _mate_threat),
     _scalar("board_to_can_capture_queen", "can capture the queen", _can_capture_queen),
     _scalar("board_to_has_queen", "still has a queen", lambda p: bool(p.us & p.board.queens)),

@@ -312,6 +312,4 @@ def random_subsample(
         raise ValueError(f"width must be between 1 and the {len(usable)} alive features, not {width}")
     chosen = np.zeros(len(np.asarray(alive_F)), dtype=bool)
     chosen[np.random.default_rng(seed).choice(usable, width, replace=False)] = True
-    return measure_layer(
-        train_acts_NF, test_acts_NF, maxima_F, chosen, train_labels, test_labels, strategy=strategy
-    )
+    return measure_layer(train_acts_NF, test_acts_NF, maxima_F, chosen, train_labels, test_labels, strategy=strategy)

@@ -14,10 +14,13 @@ from glassmoe.models.loss import total_loss
 
 
 @torch.no_grad()
-def perplexity(model: GlassForCausalLM, rows: Rows, max_rows: int | None = None, micro_rows: int = 16) -> dict[str, Any]:
+def perplexity(
+    model: GlassForCausalLM, rows: Rows, max_rows: int | None = None, micro_rows: int = 16
+) -> dict[str, Any]:
     """The loss of a model on rows of games, every character of a row but the first being predicted once.
 
-    Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` and how much was read.
+    Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` and how much was
+    read.
     """
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     parts = [

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Features, FeedForward, empty_parameters, linear_write
+from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -28,7 +28,7 @@ class Dense(FeedForward):
         self.num_features = hidden
         self.activation = activation
         self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
-        self.b_enc, self.b_dec = empty_parameters((hidden,), (width,)) if bias else (None, None)
+        self.b_enc, self.b_dec = bias_parameter((hidden,), bias), bias_parameter((width,), bias)
 
     def features(self, x_TD: Tensor) -> Features:
         values_TF = ACTIVATIONS[self.activation](F.linear(x_TD, self.w_enc, self.b_enc))
@@ -48,7 +48,7 @@ class GEGLU(FeedForward):
         super().__init__()
         self.num_features = hidden
         self.w_enc, self.w_up, self.w_dec = empty_parameters(*[(hidden, width)] * 3)
-        (self.b_dec,) = empty_parameters((width,)) if bias else (None,)
+        self.b_dec = bias_parameter((width,), bias)
 
     def features(self, x_TD: Tensor) -> Features:
         values_TF = F.gelu(F.linear(x_TD, self.w_enc)) * F.linear(x_TD, self.w_up)
@@ -61,8 +61,8 @@ class GEGLU(FeedForward):
 class SoLU(FeedForward):
     """y = W_dec^T LayerNorm(z * softmax(z)) + b_dec with z = W_enc x + b_enc (Elhage et al. 2022).
 
-    The features are z * softmax(z), before the LayerNorm, for only they are sparse; the LayerNorm belongs to the writing,
-    which is therefore not linear: edits run it again.
+    The features are z * softmax(z), before the LayerNorm, for only they are sparse; the LayerNorm belongs to the
+    writing, which is therefore not linear: edits run it again.
     """
 
     writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "nonlinear"
@@ -71,7 +71,7 @@ class SoLU(FeedForward):
         super().__init__()
         self.num_features = hidden
         self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
-        self.b_enc, self.b_dec = empty_parameters((hidden,), (width,)) if bias else (None, None)
+        self.b_enc, self.b_dec = bias_parameter((hidden,), bias), bias_parameter((width,), bias)
         self.norm = nn.LayerNorm(hidden, bias=bias)
 
     def features(self, x_TD: Tensor) -> Features:

@@ -1,8 +1,8 @@
 """The expert kernels: every token through its chosen experts, weighted by its gates.
 
-Two kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their place
-(a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted tokens to
-`torch.nn.functional.grouped_mm`, for GPUs. Both compute in the dtype of `x_TD`; gates stay in float32.
+Two kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their
+place (a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted
+tokens to `torch.nn.functional.grouped_mm`, for GPUs. Both compute in the dtype of `x_TD`; gates stay in float32.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S = T * K slots, a slot
 being one token at one of its experts; slots are sorted by expert.
@@ -61,7 +61,7 @@ def expert_mlp(
     if x_TD.is_cuda:
         y_SD = _grouped(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation)
     else:
-        y_SD = _ExpertLoop.apply(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots.counts_E.tolist(), activation)
+        y_SD = _loop(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation)
     y_TKD = y_SD[slots.place_TK]
     return (y_TKD * gates_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(1)
 
@@ -93,6 +93,14 @@ def _grouped(
     return F.grouped_mm(ACTIVATIONS[activation](z_SF), w_dec_EFD, offs=ends_E)
 
 
+def _loop(
+    x_SD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, w_dec_EFD: Tensor, slots: Slots, activation: str
+) -> Tensor:
+    counts = slots.counts_E.tolist()
+    y_SD: Tensor = _ExpertLoop.apply(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, counts, activation)  # type: ignore[no-untyped-call]
+    return y_SD
+
+
 class _ExpertLoop(torch.autograd.Function):
     """W_dec^T s(W_enc x + b_enc) for sorted slots, one expert after the other."""
 
@@ -121,7 +129,7 @@ class _ExpertLoop(torch.autograd.Function):
         return y_SD
 
     @staticmethod
-    def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
         x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, z_SF = ctx.saved_tensors
         dy_SD = dy_SD.contiguous()
         dx_SD = torch.empty_like(x_SD)

@@ -1,8 +1,8 @@
 """The two-step view of a feed-forward layer: which features fired, and what they write.
 
 MoE-X section 3 observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held to that:
-`features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual stream, and
-`forward(x)` is the fast path that must give the same result.
+`features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual stream,
+and `forward(x)` is the fast path that must give the same result.
 
 Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features.
 """
@@ -25,9 +25,10 @@ class Features:
     """What a layer's features say about T tokens. Values are never thresholded here: what counts as active is for the
     measure to decide.
 
-    `values`: (T, F) when `ids` is None, else (T, A). `ids`: (T, A) int64 feature numbers in [0, width), or None for dense.
-    `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values (for example
-    frozen routing); edits leave it as it is. A feature may be listed more than once for a token: its strength is the sum.
+    `values`: (T, F) when `ids` is None, else (T, A). `ids`: (T, A) int64 feature numbers in [0, width), or None for
+    dense. `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values (for
+    example frozen routing); edits leave it as it is. A feature may be listed more than once for a token: its strength
+    is the sum.
     """
 
     values: Tensor
@@ -49,7 +50,8 @@ class Features:
         return dense_TF.scatter_add(1, self.ids, self.values)
 
     def coalesce(self) -> Features:
-        """The same features, ids ascending and each listed once a token (later copies keep their place with value 0)."""
+        """The same features, ids ascending and each listed once a token (later copies keep their place with value
+        0)."""
         if self.ids is None:
             return self
         ids_TA, order_TA = self.ids.sort(dim=1, stable=True)
@@ -158,3 +160,8 @@ def linear_write(features: Features, w_dec_FD: Tensor, b_dec_D: Tensor | None) -
 def empty_parameters(*shapes: Iterable[int]) -> list[nn.Parameter]:
     """Parameters whose numbers the model's initialisation fills in."""
     return [nn.Parameter(torch.empty(tuple(shape))) for shape in shapes]
+
+
+def bias_parameter(shape: Iterable[int], wanted: bool) -> nn.Parameter | None:
+    """A bias of this shape, or none."""
+    return empty_parameters(shape)[0] if wanted else None

@@ -15,7 +15,8 @@ IGNORED = -100
 
 
 def inputs_and_labels(tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first N - 1 tokens of each row, and the last N - 1 as labels; padding (at and after `lengths_B`) is ignored."""
+    """The first N - 1 tokens of each row, and the last N - 1 as labels; padding (at and after `lengths_B`) is
+    ignored."""
     position_N = torch.arange(tokens_BN.shape[1], device=tokens_BN.device)
     labels_BN = tokens_BN.masked_fill(position_N >= lengths_B.unsqueeze(1), IGNORED)
     return tokens_BN[:, :-1], labels_BN[:, 1:]

@@ -1,8 +1,8 @@
 """The mixture of experts of which Switch and MoE-X are two settings (MoE-X sections 3 and 4).
 
-Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the sparsity-aware router, which has no weights of
-its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias is
-shared by all experts: the gates sum to 1, so this is exact when a dense layer is copied into every expert.
+Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the sparsity-aware router, which has no weights
+of its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias
+is shared by all experts: the gates sum to 1, so this is exact when a dense layer is copied into every expert.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
 """
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from .experts import expert_mlp, expert_values
-from .features import Features, FeedForward, empty_parameters, linear_write
+from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .routers import LearnedRouter, balance_loss, choose, encoder_statistics, sparsity_scores
 
 
 class MoE(FeedForward):
     """E experts of F hidden units, K of them for each token.
 
-    `router`: "learned" or "sparsity". `activation`: "relu" or "gelu". `balance`: weight of the Switch balance loss, named
-    "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware router's gradient
-    reaches the encoder weights that it reads (a learned router always learns).
+    `router`: "learned" or "sparsity". `activation`: "relu" or "gelu". `balance`: weight of the Switch balance loss,
+    named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware router's
+    gradient reaches the encoder weights that it reads (a learned router always learns).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MoE(FeedForward):
         self.router_gradient = router_gradient
         shape = (num_experts, expert_hidden, width)
         self.w_enc, self.w_dec = empty_parameters(shape, shape)
-        self.b_enc, self.b_dec = empty_parameters(shape[:2], (width,)) if bias else (None, None)
+        self.b_enc, self.b_dec = bias_parameter(shape[:2], bias), bias_parameter((width,), bias)
         self.router = LearnedRouter(width, num_experts) if router == "learned" else None
         self._statistics: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
 
@@ -80,8 +80,8 @@ class MoE(FeedForward):
         return linear_write(features, self.w_dec.flatten(0, 1), self.b_dec)
 
     def active_parameters(self) -> int:
-        """Weights multiplied for one token: K experts, biases, and the router; for the sparsity-aware router its mean and
-        variance vectors count as the weights that it multiplies."""
+        """Weights multiplied for one token: K experts, biases, and the router; for the sparsity-aware router its mean
+        and variance vectors count as the weights that it multiplies."""
         experts = (self.w_enc[0].numel() + self.w_dec[0].numel()) * self.experts_per_token
         if self.b_enc is not None and self.b_dec is not None:
             experts += self.b_enc.shape[1] * self.experts_per_token + self.b_dec.numel()

@@ -17,9 +17,9 @@ from .features import FeedForward
 def layer_statistics(layer: FeedForward, x_TD: Tensor) -> dict[str, Any]:
     """Statistics of one layer on T tokens of its own input (T, D).
 
-    `l0`: features above 0 per token (for GELU that is half of "non-zero": its features are never exactly 0). `alive`: share
-    of the layer's features above 0 on at least one of these tokens. For a mixture also `load`: share of the token-expert
-    slots that each expert got, and `activity`: share of the chosen experts' units above 0.
+    `l0`: features above 0 per token (for GELU that is half of "non-zero": its features are never exactly 0). `alive`:
+    share of the layer's features above 0 on at least one of these tokens. For a mixture also `load`: share of the
+    token-expert slots that each expert got, and `activity`: share of the chosen experts' units above 0.
     """
     features = layer.features(x_TD)
     active = features.values > 0

@@ -1,7 +1,7 @@
 """The one decoder: nanoGPT's block with a slot for the feed-forward layer, as a native transformers model.
 
-x + attention(LN(x)), then x + ffn(LN(x)); learned positions; embedding and head tied; no dropout (MoE-X Table 6 sets it to
-0). Initialisation: N(0, 0.02), projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
+x + attention(LN(x)), then x + ffn(LN(x)); learned positions; embedding and head tied; no dropout (MoE-X Table 6 sets it
+to 0). Initialisation: N(0, 0.02), projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
 
 Legend: B rows, S positions, T = B * S tokens, D model width, H heads, V vocabulary.
 """
@@ -57,13 +57,14 @@ FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "switch": lambda c: _moe(c, "gelu", "learned"),
     "moe-x": lambda c: _moe(c, "relu", "sparsity"),
 }
-"""Table name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] = Class`
-(its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the group
-`glassmoe.feed_forward`."""
+"""Table name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] =
+Class` (its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the
+group `glassmoe.feed_forward`."""
 
 
 def build_feed_forward(config: GlassConfig) -> FeedForward:
-    """The layer that `config.ffn` names: the table first, then installed entry points. ValueError for an unknown name."""
+    """The layer that `config.ffn` names: the table first, then installed entry points. ValueError for an unknown
+    name."""
     if config.ffn in FEED_FORWARD:
         return FEED_FORWARD[config.ffn](config)
     from importlib.metadata import entry_points
@@ -130,9 +131,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.LayerNorm(config.width, bias=config.bias)
         self.ffn = build_feed_forward(config)
 
-    def forward(
-        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache)
         y_TD, losses = self.ffn(self.ffn_norm(x_BSD).flatten(0, 1))
         return x_BSD + y_TD.view_as(x_BSD), losses
@@ -192,7 +191,7 @@ class GlassModel(GlassPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.tokens = value
 
     def forward(
@@ -249,7 +248,7 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
     def forward(
@@ -262,7 +261,7 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Any,  # noqa: ARG002 (generation looks for the name, and passes flags that mean nothing here)
     ) -> GlassOutput:
         """Logits (B, S, V). With `labels` (B, S; -100 is left out) also the mean next-token loss in nats, to which the
         layers' training losses are added while training."""
@@ -281,18 +280,20 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
 
     def feed_forwards(self) -> list[FeedForward]:
         """The feed-forward layer of every block, first to last."""
-        return [block.ffn for block in self.model.layers]  # type: ignore[misc, return-value]
+        return [module.ffn for module in self.modules() if isinstance(module, Block)]
 
     def active_parameters(self) -> int:
         """Weights multiplied for one token: all but the embedding look-ups and the experts that are not chosen."""
         ffn = sum(layer.active_parameters() for layer in self.feed_forwards())
-        attention_weights = sum(p.numel() for b in self.model.layers for p in b.attention.parameters())  # type: ignore[union-attr]
-        return ffn + attention_weights + self.lm_head.weight.numel()
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        return ffn + sum(p.numel() for a in attentions for p in a.parameters()) + self.lm_head.weight.numel()
 
     def flops_per_token(self, length: int) -> int:
         """Training FLOPs of one token in rows of `length`: 6 for each active weight (forward 2, backward 4), and
-        12 * layers * width * length for attention, counted without its causal half (Chowdhery et al. 2022, appendix B)."""
-        return 6 * self.active_parameters() + 12 * self.config.layers * self.config.width * length
+        12 * layers * width * length for attention, counted without its causal half (Chowdhery et al. 2022, appendix
+        B)."""
+        attention_flops: int = 12 * self.config.layers * self.config.width * length
+        return 6 * self.active_parameters() + attention_flops
 
 
 AutoConfig.register("glassmoe", GlassConfig)

@@ -1,7 +1,8 @@
-"""One pass over games that keeps what a measure needs of each layer's features: their strengths at chosen positions, and each
-feature's greatest strength over all positions of a sample. Wide layers stay sparse in memory.
+"""One pass over games that keeps what a measure needs of each layer's features: their strengths at chosen positions,
+and each feature's greatest strength over all positions of a sample. Wide layers stay sparse in memory.
 
-Legend: G games, N characters of a game, P chosen positions of a game, R = G * P rows, T tokens, D model width, F features.
+Legend: G games, N characters of a game, P chosen positions of a game, R = G * P rows, T tokens, D model width, F
+features.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Float32 = npt.NDArray[np.float32]
 class Harvest:
     """One layer's features on a set of games.
 
-    `rows`: strengths at the chosen positions, games in order and positions within them: a float32 array (R, F), or a CSR
-    array of the strengths above 0 for layers that list their features. `maxima_F`: absolute value of each feature's
+    `rows`: strengths at the chosen positions, games in order and positions within them: a float32 array (R, F), or a
+    CSR array of the strengths above 0 for layers that list their features. `maxima_F`: absolute value of each feature's
     greatest strength over the sample's tokens. `alive_F`: non-zero at least once in the sample. `l0`: mean number of
     features above 0 per token of the sample.
     """
@@ -48,8 +49,8 @@ def harvest(
     sample_games: int,
     batch_games: int = 25,
 ) -> Harvest:
-    """Harvest one layer. The sample is every token of the first `sample_games` games, without padding (places at and after
-    `lengths_G`). ValueError when a position is padding or beyond the model's context."""
+    """Harvest one layer. The sample is every token of the first `sample_games` games, without padding (places at and
+    after `lengths_G`). ValueError when a position is padding or beyond the model's context."""
     if int((positions_GP.max(1) >= lengths_G).sum()):
         raise ValueError("a chosen position lies in the padding of its game")
     collected = _Collector(model.feed_forwards()[layer])
@@ -65,8 +66,8 @@ def harvest(
 def harvests(
     model: GlassForCausalLM, games: Sequence[tuple[Any, Any, Any, int]], layers: Sequence[int]
 ) -> Iterator[tuple[int, list[Harvest]]]:
-    """For each layer in turn, its harvest of several sets of games, each `(tokens, lengths, positions, sample_games)`; one
-    layer is held at a time."""
+    """For each layer in turn, its harvest of several sets of games, each `(tokens, lengths, positions, sample_games)`;
+    one layer is held at a time."""
     for layer in layers:
         yield layer, [harvest(model, layer, *each[:3], sample_games=each[3]) for each in games]
 
@@ -103,9 +104,7 @@ class _Collector:
         self.nonzero_F = torch.zeros(layer.num_features, dtype=torch.bool)
         self.positive, self.tokens = 0, 0
 
-    def add(
-        self, x_GND: Tensor, positions_GP: npt.NDArray[np.int64], sample_GN: npt.NDArray[np.bool_]
-    ) -> None:
+    def add(self, x_GND: Tensor, positions_GP: npt.NDArray[np.int64], sample_GN: npt.NDArray[np.bool_]) -> None:
         game_G1 = torch.arange(len(x_GND)).unsqueeze(1)
         chosen = self.layer.features(x_GND[game_G1, torch.from_numpy(positions_GP)].flatten(0, 1))
         self.rows.append(_to_rows(chosen))

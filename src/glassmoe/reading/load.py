@@ -34,9 +34,12 @@ def load(name: str, device: str = "auto") -> Loaded:
         raise ValueError(
             f"{path} is a run without a model yet; let `glassmoe train` reach its first checkpoint"
             if config
-            else f"{path} is not a run: it has neither config.yaml nor config.json; give what `glassmoe train --out` made"
+            else f"{path} is not a run: it has neither config.yaml nor config.json; "
+            f"give what `glassmoe train --out` made"
         )
-    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()):
+    if not path.exists() and (
+        path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
+    ):
         raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
     transformers_logging.disable_progress_bar()
     try:
@@ -54,4 +57,5 @@ def random_twin(model: GlassForCausalLM, seed: int = 0) -> GlassForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin = GlassForCausalLM(model.config)
-    return twin.to(next(model.parameters()).device).eval()
+    twin.to(next(model.parameters()).device).eval()
+    return twin

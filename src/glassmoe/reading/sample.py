@@ -11,7 +11,12 @@ from glassmoe.models import GlassForCausalLM
 
 @torch.no_grad()
 def continuations(
-    model: GlassForCausalLM, prompt: str, tokens: int, temperature: float = 0.0, samples: int = 1, seed: int = 0
+    model: GlassForCausalLM,
+    prompt: str,
+    tokens: int,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
 ) -> list[str]:
     """The prompt and up to `tokens` more, `samples` times; `temperature` 0 takes the likeliest token each time.
 
@@ -25,8 +30,7 @@ def continuations(
         raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {model.config.context}")
     torch.manual_seed(seed)
     given = ids.expand(samples, -1)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    made = model.generate(
-        given, attention_mask=torch.ones_like(given), max_new_tokens=min(tokens, room), top_k=0, **sampling
-    )
+    # top_k=0: sample from the whole distribution; transformers' own default keeps 50 tokens.
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=min(tokens, room), **sampling)
     return [decode(row.cpu().numpy()) for row in made]

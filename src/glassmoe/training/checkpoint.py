@@ -1,5 +1,5 @@
-"""Checkpoints: one safetensors file each, written under a temporary name and then renamed, so that a reader sees a whole
-checkpoint or none. Nothing is ever unpickled.
+"""Checkpoints: one safetensors file each, written under a temporary name and then renamed, so that a reader sees a
+whole checkpoint or none. Nothing is ever unpickled.
 
 A checkpoint holds everything that decides the rest of the run: weights, optimiser state, random state and the step; the
 order of rows needs none (`data.corpus.row_indices` is a function of seed and step).
@@ -37,8 +37,11 @@ def write_atomically(path: Path, write: Any) -> None:
         raise
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]) -> Path:
-    """Write `folder/step-N.safetensors` and drop all but the newest two. `extra`: plain values to find again on loading.
+def save(
+    folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
+) -> Path:
+    """Write `folder/step-N.safetensors` and drop all but the newest two. `extra`: plain values to find again on
+    loading.
 
     OSError, with the reason and the last good checkpoint, when the disk refuses it.
     """
@@ -72,7 +75,9 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]] | None:
+def restore(
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, dict[str, Any]] | None:
     """Put the newest readable checkpoint back, bit for bit: the step it was made at and its `extra`. None without one.
 
     ValueError when checkpoints exist and none can be used.
@@ -91,10 +96,8 @@ def restore(folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimiz
     return None
 
 
-def _restore_one(
-    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
-) -> tuple[int, dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+def _restore_one(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         version = int(header["schema_version"])
         if version > SCHEMA_VERSION:

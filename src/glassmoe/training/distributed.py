@@ -64,8 +64,10 @@ def any_process(flag: bool, group: Processes) -> bool:
     """Whether the flag is set on any process (a signal may reach only one)."""
     if group.count == 1:
         return flag
-    return bool(sum_values(torch.tensor(float(flag)), group) > 0) if dist.get_backend() == "gloo" else bool(
-        sum_values(torch.tensor(float(flag), device="cuda"), group) > 0
+    return (
+        bool(sum_values(torch.tensor(float(flag)), group) > 0)
+        if dist.get_backend() == "gloo"
+        else bool(sum_values(torch.tensor(float(flag), device="cuda"), group) > 0)
     )
 
 

@@ -1,7 +1,7 @@
 """The training loop, top to bottom: rows -> passes -> gradients -> step -> log, validate, save.
 
-Everything that decides the numbers is in the configuration and the data; a run that was stopped, or killed, goes on from its
-newest checkpoint to the same bits. The loop works alone or as one of several processes.
+Everything that decides the numbers is in the configuration and the data; a run that was stopped, or killed, goes on
+from its newest checkpoint to the same bits. The loop works alone or as one of several processes.
 """
 
 from __future__ import annotations
@@ -97,15 +97,13 @@ def _train(config: RunConfig, out: Path, device: torch.device, group: Processes,
         sums: dict[str, float] = {"loss": 0.0}
         for micro in micros:
             with autocast(device, dtype):
-                loss, named = next_token_loss(
-                    compute, tokens[micro].to(device).long(), lengths[micro].to(device)
-                )
+                loss, named = next_token_loss(compute, tokens[micro].to(device).long(), lengths[micro].to(device))
             total = loss / labels
             sums["loss"] += float(total.detach())
             for name, value in named.items():
-                share = value * settings.micro_rows / settings.batch_rows
-                total = total + share
-                sums[name] = sums.get(name, 0.0) + float(share.detach())
+                part = value * settings.micro_rows / settings.batch_rows
+                total = total + part
+                sums[name] = sums.get(name, 0.0) + float(part.detach())
             total.backward()
         sum_gradients(model, group)
         sums = dict(zip(sums, sum_values(torch.tensor(list(sums.values())).to(device), group).tolist(), strict=True))
@@ -156,8 +154,8 @@ def _train(config: RunConfig, out: Path, device: torch.device, group: Processes,
 
 
 def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
-    """The model of a run with fresh weights from torch's random state. Its context is a whole row: one position more than
-    training uses as input, so that a whole row can be read."""
+    """The model of a run with fresh weights from torch's random state. Its context is a whole row: one position more
+    than training uses as input, so that a whole row can be read."""
     return GlassForCausalLM(GlassConfig(context=row_length, **asdict(config.model)))
 
 
@@ -228,7 +226,8 @@ def _announce(
 ) -> None:
     tokens = config.train.steps * config.train.batch_rows * (rows.length - 1)
     say(
-        f"{config.model.ffn}: {model.num_parameters() / 1e6:.2f}M parameters, {model.active_parameters() / 1e6:.2f}M active; "
+        f"{config.model.ffn}: {model.num_parameters() / 1e6:.2f}M parameters, "
+        f"{model.active_parameters() / 1e6:.2f}M active; "
         f"{len(rows):,} rows of {rows.length} from {corpus.path}"
         + (" (synthetic games)" if corpus.manifest.get("synthetic") else "")
         + f"; {config.train.steps} steps, {tokens / 1e6:.1f}M tokens; {describe(device)}, {dtype}"

@@ -1,8 +1,9 @@
 """AdamW, Muon for matrices, and the learning-rate schedule.
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found by five Newton-Schulz
-steps. torch.optim.Muon takes 2-D weights only and always iterates in bf16; here a 3-D expert weight is a stack of matrices,
-each orthogonalised on its own in one batched product, and the iteration runs in the dtype that the hardware multiplies fast.
+Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found by five
+Newton-Schulz steps. torch.optim.Muon takes 2-D weights only and always iterates in bf16; here a 3-D expert weight is a
+stack of matrices, each orthogonalised on its own in one batched product, and the iteration runs in the dtype that the
+hardware multiplies fast.
 
 Legend: E matrices in a stack, R rows, C columns.
 """
@@ -32,12 +33,13 @@ def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.floa
     for _ in range(steps):
         xxt = x @ x.mT
         x = a * x + (b * xxt + c * xxt @ xxt) @ x
-    return (x.mT if tall else x).to(g_ERC.dtype)
+    orthogonal: Tensor = (x.mT if tall else x).to(g_ERC.dtype)
+    return orthogonal
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised per matrix, times 0.2 * sqrt(max(R, C)) so that the update's root mean square is
-    AdamW's (Liu et al. 2025). Weight decay is decoupled."""
+    """Nesterov momentum, orthogonalised per matrix, times 0.2 * sqrt(max(R, C)) so that the update's root mean square
+    is AdamW's (Liu et al. 2025). Weight decay is decoupled."""
 
     def __init__(
         self,
@@ -72,8 +74,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a run, each parameter in exactly one; every group carries its peak in `peak_lr`.
 
-    Under Muon the embeddings, the routers and everything of one dimension stay with AdamW. Weight decay acts on tensors of
-    two or more dimensions, except stacked biases (names beginning with `b_`). `dtype`: of Muon's iteration.
+    Under Muon the embeddings, the routers and everything of one dimension stay with AdamW. Weight decay acts on tensors
+    of two or more dimensions, except stacked biases (names beginning with `b_`). `dtype`: of Muon's iteration.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     use_muon = config.name == "muon"

@@ -95,15 +95,17 @@ def model_card(config: RunConfig, step: int) -> str:
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         "| setting | value |\n| --- | --- |\n"
         + "".join(f"| {key} | {value} |\n" for key, value in model.items() if value is not None)
-        + "\nThe whole configuration is in `config.yaml`, the course of training in `metrics.jsonl`, and what it was made "
-        "with in `environment.json`.\n"
+        + "\nThe whole configuration is in `config.yaml`, the course of training in `metrics.jsonl`, and what "
+        "it was made with in `environment.json`.\n"
     )
 
 
 def commit() -> str | None:
     """The commit of the working directory's repository, with a `+` when files differ from it."""
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True
+        )
     except OSError:
         return None
     return done.stdout.strip() or None

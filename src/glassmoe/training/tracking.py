@@ -1,4 +1,5 @@
-"""metrics.jsonl, the record of a run: one JSON object a line, always written; everything else that shows a run reads it."""
+"""metrics.jsonl, the record of a run: one JSON object a line, always written; everything else that shows a run reads
+it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,165 @@
+"""Results files: NAME.json for programs, NAME.md for people, one row a trained model; the second is made from the
+first.
+
+`{"command", "commit", "data_sha256", "hardware", "rows": [{"name", "seed", "tokens", "flops", "active_parameters",
+"total_parameters", ...measures}]}`. A row that is measured again is replaced; rows of other data or
+hardware are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glassmoe.data.corpus import Corpus
+from glassmoe.models import GlassForCausalLM
+from glassmoe.reading.load import Loaded
+from glassmoe.training.checkpoint import write_atomically
+from glassmoe.training.tracking import read_metrics
+
+from .tables import table
+
+
+def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
+    """Add measures to the row of a run in a results file (`NAME`, without ending); the row's other measures stay.
+
+    ValueError when the model is not a run of ours, or the file holds results on other games.
+    """
+    if loaded.config is None:
+        raise ValueError(
+            f"{loaded.path} is not a run directory, so its tokens and seed are unknown; leave out --results"
+        )
+    json_path = path.with_name(path.name + ".json")
+    environment = json.loads((loaded.path / "environment.json").read_text())
+    header = {
+        "command": "glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
+        "commit": environment["commit"],
+        "data_sha256": corpus.fingerprint,
+        "hardware": environment["hardware"],
+    }
+    found = json.loads(json_path.read_text()) if json_path.exists() else {**header, "rows": []}
+    for fact in ("data_sha256", "hardware"):
+        if found[fact] != header[fact]:
+            raise ValueError(
+                f"{json_path} holds results with {fact} {found[fact]}, this run has {header[fact]}; "
+                f"rows of one file share their data and hardware: give another --results"
+            )
+    fresh = {
+        "name": name or loaded.config.model.ffn,
+        "seed": loaded.config.seed,
+        **_facts(loaded, environment),
+    }
+    key = (fresh["name"], fresh["seed"])
+    rows = {(row["name"], row["seed"]): row for row in found["rows"]}
+    rows[key] = {**rows.get(key, {}), **fresh, **measures}
+    found["rows"] = list(rows.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(json_path, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
+    markdown = render(path.name, found)
+    write_atomically(path.with_name(path.name + ".md"), lambda temporary: temporary.write_text(markdown))
+
+
+def render(title: str, found: dict[str, Any]) -> str:
+    """The Markdown page of a results file: one line a model, then the layers of each."""
+    parts = [f"# {title}", "", _summary(found["rows"]), ""]
+    parts += [
+        "Loss is in nats per character on the validation games. Coverage, held-out coverage (features and threshold "
+        "chosen on other games) and reconstruction are those of the layer with the highest coverage; L0 counts "
+        "features above 0 per token. Active parameters are the weights multiplied for one token; FLOPs are those of "
+        "training.",
+        "",
+        f"Data {found['data_sha256'][:16]}; {found['hardware']}; commit {found['commit']}. Tokens per second are those "
+        "of the run itself; rows that shared the machine with other work are not comparable in speed "
+        "(`bench-cpu.json` is).",
+    ]
+    for row in found["rows"]:
+        if "boards" in row:
+            parts += [
+                "",
+                f"## {row['name']}, seed {row['seed']}, layer by layer",
+                "",
+                _layers(row["boards"]["layers"]),
+            ]
+    return "\n".join(parts) + "\n"
+
+
+def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
+    model: GlassForCausalLM = loaded.model
+    lines = read_metrics(loaded.path / "metrics.jsonl")
+    rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
+    return {
+        "tokens": lines[-1]["tokens"],
+        "flops": lines[-1]["flops"],
+        "active_parameters": model.active_parameters(),
+        "total_parameters": model.num_parameters(),
+        "train_seconds": lines[-1]["seconds"],
+        "tokens_per_second": rates[len(rates) // 2],
+        "compute_dtype": environment["compute_dtype"],
+        "commit": environment["commit"],
+        "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
+    }
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    header = [
+        "model",
+        "seed",
+        "loss",
+        "coverage",
+        "held-out",
+        "reconstruction",
+        "layer",
+        "L0",
+        "alive",
+        "tokens",
+        "FLOPs",
+    ]
+    header += ["active", "parameters", "tokens/s"]
+    lines = []
+    for row in rows:
+        boards = row.get("boards", {"layers": [], "best_layer": None})
+        best = {key: value for x in boards["layers"] if x["layer"] == boards["best_layer"] for key, value in x.items()}
+        lines.append(
+            [
+                row["name"],
+                row["seed"],
+                f"{row['ppl']['loss']:.4f}" if "ppl" in row else None,
+                best.get("coverage"),
+                best.get("held_out_coverage"),
+                best.get("reconstruction"),
+                best.get("layer"),
+                f"{best['l0']:.0f}" if best else None,
+                f"{best['alive']} of {best['width']}" if best else None,
+                f"{row['tokens'] / 1e6:.2f}M",
+                f"{row['flops']:.2e}",
+                f"{row['active_parameters'] / 1e6:.3f}M",
+                f"{row['total_parameters'] / 1e6:.3f}M",
+                f"{row['tokens_per_second']:,.0f}",
+            ]
+        )
+    return table(header, lines)
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    def numbers(part: dict[str, Any] | None) -> list[Any]:
+        keys = ("coverage", "held_out_coverage", "reconstruction")
+        return [None] * 3 if part is None else [part[key] for key in keys]
+
+    names = ["coverage", "held-out", "reconstruction"]
+    header = ["layer", *names, "strategy cov.", "strategy rec.", "L0", "alive"]
+    header += [f"{kind} {name}" for kind in ("subsample", "random") for name in names]
+    rows = [
+        [
+            layer["layer"],
+            *numbers(layer),
+            layer["strategy_coverage"],
+            layer["strategy_reconstruction"],
+            f"{layer['l0']:.0f}",
+            f"{layer['alive']} of {layer['width']}",
+            *numbers(layer.get("subsample")),
+            *numbers(layer.get("random")),
+        ]
+        for layer in layers
+    ]
+    return table(header, rows)

@@ -1,0 +1,116 @@
+"""Short tables for people, as Markdown that also reads well in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table with aligned columns; numbers of type float get three decimals, None a dash."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def data_table(out: Path, manifest: dict[str, Any]) -> str:
+    games, characters = manifest["games"], manifest["characters"]
+    rows = [[split, f"{games[split]:,}", f"{characters[split]:,}"] for split in games]
+    checked = "every move checked legal" if manifest["checked"] else "moves not checked (--trust)"
+    lines = [
+        table(["split", "games", "characters"], rows),
+        "",
+        f"{checked}; {manifest['duplicates']:,} duplicates left out",
+    ]
+    for reason, skipped in manifest["skipped"].items():
+        example = skipped["examples"][0]
+        where = f"{example['file']}, game {example['game']}" + (f": {example['detail']}" if example["detail"] else "")
+        lines.append(f"skipped {skipped['count']:,}: {reason} (first: {where})")
+    return "\n".join([*lines, f"prepared games: {out}"])
+
+
+def boards_table(measured: dict[str, Any]) -> str:
+    """Coverage and reconstruction, layer by layer, with the controls that were measured."""
+    layers = measured["layers"]
+    header = ["layer", "coverage", "held-out", "reconstruction", "strategy cov.", "L0", "alive", "of"]
+    keys = [
+        "layer",
+        "coverage",
+        "held_out_coverage",
+        "reconstruction",
+        "strategy_coverage",
+        "l0",
+        "alive",
+        "width",
+    ]
+    controls = [
+        (name, key, label)
+        for name, label in (("subsample", "subsample"), ("random", "random weights"))
+        for key, what in (("held_out_coverage", "held-out"), ("reconstruction", "rec."))
+        if any(name in layer for layer in layers)
+        for label in [f"{label} {what}"]
+    ]
+    rows = [
+        [f"{layer['l0']:.0f}" if key == "l0" else layer[key] for key in keys]
+        + [layer.get(name, {}).get(key) for name, key, _ in controls]
+        for layer in layers
+    ]
+    return (
+        table(header + [label for *_, label in controls], rows)
+        + f"\n\n{measured['games']:,} games to choose features on, {measured['games']:,} others to test them; "
+        f"best layer by coverage: {measured['best_layer']}"
+    )
+
+
+def tracked_table(measured: dict[str, Any]) -> str:
+    """What single features of the best layer say about the board, in words."""
+    rows = [
+        [
+            each["slot"],
+            each["feature"],
+            each["f1"],
+            each["f1_always_on"],
+            each["f1_random"],
+            f"{each['true_share']:.1%}",
+        ]
+        for each in measured["tracked"]
+    ]
+    return (
+        f"What single neurons of layer {measured['best_layer']} track (F1 on games they were not chosen on):\n\n"
+        + table(["on the board", "neuron", "F1", "always-on F1", "random-weight F1", "true on"], rows)
+    )
+
+
+def perplexity_table(measured: dict[str, Any]) -> str:
+    return table(
+        ["loss (nats)", "+-", "perplexity", "bits per character", "rows", "tokens", "cut"],
+        [
+            [
+                f"{measured['loss']:.4f}",
+                f"{measured['loss_standard_error']:.4f}",
+                measured["perplexity"],
+                measured["bits_per_character"],
+                f"{measured['rows']:,}",
+                f"{measured['tokens']:,}",
+                measured["cut"],
+            ]
+        ],
+    )
+
+
+def bench_table(figures: dict[str, Any]) -> str:
+    rows = [[each["name"], each["ratio"], each["low"], each["high"], each["of"]] for each in figures["rows"]]
+    return (
+        table(["what", "ratio", "low", "high", "of what"], rows)
+        + f"\n\n{figures['hardware']}; {figures['tokens']:,} tokens a pass; medians of {figures['repeats']} repeats"
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,138 @@
+"""Configurations: recipes, overrides, and one clear message for each mistake."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glassmoe import cli
+from glassmoe import config as configuration
+from glassmoe.config import ModelConfig, RunConfig, TrainConfig, from_dict, load, recipes, to_yaml
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.models import FEED_FORWARD
+from glassmoe.training.loop import build_model, train
+from glassmoe.training.tracking import read_metrics
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_whole_and_builds(name: str, tmp_path: Path) -> None:
+    config = load(recipes()[name])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "c.yaml") == config
+    row_length = int(config.data.rows.split(":")[1])
+    for ffn in FEED_FORWARD:
+        config.model.ffn = ffn
+        with torch.device("meta"):
+            assert build_model(config, row_length).num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", ["quickstart", "chess-small"])
+def test_every_cpu_recipe_steps(name: str, noise_games: Path, tmp_path: Path) -> None:
+    config = load(recipes()[name])
+    config.data.path, config.train.steps, config.train.eval_rows = str(noise_games), 1, 8
+    line = read_metrics(train(config, tmp_path / "run") / "metrics.jsonl")[-1]
+    assert 3.2 < line["loss"] < 3.8
+
+
+def test_paper_recipe_has_the_papers_numbers() -> None:
+    config = load(recipes()["chess-paper"])
+    assert (config.model.layers, config.model.heads, config.model.width, config.model.active_width) == (
+        8,
+        8,
+        512,
+        4096,
+    )
+    assert (config.train.batch_rows, config.optimizer.warmup_steps, config.optimizer.lr) == (100, 2000, 3e-4)
+    assert config.optimizer.lr * config.optimizer.final_lr == pytest.approx(3e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"lyers": 3}}, r"unknown configuration key model.lyers; did you mean model.layers\?"),
+        ({"modl": {}}, r"unknown configuration key modl; did you mean model"),
+        ({"model": 3}, "model holds keys of its own, got 3"),
+        ({"model": {"layers": "many"}}, "model.layers"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.name"),
+        ({"model": {"heads": 3}}, "width 128 is not a multiple of model.heads 3"),
+        ({"model": {"experts_per_token": 9}}, "experts_per_token 9 is more than model.num_experts 8"),
+        ({"model": {"width": 100, "heads": 2}}, "model.width 100 is not a multiple of 8"),
+        ({"model": {"active_width": 24}}, "active_width 24 shared among 2 experts"),
+        ({"train": {"steps": 0}}, "train.steps is 0; expected a number above 0"),
+        (
+            {"train": {"batch_rows": 10, "micro_rows": 4}},
+            "batch_rows 10 is not a multiple of train.micro_rows 4",
+        ),
+        ({"schema_version": 99}, "schema version 99, newer than"),
+    ],
+)
+def test_mistakes_get_one_clear_message(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
+
+
+def test_values_arrive_with_their_types(tmp_path: Path) -> None:
+    config = from_dict({"seed": 3, "model": {"ffn": "mine", "options": {"k": 4}}, "optimizer": {"betas": [0.8, 0.9]}})
+    assert (config.seed, config.model.options, config.optimizer.betas) == (3, {"k": 4}, (0.8, 0.9))
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="does not hold a configuration"):
+        load(tmp_path / "list.yaml")
+
+
+def test_differences_are_named() -> None:
+    a = RunConfig()
+    b = RunConfig(model=ModelConfig(layers=9), train=TrainConfig(steps=7))
+    assert configuration.differences(a, b) == ["model.layers: 4 -> 9", "train.steps: 1000 -> 7"]
+    assert configuration.differences(a, RunConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--config", "chess-smal", "--out", "x"], "did you mean chess-small?"),
+        (["train", "--out", "x", "--model.lyers", "3"], "did you mean model.layers?"),
+        (["train", "--out", "x", "--model.layers", "three"], "model.layers"),
+        (["train", "--config", "quickstart"], "out"),
+        (["trian"], "did you mean train?"),
+        (["eval"], "takes one of boards, ppl"),
+        (["eval", "bords", "x"], "got 'bords'"),
+        (["eval", "ppl", "nowhere"], "there is no run at nowhere"),
+        (["generate", "."], "is not a run"),
+        (["data", "chess", "nothing.pgn", "--out", "x"], "nothing.pgn"),
+        (["train", "--out", "x", "--data.path", "nowhere"], "nowhere"),
+        (["bench", "--widths", "a"], "--widths takes whole numbers"),
+    ],
+)
+def test_the_command_line_explains_mistakes(
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+
+
+def test_overrides_beat_the_recipe(noise_games: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = f"train --config=chess-small --data.path {noise_games} --data.rows games:64 --out {out} --seed 5".split()
+    words += [
+        "--model.ffn",
+        "switch",
+        "--model.layers",
+        "1",
+        "--train.steps",
+        "1",
+        "--train.eval_rows",
+        "8",
+        "--train.batch_rows",
+        "16",
+    ]
+    assert cli.main(words) == 0
+    config = load(out / "config.yaml")
+    assert (config.seed, config.model.ffn, config.model.layers, config.train.steps) == (5, "switch", 1, 1)
+    assert (config.model.active_width, config.data.rows) == (1024, "games:64")
+    assert Rows(Corpus.open(noise_games).split("train"), config.data.rows).length == 64
