@@ -202,8 +202,8 @@ def test_it_learns(ffn: str, noise_games: Path, tmp_path: Path) -> None:
     train(tiny(noise_games, ffn, steps=60, log_every=5), tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(math.log(32), abs=0.35)
-    # The text is noise over 21 characters after three fixed ones: ln 21 = 3.04 is the floor for most of it.
-    assert lines[-1]["loss"] < 3.12 < lines[0]["loss"]
+    # The text is noise over 21 characters after three fixed ones: the floor is just under ln 21 = 3.04.
+    assert 2.9 < lines[-1]["loss"] < 3.2
     assert all(len(line["layers"]) == 2 for line in lines)
     if ffn in ("switch", "moe-x"):
         assert 0.009 < lines[-1]["balance"] < 0.02

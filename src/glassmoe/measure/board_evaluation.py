@@ -59,11 +59,15 @@ def evaluate_boards(
             f"{model.config.context}; train with data.rows games:{CHARACTERS} or longer rows"
         )
     texts = board_games(corpus.split("valid"), 2 * games)
-    games = min(games, len(texts) // 2)
+    asked, games = games, min(games, len(texts) // 2)
     if games == 0:
         raise ValueError(
             f"the validation split of {corpus.path} has {len(texts)} games with {DOTS} moves of White in "
             f"{CHARACTERS} characters; the measure needs at least 2, better 2,000: prepare more games"
+        )
+    if games < asked:
+        say(
+            f"{corpus.path} has {len(texts)} usable validation games: using {games} + {games} instead of {asked} + {asked}"
         )
     splits = {"train": texts[:games], "test": texts[games : 2 * games]}
     say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")

@@ -52,8 +52,9 @@ def load(name: str, device: str = "auto") -> Loaded:
     return Loaded(model.to(pick_device(device)).eval(), config, path)
 
 
-def random_twin(model: GlassForCausalLM, seed: int = 0) -> GlassForCausalLM:
-    """The same architecture with fresh random weights: what width alone gives."""
+def random_twin(model: GlassForCausalLM, seed: int = 1_000_003) -> GlassForCausalLM:
+    """The same architecture with fresh random weights: what width alone gives. The seed is one that runs do not use,
+    for with its own a run would meet its own first weights again."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin = GlassForCausalLM(model.config)

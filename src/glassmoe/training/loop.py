@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +47,50 @@ class Stopped(RuntimeError):
         self.signal_number = signal_number
 
 
+@dataclass(frozen=True)
+class Session:
+    """What one process holds while it trains."""
+
+    config: RunConfig
+    out: Path
+    group: Processes
+    device: torch.device
+    dtype: torch.dtype
+    corpus: Corpus
+    rows: dict[str, Rows]
+    model: GlassForCausalLM
+    compute: Any
+    optimizers: list[torch.optim.Optimizer]
+    micros: list[slice]
+    start: int
+    seconds: float
+
+
 def train(config: RunConfig, out: Path) -> Path:
     """Train the model that `config` describes into the run directory `out`; resume when `out` holds the same run.
 
     Raises ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
     """
     device = pick_device(config.train.device)
-    with processes(device) as group, stop_signals() as stop:
+    with processes(device) as group:
         if group.first:
             run.prepare(out, config)
         barrier(group)
-        return _train(config, out, device, group, stop)
+        session = _set_up(config, out, device, group)
+        with stop_signals() as stop:
+            _loop(session, stop)
+    return out
 
 
-def _train(config: RunConfig, out: Path, device: torch.device, group: Processes, stop: list[int]) -> Path:
-    settings, steps = config.train, config.train.steps
-    dtype = compute_dtype(settings.precision, device)
+def _set_up(config: RunConfig, out: Path, device: torch.device, group: Processes) -> Session:
+    """Games, model and optimisers, as new or as the newest checkpoint has them."""
+    micros = _micro_batches(config, group)
     corpus = _corpus(config, out, group)
     rows = {split: Rows(corpus.split(split), config.data.rows) for split in ("train", "valid")}
-    micros = _micro_batches(config, group)
-
     torch.manual_seed(config.seed)
-    model = build_model(config, rows["train"].length).to(device)
-    muon_dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-    optimizers = build_optimizers(model, config.optimizer, muon_dtype)
+    model = build_model(config, rows["train"].length).to(device).train()
+    dtype = compute_dtype(config.train.precision, device)
+    optimizers = build_optimizers(model, config.optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     restored = checkpoint.restore(out / "state", model, optimizers)
     start, extra = restored or (0, {"data": corpus.fingerprint, "seconds": 0.0})
     if extra["data"] != corpus.fingerprint:
@@ -78,79 +98,98 @@ def _train(config: RunConfig, out: Path, device: torch.device, group: Processes,
             f"the run in {out} was trained on other games ({extra['data'][:12]}) than {corpus.path} holds "
             f"({corpus.fingerprint[:12]}); give the same games, or another --out"
         )
-    model.train()
-    compute: Any = torch.compile(model) if settings.compile else model
-    flops = model.flops_per_token(rows["train"].length - 1)
+    compute = torch.compile(model) if config.train.compile else model
+    seconds = extra["seconds"]
+    return Session(config, out, group, device, dtype, corpus, rows, model, compute, optimizers, micros, start, seconds)
+
+
+def _loop(s: Session, stop: list[int]) -> None:
+    settings, steps, group = s.config.train, s.config.train.steps, s.group
+    row_tokens = s.rows["train"].length - 1
+    flops = s.model.flops_per_token(row_tokens)
     if group.first:
-        log = MetricsLog(out / "metrics.jsonl", start)
-        _announce(model, config, corpus, rows["train"], device, dtype, start)
-        if start == 0:
-            run.write_environment(out, config, corpus, describe(device), str(dtype).removeprefix("torch."))
-
-    began, seen_tokens, last_log = time.perf_counter() - extra["seconds"], 0, time.perf_counter()
-    progress = bar(steps, "train", "step", start, group.first)
-    for step in range(start, steps):
-        # One step: the same rows whoever runs it, split into passes, each process taking its own.
-        indices = row_indices(len(rows["train"]), config.seed, step, settings.batch_rows)
-        tokens, lengths = (torch.from_numpy(array) for array in rows["train"].batch(indices))
-        labels = count_labels(lengths)
-        sums: dict[str, float] = {"loss": 0.0}
-        for micro in micros:
-            with autocast(device, dtype):
-                loss, named = next_token_loss(compute, tokens[micro].to(device).long(), lengths[micro].to(device))
-            total = loss / labels
-            sums["loss"] += float(total.detach())
-            for name, value in named.items():
-                part = value * settings.micro_rows / settings.batch_rows
-                total = total + part
-                sums[name] = sums.get(name, 0.0) + float(part.detach())
-            total.backward()
-        sum_gradients(model, group)
-        sums = dict(zip(sums, sum_values(torch.tensor(list(sums.values())).to(device), group).tolist(), strict=True))
-
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or math.inf)
-        if not (math.isfinite(sums["loss"]) and bool(torch.isfinite(norm))):
-            raise Diverged(_divergence_message(step, sums["loss"], float(norm), out))
-        share = schedule(step, steps, config.optimizer)
-        set_learning_rate(optimizers, share)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        seen_tokens += labels
+        _announce(s)
+        log = MetricsLog(s.out / "metrics.jsonl", s.start)
+        if s.start == 0:
+            run.write_environment(s.out, s.config, s.corpus, describe(s.device), str(s.dtype).removeprefix("torch."))
+    began, logged_at, labels_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
+    progress = bar(steps, "train", "step", s.start, group.first)
+    for step in range(s.start, steps):
         done = step + 1
+        line, labels = _step(s, step)
+        labels_since += labels
         progress.update()
 
-        line: dict[str, Any] = {}
         validating = done % settings.eval_every == 0 or done == steps
-        if validating or done % settings.log_every == 0:
+        logging = validating or done % settings.log_every == 0
+        if logging:
             now = time.perf_counter()
-            rate, last_log, seen_tokens = seen_tokens / (now - last_log), now, 0
-            line = {**sums, "lr_share": share, "grad_norm": float(norm), "tokens_per_second": round(rate, 1)}
-            line["layers"] = model_statistics(model, tokens[:STATISTICS_ROWS, :-1].to(device).long())
-            progress.set_postfix(loss=f"{sums['loss']:.3f}")
+            line["tokens_per_second"] = round(labels_since / (now - logged_at), 1)
+            logged_at, labels_since = now, 0
+            line["layers"] = _statistics(s, step)
+            progress.set_postfix(loss=f"{line['loss']:.3f}")
         if validating:
-            line["valid_loss"] = validate(compute, rows["valid"], config, group, device, dtype)
+            line["valid_loss"] = validate(s)
             if group.first:
-                left = (time.perf_counter() - began) / done * (steps - done)
+                left = (time.perf_counter() - began) / done * (steps - done) / 60
                 say(
-                    f"step {done}/{steps}  loss {sums['loss']:.4f}  valid {line['valid_loss']:.4f}  "
-                    f"{left / 60:.1f} min left"
+                    f"step {done}/{steps}  loss {line['loss']:.4f}  valid {line['valid_loss']:.4f}  {left:.1f} min left"
                 )
-        if line and group.first:
-            seconds = round(time.perf_counter() - began, 2)
-            position = {"step": done, "tokens": done * settings.batch_rows * (rows["train"].length - 1)}
-            log.write(**position, seconds=seconds, flops=position["tokens"] * flops, **line)
+        if logging and group.first:
+            tokens, seconds = done * settings.batch_rows * row_tokens, round(time.perf_counter() - began, 2)
+            log.write(step=done, tokens=tokens, flops=tokens * flops, seconds=seconds, **line)
+
         stopping = any_process(bool(stop), group)
         if (done % settings.checkpoint_every == 0 or done == steps or stopping) and group.first:
-            extra = {"data": corpus.fingerprint, "seconds": time.perf_counter() - began}
-            checkpoint.save(out / "state", done, model, optimizers, extra)
-            run.publish(out, model, config, done)
+            extra = {"data": s.corpus.fingerprint, "seconds": time.perf_counter() - began}
+            checkpoint.save(s.out / "state", done, s.model, s.optimizers, extra)
+            run.publish(s.out, s.model, s.config, done)
         barrier(group)
         if stopping and done < steps:
             progress.close()
-            raise Stopped(f"stopped at step {done} of {steps}; the same command goes on from there", (stop or [15])[0])
+            raise Stopped(
+                f"stopped at step {done} of {steps}; the same command goes on from there", (stop or [signal.SIGTERM])[0]
+            )
     progress.close()
-    return out
+
+
+def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
+    """One optimiser step on the rows that belong to it: what to log, and how many labels it learned from."""
+    settings = s.config.train
+    indices = row_indices(len(s.rows["train"]), s.config.seed, step, settings.batch_rows)
+    tokens, lengths = (torch.from_numpy(array) for array in s.rows["train"].batch(indices))
+    # Every process divides by the labels of the whole batch, so that gradients add up to those of one process.
+    labels = count_labels(lengths)
+    sums: dict[str, float] = {"loss": 0.0}
+    for micro in s.micros:
+        with autocast(s.device, s.dtype):
+            loss, named = next_token_loss(s.compute, tokens[micro].to(s.device).long(), lengths[micro].to(s.device))
+        parts = {name: value * settings.micro_rows / settings.batch_rows for name, value in named.items()}
+        parts["loss"] = loss / labels
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(part.detach())
+        torch.stack(list(parts.values())).sum().backward()
+    sum_gradients(s.model, s.group)
+    summed = sum_values(torch.tensor(list(sums.values())).to(s.device), s.group).tolist()
+    line: dict[str, Any] = dict(zip(sums, summed, strict=True))
+
+    norm = float(torch.nn.utils.clip_grad_norm_(s.model.parameters(), s.config.optimizer.clip or math.inf))
+    if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
+        raise Diverged(_divergence_message(step, line["loss"], norm, s.out))
+    share = schedule(step, settings.steps, s.config.optimizer)
+    set_learning_rate(s.optimizers, share)
+    for optimizer in s.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    rates = {type(o).__name__.lower(): o.param_groups[0]["lr"] for o in s.optimizers}
+    return {**line, "learning_rate": rates, "grad_norm": norm}, labels
+
+
+def _statistics(s: Session, step: int) -> list[dict[str, Any]]:
+    """The layers' statistics on a few rows of this step."""
+    indices = row_indices(len(s.rows["train"]), s.config.seed, step, s.config.train.batch_rows)
+    tokens, _ = s.rows["train"].batch(indices[:STATISTICS_ROWS])
+    return model_statistics(s.model, torch.from_numpy(tokens[:, :-1]).to(s.device).long())
 
 
 def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
@@ -159,17 +198,13 @@ def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
     return GlassForCausalLM(GlassConfig(context=row_length, **asdict(config.model)))
 
 
-def validate(
-    model: Any, rows: Rows, config: RunConfig, group: Processes, device: torch.device, dtype: torch.dtype
-) -> float:
+def validate(s: Session) -> float:
     """Mean cross-entropy in nats per token over the run's validation rows (the same rows every time)."""
-    count = min(config.train.eval_rows, len(rows))
-    if count == 0:
-        raise ValueError("the validation split has no rows; prepare more games, or cut shorter rows")
-    indices = np.arange(count)[group.rank :: group.count]
-    with autocast(device, dtype):
-        total, labels = total_loss(model, rows, indices, config.train.micro_rows)
-    summed = sum_values(torch.tensor([total, labels], dtype=torch.float64).to(device), group)
+    rows = s.rows["valid"]
+    indices = np.arange(min(s.config.train.eval_rows, len(rows)))[s.group.rank :: s.group.count]
+    with autocast(s.device, s.dtype):
+        total, labels = total_loss(s.compute, rows, indices, s.config.train.micro_rows)
+    summed = sum_values(torch.tensor([total, labels], dtype=torch.float64).to(s.device), s.group)
     return float(summed[0] / summed[1])
 
 
@@ -215,23 +250,15 @@ def _micro_batches(config: RunConfig, group: Processes) -> list[slice]:
     return [slice(i, i + micro) for i in range(0, batch, micro)][group.rank :: group.count]
 
 
-def _announce(
-    model: GlassForCausalLM,
-    config: RunConfig,
-    corpus: Corpus,
-    rows: Rows,
-    device: torch.device,
-    dtype: torch.dtype,
-    start: int,
-) -> None:
-    tokens = config.train.steps * config.train.batch_rows * (rows.length - 1)
+def _announce(s: Session) -> None:
+    rows, steps = s.rows["train"], s.config.train.steps
+    tokens = steps * s.config.train.batch_rows * (rows.length - 1)
     say(
-        f"{config.model.ffn}: {model.num_parameters() / 1e6:.2f}M parameters, "
-        f"{model.active_parameters() / 1e6:.2f}M active; "
-        f"{len(rows):,} rows of {rows.length} from {corpus.path}"
-        + (" (synthetic games)" if corpus.manifest.get("synthetic") else "")
-        + f"; {config.train.steps} steps, {tokens / 1e6:.1f}M tokens; {describe(device)}, {dtype}"
-        + (f"; resuming at step {start}" if start else "")
+        f"{s.config.model.ffn}: {s.model.num_parameters() / 1e6:.2f}M parameters, "
+        f"{s.model.active_parameters() / 1e6:.2f}M active; {len(rows):,} rows of {rows.length} from {s.corpus.path}"
+        + (" (synthetic games)" if s.corpus.manifest.get("synthetic") else "")
+        + f"; {steps} steps, {tokens / 1e6:.1f}M tokens; {describe(s.device)}, {str(s.dtype).removeprefix('torch.')}"
+        + (f"; resuming at step {s.start}" if s.start else "")
     )
 
 
@@ -243,6 +270,3 @@ def _divergence_message(step: int, loss: float, norm: float, out: Path) -> str:
         + "Lower optimizer.lr or optimizer.muon_lr, raise optimizer.warmup_steps, or use --train.precision fp32, "
         "and start in a new --out"
     )
-
-
-__all__ = ["Diverged", "Stopped", "build_model", "train", "validate"]

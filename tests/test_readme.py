@@ -1,0 +1,111 @@
+"""The README's commands, in the order in which it gives them, on a small PGN of real (self-played) games."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zstandard
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# What makes a command small enough for a test; the command itself stays as the README gives it.
+SMALL = {
+    "train": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 32 --train.steps 2 "
+    "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
+    "eval boards": "--games 5",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```\n(.*?)```", README, re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [re.split(r"\s+#", line)[0] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with games.pgn.zst."""
+    from glassmoe.data.selfplay import play_game
+
+    desk = tmp_path_factory.mktemp("desk")
+    games = [re.sub(r"(\d+)\.", r"\1. ", play_game(3, i, 300).removeprefix(";")) for i in range(60)]
+    pgn = "".join(f'[Event "?"]\n[Result "*"]\n\n{game} *\n\n' for game in games)
+    (desk / "games.pgn.zst").write_bytes(zstandard.compress(pgn.encode()))
+    return desk
+
+
+def test_every_readme_command(desk: Path) -> None:
+    ran = []
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            listed = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert listed.returncode == 0, listed.stderr
+            continue
+        assert words[0] == "glassmoe", command
+        extra = next((SMALL[key] for key in SMALL if command.startswith(f"glassmoe {key}")), "")
+        extra += " --valid-share 0.3 --workers 1" if words[1] == "data" else ""
+        done = subprocess.run(
+            [sys.executable, "-m", "glassmoe", *words[1:], *extra.split()], cwd=desk, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip() and "Traceback" not in done.stderr
+        ran.append(" ".join(words[1:3]))
+    assert len(ran) == 5 and (desk / "runs/moex/model.safetensors").exists()
+
+
+def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from glassmoe import cli
+
+    small = ["--steps", "2", "--synthetic-games", "60", "--games", "2", "--out", str(tmp_path / "run")]
+    assert cli.main(["quickstart", *small]) == 0
+    shown = capsys.readouterr()
+    assert "coverage" in shown.out and "on the board" in shown.out and "synthetic games" in shown.err
+    manifest = json.loads((tmp_path / "run/games/manifest.json").read_text())
+    assert manifest["synthetic"] is True
+    assert cli.main(["quickstart", *small, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["games"] == 2
+
+
+def test_an_outsiders_layer_trains_and_is_measured(desk: Path) -> None:
+    shutil.copy(ROOT / "examples/new_layer.py", desk / "mine.py")
+    options = (
+        "--data.path data/games --out runs/mine --train.steps 2 --train.batch_rows 4 --train.micro_rows 4 "
+        "--train.eval_rows 4 --model.layers 1 --model.width 16 --model.active_width 64"
+    )
+    done = subprocess.run(
+        [sys.executable, "mine.py", *options.split()], cwd=desk, capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "coverage" in done.stdout and (desk / "runs/mine/model.safetensors").exists()
+
+
+def test_readme_shows_the_example_as_it_is() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    example = (ROOT / "examples/new_layer.py").read_text()
+    plain = re.sub(r": (GlassConfig|torch\.Tensor|Features)\b|-> \w+(\.\w+)? *(?=:)| -> \w+(\.\w+)?", "", example)
+    with contextlib.suppress(ValueError):
+        plain = plain[plain.index("class TopK") : plain.index("if __name__")]
+    assert block.split() == plain.split()
+
+
+def test_readme_figures_come_from_results() -> None:
+    results = json.loads((ROOT / "results/chess-small.json").read_text())
+    for row in results["rows"]:
+        best = next(x for x in row["boards"]["layers"] if x["layer"] == row["boards"]["best_layer"])
+        line = next(line for line in README.splitlines() if line.startswith(f"| {row['name']} "))
+        for value in (row["ppl"]["loss"], *(best[k] for k in ("coverage", "held_out_coverage", "reconstruction"))):
+            assert f"{value:.3f}" in line, (row["name"], value)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
