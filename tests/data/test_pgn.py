@@ -1,30 +1,19 @@
 """From files of games to a corpus: everything PGN holds, every packing, every way to be broken."""
 
-import bz2
-import functools
-import gzip
 import io
 import json
 import time
 
 import chess.pgn
 import pytest
-import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glassmoe.data.chess_text import decode, move_text
+from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
+from glassmoe.data.chess_text import move_text
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.pgn import Replayer, Skip, prepare_chess, read_chunk
+from glassmoe.data.pgn import Replayer, Skip, prepare_chess
 from glassmoe.data.selfplay import play_game
-from glassmoe.data.sources import Chunk
-
-PACK = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 
 ANNOTATED = """[Event "Caf\u00e9"]
 [Site "?"]
@@ -39,42 +28,6 @@ over lines; with ( and 2. Qh5} e5!? 2.Nf3 ( 2. f4 exf4 (2... d5 3. exd5 {deep ) 
 4. Ba4 Nf6 5. 0-0 Be7 1-0
 """
 ANNOTATED_TEXT = ";1.e4 e5 2.Nf3 Nc6 3.Bb5 a6 4.Ba4 Nf6 5.O-O Be7"
-
-
-def pgn(sans, **tags):
-    headers = "".join(f'[{name} "{value}"]\n' for name, value in {"Event": "x", **tags}.items())
-    return f"{headers}\n{move_text(sans.split())[1:]} *\n\n"
-
-
-@functools.cache
-def synthetic(count, seed=0, max_chars=120):
-    return [play_game(seed, number, max_chars) for number in range(count)]
-
-
-def as_pgn(texts):
-    return "".join(f'[Event "g{i}"]\n[Result "1-0"]\n\n{text[1:]} 1-0\n\n' for i, text in enumerate(texts))
-
-
-def prepare(tmp_path, *inputs, name="out", **options):
-    """The prepared texts in order, and the manifest."""
-    options = {"workers": 1, "valid_share": 0.0, "progress": False, **options}
-    manifest = prepare_chess(list(inputs), tmp_path / name, **options)
-    games = Corpus.open(tmp_path / name).split("train")
-    return [games.text(i) for i in range(len(games))], manifest
-
-
-def prepare_text(tmp_path, text, **options):
-    file = tmp_path / "games.pgn"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return prepare(tmp_path, file, **options)
-
-
-def read(text, checked=True, kind="pgn"):
-    """(texts, skipped) of one chunk, without files."""
-    data = text if isinstance(text, bytes) else text.encode("utf-8")
-    result = read_chunk(Chunk(0, kind, data), checked=checked)
-    texts = [";" + part for part in decode(result.games.tokens).split(";")[1:]]
-    return texts, [(number, reason) for number, reason, _ in result.skipped]
 
 
 # --- what PGN holds ---

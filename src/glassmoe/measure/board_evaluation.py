@@ -12,7 +12,6 @@ Legend: G games, N characters, B slots.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,12 +65,9 @@ def evaluate_boards(
             f"{CHARACTERS} characters; the measure needs at least 2, better 2,000: prepare more games"
         )
     if games < asked:
-        say(
-            f"{corpus.path} has {len(texts)} usable validation games: using {games} + {games} instead of {asked} + {asked}"
-        )
+        say(f"{len(texts)} validation games are usable: {games} + {games} are read, not {asked} + {asked}")
     splits = {"train": texts[:games], "test": texts[games : 2 * games]}
     say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")
-    workers = workers or os.cpu_count() or 1
     labels = {name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()}
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
     inputs = [(*_arrays(part), sample if name == "train" else 0) for name, part in splits.items()]

@@ -11,15 +11,17 @@ Array legend: N boards (games x dots), C kept classes of a property, B slots.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .board_position import Position, require_chess
+from glassmoe.data.chess_text import require_chess
+from glassmoe.data.parallel import ordered_map
+
+from .board_position import Position
 from .board_properties import get_property, unpack_slots
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
 
 def _walk(text: str, limit: int) -> Iterator[chess.Board]:
     """The board at each dot; one board that moves on, so look at it before asking for the next."""
-    board = require_chess().Board()
+    board = require_chess("Reading boards").Board()
     words, left = text.removeprefix(";").split(" "), limit
     for index, word in enumerate(words):
         for _ in range(min(word.count("."), left)):
@@ -85,9 +87,8 @@ def label_games(
     """Labels of every property at the first `dots` dots of each game.
 
     texts: game texts, already cut to the characters that the model reads (256 in the paper's protocol).
-    properties: names from `PROPERTIES`. workers: processes to use; None or 1 stays in this process. With
-    more, the calling script needs the usual `if __name__ == "__main__":` guard, since processes are
-    spawned.
+    properties: names from `PROPERTIES`. workers: processes to use (None: one a CPU); with more than one, the
+    calling script needs the usual `if __name__ == "__main__":` guard, since processes are spawned.
 
     Returns name -> 0/1 labels [N, B], N = len(texts) * dots, game by game and dot by dot: a CSR array of
     uint8 for the piece properties, else a uint8 array. ValueError when a game has fewer than `dots` dots,
@@ -98,14 +99,9 @@ def label_games(
     props = [get_property(name) for name in properties]
     if not texts:
         raise ValueError("there are no games to label")
-    require_chess()
     tasks = [texts[start : start + _GAMES_A_TASK] for start in range(0, len(texts), _GAMES_A_TASK)]
-    if workers is not None and workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            count = len(tasks)
-            parts = list(pool.map(_bitboards, tasks, [list(properties)] * count, [dots] * count))
-    else:
-        parts = [_bitboards(task, properties, dots) for task in tasks]
+    read = partial(_bitboards, names=list(properties), dots=dots)
+    parts = list(ordered_map(read, iter(tasks), workers))
     labels: dict[str, Labels] = {}
     for index, prop in enumerate(props):
         words_NC = np.concatenate([part[index] for part in parts])

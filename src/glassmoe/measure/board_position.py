@@ -1,14 +1,16 @@
 """One chess position: the attack maps, pins and legal destinations that many board properties share.
 
 python-chess supplies rules and tables; this works on its 64-bit boards (bit 0 is a1, bit 63 is h8) without
-making a move object per move, which is what lets tens of thousands of boards be labelled in seconds. This is
-the only module here that imports python-chess (GPL-3.0+, the optional extra `chess`), and only when used.
+making a move object per move, which is what lets tens of thousands of boards be labelled in seconds. python-chess
+(GPL-3.0+, the optional extra `chess`) is imported only when a position is read.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from glassmoe.data.chess_text import require_chess
 
 if TYPE_CHECKING:
     import chess
@@ -17,22 +19,12 @@ ALL_SQUARES = (1 << 64) - 1
 PAWN, KNIGHT, BISHOP, ROOK, QUEEN, KING = range(1, 7)
 
 
-def require_chess() -> Any:
-    """The python-chess module; ImportError that names the extra when it is not installed."""
-    try:
-        import chess
-    except ImportError as error:
-        message = 'board properties need python-chess: pip install "glassmoe[chess]" (note: GPL-3.0+)'
-        raise ImportError(message) from error
-    return chess
-
-
 class Position:
     """One board with what several properties share (attack maps, pins, legal destinations), computed once."""
 
     def __init__(self, board: chess.Board) -> None:
         self.board: Any = board
-        self.chess = require_chess()
+        self.chess = require_chess("Reading boards")
         self.turn = bool(board.turn)
         self.us = int(board.occupied_co[board.turn])
         self.them = int(board.occupied_co[not board.turn])

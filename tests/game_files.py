@@ -1,0 +1,56 @@
+"""What the tests of reading games share: texts as files, and files as texts."""
+
+import bz2
+import functools
+import gzip
+
+import zstandard
+
+from glassmoe.data.chess_text import decode, move_text
+from glassmoe.data.corpus import Corpus
+from glassmoe.data.pgn import prepare_chess, read_chunk
+from glassmoe.data.selfplay import play_game
+from glassmoe.data.sources import Chunk
+
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+def pgn(sans, **tags):
+    headers = "".join(f'[{name} "{value}"]\n' for name, value in {"Event": "x", **tags}.items())
+    return f"{headers}\n{move_text(sans.split())[1:]} *\n\n"
+
+
+@functools.cache
+def synthetic(count, seed=0, max_chars=120):
+    return [play_game(seed, number, max_chars) for number in range(count)]
+
+
+def as_pgn(texts):
+    return "".join(f'[Event "g{i}"]\n[Result "1-0"]\n\n{text[1:]} 1-0\n\n' for i, text in enumerate(texts))
+
+
+def prepare(tmp_path, *inputs, name="out", **options):
+    """The prepared texts in order, and the manifest."""
+    options = {"workers": 1, "valid_share": 0.0, "progress": False, **options}
+    manifest = prepare_chess(list(inputs), tmp_path / name, **options)
+    games = Corpus.open(tmp_path / name).split("train")
+    return [games.text(i) for i in range(len(games))], manifest
+
+
+def prepare_text(tmp_path, text, **options):
+    file = tmp_path / "games.pgn"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return prepare(tmp_path, file, **options)
+
+
+def read(text, checked=True, kind="pgn"):
+    """(texts, skipped) of one chunk, without files."""
+    data = text if isinstance(text, bytes) else text.encode("utf-8")
+    result = read_chunk(Chunk(0, kind, data), checked=checked)
+    texts = [";" + part for part in decode(result.games.tokens).split(";")[1:]]
+    return texts, [(number, reason) for number, reason, _ in result.skipped]
