@@ -83,7 +83,7 @@ def test_without_python_chess_the_error_names_the_extra() -> None:
         "import glassmoe.measure.boards\n"
         "assert dot_positions('1.e4') == [1]\n"
         "try:\n    label_games([';1.e4'], ['board_to_pin_state'], dots=1)\n"
-        "except ImportError as error:\n    assert 'glassmoe[chess]' in str(error)\n"
+        "except ValueError as error:\n    assert 'glassmoe[chess]' in str(error)\n"
         "else:\n    raise SystemExit('no error')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

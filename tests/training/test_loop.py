@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, load
 from glassmoe.models import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.loop import Diverged, Stopped, train
@@ -262,6 +263,20 @@ def test_another_configuration_is_refused_and_nothing_is_lost(noise_games: Path,
         train(tiny(noise_games, steps=2), tmp_path / "thesis")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_games_may_move_but_not_change(noise_games: Path, tmp_path: Path) -> None:
+    config = tiny(noise_games, steps=2)
+    train(config, tmp_path / "run")
+    moved = shutil.copytree(noise_games, tmp_path / "moved")
+    config.data.path = str(moved)
+    train(config, tmp_path / "run")
+    assert load(tmp_path / "run" / "config.yaml").data.path == str(moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["files"]["train.bin"]["sha256"] = "0" * 64
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="was trained on other games"):
+        train(config, tmp_path / "run")
 
 
 def test_a_finished_run_is_left_as_it_is(noise_games: Path, tmp_path: Path) -> None:

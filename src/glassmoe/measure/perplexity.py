@@ -30,10 +30,10 @@ def perplexity(
     loss_P, labels_P = (np.array(each, dtype=np.float64) for each in zip(*parts, strict=True))
     loss = loss_P.sum() / labels_P.sum()
     # A ratio's standard error, from the parts' residuals around it.
-    spread = math.sqrt(((loss_P - loss * labels_P) ** 2).sum()) / labels_P.sum() if len(parts) > 1 else math.nan
+    spread = math.sqrt(((loss_P - loss * labels_P) ** 2).sum()) / float(labels_P.sum())
     return {
         "loss": float(loss),
-        "loss_standard_error": spread,
+        "loss_standard_error": spread if len(parts) > 1 else None,
         "perplexity": math.exp(loss),
         "bits_per_character": float(loss) / math.log(2),
         "rows": count,

@@ -48,7 +48,8 @@ def load(name: str, device: str = "auto") -> Loaded:
             raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except OSError as error:
-        raise ValueError(f"could not load {name}: {error}") from error
+        where = "" if path.exists() else f"there is no run at {path}, and as a model on the hub "
+        raise ValueError(f"{where}{name} could not be loaded: {error}") from error
     return Loaded(model.to(pick_device(device)).eval(), config, path)
 
 

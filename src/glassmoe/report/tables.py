@@ -91,7 +91,7 @@ def perplexity_table(measured: dict[str, Any]) -> str:
         [
             [
                 f"{measured['loss']:.4f}",
-                f"{measured['loss_standard_error']:.4f}",
+                None if measured["loss_standard_error"] is None else f"{measured['loss_standard_error']:.4f}",
                 measured["perplexity"],
                 measured["bits_per_character"],
                 f"{measured['rows']:,}",

@@ -31,7 +31,10 @@ def prepare(out: Path, config: RunConfig) -> None:
     path = out / "config.yaml"
     if path.exists():
         changed = configuration.differences(configuration.load(path), config)
-        if changed:
+        if [change.partition(":")[0] for change in changed] == ["data.path"]:
+            # The games may lie elsewhere now; that they are the same ones is checked by their fingerprint.
+            write_atomically(path, lambda temporary: temporary.write_text(configuration.to_yaml(config)))
+        elif changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "
                 f"give another --out, or the configuration that is there to go on with it"
