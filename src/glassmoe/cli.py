@@ -54,7 +54,7 @@ def _guarded(run: Callable[[list[str]], int | None], words: list[str]) -> int:
 
 
 def _data(words: list[str]) -> None:
-    parser = _parser("data chess", "Prepare chess games for training.")
+    parser = _parser("data", "Prepare chess games for training.")
     parser.add_argument("kind", choices=["chess"], help="what the files hold")
     parser.add_argument(
         "inputs",

@@ -103,10 +103,14 @@ def perplexity_table(measured: dict[str, Any]) -> str:
 
 
 def bench_table(figures: dict[str, Any]) -> str:
-    rows = [[each["name"], each["ratio"], each["low"], each["high"], each["of"]] for each in figures["rows"]]
+    rows = [
+        [each["name"], each["ratio"], each["low"], each["high"], each["of"], each.get("tokens_per_second")]
+        for each in figures["rows"]
+    ]
     return (
-        table(["what", "ratio", "low", "high", "of what"], rows)
-        + f"\n\n{figures['hardware']}; {figures['tokens']:,} tokens a pass; medians of {figures['repeats']} repeats"
+        table(["what", "ratio", "low", "high", "of what", "tokens/s"], rows)
+        + f"\n\nForward + backward of layers on {figures['tokens']:,} tokens, and whole training steps; medians of "
+        f"{figures['repeats']} repeats; {figures['hardware']}, {figures['dtype']}"
     )
 
 
