@@ -3,7 +3,7 @@ first.
 
 `{"command", "commit", "data_sha256", "hardware", "rows": [{"name", "seed", "tokens", "flops", "active_parameters",
 "total_parameters", ...measures}]}`. A row that is measured again is replaced; rows of other data or
-hardware are refused.
+hardware are refused. `notes`, a list of paragraphs that somebody added to the JSON, is kept and shown.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def render(title: str, found: dict[str, Any]) -> str:
         "of the run itself; rows that shared the machine with other work are not comparable in speed "
         "(`bench-cpu.json` is).",
     ]
+    parts += [f"\n{note}" for note in found.get("notes", [])]
     for row in found["rows"]:
         if "boards" in row:
             parts += [

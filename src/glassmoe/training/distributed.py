@@ -60,15 +60,9 @@ def sum_values(values: Tensor, group: Processes) -> Tensor:
     return values
 
 
-def any_process(flag: bool, group: Processes) -> bool:
+def any_process(flag: bool, group: Processes, device: torch.device) -> bool:
     """Whether the flag is set on any process (a signal may reach only one)."""
-    if group.count == 1:
-        return flag
-    return (
-        bool(sum_values(torch.tensor(float(flag)), group) > 0)
-        if dist.get_backend() == "gloo"
-        else bool(sum_values(torch.tensor(float(flag), device="cuda"), group) > 0)
-    )
+    return bool(sum_values(torch.tensor(float(flag), device=device), group) > 0)
 
 
 def barrier(group: Processes) -> None:

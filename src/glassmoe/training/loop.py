@@ -110,7 +110,10 @@ def _loop(s: Session, stop: list[int]) -> None:
     if group.first:
         _announce(s)
         log = MetricsLog(s.out / "metrics.jsonl", s.start)
-        if s.start == 0:
+        if s.start:
+            # A kill may have come between the checkpoint and the model files made from it.
+            run.publish(s.out, s.model, s.config, s.start)
+        else:
             run.write_environment(s.out, s.config, s.corpus, describe(s.device), str(s.dtype).removeprefix("torch."))
     began, logged_at, labels_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
     progress = bar(steps, "train", "step", s.start, group.first)
@@ -139,12 +142,13 @@ def _loop(s: Session, stop: list[int]) -> None:
             tokens, seconds = done * settings.batch_rows * row_tokens, round(time.perf_counter() - began, 2)
             log.write(step=done, tokens=tokens, flops=tokens * flops, seconds=seconds, **line)
 
-        stopping = any_process(bool(stop), group)
-        if (done % settings.checkpoint_every == 0 or done == steps or stopping) and group.first:
-            extra = {"data": s.corpus.fingerprint, "seconds": time.perf_counter() - began}
-            checkpoint.save(s.out / "state", done, s.model, s.optimizers, extra)
-            run.publish(s.out, s.model, s.config, done)
-        barrier(group)
+        stopping = any_process(bool(stop), group, s.device)
+        if done % settings.checkpoint_every == 0 or done == steps or stopping:
+            if group.first:
+                extra = {"data": s.corpus.fingerprint, "seconds": time.perf_counter() - began}
+                checkpoint.save(s.out / "state", done, s.model, s.optimizers, extra)
+                run.publish(s.out, s.model, s.config, done)
+            barrier(group)
         if stopping and done < steps:
             progress.close()
             raise Stopped(

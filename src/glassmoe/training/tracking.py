@@ -1,5 +1,4 @@
-"""metrics.jsonl, the record of a run: one JSON object a line, always written; everything else that shows a run reads
-it."""
+"""metrics.jsonl, the record of a run: one JSON object a line, always written; all that shows a run reads it."""
 
 from __future__ import annotations
 
@@ -7,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import write_atomically
+
 
 class MetricsLog:
     """Appends lines to `path`; on resuming drops those after the resumed step, so that no step is told twice."""
 
     def __init__(self, path: Path, resumed_step: int):
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
         self.path = path
 
     def write(self, **values: Any) -> None:
