@@ -92,6 +92,7 @@ def test_differences_are_named() -> None:
         (["train", "--config", "chess-smal", "--out", "x"], "did you mean chess-small?"),
         (["train", "--out", "x", "--model.lyers", "3"], "did you mean model.layers?"),
         (["train", "--out", "x", "--model.layers", "three"], "model.layers"),
+        (["train", "--out", "x", "--config", "typo.yaml"], "did you mean model"),
         (["train", "--config", "quickstart"], "out"),
         (["trian"], "did you mean train?"),
         (["eval"], "takes one of boards, ppl"),
@@ -111,6 +112,7 @@ def test_the_command_line_explains_mistakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "typo.yaml").write_text("modle: {width: 64}\n")
     assert cli.main(words) == 2
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors

@@ -335,7 +335,7 @@ def _explain(message: str) -> str:
     """jsonargparse's message, with the nearest known option where one is unknown."""
     from glassmoe.config import nearest_key
 
-    for mark in ("unrecognized arguments: --", "does not accept option '"):
+    for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
         if mark in message:
             key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
             return f"{message}; {nearest_key(key)}"

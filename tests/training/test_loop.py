@@ -257,6 +257,15 @@ def test_another_configuration_is_refused_and_nothing_is_lost(noise_games: Path,
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"another configuration \(seed: 0 -> 1\)"):
         train(tiny(noise_games, steps=2, seed=1), tmp_path / "run")
+    # A start that failed claims nothing, and a run without a checkpoint can start otherwise.
+    wrong = tiny(tmp_path / "nowhere", steps=2)
+    with pytest.raises(ValueError, match="nowhere"):
+        train(wrong, tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
+    shutil.copytree(tmp_path / "run", tmp_path / "fresh", ignore=shutil.ignore_patterns("*.safetensors", "*token*"))
+    for name in ("README.md", "config.json", "generation_config.json"):
+        (tmp_path / "fresh" / name).unlink()
+    train(tiny(noise_games, steps=2, seed=1), tmp_path / "fresh")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
     with pytest.raises(ValueError, match="is not a run of glassmoe"):

@@ -73,10 +73,11 @@ def train(config: RunConfig, out: Path) -> Path:
     """
     device = pick_device(config.train.device)
     with processes(device) as group:
-        if group.first:
-            run.prepare(out, config)
-        barrier(group)
+        run.check(out, config)
         session = _set_up(config, out, device, group)
+        if group.first:
+            run.claim(out, config)
+        barrier(group)
         with stop_signals() as stop:
             _loop(session, stop)
     return out
@@ -234,14 +235,22 @@ def stop_signals() -> Iterator[list[int]]:
 def _corpus(config: RunConfig, out: Path, group: Processes) -> Corpus:
     if config.data.path is not None:
         return Corpus.open(Path(config.data.path))
-    path = out / "games"
-    if group.first and not (path / "manifest.json").exists():
+    path, wanted = out / "games", (config.seed, config.data.synthetic_games)
+    if group.first and _synthetic(path) != wanted:
         from glassmoe.data.selfplay import generate
 
         say(f"no data.path: making {config.data.synthetic_games} synthetic games in {path}")
-        generate(path, games=config.data.synthetic_games, seed=config.seed)
+        generate(path, games=config.data.synthetic_games, seed=config.seed, overwrite=True)
     barrier(group)
     return Corpus.open(path)
+
+
+def _synthetic(path: Path) -> tuple[int, int] | None:
+    """Seed and number of the synthetic games in a folder, if they are there."""
+    if not (path / "manifest.json").exists():
+        return None
+    manifest = Corpus.open(path).manifest
+    return manifest["seed"], sum(manifest["games"].values()) + manifest["duplicates"]
 
 
 def _micro_batches(config: RunConfig, group: Processes) -> list[slice]:

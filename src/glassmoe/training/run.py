@@ -23,27 +23,31 @@ from glassmoe.config import RunConfig
 from glassmoe.data.chess_text import VOCABULARY
 from glassmoe.data.corpus import Corpus
 
-from .checkpoint import write_atomically
+from .checkpoint import latest, write_atomically
+
+UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", "games", "state"}
+"""What a run directory holds before its first checkpoint."""
 
 
-def prepare(out: Path, config: RunConfig) -> None:
-    """Make the directory of a new run, or check that the run there is the one that `config` describes."""
-    path = out / "config.yaml"
-    if path.exists():
-        changed = configuration.differences(configuration.load(path), config)
-        if [change.partition(":")[0] for change in changed] == ["data.path"]:
-            # The games may lie elsewhere now; that they are the same ones is checked by their fingerprint.
-            write_atomically(path, lambda temporary: temporary.write_text(configuration.to_yaml(config)))
-        elif changed:
+def check(out: Path, config: RunConfig) -> None:
+    """ValueError unless `out` is free, or holds the run that `config` describes. A run without a checkpoint has nothing
+    to lose and may start again otherwise; games may lie elsewhere now, as their fingerprint is checked."""
+    if latest(out / "state"):
+        changed = configuration.differences(configuration.load(out / "config.yaml"), config)
+        changed = [change for change in changed if not change.startswith("data.path:")]
+        if changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "
                 f"give another --out, or the configuration that is there to go on with it"
             )
-        return
-    if out.exists() and (not out.is_dir() or any(p.name != "games" for p in out.iterdir())):
+    elif out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= UNSTARTED):
         raise ValueError(f"{out} is there already and is not a run of glassmoe; give another --out")
+
+
+def claim(out: Path, config: RunConfig) -> None:
+    """Make `out` the directory of this run."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: temporary.write_text(configuration.to_yaml(config)))
+    write_atomically(out / "config.yaml", lambda temporary: temporary.write_text(configuration.to_yaml(config)))
 
 
 def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: str, dtype: str) -> None:
