@@ -41,7 +41,7 @@ def test_the_report_is_whole(played: Corpus) -> None:
         assert layer["subsample"]["coverage"] <= layer["coverage"]
     assert found["tracked"] and all(0.01 <= each["true_share"] <= 0.4 for each in found["tracked"])
     assert [each["f1"] for each in found["tracked"]] == sorted((each["f1"] for each in found["tracked"]), reverse=True)
-    best = [layer["coverage"] for layer in found["layers"]]
+    best = [layer["reconstruction"] for layer in found["layers"]]
     assert found["best_layer"] == best.index(max(best))
 
 

@@ -65,7 +65,7 @@ def render(title: str, found: dict[str, Any]) -> str:
     parts = [f"# {title}", "", _summary(found["rows"]), ""]
     parts += [
         "Loss is in nats per character on the validation games. Coverage, held-out coverage (features and threshold "
-        "chosen on other games) and reconstruction are those of the layer with the highest coverage; L0 counts "
+        "chosen on other games) and reconstruction are those of the layer with the highest reconstruction; L0 counts "
         "features above 0 per token. Active parameters are the weights multiplied for one token; FLOPs are those of "
         "training.",
         "",

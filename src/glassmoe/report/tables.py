@@ -62,7 +62,7 @@ def boards_table(measured: dict[str, Any]) -> str:
     return (
         table(header + [label for *_, label in controls], rows)
         + f"\n\n{measured['games']:,} games to choose features on, {measured['games']:,} others to test them; "
-        f"best layer by coverage: {measured['best_layer']}"
+        f"best layer by reconstruction: {measured['best_layer']}"
     )
 
 
