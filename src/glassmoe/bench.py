@@ -19,6 +19,7 @@ from glassmoe.models import FeedForward, GlassConfig, build_feed_forward
 from glassmoe.models.loss import next_token_loss
 from glassmoe.training.loop import build_model
 from glassmoe.training.optimizer import build_optimizers
+from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1
 STEP_ROWS = 32
@@ -34,6 +35,8 @@ def bench(widths: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
     rows += _step_rows("muon", repeats, device, dtype) + _step_rows("adamw", repeats, device, dtype)
     return {
         "schema_version": SCHEMA_VERSION,
+        "command": "glassmoe bench",
+        "commit": commit(),
         "hardware": describe(device),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
