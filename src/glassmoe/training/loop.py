@@ -48,7 +48,7 @@ class Stopped(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Session:
+class Training:
     """What one process holds while it trains."""
 
     config: RunConfig
@@ -74,16 +74,16 @@ def train(config: RunConfig, out: Path) -> Path:
     device = pick_device(config.train.device)
     with processes(device) as group:
         run.check(out, config)
-        session = _set_up(config, out, device, group)
+        training = _set_up(config, out, device, group)
         if group.first:
             run.claim(out, config)
         barrier(group)
         with stop_signals() as stop:
-            _loop(session, stop)
+            _loop(training, stop)
     return out
 
 
-def _set_up(config: RunConfig, out: Path, device: torch.device, group: Processes) -> Session:
+def _set_up(config: RunConfig, out: Path, device: torch.device, group: Processes) -> Training:
     """Games, model and optimisers, as new or as the newest checkpoint has them."""
     micros = _micro_batches(config, group)
     corpus = _corpus(config, out, group)
@@ -101,10 +101,10 @@ def _set_up(config: RunConfig, out: Path, device: torch.device, group: Processes
         )
     compute = torch.compile(model) if config.train.compile else model
     seconds = extra["seconds"]
-    return Session(config, out, group, device, dtype, corpus, rows, model, compute, optimizers, micros, start, seconds)
+    return Training(config, out, group, device, dtype, corpus, rows, model, compute, optimizers, micros, start, seconds)
 
 
-def _loop(s: Session, stop: list[int]) -> None:
+def _loop(s: Training, stop: list[int]) -> None:
     settings, steps, group = s.config.train, s.config.train.steps, s.group
     row_tokens = s.rows["train"].length - 1
     flops = s.model.flops_per_token(row_tokens)
@@ -158,7 +158,7 @@ def _loop(s: Session, stop: list[int]) -> None:
     progress.close()
 
 
-def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
+def _step(s: Training, step: int) -> tuple[dict[str, Any], int]:
     """One optimiser step on the rows that belong to it: what to log, and how many labels it learned from."""
     settings = s.config.train
     indices = row_indices(len(s.rows["train"]), s.config.seed, step, settings.batch_rows)
@@ -190,7 +190,7 @@ def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
     return {**line, "learning_rate": rates, "grad_norm": norm}, labels
 
 
-def _statistics(s: Session, step: int) -> list[dict[str, Any]]:
+def _statistics(s: Training, step: int) -> list[dict[str, Any]]:
     """The layers' statistics on a few rows of this step."""
     indices = row_indices(len(s.rows["train"]), s.config.seed, step, s.config.train.batch_rows)
     tokens, _ = s.rows["train"].batch(indices[:STATISTICS_ROWS])
@@ -203,7 +203,7 @@ def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
     return GlassForCausalLM(GlassConfig(context=row_length, **asdict(config.model)))
 
 
-def validate(s: Session) -> float:
+def validate(s: Training) -> float:
     """Mean cross-entropy in nats per token over the run's validation rows (the same rows every time)."""
     rows = s.rows["valid"]
     indices = np.arange(min(s.config.train.eval_rows, len(rows)))[s.group.rank :: s.group.count]
@@ -263,7 +263,7 @@ def _micro_batches(config: RunConfig, group: Processes) -> list[slice]:
     return [slice(i, i + micro) for i in range(0, batch, micro)][group.rank :: group.count]
 
 
-def _announce(s: Session) -> None:
+def _announce(s: Training) -> None:
     rows, steps = s.rows["train"], s.config.train.steps
     tokens = steps * s.config.train.batch_rows * (rows.length - 1)
     say(
