@@ -103,6 +103,10 @@ def test_readme_figures_come_from_results() -> None:
         line = next(line for line in README.splitlines() if line.startswith(f"| {row['name']} "))
         for value in (row["ppl"]["loss"], *(best[k] for k in ("coverage", "held_out_coverage", "reconstruction"))):
             assert f"{value:.3f}" in line, (row["name"], value)
+    (speed,) = re.findall(r"Speed, side by side.*?\n\n", README, re.S)
+    bench = json.loads((ROOT / "results/bench-cpu.json").read_text())["rows"]
+    ratios = [row["ratio"] for row in bench if "moe-x" in row["name"] and row["of"] == "tokens/s of gelu"]
+    assert re.findall(r"\d\.\d\d", speed) == [f"{ratio:.2f}" for ratio in ratios]
 
 
 def test_links_lead_somewhere() -> None:

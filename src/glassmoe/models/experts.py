@@ -38,6 +38,8 @@ def sort_slots(experts_TK: Tensor, num_experts: int) -> Slots:
     return Slots(order_S // experts_TK.shape[1], order_S, place.view_as(experts_TK), counts_E)
 
 
+# How many slots an expert has is only known at run time; a compiled model runs this part as it is.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def expert_mlp(
     x_TD: Tensor,
     w_enc_EFD: Tensor,
