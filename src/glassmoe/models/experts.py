@@ -49,7 +49,7 @@ def expert_mlp(
     experts_TK: Tensor,
     activation: str,
 ) -> Tensor:
-    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), MoE-X equation of section 3.1.
+    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it.
 
     `activation`: "relu" or "gelu". Under autocast the weights are cast to the autocast dtype here, explicitly, because
     grouped products are not autocast-aware.
@@ -85,7 +85,7 @@ def expert_values(
 
 class _Dispatch(torch.autograd.Function):
     """Copy each token into its slots. A token knows its slots, so the gradient is gathered too; autograd would scatter
-    it with accumulation, several times slower on a CPU."""
+    it with accumulation, which is slower on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:

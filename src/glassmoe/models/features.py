@@ -1,8 +1,8 @@
 """The two-step view of a feed-forward layer: which features fired, and what they write.
 
-MoE-X section 3 observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held to that:
-`features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual stream,
-and `forward(x)` is the fast path that must give the same result.
+MoE-X (arXiv 2503.07639) observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held
+to that: `features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual
+stream, and `forward(x)` is the fast path that must give the same result.
 
 Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features.
 """

@@ -1,4 +1,4 @@
-"""The mixture of experts of which Switch and MoE-X are two settings (MoE-X sections 3 and 4).
+"""The mixture of experts of which Switch and MoE-X (arXiv 2503.07639) are two settings.
 
 Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the sparsity-aware router, which has no weights
 of its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias

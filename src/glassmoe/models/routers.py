@@ -1,9 +1,14 @@
-"""Who gets a token: the learned top-k router, and the sparsity-aware router of MoE-X (section 4.2).
+"""Who gets a token: the learned top-k router, and the sparsity-aware router of MoE-X
+(arXiv 2503.07639).
 
 The sparsity-aware router has no weights. It treats the F rows of an expert's encoder as draws from one Gaussian, so
-that a pre-activation is Gaussian with mean mu^T x and variance var^T (x * x), and scores an expert by minus the
-probability mass above zero: s = -erf(mean / (sqrt(2) * sd)). The expected L0 of the expert on x is F (1 - s) / 2.
+that a pre-activation is Gaussian with mean mu^T x and variance var^T (x * x), and scores an expert by how
+little of it lies above zero: s = -erf(mean / (sqrt(2) * sd)). The expected L0 of the expert on x is F (1 - s) / 2.
 Statistics are per column of the encoder, with 1/F variance. A bias counts as one more column with the constant input 1.
+
+The paper's own text was not at hand: the score, the column statistics and "top-k, then softmax" are as two secondary
+sources give them. Reading the variance as the square under a root is the only dimensionally right reading; on random
+weights either reading selects the same experts.
 
 All router arithmetic is in float32, whatever the autocast state.
 

@@ -290,8 +290,7 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
 
     def flops_per_token(self, length: int) -> int:
         """Training FLOPs of one token in rows of `length`: 6 for each active weight (forward 2, backward 4), and
-        12 * layers * width * length for attention, counted without its causal half (Chowdhery et al. 2022, appendix
-        B)."""
+        12 * layers * width * length for attention, in full, not halved for causality (as Chowdhery et al. 2022)."""
         attention_flops: int = 12 * self.config.layers * self.config.width * length
         return 6 * self.active_parameters() + attention_flops
 
