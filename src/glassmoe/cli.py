@@ -109,7 +109,8 @@ def _train(words: list[str]) -> None:
     from glassmoe.training.loop import train
 
     train(config, out)
-    _write(f"trained: {out}\nnext: glassmoe eval boards {out}")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        _write(f"trained: {out}\nnext: glassmoe eval boards {out}")
 
 
 def _eval(words: list[str]) -> None:
