@@ -13,13 +13,19 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def bar(total: int, what: str, unit: str, initial: int = 0, show: bool = True) -> Any:
-    """A progress bar on a terminal; nothing off it (callers `say` their milestones)."""
+def bar(
+    total: int | None, what: str, unit: str, *, initial: int = 0, show: bool = True, lines: bool = False, **more: Any
+) -> Any:
+    """A tqdm bar. Off a terminal it is silent, for callers that `say` their milestones, or with `lines` it writes
+    itself every ten seconds, and stays when it is done. `more`: further settings of tqdm."""
+    terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=initial,
         desc=what,
         unit=unit,
-        disable=not (show and sys.stderr.isatty()),
-        leave=False,
+        disable=not (show and (terminal or lines)),
+        leave=lines,
+        mininterval=0.2 if terminal else 10.0,
+        **more,
     )

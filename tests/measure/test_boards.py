@@ -15,7 +15,7 @@ from glassmoe.measure.boards import (
     coverage,
     held_out,
     measure_layer,
-    random_subsample,
+    random_subset,
     reconstruction,
 )
 
@@ -380,22 +380,21 @@ def layer(boards: int = 80, features: int = 30) -> tuple[np.ndarray, dict[str, n
     return acts, labels, acts.max(axis=0)
 
 
-def test_random_subsample_is_seeded_and_of_the_asked_width() -> None:
+def test_random_subset_is_seeded_and_of_the_asked_width() -> None:
     acts, labels, maxima = layer()
     alive = np.arange(30) >= 4
-    one, again, other = (
-        random_subsample(acts, acts, maxima, alive, labels, labels, width=10, seed=seed) for seed in (1, 1, 2)
-    )
+    subsets = [random_subset(alive, maxima, width=10, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (measure_layer(acts, acts, maxima, subset, labels, labels) for subset in subsets)
     whole = measure_layer(acts, acts, maxima, alive, labels, labels)
     assert one.alive == other.alive == 10 and whole.alive == 26 and one.width == 30
     assert one.coverage.value == again.coverage.value != other.coverage.value
     np.testing.assert_array_equal(one.coverage.feature_B, again.coverage.feature_B)
     assert one.coverage.value < whole.coverage.value and one.coverage.feature_B[one.coverage.feature_B >= 0].min() > 3
-    every = random_subsample(acts, acts, maxima, alive, labels, labels, width=26)
+    every = measure_layer(acts, acts, maxima, random_subset(alive, maxima, width=26), labels, labels)
     assert every.coverage.value == whole.coverage.value
     assert whole.strategy_coverage is not None and 0 < whole.strategy_coverage < 1
     with pytest.raises(ValueError, match="between 1 and the 26 alive"):
-        random_subsample(acts, acts, maxima, alive, labels, labels, width=27)
+        random_subset(alive, maxima, width=27)
 
 
 def test_strategy_means_need_the_whole_group() -> None:

@@ -13,13 +13,12 @@ swallow the next.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+from glassmoe.console import bar
 
 from .chess_text import MAX_PLIES, VOCABULARY, move_text, require_chess
 from .corpus import CorpusWriter, PackedGames, pack_games
@@ -93,8 +92,9 @@ def prepare_chess(
     if not trust:
         require_chess("Checking games (anything but trust=True, --trust)")
     new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite)
-    with new as writer, _progress_bar(names, progress) as bar:
-        sources = [Source(name, number, bar.update) for number, name in enumerate(names)]
+    size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    with new as writer, bar(size, "preparing games", "B", show=progress, lines=True, unit_scale=True) as shown:
+        sources = [Source(name, number, shown.update) for number, name in enumerate(names)]
         tally = _Tally(names)
         chunks = (chunk for source in sources for chunk in source.chunks())
         read = partial(read_chunk, checked=not trust, min_plies=min_plies)
@@ -103,7 +103,7 @@ def prepare_chess(
         for result in results:
             room = None if max_games is None else max_games - writer.games
             writer.add(tally.take(result, room))
-            bar.set_postfix(games=writer.games, skipped=tally.total, refresh=False)
+            shown.set_postfix(games=writer.games, skipped=tally.total, refresh=False)
             if writer.games == max_games:
                 # How far reading has run ahead depends on the workers; the manifest must not.
                 finished = sources[: result.file]
@@ -124,19 +124,6 @@ def prepare_chess(
                 "inputs": [source.about(source in finished) for source in sources[: len(finished) + 1]],
             }
         )
-
-
-def _progress_bar(names: Sequence[str], progress: bool) -> tqdm[Any]:
-    total = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
-    every = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total,
-        unit="B",
-        unit_scale=True,
-        mininterval=every,
-        desc="preparing games",
-        disable=not progress,
-    )
 
 
 class _Tally:

@@ -12,13 +12,12 @@ depend on the number of workers.
 from __future__ import annotations
 
 import random
-import sys
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from glassmoe.console import bar
 
 from .chess_text import move_text, require_chess
 from .corpus import CorpusWriter, PackedGames, pack_games
@@ -77,15 +76,11 @@ def generate(
     require_chess("Making synthetic games")
     batches = (range(begin, min(begin + _GAMES_A_BATCH, games)) for begin in range(0, games, _GAMES_A_BATCH))
     play = partial(_play_batch, seed=seed, max_chars=max_chars)
-    every = 0.2 if sys.stderr.isatty() else 10.0
     new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite)
-    with (
-        new as writer,
-        tqdm(total=games, unit=" games", mininterval=every, desc="playing games", disable=not progress) as bar,
-    ):
+    with new as writer, bar(games, "playing games", " games", show=progress, lines=True) as shown:
         for played in ordered_map(play, batches, workers):
             writer.add(played)
-            bar.update(len(played.lengths))
+            shown.update(len(played.lengths))
         return writer.finish(
             {
                 "kind": "chess",

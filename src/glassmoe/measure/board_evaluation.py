@@ -13,6 +13,7 @@ Legend: G games, N characters, B slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from glassmoe.reading.load import random_twin
 
 from .board_labels import dot_positions, label_games
 from .board_properties import HEADLINE, STRATEGY, slot_name
-from .boards import LayerScores, always_on_f1, measure_layer, random_subsample
+from .boards import LayerScores, always_on_f1, measure_layer, random_subset
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
 TRACKED, TRACKED_SHARE = 24, (0.01, 0.4)
@@ -80,16 +81,8 @@ def evaluate_boards(
         entry = {"layer": layer, **_summary(scores[layer], train)}
         equal_width = model.config.active_width
         if scores[layer].alive > equal_width:
-            part = random_subsample(
-                train.rows,
-                test.rows,
-                train.maxima_F,
-                train.alive_F,
-                labels["train"],
-                labels["test"],
-                width=equal_width,
-            )
-            entry["subsample"] = {"width": equal_width, **_numbers(part)}
+            subset = replace(train, alive_F=random_subset(train.alive_F, train.maxima_F, width=equal_width))
+            entry["subsample"] = {"width": equal_width, **_numbers(_scores(subset, test, labels))}
         measured.append(entry)
         progress.update()
     random_scores: dict[int, LayerScores] = {}

@@ -291,25 +291,15 @@ def _active_features(acts: Acts, alive: Int32) -> float:
     return count / int(acts.shape[0])
 
 
-def random_subsample(
-    train_acts_NF: Any,
-    test_acts_NF: Any,
-    maxima_F: Any,
-    alive_F: Any,
-    train_labels: Mapping[str, Any],
-    test_labels: Mapping[str, Any],
-    *,
-    width: int,
-    seed: int = 0,
-    strategy: Sequence[str] = STRATEGY,
-) -> LayerScores:
-    """`measure_layer` on `width` of the alive features, drawn at random without replacement.
+def random_subset(alive_F: Any, maxima_F: Any, *, width: int, seed: int = 0) -> NDArray[np.bool_]:
+    """`width` of the alive features, drawn at random without replacement, as an `alive_F` for the measures above.
 
-    For a wide layer beside a dense one of that width: more features alone raise every maximum over features.
+    For a wide layer beside a dense one of that width: more features alone raise every maximum over features. ValueError
+    when there are not that many.
     """
     usable = np.flatnonzero(np.asarray(alive_F, dtype=bool) & (np.asarray(maxima_F) > 0))
     if not 1 <= width <= len(usable):
         raise ValueError(f"width must be between 1 and the {len(usable)} alive features, not {width}")
-    chosen = np.zeros(len(np.asarray(alive_F)), dtype=bool)
-    chosen[np.random.default_rng(seed).choice(usable, width, replace=False)] = True
-    return measure_layer(train_acts_NF, test_acts_NF, maxima_F, chosen, train_labels, test_labels, strategy=strategy)
+    chosen_F = np.zeros(len(np.asarray(alive_F)), dtype=bool)
+    chosen_F[np.random.default_rng(seed).choice(usable, width, replace=False)] = True
+    return chosen_F

@@ -96,12 +96,12 @@ class Features:
         return self.ablate(features).add(features, value)
 
     def _chosen(self, features: FeatureIds) -> Tensor:
-        chosen_S = torch.as_tensor(features, device=self.values.device, dtype=torch.long).reshape(-1).unique()
-        if len(chosen_S) != torch.as_tensor(features).numel():
+        chosen_S = torch.as_tensor(features, device=self.values.device, dtype=torch.long).reshape(-1)
+        if len(chosen_S.unique()) != len(chosen_S):
             raise ValueError(f"a feature is named twice in {features}")
         if len(chosen_S) and (int(chosen_S.min()) < 0 or int(chosen_S.max()) >= self.width):
             raise ValueError(f"feature {features} is not in this layer: it has features 0 to {self.width - 1}")
-        return torch.as_tensor(features, device=self.values.device, dtype=torch.long).reshape(-1)
+        return chosen_S
 
     def _hits(self, features: FeatureIds) -> Tensor:
         """Bool, broadcastable to `values`: which entries belong to the named features."""

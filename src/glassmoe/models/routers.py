@@ -17,8 +17,6 @@ Legend: T tokens, D model width, E experts, F hidden units of one expert, K expe
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -80,9 +78,3 @@ def balance_loss(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
     num_experts = scores_TE.shape[1]
     share_E = torch.bincount(experts_TK.flatten(), minlength=num_experts).float() / experts_TK.numel()
     return num_experts * (share_E * torch.softmax(scores_TE, dim=-1).mean(0)).sum()
-
-
-def gate_bounds(experts_per_token: int) -> tuple[float, float]:
-    """The least and greatest gate that scores in [-1, 1] allow."""
-    others = experts_per_token - 1
-    return 1 / (1 + others * math.e**2), math.e**2 / (math.e**2 + others)

@@ -64,15 +64,20 @@ def save(
             f"could not write the checkpoint {path}: {error}; "
             + (f"the last good one is {last}" if last else "there is no earlier one")
         ) from error
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
+    for old in _all(folder)[:-KEEP]:
         old.unlink()
     return path
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a folder, if any."""
-    found = sorted(folder.glob("step-*.safetensors"))
+    found = _all(folder)
     return found[-1] if found else None
+
+
+def _all(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
 
 
 def restore(
@@ -83,7 +88,7 @@ def restore(
     ValueError when checkpoints exist and none can be used.
     """
     problems = []
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in reversed(_all(folder)):
         try:
             return _restore_one(path, model, optimizers)
         except (SafetensorError, OSError, KeyError) as error:

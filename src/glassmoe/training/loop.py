@@ -117,7 +117,7 @@ def _loop(s: Training, stop: list[int]) -> None:
         else:
             run.write_environment(s.out, s.config, s.corpus, describe(s.device), str(s.dtype).removeprefix("torch."))
     began, logged_at, labels_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
-    progress = bar(steps, "train", "step", s.start, group.first)
+    progress = bar(steps, "train", "step", initial=s.start, show=group.first)
     for step in range(s.start, steps):
         done = step + 1
         line, labels = _step(s, step)
