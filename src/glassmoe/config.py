@@ -4,10 +4,12 @@ and the `config.yaml` beside the weights all read and write them. No torch here,
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SCHEMA_VERSION = 1
+
+
+class NewerSchema(ValueError):
+    """A file that a newer glassmoe wrote."""
+
+
+def check_version(what: object, version: Any, known: int) -> None:
+    """`NewerSchema` when a file's schema version is above the one that this glassmoe knows."""
+    if isinstance(version, int) and version > known:
+        raise NewerSchema(
+            f"{what} has schema version {version}, newer than the {known} that this glassmoe knows; update glassmoe"
+        )
 
 
 @dataclass
@@ -27,6 +41,9 @@ class DataConfig:
     """How rows are cut: `games:N` (the first N characters of each game) or `packed:N` (whole games, rows of N)."""
     synthetic_games: int = 6000
     """How many synthetic games to make when there is no path."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "data", "synthetic_games")
 
 
 @dataclass
@@ -64,6 +81,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
+        _positive(self, "model", "balance", "init_std", zero=True)
         if self.width % self.heads:
             raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         if self.experts_per_token > self.num_experts:
@@ -106,6 +124,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "optimizer", "lr", "muon_lr")
+        _positive(self, "optimizer", "warmup_steps", "weight_decay", "clip", zero=True)
+        for name, rates in (("betas", self.betas), ("momentum", (self.momentum,))):
+            if not all(0 <= rate < 1 for rate in rates):
+                raise ValueError(
+                    f"optimizer.{name} is {getattr(self, name)}; a decay rate is a number from 0 to less than 1"
+                )
         if not 0 <= self.final_lr <= 1:
             raise ValueError(f"optimizer.final_lr {self.final_lr} is a share of the peak: give a number from 0 to 1")
 
@@ -158,11 +182,10 @@ class RunConfig:
     """Version of this format."""
 
     def __post_init__(self) -> None:
-        if self.schema_version > SCHEMA_VERSION:
-            raise ValueError(
-                f"this configuration has schema version {self.schema_version}, newer than the {SCHEMA_VERSION} that "
-                f"this glassmoe knows; update glassmoe"
-            )
+        check_version("this configuration", self.schema_version, SCHEMA_VERSION)
+        _positive(self, "", "schema_version")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected a whole number from 0 to 2**63 - 1")
 
 
 def recipes() -> dict[str, Path]:
@@ -183,22 +206,61 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     """A configuration from nested plain values. ValueError for unknown keys, wrong types and contradictions."""
     from jsonargparse import ArgumentParser
 
+    check_version("this configuration", values.get("schema_version"), SCHEMA_VERSION)
     _check_keys(values)
     parser = ArgumentParser(exit_on_error=False)
     add_arguments(parser)
     try:
         parsed = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(explain(str(error))) from None
     return RunConfig(**vars(parsed))
 
 
-def load(path: Path) -> RunConfig:
-    """The configuration in a YAML file, for example a run's `config.yaml`."""
-    values = yaml.safe_load(path.read_text())
+class _Loader(yaml.SafeLoader):
+    """YAML without what hides mistakes: a key given twice, of which YAML takes the last, and aliases, which can grow
+    without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here, write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise yaml.YAMLError(f"the key {name} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The keys and values in a YAML file, known keys all, their values unchecked. ValueError names the file."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # Malformed dates, tagged scalars and the like leave PyYAML as other errors than its own.
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}; mend or remove it") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} does not hold a configuration: expected keys and values, got {type(values).__name__}")
-    return from_dict(values)
+        raise ValueError(
+            f"{path} does not hold a configuration: expected keys and values such as `seed: 1`, got "
+            + ("nothing" if values is None else type(values).__name__)
+        )
+    check_version(path, values.get("schema_version"), SCHEMA_VERSION)
+    try:
+        _check_keys(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return values
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a YAML file, for example a run's `config.yaml`. ValueError names the file."""
+    values = read(path)
+    try:
+        return from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -231,15 +293,55 @@ def nearest_key(key: str) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
+def explain(message: str) -> str:
+    """jsonargparse's message in our words: what the key takes, or the nearest known one where it is unknown."""
+    for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
+        if mark in message:
+            key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
+            return f"{message}; {nearest_key(key)}"
+    message = " ".join(message.split())
+    found = re.search(r'Parser key "([\w.]+)"', message)
+    value = re.search(r"(?:Got|Given) value: (.*)", message)
+    if not found or found[1] not in _known_keys():
+        return f"{message}; see glassmoe train --help"
+    return f"{found[1]} takes {_expected(_hint(found[1]))}" + (f", got {value[1]!r}" if value else "")
+
+
+def _hint(key: str) -> Any:
+    """The type of a known dotted key."""
+    kind: Any = RunConfig
+    for part in key.split("."):
+        kind = get_type_hints(kind)[part]
+    return kind
+
+
+def _expected(kind: Any) -> str:
+    """A type hint in words."""
+    if is_dataclass(kind):
+        return "options of its own, each given by itself"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} finite numbers, such as [0.9, 0.95]"
+    if get_origin(kind) is dict:
+        return 'keys and values, such as {"k": 4}'
+    simple = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
+    return simple.get(kind) or " or ".join(_expected(each) for each in get_args(kind))
+
+
 def _check_keys(values: Any, prefix: str = "") -> None:
+    """ValueError for an unknown key, and for null where a key takes none: jsonargparse lets null pass everywhere."""
     known = set(_known_keys())
     for key, value in values.items():
-        if prefix + key not in known:
-            raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(prefix + key)}")
-        if any(name.startswith(f"{prefix}{key}.") for name in known):
+        if f"{prefix}{key}" not in known:
+            raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(f'{prefix}{key}')}")
+        kind = _hint(f"{prefix}{key}")
+        if is_dataclass(kind):
             if not isinstance(value, dict):
                 raise ValueError(f"configuration key {prefix}{key} holds keys of its own, got {value!r}")
             _check_keys(value, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(kind):
+            raise ValueError(f"{prefix}{key} takes {_expected(kind)}, got null; leave it out for its default")
 
 
 def _plain(value: Any) -> Any:
@@ -248,7 +350,8 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
-def _positive(section: Any, prefix: str, *names: str) -> None:
+def _positive(section: Any, prefix: str, *names: str, zero: bool = False) -> None:
     for name in names:
-        if getattr(section, name) <= 0:
-            raise ValueError(f"{prefix}.{name} is {getattr(section, name)}; expected a number above 0")
+        value, key = getattr(section, name), f"{prefix}.{name}".removeprefix(".")
+        if not (value >= 0 if zero else value > 0) or math.isinf(value):
+            raise ValueError(f"{key} is {value}; expected a number {'of at least' if zero else 'above'} 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,8 +10,10 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """One line for people, on standard error, so that standard output stays the result's alone."""
-    tqdm.write(text, file=sys.stderr)
+    """One line for people, on standard error, so that standard output stays the result's alone. Under torchrun one
+    process speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        tqdm.write(text, file=sys.stderr)
 
 
 def bar(

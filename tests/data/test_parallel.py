@@ -4,6 +4,8 @@ import itertools
 import math
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,36 @@ def test_script_without_a_guard_is_told_so(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("ValueError: a worker process ended before")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether a process lives")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """A parent that is killed cannot tell its workers anything."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time, sys\n"
+        "from glassmoe.data.parallel import ordered_map\n"
+        "def work(_):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(1)\n"
+        "if __name__ == '__main__':\n"
+        "    list(ordered_map(work, iter(range(1000)), 2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    workers = {int(parent.stdout.readline()), int(parent.stdout.readline())}
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if alive(pid)]
+    parent.stdout.close()
+
+
+def alive(pid):
+    try:
+        # A worker that nobody waits for any more stays in the table as a zombie.
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
+from glassmoe.data import sources
 from glassmoe.data.chess_text import move_text
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.pgn import Replayer, Skip, prepare_chess
+from glassmoe.data.pgn import prepare_chess
+from glassmoe.data.replay import Replayer, Skip
 from glassmoe.data.selfplay import play_game
 
 ANNOTATED = """[Event "Caf\u00e9"]
@@ -48,6 +50,7 @@ def test_annotations_encodings_and_line_ends(tmp_path, checked, encoding, newlin
     [
         ("1. e4 e5 2. Nf3", ";1.e4 e5 2.Nf3"),
         ("1 e4 e5 2 Nf3 1/2-1/2", ";1.e4 e5 2.Nf3"),
+        ("1.\u00a0e4 e5\u00a02. Nf3\u00a0*", ";1.e4 e5 2.Nf3"),
         ("1.e4 1...e5 2.Nf3 2... Nc6 *", ";1.e4 e5 2.Nf3 Nc6"),
         ("1. e4 { comment } 1. ... e5 2. Nf3 0-1", ";1.e4 e5 2.Nf3"),
         ("e4 e5\n\n\nNf3", ";1.e4 e5 2.Nf3"),
@@ -322,3 +325,49 @@ def test_any_bytes_give_a_corpus_or_one_documented_error(tmp_path, data, ending,
     else:
         corpus = Corpus.open(out)
         assert sum(manifest["games"].values()) == sum(len(corpus.split(s)) for s in ("train", "valid")) > 0
+
+
+@settings(
+    max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    packing=st.sampled_from(sorted(PACK)),
+    places=st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3), st.integers(0, 30)), min_size=1, max_size=4),
+    packed_first=st.booleans(),
+    trust=st.booleans(),
+)
+def test_mutated_games_and_streams_never_fail_otherwise(tmp_path, packing, places, packed_first, trust):
+    """Bytes replaced, inserted and dropped, in the text before it is packed or in the packed stream."""
+
+    def mutate(content):
+        for place, new, dropped in places:
+            at = int(place * len(content))
+            content = content[:at] + new + content[at + dropped :]
+        return content
+
+    whole = (ANNOTATED * 2 + as_pgn(synthetic(4))).encode()
+    file = tmp_path / f"mutated.pgn{packing}"
+    file.write_bytes(mutate(PACK[packing](whole)) if packed_first else PACK[packing](mutate(whole)))
+    try:
+        manifest = prepare_chess([file], tmp_path / "out", trust=trust, workers=1, progress=False, overwrite=True)
+    except ValueError as error:
+        assert str(error).startswith("no usable game in") and str(error).isprintable()
+    else:
+        assert sum(manifest["games"].values()) > 0
+        for entry in manifest["skipped"].values():
+            assert entry["count"] >= len(entry["examples"]) > 0
+            assert all(example["detail"].isprintable() for example in entry["examples"])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(read_bytes=st.integers(1, 3000), chunk_bytes=st.integers(1, 5000), packing=st.sampled_from(sorted(PACK)))
+def test_where_a_stream_is_cut_changes_nothing(tmp_path, monkeypatch, read_bytes, chunk_bytes, packing):
+    texts = list(dict.fromkeys(synthetic(12)))
+    content = as_pgn(texts).replace("\n\n", "\r\n\r\n").encode() + pgn("e4 e4").encode()
+    file = tmp_path / f"cut.pgn{packing}"
+    file.write_bytes(PACK[packing](content))
+    monkeypatch.setattr(sources, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(sources, "_CHUNK_BYTES", chunk_bytes)
+    got, manifest = prepare(tmp_path, file, overwrite=True)
+    assert got == texts
+    assert manifest["skipped"]["illegal move"]["examples"][0]["game"] == len(texts) + 1

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from glassmoe.config import NewerSchema, check_version
+
 from .chess_text import GAME_START, VOCABULARY, Tokens, decode, encode
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid")
 MANIFEST = "manifest.json"
+FILES = tuple(name for split in SPLITS for name in (f"{split}.bin", f"{split}.offsets.npy"))
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -69,9 +71,11 @@ class CorpusWriter:
             raise ValueError(f"valid_share is a share of the games, 0 <= share < 1, not {valid_share}")
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"{self.out} is a file; give a folder to write the prepared games to")
-        if (self.out / MANIFEST).exists() and not overwrite:
+        there = [name for name in (MANIFEST, *FILES) if (self.out / name).exists()]
+        if there and not overwrite:
             raise ValueError(
-                f"{self.out} already holds prepared games; give another folder, or overwrite=True (--overwrite)"
+                f"{self.out} already holds prepared games ({there[0]}); "
+                "give another folder, or overwrite=True (--overwrite)"
             )
         self.valid_share = valid_share
         self.games = 0
@@ -113,8 +117,7 @@ class CorpusWriter:
         counts, characters = self._distribute(keep, valid)
         # From here to the last line the folder counts as unfinished, whatever it held before.
         (self.out / MANIFEST).unlink(missing_ok=True)
-        names = [name for split in SPLITS for name in (f"{split}.bin", f"{split}.offsets.npy")]
-        for name in names:
+        for name in FILES:
             self._partial(name).replace(self.out / name)
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -124,7 +127,7 @@ class CorpusWriter:
             "games": counts,
             "characters": characters,
             "duplicates": self.games - sum(counts.values()),
-            "files": {name: file_digest(self.out / name) for name in names},
+            "files": {name: file_digest(self.out / name) for name in FILES},
         }
         self._partial(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         self._partial(MANIFEST).replace(self.out / MANIFEST)
@@ -171,11 +174,8 @@ class CorpusWriter:
             file.close()
 
     def _remove_partials(self) -> None:
-        for path in self.out.glob(f"*{_PARTIAL}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        for name in ("tokens", "lengths", "hashes", MANIFEST, *FILES):
+            self._partial(name).unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> dict[str, Any]:
@@ -225,7 +225,16 @@ class Corpus:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version = manifest["schema_version"]
-        except (ValueError, KeyError, TypeError):
+            check_version(path / MANIFEST, version, SCHEMA_VERSION)
+            counts = {split: manifest["games"][split] for split in SPLITS}
+            digests = [manifest["files"][name]["sha256"] for name in FILES]
+            if not all(isinstance(count, int) for count in counts.values()) or not all(
+                isinstance(digest, str) for digest in digests
+            ):
+                raise TypeError
+        except NewerSchema:
+            raise
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"{path / MANIFEST} is not the manifest of prepared games; {advice}") from None
         if version != SCHEMA_VERSION or manifest.get("vocabulary") != VOCABULARY:
             raise ValueError(
@@ -253,7 +262,9 @@ class Corpus:
             data = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
             offsets = np.load(self.path / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{self.path}: cannot read split {name} ({error}); prepare it again") from None
+            raise ValueError(
+                f"{self.path}: cannot read split {name} ({str(error).partition('.')[0]}); prepare it again"
+            ) from None
         if offsets.shape != (self.manifest["games"][name] + 1,) or int(offsets[-1]) != data.size:
             raise ValueError(f"{file} and its offsets do not match the manifest; prepare {self.path} again")
         return Games(np.asarray(data), np.asarray(offsets))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +27,14 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
+def count_workers(workers: int | None) -> int:
+    """The number of processes to work with (None: one a CPU); ValueError below 1."""
+    count = default_workers() if workers is None else workers
+    if count < 1:
+        raise ValueError(f"workers is a number of processes, at least 1, not {workers}")
+    return count
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], workers: int | None) -> Generator[Result]:
     """`map(function, items)` over `workers` processes (None: one a CPU).
 
@@ -33,14 +42,13 @@ def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], worke
     and items are pickled: processes are spawned, as forking a process that holds threads or a GPU is unsafe;
     so a script that comes here needs the usual `if __name__ == "__main__":`.
     """
-    count = default_workers() if workers is None else workers
-    if count < 1:
-        raise ValueError(f"workers is a number of processes, at least 1, not {workers}")
+    count = count_workers(workers)
     ahead = list(islice(items, 2)) if count > 1 else []
     if len(ahead) < 2:
         yield from map(function, chain(ahead, items))
         return
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=spawn, initializer=_end_with_parent) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in chain(ahead, items):
@@ -57,3 +65,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], worke
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent was killed; it would wait for work for ever, holding its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -61,7 +61,7 @@ def discover(inputs: Sequence[str | Path]) -> tuple[list[str], int]:
             files += known
             ignored += len(inside) - len(known)
         elif not path.exists():
-            raise ValueError(f"no such file or folder: {given}")
+            raise ValueError(f"no such file or folder: {given}; give .pgn or .txt files, folders of them, or -")
         elif not _kind(path.name):
             raise ValueError(f"{given}: unknown kind of file; known are .pgn and .txt, plain or as .zst, .bz2, .gz")
         else:
