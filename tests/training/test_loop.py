@@ -214,7 +214,10 @@ def test_it_learns(ffn: str, noise_games: Path, tmp_path: Path) -> None:
 
 def test_accumulation_changes_only_rounding(noise_games: Path, tmp_path: Path) -> None:
     one, four = (
-        read_metrics(train(tiny(noise_games, "gelu", steps=2, micro_rows=m), tmp_path / str(m)) / "metrics.jsonl")
+        read_metrics(
+            train(tiny(noise_games, "gelu", steps=2, micro_rows=m, precision="fp32"), tmp_path / str(m))
+            / "metrics.jsonl"
+        )
         for m in (8, 2)
     )
     for a, b in zip(one, four, strict=True):
@@ -234,7 +237,9 @@ def test_packed_rows_and_compile_settings_build(noise_games: Path, tmp_path: Pat
 @pytest.mark.parametrize("ffn", ["gelu", "moe-x"])
 def test_a_compiled_model_trains_like_a_plain_one(ffn: str, noise_games: Path, tmp_path: Path) -> None:
     plain, compiled = (
-        read_metrics(train(tiny(noise_games, ffn, steps=3, compile=c), tmp_path / str(c)) / "metrics.jsonl")
+        read_metrics(
+            train(tiny(noise_games, ffn, steps=3, compile=c, precision="fp32"), tmp_path / str(c)) / "metrics.jsonl"
+        )
         for c in (False, True)
     )
     for a, b in zip(plain, compiled, strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -13,6 +14,8 @@ from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.device import pick_device
 from glassmoe.models import GlassForCausalLM
+
+UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 class Loaded(NamedTuple):
@@ -41,15 +44,33 @@ def load(name: str, device: str = "auto") -> Loaded:
         path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
     ):
         raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the run directory that `glassmoe train --out` made")
     transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
         kind = AutoConfig.from_pretrained(name).model_type
-        if kind != "glassmoe":
-            raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except OSError as error:
+        if kind == "glassmoe":
+            model, found = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            wrong = [f"{what.replace('_', ' ')} {min(found[what])}" for what in UNFIT if found[what]]
+            if wrong:
+                raise ValueError(f"its weights do not fit its config.json ({'; '.join(wrong)})")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        # What transformers raises for a damaged file depends on where it stumbles.
         where = "" if path.exists() else f"there is no run at {path}, and as a model on the hub "
-        raise ValueError(f"{where}{name} could not be loaded: {error}") from error
+        advice = (
+            "the `glassmoe train` command of the run writes its model files again from the newest checkpoint"
+            if config
+            else "give what `glassmoe train --out` made"
+        )
+        raise ValueError(f"{where}{name} could not be loaded: {str(error).partition(chr(10))[0]}; {advice}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if kind != "glassmoe":
+        raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
     return Loaded(model.to(pick_device(device)).eval(), config, path)
 
 

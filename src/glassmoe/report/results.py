@@ -31,14 +31,14 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
             f"{loaded.path} is not a run directory, so its tokens and seed are unknown; leave out --results"
         )
     json_path = path.with_name(path.name + ".json")
-    environment = json.loads((loaded.path / "environment.json").read_text())
+    environment = _json(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
     header = {
         "command": "glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
         "commit": environment["commit"],
         "data_sha256": corpus.fingerprint,
         "hardware": environment["hardware"],
     }
-    found = json.loads(json_path.read_text()) if json_path.exists() else {**header, "rows": []}
+    found = _json(json_path, *header, "rows") if json_path.exists() else {**header, "rows": []}
     for fact in ("data_sha256", "hardware"):
         if found[fact] != header[fact]:
             raise ValueError(
@@ -58,6 +58,19 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
     write_atomically(json_path, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
     markdown = render(path.name, found)
     write_atomically(path.with_name(path.name + ".md"), lambda temporary: temporary.write_text(markdown))
+
+
+def _json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a file that glassmoe wrote; ValueError when it is not one that has these keys."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or not values.keys() >= {*keys}:
+        raise ValueError(
+            f"{path} is not what glassmoe writes there: expected JSON with {', '.join(keys)}; move it away"
+        )
+    return values
 
 
 def render(title: str, found: dict[str, Any]) -> str:
@@ -88,6 +101,8 @@ def render(title: str, found: dict[str, Any]) -> str:
 def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
     model: GlassForCausalLM = loaded.model
     lines = read_metrics(loaded.path / "metrics.jsonl")
+    if not lines:
+        raise ValueError(f"{loaded.path / 'metrics.jsonl'} holds no line of metrics, so the run's tokens are unknown")
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
         "tokens": lines[-1]["tokens"],

@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from glassmoe.config import NewerSchema, check_version
+from glassmoe.console import say
+
 from .optimizer import named_state, restore_state
 
 SCHEMA_VERSION = 1
@@ -63,6 +66,7 @@ def save(
         raise OSError(
             f"could not write the checkpoint {path}: {error}; "
             + (f"the last good one is {last}" if last else "there is no earlier one")
+            + "; free some space and give the same command again"
         ) from error
     for old in _all(folder)[:-KEEP]:
         old.unlink()
@@ -77,22 +81,30 @@ def latest(folder: Path) -> Path | None:
 
 def _all(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    return sorted(folder.glob(f"step-{'[0-9]' * 8}.safetensors"))
 
 
 def restore(
-    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
 ) -> tuple[int, dict[str, Any]] | None:
     """Put the newest readable checkpoint back, bit for bit: the step it was made at and its `extra`. None without one.
 
-    ValueError when checkpoints exist and none can be used.
+    `extra`: keys and types that the checkpoint's own must have. A checkpoint is put back whole or not at all.
+    ValueError when checkpoints exist and none can be used, and when one is of a newer schema.
     """
     problems = []
     for path in reversed(_all(folder)):
         try:
-            return _restore_one(path, model, optimizers)
-        except (SafetensorError, OSError, KeyError) as error:
-            problems.append(f"{path.name}: {error}")
+            step, found, tensors = _read(path, model, optimizers, extra)
+        except NewerSchema:
+            raise
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+            problems.append(f"{path.name}: " + (f"it lacks {error}" if isinstance(error, KeyError) else str(error)))
+            continue
+        if problems:
+            say(f"cannot be read: {'; '.join(problems)}; going on from {path.name} instead")
+        _put_back(tensors, model, optimizers)
+        return step, found
     if problems:
         raise ValueError(
             f"no checkpoint in {folder} can be read ({'; '.join(problems)}); "
@@ -101,16 +113,51 @@ def restore(
     return None
 
 
-def _restore_one(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[int, dict[str, Any]]:
+def _read(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
+) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    """Step, `extra` and tensors of a checkpoint that fits in every part; nothing is changed yet."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-        version = int(header["schema_version"])
-        if version > SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has schema version {version}, newer than the {SCHEMA_VERSION} that this glassmoe knows; "
-                f"update glassmoe"
-            )
+        check_version(path, int(header["schema_version"]), SCHEMA_VERSION)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    step, found = int(header["step"]), json.loads(header["extra"])
+    if f"step-{step:08d}" != path.stem:
+        raise ValueError(f"it says that it was made at step {step}")
+    if not isinstance(found, dict) or _kinds(found) != _kinds(extra):
+        raise ValueError(f"its extra values are {found}; expected {_kinds(extra)}")
+    torch.Generator().set_state(tensors["random/cpu"])
+    expected: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
+    expected |= {f"model/{name}": b for name, b in model.named_buffers()}
+    states = {name for name in tensors if name.startswith("optimizer/")}
+    strange = tensors.keys() - expected.keys() - states - {"random/cpu", "random/cuda"}
+    if strange:
+        raise ValueError(f"this model has no {min(strange)}")
+    names = {id(p): name for name, p in model.named_parameters()}
+    for optimizer in optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        prefixes = [f"optimizer/{names[id(p)]}/" for p in parameters]
+        entries = {name.removeprefix(prefix) for prefix in prefixes for name in states if name.startswith(prefix)}
+        if not entries:
+            raise ValueError(f"it lacks the state of {type(optimizer).__name__}")
+        for p, prefix in zip(parameters, prefixes, strict=True):
+            # Every entry is a number, such as AdamW's step, or of its parameter's shape.
+            expected |= {prefix + entry: p if entry != "step" else torch.tensor(0.0) for entry in entries}
+    if states - expected.keys():
+        raise ValueError(f"no optimiser here has {min(states - expected.keys())}")
+    for name, own in expected.items():
+        if tensors[name].shape != own.shape or tensors[name].dtype != own.dtype:
+            raise ValueError(
+                f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {own.dtype} {list(own.shape)}"
+            )
+    return step, found, tensors
+
+
+def _kinds(values: dict[str, Any]) -> dict[str, str]:
+    return {name: type(value).__name__ for name, value in values.items()}
+
+
+def _put_back(tensors: dict[str, Tensor], model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
         for name, tensor in own.items():
@@ -121,4 +168,3 @@ def _restore_one(path: Path, model: nn.Module, optimizers: list[torch.optim.Opti
     torch.set_rng_state(tensors["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"])
-    return int(header["step"]), json.loads(header["extra"])

@@ -92,8 +92,8 @@ def _set_up(config: RunConfig, out: Path, device: torch.device, group: Processes
     model = build_model(config, rows["train"].length).to(device).train()
     dtype = compute_dtype(config.train.precision, device)
     optimizers = build_optimizers(model, config.optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
-    restored = checkpoint.restore(out / "state", model, optimizers)
-    start, extra = restored or (0, {"data": corpus.fingerprint, "seconds": 0.0})
+    fresh: dict[str, Any] = {"data": corpus.fingerprint, "seconds": 0.0}
+    start, extra = checkpoint.restore(out / "state", model, optimizers, fresh) or (0, fresh)
     if extra["data"] != corpus.fingerprint:
         raise ValueError(
             f"the run in {out} was trained on other games ({extra['data'][:12]}) than {corpus.path} holds "
@@ -115,7 +115,8 @@ def _loop(s: Training, stop: list[int]) -> None:
             # A kill may have come between the checkpoint and the model files made from it.
             run.publish(s.out, s.model, s.config, s.start)
         else:
-            run.write_environment(s.out, s.config, s.corpus, describe(s.device), str(s.dtype).removeprefix("torch."))
+            dtype = str(s.dtype).removeprefix("torch.")
+            run.write_environment(s.out, s.config, s.corpus, s.model, describe(s.device), dtype)
     began, logged_at, labels_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
     progress = bar(steps, "train", "step", initial=s.start, show=group.first)
     for step in range(s.start, steps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -33,6 +35,8 @@ def check(out: Path, config: RunConfig) -> None:
     """ValueError unless `out` is free, or holds the run that `config` describes. A run without a checkpoint has nothing
     to lose and may start again otherwise; games may lie elsewhere now, as their fingerprint is checked."""
     if latest(out / "state"):
+        if not (out / "config.yaml").is_file():
+            raise ValueError(f"{out} holds checkpoints but no config.yaml; put it back, or give another --out")
         changed = configuration.differences(configuration.load(out / "config.yaml"), config)
         changed = [change for change in changed if not change.startswith("data.path:")]
         if changed:
@@ -50,7 +54,7 @@ def claim(out: Path, config: RunConfig) -> None:
     write_atomically(out / "config.yaml", lambda temporary: temporary.write_text(configuration.to_yaml(config)))
 
 
-def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: str, dtype: str) -> None:
+def write_environment(out: Path, config: RunConfig, corpus: Corpus, model: Any, hardware: str, dtype: str) -> None:
     """environment.json: what this run was made with, for whoever wants to make it again."""
     environment = {
         "glassmoe": __version__,
@@ -61,6 +65,8 @@ def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: st
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware,
         "compute_dtype": dtype,
+        "active_parameters": model.active_parameters(),
+        "total_parameters": model.num_parameters(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
     }
@@ -69,15 +75,25 @@ def write_environment(out: Path, config: RunConfig, corpus: Corpus, hardware: st
 
 
 def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
-    """Write the model as transformers' files into the run, each complete before it takes its name."""
+    """Write the model as transformers' files into the run, each complete before it takes its name.
+
+    OSError when the disk refuses them.
+    """
     staging = out / "state" / "publish"
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(staging)
-    chess_tokenizer(model.config.context).save_pretrained(staging)
-    (staging / "README.md").write_text(model_card(config, step))
-    for path in sorted(staging.iterdir()):
-        path.replace(out / path.name)
-    staging.rmdir()
+    try:
+        model.save_pretrained(staging)
+        chess_tokenizer(model.config.context).save_pretrained(staging)
+        (staging / "README.md").write_text(model_card(config, step))
+        for path in sorted(staging.iterdir()):
+            path.replace(out / path.name)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"could not write the model files of {out}: {error}; the checkpoint {latest(out / 'state')} is whole: "
+            f"free some space and give the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def chess_tokenizer(context: int) -> PreTrainedTokenizerFast:
