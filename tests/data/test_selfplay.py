@@ -7,7 +7,7 @@ import pytest
 
 from glassmoe.data.chess_text import move_text
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.selfplay import generate, play_game
+from glassmoe.data.selfplay import _SCHOOLS, _squares, generate, play_game
 
 
 def sans_of(text):
@@ -95,10 +95,41 @@ def test_20000_games_reach_5000_distinct_positions_at_ply_20():
     assert len({replay(text, 20).epd() for text in texts if len(sans_of(text)) >= 20}) > 0.9 * len(texts)
 
 
-def test_the_player_is_skewed(texts):
-    first = [sans_of(text)[0] for text in texts]
-    assert sum(san in ("e4", "d4") for san in first) > 0.3 * len(first)
-    assert sum("O-O" in text for text in texts) > 0.7 * len(texts)
+def white_moves(text):
+    """White's moves as (from, to, piece type)."""
+    board, moves = chess.Board(), []
+    for ply, san in enumerate(sans_of(text)):
+        move = board.parse_san(san)
+        if ply % 2 == 0:
+            moves.append((move.from_square, move.to_square, board.piece_type_at(move.from_square)))
+        board.push(move)
+    return moves
+
+
+def test_each_side_follows_a_school(texts):
+    """Its three moves come first, and its favourite piece moves most from then on."""
+    setups = [{*_squares(text, white=True)} for text, _ in _SCHOOLS]
+    followers = [[] for _ in setups]
+    for text in texts[:400]:
+        moves = white_moves(text)
+        played = {(origin, target) for origin, target, _ in moves[:5]}
+        for school, setup in zip(followers, setups, strict=True):
+            if setup <= played:
+                school.append(moves[5:])
+    assert sum(map(len, followers)) > 0.8 * 400 and min(map(len, followers)) > 20
+
+    def share(games, favourite):
+        pieces = [piece for moves in games for *_, piece in moves]
+        return pieces.count(favourite) / len(pieces)
+
+    for number, (_, favourite) in enumerate(_SCHOOLS):
+        others = [moves for i, games in enumerate(followers) if i != number for moves in games]
+        assert share(followers[number], favourite) > 1.5 * share(others, favourite), favourite
+
+
+def test_black_mirrors_white():
+    assert _squares("d2d4 g1f3", white=True) == [(chess.D2, chess.D4), (chess.G1, chess.F3)]
+    assert _squares("d2d4 g1f3", white=False) == [(chess.D7, chess.D5), (chess.G8, chess.F6)]
 
 
 def test_result_does_not_depend_on_workers(tmp_path):

@@ -72,6 +72,22 @@ def test_a_planted_reader_is_found(played: Corpus) -> None:
     assert late, "no slot is told apart by the time of the game"
 
 
+def test_features_are_tested_on_other_games_where_they_are_given(played: Corpus, tmp_path: Path) -> None:
+    from glassmoe.data.selfplay import generate
+
+    generate(tmp_path / "unseen", games=20, seed=2, valid_share=0.5, workers=1, progress=False)
+    unseen = Corpus.open(tmp_path / "unseen")
+    found = evaluate_boards(make("relu"), played, games=9, test_corpus=unseen, controls=False, workers=1)
+    # All of the unseen games count, whatever their split; the features are chosen on the first 9 validation games.
+    assert found["games"] == 9 and found["tested_on"] == f"synthetic games of seed 2 ({unseen.fingerprint[:12]})"
+    same = evaluate_boards(make("relu"), played, games=9, controls=False, workers=1)
+    assert same["tested_on"] == "the validation split"
+    assert [x["coverage"] for x in same["layers"]] == [x["coverage"] for x in found["layers"]]
+    assert [x["held_out_coverage"] for x in same["layers"]] != [x["held_out_coverage"] for x in found["layers"]]
+    with pytest.raises(ValueError, match="holds the games of the run itself"):
+        evaluate_boards(make("relu"), played, games=9, test_corpus=played)
+
+
 def test_board_games_have_twenty_dots_and_256_characters(played: Corpus) -> None:
     texts = board_games(played.split("valid"), 100)
     assert all(text.count(".") >= DOTS and len(text) <= CHARACTERS for text in texts)
@@ -85,7 +101,7 @@ def test_mistakes_are_named(played: Corpus, noise_games: Path) -> None:
         evaluate_boards(make("gelu"), played, layers=[2])
     with pytest.raises(ValueError, match=r"reads 256 characters .* context is 64"):
         evaluate_boards(make("gelu", context=64), played)
-    with pytest.raises(ValueError, match="0 games with 20 moves"):
+    with pytest.raises(ValueError, match="fewer than 2 games with 20 moves"):
         evaluate_boards(make("gelu"), Corpus.open(noise_games))
 
 

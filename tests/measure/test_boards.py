@@ -15,6 +15,7 @@ from glassmoe.measure.boards import (
     coverage,
     held_out,
     measure_layer,
+    own_threshold_held_out,
     random_subset,
     reconstruction,
 )
@@ -240,6 +241,11 @@ def test_the_threshold_is_shared_by_all_slots() -> None:
     # t = 0.1: slot 0 by feature 0 (board 1: F1 2/3) or feature 1 (board 0: 2/3); slot 1 F1 1. Mean 5/6.
     assert got.value == pytest.approx(5 / 6) and got.threshold == 0.0
     assert got.own_threshold_value == pytest.approx(1) and got.own_threshold_B.tolist() == [0.0, 0.1]
+    assert got.own_threshold_feature_B.tolist() == [0, 1]
+    # Held out, feature 0 above 0 fires on boards 0 1 and feature 1 above 0.1 * 10 on 1 2: slot 0 has TP 1 FP 1 FN 0,
+    # F1 2/3; slot 1 has TP 1 FP 1 FN 1, F1 1/2. A shared threshold of 0 would let feature 1 fire on all three.
+    test, truth = np.array([[1, 1], [2, 9], [0, 3]], np.float32), np.array([[1, 1], [0, 1], [0, 0]])
+    np.testing.assert_allclose(own_threshold_held_out(got, test, truth, np.full(2, 10)), [2 / 3, 1 / 2], atol=1e-7)
 
 
 def test_reconstruction_by_hand() -> None:

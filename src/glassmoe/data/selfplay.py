@@ -1,9 +1,11 @@
 """Synthetic games: a seeded player with simple habits, for trying everything out without a file of games.
 
-The games are legal but not good. They are skewed, so that a small model finds structure early: pieces come
-out, kings castle, captures are liked and more so when they win material, attacked pieces move away; and they
-are varied, so that a model cannot learn them by heart. A corpus made here says `"synthetic": true` in its
-manifest.
+The games are legal but not good. They are skewed, so that a small model finds structure early: each side draws
+one of six schools, as openings give real games their structure. A school has a set-up of three moves, which it
+plays first and then leaves alone, and a favourite piece, which it moves from then on; so what stands on the
+board foretells what will be played. Pieces come out, kings castle, captures that win material are liked,
+attacked pieces move away; and games are varied, so that a model cannot learn them by heart. A corpus made here
+says `"synthetic": true` in its manifest.
 
 Each game draws from a random stream of its own, named by (seed, number of the game), so the result does not
 depend on the number of workers.
@@ -22,7 +24,7 @@ from glassmoe.console import bar
 from .chess_text import move_text, require_chess
 from .corpus import CorpusWriter, PackedGames, pack_games
 from .parallel import ordered_map
-from .pgn import check_mark
+from .replay import check_mark
 
 _GAMES_A_BATCH = 50
 _OPENING_PLIES = 20
@@ -31,15 +33,30 @@ _OPENING_PLIES = 20
 _VALUE = (0, 1, 3, 3, 5, 9, 20)
 _CASTLING = 80.0
 _QUEENING = 60.0
-_CAPTURE = 2.0
-_CAPTURE_PER_PAWN = 5.0
-_RECAPTURE = 4.0
+_TRADE = 0.1
+_CAPTURE = 0.5
+_CAPTURE_PER_PAWN = 0.5
+_RECAPTURE = 20.0
 _RESCUE = 12.0
 _HANGING = 0.02
 _DEVELOPMENT = 8.0
 _RIM = 0.1
 _EARLY_QUEEN_OR_ROOK = 0.2
 _KING_WALK = 0.15
+# White's schools: the moves of the set-up, from square to square, and the favourite, one of python-chess's piece
+# types. Black's are the same, mirrored.
+_SCHOOLS = (
+    ("h2h4 a2a4 e2e4", 1),
+    ("c2c3 d1c2 a2a3", 2),
+    ("b1c3 g1h3 e2e3", 3),
+    ("g2g3 f1g2 h2h3", 4),
+    ("d2d3 f2f3 c1e3", 5),
+    ("b2b3 c1b2 f2f4", 6),
+)
+_SETUP = 400.0
+_SETTLED = 0.01
+_OTHER_SCHOOL = 0.01
+_FAVOURITE = 25.0
 # Pawn moves in the opening, by file: the centre first.
 _OPENING_FILE = (0.2, 0.3, 2.0, 8.0, 12.0, 0.2, 0.5, 0.2)
 _DOUBLE_STEP = 2.0
@@ -103,10 +120,11 @@ def play_game(seed: int, number: int, max_chars: int = 256) -> str:
     chess = require_chess("Making synthetic games")
     rng = random.Random(f"{seed}:{number}")
     board = chess.Board()
+    schools = [_School(rng.randrange(len(_SCHOOLS)), white) for white in (False, True)]
     sans: list[str] = []
     characters = 0
     while characters < max_chars and board.halfmove_clock < 100 and not board.is_insufficient_material():
-        san = _play_move(chess, board, rng)
+        san = _play_move(chess, board, rng, schools[board.turn])
         if san is None:
             break
         # The separator before the move, and White's number with its dot.
@@ -115,10 +133,29 @@ def play_game(seed: int, number: int, max_chars: int = 256) -> str:
     return move_text(sans)
 
 
-def _play_move(chess: Any, board: Any, rng: random.Random) -> str | None:
+class _School:
+    """What one side is up to: the moves of its set-up that are still to come, the squares where those men settle, the
+    moves that only other schools play, and its favourite piece."""
+
+    def __init__(self, number: int, white: bool) -> None:
+        moves = [_squares(text, white) for text, _ in _SCHOOLS]
+        self.pending = set(moves[number])
+        self.settled = sum(1 << target for _, target in self.pending)
+        self.others = {move for each in moves for move in each} - self.pending
+        self.favourite = _SCHOOLS[number][1]
+
+
+def _squares(text: str, white: bool) -> list[tuple[int, int]]:
+    """Moves such as `d2d4 c1f4` as (from, to), squares numbered from a1 = 0 to h8 = 63; mirrored for Black."""
+    numbers = [ord(word[i]) - ord("a") + 8 * (int(word[i + 1]) - 1) for word in text.split() for i in (0, 2)]
+    mirrored = numbers if white else [number ^ 56 for number in numbers]
+    return list(zip(mirrored[::2], mirrored[1::2], strict=True))
+
+
+def _play_move(chess: Any, board: Any, rng: random.Random, school: _School) -> str | None:
     """Chooses and plays a move; its canonical SAN, or None where there is no legal move."""
     moves = list(board.generate_pseudo_legal_moves())
-    weights = _weights(chess, board, moves)
+    weights = _weights(chess, board, moves, school)
     while moves:
         sums = list(accumulate(weights))
         point = rng.random() * sums[-1]
@@ -127,13 +164,14 @@ def _play_move(chess: Any, board: Any, rng: random.Random) -> str | None:
         text = _san_without_mark(chess, board, move, moves)
         board.push(move)
         if not board.was_into_check():
+            school.pending.discard((move.from_square, move.to_square))
             return text + check_mark(board)
         board.pop()
         del moves[chosen], weights[chosen]
     return None
 
 
-def _weights(chess: Any, board: Any, moves: list[Any]) -> list[float]:
+def _weights(chess: Any, board: Any, moves: list[Any], school: _School) -> list[float]:
     """How much the player likes each pseudo-legal move; all positive."""
     turn = board.turn
     opening = len(board.move_stack) < _OPENING_PLIES
@@ -162,11 +200,20 @@ def _weights(chess: Any, board: Any, moves: list[Any]) -> list[float]:
                 weight = _DEVELOPMENT
             if piece == chess.KNIGHT and target & 7 in (0, 7):
                 weight *= _RIM
+        if school.settled >> origin & 1:
+            weight *= _SETTLED
+        elif piece == school.favourite:
+            weight = max(weight, _FAVOURITE)
+        if (origin, target) in school.pending:
+            weight = _SETUP
+        elif (origin, target) in school.others:
+            weight *= _OTHER_SCHOOL
+        value = _VALUE[piece]
         if victim:
-            weight *= _CAPTURE + _CAPTURE_PER_PAWN * _VALUE[victim]
+            gain = _VALUE[victim] - (value if threats >> target & 1 else 0)
+            weight *= _TRADE if gain <= 0 else _CAPTURE + _CAPTURE_PER_PAWN * gain
             if target == last:
                 weight *= _RECAPTURE
-        value = _VALUE[piece]
         if value > 1 and value < 20:
             if value > _VALUE[victim] and (pawn_threats | undefended) >> target & 1:
                 weight *= _HANGING

@@ -26,14 +26,13 @@ from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.harvest import Harvest, harvests
 from glassmoe.reading.load import random_twin
 
+from .board_counts import Float64
+from .board_features import read_features
 from .board_labels import dot_positions, label_games
-from .board_properties import HEADLINE, STRATEGY, slot_name
-from .boards import LayerScores, always_on_f1, measure_layer, random_subset
+from .board_properties import HEADLINE, STRATEGY
+from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
-TRACKED, TRACKED_SHARE = 24, (0.01, 0.4)
-"""How many of the best slots are told in words, and on what share of the boards a slot must be true for that: F1 on a
-handful of boards is luck, and a slot that is nearly always true needs no feature."""
 PROPERTIES = (HEADLINE, *STRATEGY)
 
 
@@ -42,16 +41,18 @@ def evaluate_boards(
     corpus: Corpus,
     *,
     games: int = 1000,
+    test_corpus: Corpus | None = None,
     layers: Sequence[int] | None = None,
     controls: bool = True,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Coverage, held-out coverage and reconstruction of each layer, and what the best layer (by reconstruction) tracks,
-    as plain values.
+    """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
+    reconstruction) detect (`board_features.read_features`), as plain values.
 
-    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when the validation
-    split has not enough games of 20 dots. `controls`: also measure the random-weight twin. ValueError when a layer does
-    not exist, the context is too short, or there are no games.
+    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when there are not
+    enough games of 20 dots. The validation split of `corpus` gives both, or the first only where another
+    `test_corpus` gives the others. `controls`: also measure the random-weight twin. ValueError when a layer does not
+    exist, the context is too short, or there are no games.
     """
     chosen_layers = _check_layers(model, layers)
     if model.config.context < CHARACTERS:
@@ -59,16 +60,8 @@ def evaluate_boards(
             f"the boards measure reads {CHARACTERS} characters of a game, and this model's context is "
             f"{model.config.context}; train with data.rows games:{CHARACTERS} or longer rows"
         )
-    texts = board_games(corpus.split("valid"), 2 * games)
-    asked, games = games, min(games, len(texts) // 2)
-    if games == 0:
-        raise ValueError(
-            f"the validation split of {corpus.path} has {len(texts)} games with {DOTS} moves of White in "
-            f"{CHARACTERS} characters; the measure needs at least 2, better 2,000: prepare more games"
-        )
-    if games < asked:
-        say(f"{len(texts)} validation games are usable: {games} + {games} are read, not {asked} + {asked}")
-    splits = {"train": texts[:games], "test": texts[games : 2 * games]}
+    splits = _choose_games(corpus, test_corpus, games)
+    games = len(splits["train"])
     say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")
     labels = {name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()}
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
@@ -99,11 +92,65 @@ def evaluate_boards(
     return {
         "games": games,
         "boards": games * DOTS,
+        "tested_on": "the validation split" if test_corpus is None else _about(test_corpus),
         "property": HEADLINE,
         "best_layer": best,
         "layers": measured,
-        "tracked": _tracked(scores[best], random_scores.get(best), labels, model.feed_forwards()[best]),
+        **_features(model, best, inputs, scores[best], random_scores.get(best), splits["test"], labels["test"]),
     }
+
+
+def _choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
+    """The texts to choose features on and, as many, to test them on."""
+    where = f"the validation split of {corpus.path}"
+    if test_corpus is None:
+        texts = board_games(corpus.split("valid"), 2 * asked)
+        half = len(texts) // 2
+        train, test = texts[:half], texts[half : 2 * half]
+    elif test_corpus.fingerprint == corpus.fingerprint:
+        raise ValueError(f"{test_corpus.path} holds the games of the run itself; give other games to test on, or none")
+    else:
+        where += f" or in {test_corpus.path}"
+        train = board_games(corpus.split("valid"), asked)
+        test = [text for split in ("valid", "train") for text in board_games(test_corpus.split(split), asked)]
+    games = min(asked, len(train), len(test))
+    if games == 0:
+        raise ValueError(
+            f"there are fewer than 2 games with {DOTS} moves of White in {CHARACTERS} characters in {where}; "
+            f"the measure needs some to choose features on and some to test them, better 1,000 each: prepare more games"
+        )
+    if games < asked:
+        say(f"{games} + {games} games are usable and read, not {asked} + {asked}")
+    return {"train": train[:games], "test": test[:games]}
+
+
+def _about(corpus: Corpus) -> str:
+    made = f"synthetic games of seed {corpus.manifest['seed']}" if corpus.manifest.get("synthetic") else "other games"
+    return f"{made} ({corpus.fingerprint[:12]})"
+
+
+def _features(
+    model: GlassForCausalLM,
+    layer: int,
+    inputs: Sequence[Any],
+    scores: LayerScores,
+    random_scores: LayerScores | None,
+    texts: Sequence[str],
+    labels: dict[str, Any],
+) -> dict[str, Any]:
+    """`read_features` of one layer, which is harvested once more: only now is it known which layer is the best."""
+
+    def held_out(model: GlassForCausalLM, scores: LayerScores) -> tuple[Harvest, Harvest, Float64]:
+        train, test = next(harvests(model, inputs, [layer]))[1]
+        return train, test, own_threshold_held_out(scores.coverage, test.rows, labels[HEADLINE], train.maxima_F)
+
+    train, test, f1_B = held_out(model, scores)
+    random_f1_B = None if random_scores is None else held_out(random_twin(model), random_scores)[2]
+    ffn = model.feed_forwards()[layer]
+    expert_hidden = ffn.num_features // ffn.num_experts if ffn.num_experts > 1 else None
+    return read_features(
+        texts, DOTS, test, train.maxima_F, scores.coverage, f1_B, random_f1_B, labels[HEADLINE], expert_hidden
+    )
 
 
 def board_games(games: Games, limit: int) -> list[str]:
@@ -161,31 +208,6 @@ def _summary(scores: LayerScores, train: Harvest) -> dict[str, Any]:
         "l0": train.l0,
         "l0_boards": scores.l0,
     }
-
-
-def _tracked(
-    scores: LayerScores, random_scores: LayerScores | None, labels: dict[str, Any], layer: Any
-) -> list[dict[str, Any]]:
-    """The slots of the headline set that single features detect best on the test games."""
-    test_NB = labels["test"][HEADLINE]
-    share_B = np.asarray(test_NB.mean(axis=0)).ravel()
-    always_B = always_on_f1(test_NB)
-    per_expert = layer.num_features // layer.num_experts
-    telling_B = (share_B >= TRACKED_SHARE[0]) & (share_B <= TRACKED_SHARE[1])
-    order = np.argsort(-np.where(telling_B, scores.held_out.f1_B, -1), kind="stable")[: min(TRACKED, telling_B.sum())]
-    return [
-        {
-            "slot": slot_name(HEADLINE, int(b)),
-            "feature": int(scores.coverage.feature_B[b]),
-            "expert": int(scores.coverage.feature_B[b]) // per_expert if layer.num_experts > 1 else None,
-            "f1": float(scores.held_out.f1_B[b]),
-            "f1_train": float(scores.coverage.f1_B[b]),
-            "f1_always_on": float(always_B[b]),
-            "f1_random": None if random_scores is None else float(random_scores.held_out.f1_B[b]),
-            "true_share": float(share_B[b]),
-        }
-        for b in order
-    ]
 
 
 def _check_layers(model: GlassForCausalLM, layers: Sequence[int] | None) -> list[int]:

@@ -50,8 +50,8 @@ _ROWS = 1000
 class Coverage:
     """value: the coverage, at `threshold`. f1_B, feature_B: each slot's best F1 there and its feature (-1:
     nothing scores). value_T: the same mean at every threshold. above: fraction of slots whose F1 exceeds
-    each value of `F1_GRID`. own_threshold_value, own_threshold_f1_B, own_threshold_B: the variant with a
-    threshold per slot, which is never the headline."""
+    each value of `F1_GRID`. own_threshold_value, own_threshold_f1_B, own_threshold_B, own_threshold_feature_B:
+    the variant with a threshold per slot, which is never the headline."""
 
     value: float
     threshold: float
@@ -62,6 +62,7 @@ class Coverage:
     own_threshold_value: float
     own_threshold_f1_B: Float64
     own_threshold_B: Float64
+    own_threshold_feature_B: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ def _coverage(found: Scan, columns: slice) -> Coverage:
         own_threshold_value=float(own_f1_B.mean()),
         own_threshold_f1_B=own_f1_B,
         own_threshold_B=np.array([threshold_at(index) for index in own_B]),
+        own_threshold_feature_B=feature_TB[own_B, np.arange(len(own_B))],
     )
 
 
@@ -176,16 +178,36 @@ class _Columns:
 
 
 def _held_out(covered: Coverage, columns: _Columns, labels: sp.csr_array, maxima: Float32) -> HeldOut:
+    f1_B = _detection(columns, labels, maxima, covered.feature_B, covered.threshold)
+    return HeldOut(float(f1_B.mean()), covered.threshold, f1_B)
+
+
+def own_threshold_held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F: Any) -> Float64:
+    """F1 [B] on test boards where each slot has the feature and the threshold that were best for it on train."""
+    acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
+    maxima, _ = _check(acts, labels, maxima_F, None)
+    feature_B = covered.own_threshold_feature_B
+    return _detection(_Columns(acts, feature_B), labels, maxima, feature_B, covered.own_threshold_B)
+
+
+def _detection(
+    columns: _Columns,
+    labels: sp.csr_array,
+    maxima: Float32,
+    feature_B: NDArray[np.int64],
+    threshold_B: float | Float64,
+) -> Float64:
+    """F1 [B] of feature_B above threshold_B times its maximum; 0 where the feature is -1."""
     f1_B = np.zeros(labels.shape[1])
-    slots = np.flatnonzero(covered.feature_B >= 0)
+    slots = np.flatnonzero(feature_B >= 0)
     if len(slots):
-        features = covered.feature_B[slots]
-        bound = np.float32(covered.threshold) * maxima[features]
-        active_NB = columns.of(features) > bound
+        features = feature_B[slots]
+        share = np.broadcast_to(np.asarray(threshold_B, dtype=np.float32), feature_B.shape)[slots]
+        active_NB = columns.of(features) > share * maxima[features]
         true_NB = labels[:, slots].toarray().astype(bool)
         tp = (active_NB & true_NB).sum(axis=0)
         f1_B[slots] = f1_score(tp, active_NB.sum(axis=0), true_NB.sum(axis=0))
-    return HeldOut(float(f1_B.mean()), covered.threshold, f1_B)
+    return f1_B
 
 
 def reconstruction(
