@@ -79,9 +79,12 @@ def tracked_table(measured: dict[str, Any]) -> str:
         ]
         for each in measured["tracked"]
     ]
+    found = measured["detected"]
     return (
-        f"What single neurons of layer {measured['best_layer']} track (F1 on games they were not chosen on):\n\n"
-        + table(["on the board", "neuron", "F1", "always-on F1", "random-weight F1", "true on"], rows)
+        f"What single features of layer {measured['best_layer']} track (chosen on other games):\n\n"
+        + table(["on the board", "feature", "F1", "always-on F1", "random-weight F1", "true on"], rows)
+        + f"\n\n{found['f1_0.9']} of {found['slots']} facts of the board are told with F1 of at least 0.9, "
+        f"{found['f1_0.75']} with 0.75, {found['f1_0.5']} with 0.5"
     )
 
 
@@ -103,15 +106,51 @@ def perplexity_table(measured: dict[str, Any]) -> str:
 
 
 def bench_table(figures: dict[str, Any]) -> str:
+    """Figures beside their targets; under the table what was compared exactly, and what was left out."""
+    lines = [line for line in figures["rows"] if "skipped" not in line]
     rows = [
-        [each["name"], each["ratio"], each["low"], each["high"], each["of"], each.get("tokens_per_second")]
-        for each in figures["rows"]
+        [
+            line["name"],
+            *(_measured(line[key], line["unit"]) for key in ("value", "low", "high")),
+            line["of"],
+            _target(line),
+            {True: "yes", False: "no", None: None}[line["met"]],
+            line.get("tokens_per_second"),
+        ]
+        for line in lines
     ]
-    return (
-        table(["what", "ratio", "low", "high", "of what", "tokens/s"], rows)
-        + f"\n\nForward + backward of layers on {figures['tokens']:,} tokens, and whole training steps; medians of "
-        f"{figures['repeats']} repeats; {figures['hardware']}, {figures['dtype']}"
+    notes: dict[str, dict[str, None]] = {}  # each note once, with the names of its lines in order
+    for line in lines:
+        if line["note"]:
+            notes.setdefault(line["note"], {})[line["name"]] = None
+    left_out = [f"not measured: {line['name']}: {line['skipped']}" for line in figures["rows"] if "skipped" in line]
+    return "\n".join(
+        [
+            table(["what", "value", "low", "high", "of what", "target", "met", "tokens/s"], rows),
+            "",
+            *(f"- {'; '.join(names)}: {note}" for note, names in notes.items()),
+            *(f"- {line}" for line in left_out),
+            "",
+            f"Medians of {figures['repeats']} repeats, with the lowest and the highest; {figures['hardware']}, "
+            f"{figures['dtype']}",
+        ]
     )
+
+
+def _target(line: dict[str, Any]) -> str | None:
+    signs = {"at_least": ">=", "at_most": "<="}
+    bounds = (line["target"] or {}).items()
+    return ", ".join(f"{signs[kind]} {_measured(bound, line['unit'])}" for kind, bound in bounds) or None
+
+
+def _measured(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{value:.1%}"
+    if unit == "difference":
+        return f"{value:.1g}"
+    if unit == "count":
+        return f"{value:.0f}"
+    return f"{value:.2f}" + {"ratio": "", "seconds": " s", "GiB": " GiB"}[unit]
 
 
 def _cell(value: Any) -> str:
