@@ -1,0 +1,95 @@
+"""`glassmoe bench`: speed, as ratios against peers in the same run; targets that are missed stay in the table.
+
+A line is {"name", "group", "value", "unit", "low", "high", "of", "target", "met", "note"} and figures of its own (see
+`compare.row`), or {"name", "group", "skipped"} with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassmoe.device import compute_dtype, describe, pick_device
+from glassmoe.report.tables import bench_table
+from glassmoe.training.checkpoint import write_atomically
+from glassmoe.training.run import commit
+
+from .boards import board_rows
+from .compare import Sizes, skipped
+from .data import data_rows
+from .layers import layer_rows
+from .startup import startup_rows
+from .steps import load_nanogpt, step_rows
+
+__all__ = ["GROUPS", "Sizes", "bench", "write"]
+
+SCHEMA_VERSION = 2
+GROUPS = ("layers", "steps", "data", "boards", "startup")
+NEED_CHESS = ("data", "boards")
+
+
+def bench(
+    only: Sequence[str] = GROUPS,
+    sizes: Sizes | None = None,
+    *,
+    nanogpt: Path | None = None,
+    pgn: Path | None = None,
+    quickstart: bool = False,
+) -> dict[str, Any]:
+    """Every line of the groups `only`, and what they were measured on.
+
+    `nanogpt`: a checkout of nanoGPT. `pgn`: a file of games to read in place of one that is made. `quickstart`: run it
+    too. ValueError for an unknown group or a path that does not hold what it should.
+    """
+    unknown = [name for name in only if name not in GROUPS]
+    if unknown or not only:
+        raise ValueError(f"--only takes groups of {', '.join(GROUPS)}; got {', '.join(unknown) or 'none'}")
+    if pgn is not None and not pgn.is_file():
+        raise ValueError(f"--pgn takes a file of games, there is no {pgn}")
+    peer = load_nanogpt(nanogpt) if nanogpt else None
+    sizes = sizes or Sizes()
+    device = pick_device()
+    dtype = compute_dtype("auto", device)
+    measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "layers": lambda: layer_rows(sizes, device, dtype),
+        "steps": lambda: step_rows(sizes, device, dtype, peer),
+        "data": lambda: data_rows(sizes, pgn),
+        "boards": lambda: board_rows(sizes),
+        "startup": lambda: startup_rows(sizes, quickstart),
+    }
+    if find_spec("chess") is None:
+        for name in NEED_CHESS:
+            measure[name] = partial(_without_chess, name)
+    rows = [{**line, "group": name} for name in GROUPS if name in only for line in measure[name]()]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": "glassmoe bench" + ("" if tuple(only) == GROUPS else f" --only {','.join(only)}"),
+        "commit": commit(),
+        "hardware": describe(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "tokens": sizes.tokens,
+        "repeats": sizes.repeats,
+        "rows": rows,
+    }
+
+
+def write(figures: dict[str, Any], path: Path) -> None:
+    """The figures as `path` (JSON), and as the same name with .md for people. `notes`, paragraphs that somebody added
+    to the JSON, such as why a target was missed, are kept and shown."""
+    if path.exists():
+        figures = {**figures, "notes": json.loads(path.read_text()).get("notes", [])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {figures['commit']}."]
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(figures, indent=1) + "\n"))
+    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text("\n\n".join(page) + "\n"))
+
+
+def _without_chess(name: str) -> list[dict[str, Any]]:
+    return [skipped(name, "needs python-chess, the extra `chess` of glassmoe")]

@@ -1,0 +1,130 @@
+"""What every line of the bench is made of: passes that run in turn in one process, and rows of figures.
+
+Times of one machine say little about another, and on a shared machine little about the next minute. So what is compared
+runs alternately, and a figure is the median, over the repeats, of the ratio within each repeat, with the lowest and the
+highest beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+Unit = Literal["ratio", "share", "seconds", "GiB", "difference", "count"]
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is that the bench measures; the defaults are the sizes that the targets are about."""
+
+    repeats: int = 5
+    tokens: int = 16384
+    widths: tuple[int, ...] = (128, 512)
+    step_rows: int = 32
+    product: int = 2048
+    read_games: int = 2000
+    board_games: int = 1000
+    wide_features: int = 16384
+    active_features: int = 600
+    dense_features: int = 4096
+    starts: int = 9
+    quickstart: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} takes a number above 0, got {getattr(self, name)}")
+        for width in self.widths:
+            if width < 8 or width % 8:
+                raise ValueError(f"--widths takes multiples of 8, which the kernels need, got {width}")
+
+
+def alternate(
+    passes: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device | None = None,
+    *,
+    warm_up: bool = True,
+) -> dict[str, list[float]]:
+    """Seconds of every pass, `repeats` of each, run in turn after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for repeat in range(0 if warm_up else 1, repeats + 1):
+        for name, run in passes.items():
+            began = time.perf_counter()
+            run()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """above / below, repeat by repeat."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def per_second(amount: int, seconds: Sequence[float]) -> int:
+    """Amount a second at the median of the seconds that it took."""
+    return round(amount / statistics.median(seconds))
+
+
+def row(
+    name: str,
+    values: Sequence[float],
+    unit: Unit = "ratio",
+    *,
+    of: str | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    note: str | None = None,
+    **figures: Any,
+) -> dict[str, Any]:
+    """One line: the median of `values`, their lowest and highest, and whether the median meets the target.
+
+    `of`: what a ratio or a share is taken of. `note`: what is compared exactly, or why it falls short. `target` is
+    {"at_least": x}, {"at_most": x} or None; `met` is None without a target. `figures` are added as they are.
+    """
+    value = statistics.median(values)
+    bounds = {"at_least": at_least, "at_most": at_most}
+    target = {key: bound for key, bound in bounds.items() if bound is not None} or None
+    met = None
+    if target:
+        met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "low": min(values),
+        "high": max(values),
+        "of": of,
+        "target": target,
+        "met": met,
+        "note": note,
+        **figures,
+    }
+
+
+def skipped(name: str, reason: str) -> dict[str, Any]:
+    """A line that could not be measured here, and what it would take."""
+    return {"name": name, "skipped": reason}
+
+
+def peak_memory() -> float:
+    """GiB of the most resident memory that this process has had, interpreter and libraries included."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Linux hands a parent's ru_maxrss down to what it starts; the high-water mark is the process's own.
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024 / GIB
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB

@@ -1,0 +1,83 @@
+"""How long the command takes to answer, and the quickstart to run: each start is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .compare import GIB, Sizes, row, skipped
+
+POLL_SECONDS = 0.1
+
+
+def startup_rows(sizes: Sizes, quickstart: bool = False) -> list[dict[str, Any]]:
+    """Every line about starting. `quickstart`: also run it, which takes minutes."""
+    commands = {
+        "glassmoe --help": (["-m", "glassmoe", "--help"], 0.4),
+        "import glassmoe": (["-c", "import glassmoe"], 0.3),
+    }
+    rows = []
+    for name, (words, target) in commands.items():
+        seconds = [_seconds(words) for _ in range(sizes.starts + 1)][1:]
+        note = "python's own start included"
+        rows.append(row(name, seconds, "seconds", at_most=target, note=note, seconds_of_python=_python_alone(sizes)))
+    return [*rows, *_quickstart_rows(sizes, quickstart)]
+
+
+def _seconds(words: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def _python_alone(sizes: Sizes) -> float:
+    return min(_seconds(["-c", "pass"]) for _ in range(sizes.starts))
+
+
+def _quickstart_rows(sizes: Sizes, wanted: bool) -> list[dict[str, Any]]:
+    name = "glassmoe quickstart"
+    if not wanted:
+        return [skipped(name, "takes minutes; run it with --quickstart")]
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "said", "w+") as said:
+        words = [sys.executable, "-m", "glassmoe", "quickstart", "--out", f"{folder}/run", *sizes.quickstart]
+        began, peak = time.perf_counter(), 0.0
+        process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True)
+        while process.poll() is None:
+            peak = max(peak, _resident(process.pid))
+            time.sleep(POLL_SECONDS)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            said.seek(0)
+            raise RuntimeError(f"glassmoe quickstart ended with {process.returncode}: {said.read()[-500:]}")
+        boards = json.loads((Path(folder) / "run" / "measures" / "boards.json").read_text())["values"]
+    told = "facts of the board that one feature of the quickstart's model tells"
+    note = "headline slots true on 1-40% of boards, F1 of at least 0.9 on unseen games of another seed"
+    rows = [
+        row(name, [seconds], "seconds", at_most=360.0, note="make quickstart after installing, once"),
+        row(told, [boards["detected"]["f1_0.9"]], "count", at_least=12, note=note, tracked=boards["tracked"]),
+    ]
+    memory = "memory of glassmoe quickstart"
+    if not Path("/proc/self/status").exists():
+        return [*rows, skipped(memory, "needs Linux's /proc")]
+    note = f"resident memory summed over its processes, the greatest of looks {POLL_SECONDS} s apart"
+    return [*rows, row(memory, [peak / GIB], "GiB", at_most=4.0, note=note)]
+
+
+def _resident(session: int) -> float:
+    """Bytes resident now in all processes of a session; pages that processes share count in each."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # What follows the command's name in brackets: state, parent, group, session, ...
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                status = (stat.parent / "status").read_text()
+                total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        except OSError:  # it has ended since
+            continue
+    return total * 1024

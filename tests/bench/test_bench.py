@@ -1,0 +1,172 @@
+"""Every group of the bench at toy size: real passes, equal results where a line claims them, never times."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassmoe import cli
+from glassmoe.bench import GROUPS, Sizes, bench
+from glassmoe.bench.compare import alternate, ratios, row, skipped
+from glassmoe.report.tables import bench_table
+
+TOY = Sizes(
+    repeats=1,
+    tokens=64,
+    widths=(16,),
+    step_rows=2,
+    product=64,
+    read_games=30,
+    board_games=15,
+    wide_features=256,
+    active_features=40,
+    dense_features=32,
+    starts=1,
+    quickstart=("--steps", "2", "--synthetic-games", "60", "--games", "2"),
+)
+
+
+def measured(group: str, **options: Any) -> dict[str, dict[str, Any]]:
+    figures = bench([group], TOY, **options)
+    assert bench_table(figures)
+    for line in figures["rows"]:
+        assert line["group"] == group
+        if "skipped" not in line:
+            assert line["low"] <= line["value"] <= line["high"]
+            assert (line["target"] is None) == (line["met"] is None)
+    lines = {f"{line['name']} of {line['of']}" if line.get("of") else line["name"]: line for line in figures["rows"]}
+    assert len(lines) == len(figures["rows"])
+    return lines
+
+
+def test_row_by_hand() -> None:
+    line = row("x", ratios([2.0, 4.0, 3.0], [1.0, 1.0, 3.0]), of="y", at_least=2.0, games=3)
+    assert (line["value"], line["low"], line["high"], line["games"]) == (2.0, 1.0, 4.0, 3)
+    assert line["target"] == {"at_least": 2.0} and line["met"] is True
+    assert row("x", [0.06], "share", at_most=0.05)["met"] is False
+    assert row("x", [1.0])["met"] is None
+
+
+def test_passes_alternate_after_a_warm_up() -> None:
+    ran: list[str] = []
+    seconds = alternate({name: lambda name=name: ran.append(name) for name in "ab"}, 2)
+    assert ran == ["a", "b"] * 3 and [len(each) for each in seconds.values()] == [2, 2]
+    ran.clear()
+    alternate({"a": lambda: ran.append("a")}, 2, warm_up=False)
+    assert ran == ["a", "a"]
+
+
+def test_table_shows_targets_and_what_is_missing() -> None:
+    lines = [row("share", [0.062], "share", of="all", at_most=0.05, note="why"), skipped("peer", "no path")]
+    text = bench_table({"rows": lines, "repeats": 1, "hardware": "a machine", "dtype": "float32"})
+    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    assert cells == ["share", "6.2%", "6.2%", "6.2%", "all", "<= 5.0%", "no", "-"]
+    assert "share: why" in text and "not measured: peer: no path" in text
+
+
+def test_layers() -> None:
+    lines = measured("layers")
+    assert {"moe-x layer, d=16 of tokens/s of gelu", "moe-x layer, d=16 of tokens/s of relu"} <= set(lines)
+    assert lines["sparsity-aware router, d=16 of time of the moe-x layer"]["target"] == {"at_most": 0.05}
+    experts = lines["expert kernel, d=16 of tokens/s of transformers' experts"]
+    # bf16 keeps 8 bits: transformers' experts and ours compute the same.
+    assert experts["largest_relative_difference"] < 0.03
+
+
+def test_steps() -> None:
+    lines = measured("steps")
+    for optimizer in ("muon", "adamw"):
+        assert f"chess-small step, moe-x, {optimizer} of tokens/s of gelu" in lines
+        (dense,) = [lines[name] for name in lines if name.startswith(f"chess-small step, gelu, {optimizer}")]
+        assert dense["unit"] == "share" and dense["value"] > 0 and "2 rows" in dense["note"]
+    assert "--nanogpt" in lines["dense step of chess-small with 4 x its width, adamw"]["skipped"]
+
+
+@pytest.mark.skipif("NANOGPT" not in os.environ, reason="NANOGPT does not name a checkout of nanoGPT")
+def test_nanogpt_computes_what_we_compute() -> None:
+    lines = measured("steps", nanogpt=Path(os.environ["NANOGPT"]))
+    (line,) = [lines[name] for name in lines if "nanoGPT" in name]
+    assert line["loss_difference"] < 1e-5
+
+
+def test_reading_pgn() -> None:
+    lines = measured("data")
+    assert len(lines) == 2
+    for line in lines.values():
+        assert line["games"] == line["games_of_peer"] == TOY.read_games
+
+
+def test_reading_pgn_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.pgn"
+    file.write_text('[Event "a"]\n\n1. e4 e5 *\n\n[Event "b"]\n\n1. e4 e6 2. Qxh7 *\n\n')
+    lines = measured("data", pgn=file)
+    checked = lines["reading PGN, every move checked legal of games/s of chess.pgn.read_game"]
+    trusted = lines["reading PGN, text only (--trust) of games/s of chess.pgn.read_game"]
+    assert (checked["games"], checked["games_of_peer"], trusted["games"]) == (1, 1, 2)
+
+
+def test_boards_scores_are_those_of_the_brute_force() -> None:
+    lines = measured("boards")
+    apart = [line for line in lines.values() if line["unit"] == "difference"]
+    assert len(apart) == 2
+    for line in apart:
+        assert line["met"] and line["value"] <= 1e-6 and line["coverage"] > 0 and line["reconstruction"] > 0
+    (memory,) = [line for line in lines.values() if line["unit"] == "GiB"]
+    assert memory["value"] > 0.1
+
+
+def test_starting() -> None:
+    lines = measured("startup")
+    assert {"glassmoe --help", "import glassmoe"} <= set(lines)
+    assert "--quickstart" in lines["glassmoe quickstart"]["skipped"]
+
+
+@pytest.mark.slow
+def test_the_quickstart() -> None:
+    lines = measured("startup", quickstart=True)
+    assert lines["glassmoe quickstart"]["unit"] == "seconds"
+    assert lines["memory of glassmoe quickstart"]["value"] > 0.1
+    told = lines["facts of the board that one feature of the quickstart's model tells"]
+    assert told["value"] == sum(each["f1"] >= 0.9 for each in told["tracked"]) and told["met"] is False
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep/bench.json"
+    words = ["bench", "--only", "layers", "--tokens", "64", "--widths", "16", "--repeats", "1", "--out", str(out)]
+    assert cli.main(words) == 0
+    assert "moe-x layer, d=16" in capsys.readouterr().out
+    figures = json.loads(out.read_text())
+    assert figures["schema_version"] == 2 and figures["command"] == "glassmoe bench --only layers"
+    assert [line["group"] for line in figures["rows"]] == ["layers"] * 4
+    out.write_text(json.dumps({**figures, "notes": ["why it fell short"]}))
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 64
+    page = out.with_suffix(".md").read_text()
+    assert "| moe-x layer, d=16" in page and "why it fell short" in page
+    assert json.loads(out.read_text())["notes"] == ["why it fell short"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--only", "layers,boats"], "boats"),
+        (["--only", ""], ", ".join(GROUPS)),
+        (["--nanogpt", "nowhere"], "nowhere/model.py"),
+        (["--pgn", "nowhere.pgn"], "nowhere.pgn"),
+        (["--widths", "12"], "multiples of 8"),
+        (["--repeats", "0"], "above 0"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_nanogpt(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="GPTConfig"):
+        bench(["steps"], TOY, nanogpt=tmp_path)
