@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 .PHONY: quickstart test test-slow check bench clean
 
-quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, print what its neurons track
+quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
 
 test: $(READY)  ## the test suite, under ten minutes on two cores

@@ -57,7 +57,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 5 and (desk / "runs/moex/model.safetensors").exists()
+    assert len(ran) == 6 and (desk / "runs/moex/model.safetensors").exists()
 
 
 def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +67,10 @@ def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["quickstart", *small]) == 0
     shown = capsys.readouterr()
     assert "coverage" in shown.out and "on the board" in shown.out and "synthetic games" in shown.err
+    page = tmp_path / "run/report.html"
+    assert shown.out.rstrip().endswith(str(page)) and "What single features see" in page.read_text()
+    unseen = json.loads((tmp_path / "run/unseen/manifest.json").read_text())
+    assert unseen["seed"] == 1
     manifest = json.loads((tmp_path / "run/games/manifest.json").read_text())
     assert manifest["synthetic"] is True
     assert cli.main(["quickstart", *small, "--json"]) == 0
@@ -103,7 +107,11 @@ def test_readme_figures_come_from_results() -> None:
             assert f"{value:.3f}" in line, (row["name"], value)
     (speed,) = re.findall(r"Speed, side by side.*?\n\n", README, re.S)
     bench = json.loads((ROOT / "results/bench-cpu.json").read_text())["rows"]
-    ratios = [row["ratio"] for row in bench if "moe-x" in row["name"] and row["of"] == "tokens/s of gelu"]
+    ratios = [
+        row.get("value", row.get("ratio"))  # `ratio` until results/bench-cpu.json has schema version 2
+        for row in bench
+        if "moe-x" in row["name"] and row.get("of") == "tokens/s of gelu"
+    ]
     assert re.findall(r"\d\.\d\d", speed) == [f"{ratio:.2f}" for ratio in ratios]
 
 

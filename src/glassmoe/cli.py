@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe import __version__
+from glassmoe.arguments import Parser, count, explain_path, seed, share, temperature
 
 USAGE, FAILURE = 2, 1
 
@@ -50,7 +51,10 @@ def _guarded(run: Callable[[list[str]], int | None], words: list[str]) -> int:
     except (OSError, RuntimeError) as error:
         if "GLASSMOE_TRACEBACK" in os.environ:
             raise
-        return _complain(str(error), 128 + getattr(error, "signal_number", FAILURE - 128))
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | FileExistsError):
+            return _complain(explain_path(error), USAGE)
+        message = explain_path(error) if isinstance(error, OSError) else str(error)
+        return _complain(message, 128 + getattr(error, "signal_number", FAILURE - 128))
 
 
 def _data(words: list[str]) -> None:
@@ -63,9 +67,9 @@ def _data(words: list[str]) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--trust", action="store_true", help="convert the text only; moves are not checked")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--max-games", type=int, help="stop after this many games")
-    parser.add_argument("--valid-share", type=float, default=0.01, help="share of games kept for validation")
+    parser.add_argument("--workers", type=count, help="processes (default: one a core)")
+    parser.add_argument("--max-games", type=count, help="stop after this many games")
+    parser.add_argument("--valid-share", type=share, default=0.01, help="share of games kept for validation")
     parser.add_argument("--overwrite", action="store_true", help="replace games that are already in the folder")
     args = parser.parse_args(words)
     from glassmoe.data.pgn import prepare_chess
@@ -102,7 +106,7 @@ def _train(words: list[str]) -> None:
         parsed = parser.parse_args(_resolve_recipe(words))
         values = vars(parser.instantiate(parsed))
     except argparse.ArgumentError as error:
-        raise ValueError(_explain(str(error))) from None
+        raise ValueError(configuration.explain(str(error))) from None
     out = Path(values.pop("out"))
     values.pop("config")
     config = configuration.RunConfig(**values)
@@ -125,12 +129,14 @@ def _eval_boards(words: list[str]) -> None:
     parser = _parser("eval boards", "How well do single features track the chess board, layer by layer?")
     _add_run(parser)
     parser.add_argument(
-        "--games", type=int, default=1000, help="games to choose features on, and again to test them on"
+        "--games", type=count, default=1000, help="games to choose features on, and again to test them on"
     )
+    parser.add_argument("--test-games", metavar="PATH", help="prepared games to test on (default: validation games)")
     parser.add_argument("--layers", help="layers to measure, such as 0,3 (default: all)")
     parser.add_argument("--no-controls", action="store_true", help="leave out the random-weight twin")
-    parser.add_argument("--workers", type=int, help="processes that label boards (default: one a core)")
+    parser.add_argument("--workers", type=count, help="processes that label boards (default: one a core)")
     args = parser.parse_args(words)
+    from glassmoe.data.corpus import Corpus
     from glassmoe.measure.board_evaluation import evaluate_boards
     from glassmoe.reading.load import load
     from glassmoe.report.tables import boards_table
@@ -142,6 +148,7 @@ def _eval_boards(words: list[str]) -> None:
         loaded.model,
         corpus,
         games=args.games,
+        test_corpus=None if args.test_games is None else Corpus.open(Path(args.test_games)),
         layers=layers,
         controls=not args.no_controls,
         workers=args.workers,
@@ -153,7 +160,7 @@ def _eval_boards(words: list[str]) -> None:
 def _eval_ppl(words: list[str]) -> None:
     parser = _parser("eval ppl", "Validation loss, perplexity and bits per character.")
     _add_run(parser)
-    parser.add_argument("--rows", type=int, help="rows to read (default: the whole validation split)")
+    parser.add_argument("--rows", type=count, help="rows to read (default: the whole validation split)")
     parser.add_argument("--cut", help="how rows are cut, such as games:256 (default: as in training)")
     args = parser.parse_args(words)
     from glassmoe.data.corpus import Rows
@@ -173,10 +180,12 @@ def _generate(words: list[str]) -> None:
     parser = _parser("generate", "Let a model go on from a prompt.")
     _add_run(parser, data=False)
     parser.add_argument("--prompt", default=";1.", help="text to go on from")
-    parser.add_argument("--tokens", type=int, default=100, help="tokens to add at most (the context may end earlier)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token; 1 samples as is")
-    parser.add_argument("--samples", type=int, default=1, help="continuations")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=count, default=100, help="tokens to add at most (the context may end earlier)")
+    parser.add_argument(
+        "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token; 1 samples as is"
+    )
+    parser.add_argument("--samples", type=count, default=1, help="continuations")
+    parser.add_argument("--seed", type=seed, default=0, help="of the sampling")
     args = parser.parse_args(words)
     from glassmoe.reading.load import load
     from glassmoe.reading.sample import continuations
@@ -193,14 +202,19 @@ def _quickstart(words: list[str]) -> None:
         "Synthetic games, a small MoE-X, and what its neurons track: a few minutes on two cores.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run directory")
-    parser.add_argument("--steps", type=int, help="training steps, for a shorter or longer look")
-    parser.add_argument("--synthetic-games", type=int, help="games to train on")
-    parser.add_argument("--games", type=int, default=250, help="games to choose features on, and again to test them on")
+    parser.add_argument("--steps", type=count, help="training steps, for a shorter or longer look")
+    parser.add_argument("--synthetic-games", type=count, help="games to train on")
+    parser.add_argument(
+        "--games", type=count, default=400, help="games to choose features on, and again to test them on"
+    )
     args = parser.parse_args(words)
     from glassmoe import config as configuration
     from glassmoe.data.corpus import Corpus
+    from glassmoe.data.selfplay import generate
     from glassmoe.measure.board_evaluation import evaluate_boards
     from glassmoe.reading.load import load
+    from glassmoe.report.measures import save_measure
+    from glassmoe.report.page import write_report
     from glassmoe.report.tables import boards_table, tracked_table
     from glassmoe.training.loop import train
 
@@ -208,38 +222,56 @@ def _quickstart(words: list[str]) -> None:
     config.train.steps = args.steps or config.train.steps
     config.data.synthetic_games = args.synthetic_games or config.data.synthetic_games
     train(config, args.out)
-    measured = evaluate_boards(load(str(args.out)).model, Corpus.open(args.out / "games"), games=args.games)
+    # What was found on games of one seed is tested on games of another.
+    generate(args.out / "unseen", games=args.games + args.games // 8, seed=config.seed + 1, overwrite=True)
+    corpus, unseen = Corpus.open(args.out / "games"), Corpus.open(args.out / "unseen")
+    measured = evaluate_boards(load(str(args.out)).model, corpus, games=args.games, test_corpus=unseen)
+    save_measure(args.out, "boards", measured, corpus)
+    page = write_report([args.out], args.out / "report.html")
     text = boards_table(measured) + "\n\n" + tracked_table(measured)
-    _show(
-        args,
-        measured,
-        f"{text}\n\nthe run: {args.out}  (glassmoe generate {args.out} --prompt ';1.e4 e5 2.')",
-    )
+    _show(args, measured, f"{text}\n\nthe run: {args.out}\nits page, to open in a browser: {page}")
+
+
+def _report(words: list[str]) -> None:
+    parser = _parser("report", "One self-contained HTML page of a run, or of several side by side.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories")
+    parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run)")
+    args = parser.parse_args(words)
+    from glassmoe.report.page import write_report
+
+    page = write_report(args.runs, args.out or args.runs[0] / "report.html")
+    _show(args, {"page": str(page)}, f"the page, to open in a browser: {page}")
 
 
 def _bench(words: list[str]) -> None:
     parser = _parser("bench", "Speed as ratios, measured side by side in one run.")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens in one pass")
-    parser.add_argument("--widths", default="128,512", help="model widths to measure")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file, and beside it as .md")
+    parser.add_argument("--only", help="groups to measure, such as layers,steps (default: all)")
+    parser.add_argument("--tokens", type=count, default=16384, help="tokens in one pass of a layer")
+    parser.add_argument("--widths", default="128,512", help="model widths of the layers")
+    parser.add_argument("--repeats", type=count, default=5)
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to compare with")
+    parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
+    parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)
-    from glassmoe.bench import bench
+    from glassmoe.bench import GROUPS, Sizes, bench, write
     from glassmoe.report.tables import bench_table
 
-    widths = [_integer(each, "--widths") for each in args.widths.split(",")]
-    figures = bench(widths, args.tokens, args.repeats)
+    widths = tuple(_integer(each, "--widths") for each in args.widths.split(","))
+    sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
+    only = GROUPS if args.only is None else args.only.split(",")
+    figures = bench(only, sizes, nanogpt=args.nanogpt, pgn=args.pgn, quickstart=args.quickstart)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+        write(figures, args.out)
     _show(args, figures, bench_table(figures))
 
 
 VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
-    "quickstart": (_quickstart, "train a small MoE-X on synthetic games and say what its neurons track"),
+    "quickstart": (_quickstart, "train a small MoE-X on synthetic games and show what its neurons track"),
     "data": (_data, "prepare games: data chess FILES --out DIR"),
     "train": (_train, "train a model: train --config RECIPE --data.path DIR --out RUN"),
     "eval": (_eval, "measure a run: eval boards RUN, eval ppl RUN"),
+    "report": (_report, "draw it: report RUN [RUN ...] makes one HTML page"),
     "generate": (_generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),
     "bench": (_bench, "speed, as ratios in one run"),
 }
@@ -275,7 +307,7 @@ def _version(verbose: bool) -> str:
 
 
 def _parser(name: str, about: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"glassmoe {name}", description=about, allow_abbrev=False)
+    parser = Parser(prog=f"glassmoe {name}", description=about, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 
@@ -302,6 +334,12 @@ def _corpus_of(loaded: Any, path: str | None) -> Any:
 
 
 def _record(args: argparse.Namespace, loaded: Any, corpus: Any, measures: dict[str, Any]) -> None:
+    """Keep measures beside the run, for its page, and in a results file where one is named."""
+    from glassmoe.report.measures import save_measure
+
+    if loaded.config is not None:
+        for name, values in measures.items():
+            save_measure(loaded.path, name, values, corpus)
     if args.results is None:
         return
     from glassmoe.report.results import add_row
@@ -310,14 +348,14 @@ def _record(args: argparse.Namespace, loaded: Any, corpus: Any, measures: dict[s
 
 
 def _resolve_recipe(words: list[str]) -> list[str]:
-    """Replace the name of a recipe after --config by its file."""
-    from glassmoe.config import recipes
+    """Replace the name of a recipe after --config by its file, which is read once to see that it can be."""
+    from glassmoe.config import read, recipes
 
     resolved = []
     known = recipes()
     for i, word in enumerate(words):
-        flag, _, name = word.partition("=")
-        inline = flag == "--config" and bool(name)
+        flag, equals, name = word.partition("=")
+        inline = flag == "--config" and bool(equals)
         if not inline and not (i > 0 and words[i - 1] == "--config"):
             resolved.append(word)
             continue
@@ -328,19 +366,9 @@ def _resolve_recipe(words: list[str]) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"no recipe or file {name!r}; {hint}Recipes: {', '.join(known)}")
+        read(Path(name))
         resolved.append(f"--config={name}" if inline else name)
     return resolved
-
-
-def _explain(message: str) -> str:
-    """jsonargparse's message, with the nearest known option where one is unknown."""
-    from glassmoe.config import nearest_key
-
-    for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
-        if mark in message:
-            key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
-            return f"{message}; {nearest_key(key)}"
-    return message.replace("\n ", "")
 
 
 def _integer(text: str, option: str) -> int:
