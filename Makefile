@@ -19,8 +19,8 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## speed as ratios, side by side in one run; writes results/bench-cpu.json
-	$(BIN)/glassmoe bench --out results/bench-cpu.json
+bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=a checkout adds that peer; 15 minutes, keep the machine quiet
+	$(BIN)/glassmoe bench --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) --out results/bench-cpu.json
 
 clean:
 	rm -rf .venv

@@ -105,14 +105,19 @@ def test_readme_figures_come_from_results() -> None:
         line = next(line for line in README.splitlines() if line.startswith(f"| {row['name']} "))
         for value in (row["ppl"]["loss"], *(best[k] for k in ("coverage", "held_out_coverage", "reconstruction"))):
             assert f"{value:.3f}" in line, (row["name"], value)
-    (speed,) = re.findall(r"Speed, side by side.*?\n\n", README, re.S)
-    bench = json.loads((ROOT / "results/bench-cpu.json").read_text())["rows"]
-    ratios = [
-        row.get("value", row.get("ratio"))  # `ratio` until results/bench-cpu.json has schema version 2
-        for row in bench
-        if "moe-x" in row["name"] and row.get("of") == "tokens/s of gelu"
-    ]
-    assert re.findall(r"\d\.\d\d", speed) == [f"{ratio:.2f}" for ratio in ratios]
+    bench = json.loads((ROOT / "results/bench-cpu.json").read_text())
+    page = (ROOT / "results/bench-cpu.md").read_text()
+    speed = README[README.index("Speed, each part beside its peer") : README.index("## A layer of your own")]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in speed.splitlines() if "|" in line][2:]
+    assert len(lines) > 10
+    for what, measured, of, target in lines:
+        (row,) = (row for row in bench["rows"] if (row["name"], row.get("of") or "-") == (what, of))
+        places = {"share": f"{row['value']:.1%}", "seconds": f"{row['value']:.2f} s"}
+        assert measured == places.get(row["unit"], f"{row['value']:.2f}"), what
+        (bound,) = row["target"].values() if row["target"] else [None]
+        assert target == "-" or float(re.sub(r"[^0-9.]", "", target)) in (bound, round(100 * bound, 1)), what
+        # The page for people says the same.
+        assert any(line.startswith(f"| {what} ") and f" {measured} " in line for line in page.splitlines()), what
 
 
 def test_links_lead_somewhere() -> None:
