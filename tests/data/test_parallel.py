@@ -47,7 +47,9 @@ def test_script_without_a_guard_is_told_so(tmp_path):
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1].startswith("ValueError: a worker process ended before")
+    # Python's resource tracker, a process of its own, may have the last word.
+    said = [line for line in done.stderr.splitlines() if not line.lstrip().startswith(("warnings.warn(", "/"))]
+    assert said[-1].startswith("ValueError: a worker process ended before")
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether a process lives")

@@ -231,8 +231,13 @@ def test_packed_rows_and_compile_settings_build(noise_games: Path, tmp_path: Pat
     assert line["tokens"] == 2 * 8 * 63
 
 
-# Two warnings of torch.compile about itself (torch 2.13): what it imports is deprecated, what it traces is no leaf.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated", "ignore:The .grad attribute of a Tensor")
+# Three warnings of torch.compile about itself (torch 2.13): what it imports is deprecated, what it traces is no leaf,
+# and it makes instances of the autograd functions that it traces.
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated",
+    "ignore:The .grad attribute of a Tensor",
+    "ignore:<class 'torch.autograd.function.Function'> should not be instantiated",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("ffn", ["gelu", "moe-x"])
 def test_a_compiled_model_trains_like_a_plain_one(ffn: str, noise_games: Path, tmp_path: Path) -> None:
