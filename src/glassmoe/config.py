@@ -51,7 +51,7 @@ class ModelConfig:
     """The decoder."""
 
     ffn: str = "moe-x"
-    """Feed-forward layer: gelu, relu, geglu, solu, switch, moe-x, or the name of a layer of your own."""
+    """Feed-forward layer: gelu, relu, geglu, solu, switch, moe-x, monet-hd, monet-vd, peer, or one of your own."""
     layers: int = 4
     """Number of blocks."""
     heads: int = 2
@@ -77,7 +77,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
     options: dict[str, Any] | None = None
-    """Settings of a layer of your own."""
+    """Settings of one kind of layer: of Monet (heads, experts, unit, topk), of PEER (num_experts, heads, k, d_key,
+    activation), or of a layer of your own."""
 
     def __post_init__(self) -> None:
         _positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")

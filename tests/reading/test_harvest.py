@@ -45,7 +45,7 @@ def test_harvest_against_all_activations_written_out(ffn: str, layer: int) -> No
     got = found.rows if isinstance(found.rows, np.ndarray) else found.rows.toarray()
     expected = rows if isinstance(found.rows, np.ndarray) else np.maximum(rows, 0)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
-    assert (ffn in ("switch", "moe-x")) == (not isinstance(found.rows, np.ndarray))
+    assert (ffn in ("switch", "moe-x", "peer")) == (not isinstance(found.rows, np.ndarray))
     sample = np.concatenate([dense[g, : lengths[g]] for g in range(5)])
     np.testing.assert_allclose(found.maxima_F, np.abs(sample.max(0)), rtol=1e-4, atol=1e-6)
     assert np.array_equal(found.alive_F, (sample != 0).any(0))

@@ -4,6 +4,8 @@ from .configuration import GlassConfig
 from .dense import GEGLU, Dense, SoLU
 from .features import Features, FeedForward, empty_parameters, linear_write
 from .moe import MoE
+from .monet import MonetHD, MonetVD
+from .peer import Peer
 from .transformer import FEED_FORWARD, GlassForCausalLM, GlassModel, build_feed_forward
 
 __all__ = [
@@ -16,6 +18,9 @@ __all__ = [
     "GlassForCausalLM",
     "GlassModel",
     "MoE",
+    "MonetHD",
+    "MonetVD",
+    "Peer",
     "SoLU",
     "build_feed_forward",
     "empty_parameters",

@@ -29,6 +29,8 @@ from .configuration import GlassConfig
 from .dense import GEGLU, Dense, SoLU
 from .features import FeedForward
 from .moe import MoE
+from .monet import MonetHD, MonetVD, monet_sizes
+from .peer import peer
 
 
 def _geglu_hidden(config: GlassConfig) -> int:
@@ -57,6 +59,9 @@ FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "solu": lambda c: SoLU(c.width, c.active_width, c.bias),
     "switch": lambda c: _moe(c, "gelu", "learned"),
     "moe-x": lambda c: _moe(c, "relu", "sparsity"),
+    "monet-hd": lambda c: MonetHD(c.width, monet_sizes(c.active_width, c.options), c.bias),
+    "monet-vd": lambda c: MonetVD(c.width, monet_sizes(c.active_width, c.options), c.bias),
+    "peer": lambda c: peer(c.width, c.active_width, c.num_experts * c.expert_hidden, c.activation, c.bias, c.options),
 }
 """Table name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] =
 Class` (its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the
