@@ -17,7 +17,7 @@ import torch
 
 from glassmoe.device import compute_dtype, describe, pick_device
 from glassmoe.report.tables import bench_table
-from glassmoe.training.checkpoint import write_atomically
+from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .boards import board_rows
@@ -87,8 +87,8 @@ def write(figures: dict[str, Any], path: Path) -> None:
         figures = {**figures, "notes": json.loads(path.read_text()).get("notes", [])}
     path.parent.mkdir(parents=True, exist_ok=True)
     page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {figures['commit']}."]
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(figures, indent=1) + "\n"))
-    write_atomically(path.with_suffix(".md"), lambda temporary: temporary.write_text("\n\n".join(page) + "\n"))
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join(page) + "\n")
 
 
 def _without_chess(name: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
-from glassmoe.training.checkpoint import latest, write_atomically
+from glassmoe.training.checkpoint import latest, write_text
 from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1
@@ -28,7 +28,7 @@ def save_measure(run: Path, name: str, values: dict[str, Any], corpus: Corpus) -
         "synthetic": bool(corpus.manifest.get("synthetic")),
         "values": values,
     }
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n"))
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return path
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
-from glassmoe.training.checkpoint import write_atomically
+from glassmoe.training.checkpoint import write_text
 from glassmoe.training.tracking import read_metrics
 
 from .charts import Line, board_map, board_position, line_chart
@@ -81,7 +81,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     records = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     page = render(records)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(out, page)
     return out
 
 

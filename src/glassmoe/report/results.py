@@ -15,7 +15,7 @@ from typing import Any
 from glassmoe.data.corpus import Corpus
 from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import Loaded
-from glassmoe.training.checkpoint import write_atomically
+from glassmoe.training.checkpoint import write_text
 from glassmoe.training.tracking import read_metrics
 
 from .tables import table
@@ -55,9 +55,9 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
     rows[key] = {**rows.get(key, {}), **fresh, **measures}
     found["rows"] = list(rows.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(json_path, lambda temporary: temporary.write_text(json.dumps(found, indent=1) + "\n"))
+    write_text(json_path, json.dumps(found, indent=1) + "\n")
     markdown = render(path.name, found)
-    write_atomically(path.with_name(path.name + ".md"), lambda temporary: temporary.write_text(markdown))
+    write_text(path.with_name(path.name + ".md"), markdown)
 
 
 def _json(path: Path, *keys: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from glassmoe.config import RunConfig
 from glassmoe.data.chess_text import VOCABULARY
 from glassmoe.data.corpus import Corpus
 
-from .checkpoint import latest, write_atomically
+from .checkpoint import latest, write_text
 
 UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", "games", "state"}
 """What a run directory holds before its first checkpoint."""
@@ -51,7 +51,7 @@ def check(out: Path, config: RunConfig) -> None:
 def claim(out: Path, config: RunConfig) -> None:
     """Make `out` the directory of this run."""
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.yaml", lambda temporary: temporary.write_text(configuration.to_yaml(config)))
+    write_text(out / "config.yaml", configuration.to_yaml(config))
 
 
 def write_environment(out: Path, config: RunConfig, corpus: Corpus, model: Any, hardware: str, dtype: str) -> None:
@@ -70,8 +70,7 @@ def write_environment(out: Path, config: RunConfig, corpus: Corpus, model: Any, 
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
     }
-    text = json.dumps(environment, indent=1) + "\n"
-    write_atomically(out / "environment.json", lambda temporary: temporary.write_text(text))
+    write_text(out / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
 def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from .checkpoint import write_text
 
 
 class MetricsLog:
@@ -15,7 +15,7 @@ class MetricsLog:
     def __init__(self, path: Path, resumed_step: int):
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_text(path, text)
         self.path = path
 
     def write(self, **values: Any) -> None:
