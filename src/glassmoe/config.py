@@ -157,12 +157,15 @@ class TrainConfig:
     """Rows of a validation."""
     checkpoint_every: int = 250
     """Steps between checkpoints; the last step, Ctrl-C and SIGTERM always save one."""
+    snapshot_every: int = 0
+    """Steps between copies of the model in RUN/snapshots, which any verb reads as it reads a run; 0 keeps none."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
         _positive(self, "train", "steps", "batch_rows", "micro_rows", "eval_every", "eval_rows")
         _positive(self, "train", "checkpoint_every", "log_every")
+        _positive(self, "train", "snapshot_every", zero=True)
         if self.batch_rows % self.micro_rows:
             raise ValueError(
                 f"train.batch_rows {self.batch_rows} is not a multiple of train.micro_rows {self.micro_rows}"

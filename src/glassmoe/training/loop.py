@@ -151,6 +151,8 @@ def _loop(s: Training, stop: list[int]) -> None:
                 checkpoint.save(s.out / "state", done, s.model, s.optimizers, extra)
                 run.publish(s.out, s.model, s.config, done)
             barrier(group)
+        if group.first and settings.snapshot_every and done % settings.snapshot_every == 0:
+            run.snapshot(s.out, s.model, done)
         if stopping and done < steps:
             progress.close()
             raise Stopped(

@@ -27,7 +27,7 @@ from glassmoe.data.corpus import Corpus
 
 from .checkpoint import latest, write_text
 
-UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", "games", "state"}
+UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", "games", "snapshots", "state"}
 """What a run directory holds before its first checkpoint."""
 
 
@@ -93,6 +93,23 @@ def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def snapshot(out: Path, model: Any, step: int) -> Path:
+    """Keep the model of this step as `out/snapshots/step-N`, for curves over training. OSError when the disk refuses."""
+    path = out / "snapshots" / f"step-{step:08d}"
+    staging = path.with_name(path.name + ".partial")
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(staging)
+        # A killed run passes this step again, with the same weights.
+        shutil.rmtree(path, ignore_errors=True)
+        staging.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write the snapshot {path}: {error}; free some space and try again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return path
 
 
 def chess_tokenizer(context: int) -> PreTrainedTokenizerFast:
