@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from glassmoe.config import ModelConfig, OptimizerConfig, RunConfig, from_dict, load, to_yaml
 from glassmoe.training import checkpoint
-from glassmoe.training.loop import build_model
+from glassmoe.training.language import build_model
 from glassmoe.training.optimizer import build_optimizers
 
 FUZZ = settings(

@@ -89,16 +89,32 @@ def _data(words: list[str]) -> None:
 
 
 def _train(words: list[str]) -> None:
+    _train_run(words, "train", "Train a model.")
+
+
+def _upcycle(words: list[str]) -> None:
+    _train_run(
+        words,
+        "upcycle",
+        "Start a mixture of experts from a trained dense model, whose feed-forward layers are copied into every expert, "
+        "say what changed and by how much the loss moved (RUN/start.json), and go on training it.",
+        source=True,
+    )
+
+
+def _train_run(words: list[str], verb: str, about: str, source: bool = False) -> None:
     import jsonargparse
 
     from glassmoe import config as configuration
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog="glassmoe train",
-        description="Train a model. Recipes: " + ", ".join(configuration.recipes()),
+        prog=f"glassmoe {verb}",
+        description=f"{about} Recipes: " + ", ".join(configuration.recipes()),
         exit_on_error=False,
     )
+    if source:
+        parser.add_argument("source", type=str, help="The dense model: a run directory, a folder, or a hub id.")
     parser.add_argument("--config", action="config", help="A recipe's name, or a YAML file; options override it.")
     parser.add_argument("--out", required=True, type=str, help="Run directory; resumed when it holds the same run.")
     configuration.add_arguments(parser)
@@ -109,8 +125,13 @@ def _train(words: list[str]) -> None:
         raise ValueError(configuration.explain(str(error))) from None
     out = Path(values.pop("out"))
     values.pop("config")
+    given = values.pop("source", None)
     config = configuration.RunConfig(**values)
-    from glassmoe.training.loop import train
+    if given is not None:
+        if config.start.source not in (None, given):
+            raise ValueError(f"the source is given twice, as {given} and as --start.source {config.start.source}")
+        config.start.source = given
+    from glassmoe.training.language import train
 
     train(config, out)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
@@ -216,7 +237,7 @@ def _quickstart(words: list[str]) -> None:
     from glassmoe.report.measures import save_measure
     from glassmoe.report.page import write_report
     from glassmoe.report.tables import boards_table, tracked_table
-    from glassmoe.training.loop import train
+    from glassmoe.training.language import train
 
     config = configuration.load(configuration.recipes()["quickstart"])
     config.train.steps = args.steps or config.train.steps
@@ -270,6 +291,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "quickstart": (_quickstart, "train a small MoE-X on synthetic games and show what its neurons track"),
     "data": (_data, "prepare games: data chess FILES --out DIR"),
     "train": (_train, "train a model: train --config RECIPE --data.path DIR --out RUN"),
+    "upcycle": (_upcycle, "dense model to mixture: upcycle RUN --config RECIPE --out RUN2"),
     "eval": (_eval, "measure a run: eval boards RUN, eval ppl RUN"),
     "report": (_report, "draw it: report RUN [RUN ...] makes one HTML page"),
     "generate": (_generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),

@@ -140,7 +140,7 @@ class TrainConfig:
     """How long, in which pieces, and what is written down."""
 
     steps: int = 1000
-    """Optimiser steps."""
+    """Optimiser steps; 0 only makes the first weights."""
     batch_rows: int = 64
     """Rows in one optimiser step, over all processes."""
     micro_rows: int = 16
@@ -163,13 +163,31 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _positive(self, "train", "steps", "batch_rows", "micro_rows", "eval_every", "eval_rows")
-        _positive(self, "train", "checkpoint_every", "log_every")
-        _positive(self, "train", "snapshot_every", zero=True)
+        _positive(self, "train", "batch_rows", "micro_rows", "eval_every", "eval_rows", "checkpoint_every", "log_every")
+        _positive(self, "train", "steps", "snapshot_every", zero=True)
         if self.batch_rows % self.micro_rows:
             raise ValueError(
                 f"train.batch_rows {self.batch_rows} is not a multiple of train.micro_rows {self.micro_rows}"
             )
+
+
+@dataclass
+class StartConfig:
+    """Where the first weights come from."""
+
+    source: str | None = None
+    """A trained model (a run directory, a folder of transformers files, or a hub id) whose weights are taken over; a
+    dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
+    noise: float = 0.1
+    """When a dense layer becomes experts: noise on each expert's encoder, as a share of its standard deviation.
+    Without noise or redraw the experts are equal, and the sparsity-aware router cannot tell them apart."""
+    redraw: float = 0.0
+    """When a dense layer becomes experts: share of each expert's units, chosen at random, that are drawn anew."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "start", "noise", zero=True)
+        if not 0 <= self.redraw <= 1:
+            raise ValueError(f"start.redraw {self.redraw} is a share of an expert's units: give a number from 0 to 1")
 
 
 @dataclass
@@ -180,6 +198,7 @@ class RunConfig:
     """Seed of the initial weights and of the order of rows."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     schema_version: int = SCHEMA_VERSION

@@ -14,7 +14,7 @@ from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glassmoe.report.charts import COLOURS, Line, board_map, board_position, line_chart
 from glassmoe.report.measures import read_measure
 from glassmoe.report.page import write_report
-from glassmoe.training.loop import train
+from glassmoe.training.language import train
 
 
 class Reader(HTMLParser):

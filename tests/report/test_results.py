@@ -10,7 +10,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.reading.load import load
 from glassmoe.report.results import add_row
 from glassmoe.report.tables import table
-from glassmoe.training.loop import train
+from glassmoe.training.language import train
 
 LAYER = {
     "layer": 0, "coverage": 0.25, "held_out_coverage": 0.125, "reconstruction": 0.5, "strategy_coverage": 0.75,

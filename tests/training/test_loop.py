@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, load
 from glassmoe.models import FEED_FORWARD
 from glassmoe.training import checkpoint
-from glassmoe.training.loop import Diverged, Stopped, train
+from glassmoe.training.language import train
+from glassmoe.training.loop import Diverged, Stopped
 from glassmoe.training.tracking import read_metrics
 
 

@@ -22,7 +22,7 @@ from glassmoe.config import RunConfig, load, recipes
 from glassmoe.device import autocast
 from glassmoe.models import GlassForCausalLM
 from glassmoe.models.loss import next_token_loss
-from glassmoe.training.loop import build_model
+from glassmoe.training.language import build_model
 from glassmoe.training.optimizer import build_optimizers
 
 from .compare import Sizes, alternate, per_second, ratios, row, skipped

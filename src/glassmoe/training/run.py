@@ -23,11 +23,13 @@ from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.data.chess_text import VOCABULARY
-from glassmoe.data.corpus import Corpus
 
 from .checkpoint import latest, write_text
 
-UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", "games", "snapshots", "state"}
+START = "start.json"
+"""The receipt of a run that took its weights from another one."""
+
+UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", START, "games", "snapshots", "state"}
 """What a run directory holds before its first checkpoint."""
 
 
@@ -48,25 +50,34 @@ def check(out: Path, config: RunConfig) -> None:
         raise ValueError(f"{out} is there already and is not a run of glassmoe; give another --out")
 
 
-def claim(out: Path, config: RunConfig) -> None:
-    """Make `out` the directory of this run."""
+def claim(out: Path, config_yaml: str) -> None:
+    """Make `out` the directory of the run that this configuration describes."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", configuration.to_yaml(config))
+    write_text(out / "config.yaml", config_yaml)
 
 
-def write_environment(out: Path, config: RunConfig, corpus: Corpus, model: Any, hardware: str, dtype: str) -> None:
+def read_start(out: Path) -> dict[str, Any] | None:
+    """The receipt of a run that took its weights from another one; None for a run from scratch."""
+    path = out / START
+    receipt: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return receipt
+
+
+def write_environment(
+    out: Path, *, data: str, data_sha256: str, hardware: str, dtype: str, active_parameters: int, total_parameters: int
+) -> None:
     """environment.json: what this run was made with, for whoever wants to make it again."""
     environment = {
         "glassmoe": __version__,
         "command": sys.argv,
         "commit": commit(),
-        "data": str(config.data.path or "synthetic"),
-        "data_sha256": corpus.fingerprint,
+        "data": data,
+        "data_sha256": data_sha256,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware,
         "compute_dtype": dtype,
-        "active_parameters": model.active_parameters(),
-        "total_parameters": model.num_parameters(),
+        "active_parameters": active_parameters,
+        "total_parameters": total_parameters,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
     }
@@ -96,7 +107,10 @@ def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
 
 
 def snapshot(out: Path, model: Any, step: int) -> Path:
-    """Keep the model of this step as `out/snapshots/step-N`, for curves over training. OSError when the disk refuses."""
+    """Keep the model of this step as `out/snapshots/step-N`, for curves over training.
+
+    OSError when the disk refuses it.
+    """
     path = out / "snapshots" / f"step-{step:08d}"
     staging = path.with_name(path.name + ".partial")
     transformers_logging.disable_progress_bar()
