@@ -19,8 +19,9 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=a checkout adds that peer; 15 minutes, keep the machine quiet
-	$(BIN)/glassmoe bench --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) --out results/bench-cpu.json
+bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer; half an hour, keep the machine quiet
+	$(BIN)/glassmoe bench --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \
+	  $(if $(MONET),--monet $(MONET)) --out results/bench-cpu.json
 
 clean:
 	rm -rf .venv
@@ -30,5 +31,5 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt "pip>=25.1"
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e ".[chess]"
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots]"
 	touch $(READY)

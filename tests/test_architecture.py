@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src/glassmoe"
-ROOMS = ["data", "models", "reading", "training", "measure", "report"]
+ROOMS = ["data", "models", "reading", "training", "measure", "report", "coders"]
 BELOW = {"config", "console", "device", "__version__"}
 
 
@@ -37,10 +37,21 @@ def test_data_flows_one_way(room: str) -> None:
 
 def test_config_is_below_everything() -> None:
     assert imports(PACKAGE / "config.py") == set()
-    assert imports(PACKAGE / "cli.py") >= {"config", "measure", "report"}
+    verbs = [imports(path) for path in (PACKAGE / "verbs").glob("*.py")]
+    assert {name for found in verbs for name in found} >= {"config", "measure", "report", "reproduce"}
 
 
-@pytest.mark.parametrize("code", ["import glassmoe", "from glassmoe.cli import main; main(['--help'])"])
+@pytest.mark.parametrize("room", ["reproduce", "bench"])
+def test_only_the_verbs_import_what_is_on_top(room: str) -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in (room, "verbs"):
+            assert room not in imports(path), path
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import glassmoe", "import glassmoe.coders.configuration", "from glassmoe.cli import main; main(['--help'])"],
+)
 def test_nothing_heavy_is_imported_before_a_verb_runs(code: str) -> None:
     check = "import sys; assert not {'torch', 'transformers', 'numpy', 'chess', 'jsonargparse'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, stdout=subprocess.DEVNULL)
@@ -56,6 +67,14 @@ def test_python_chess_stays_optional() -> None:
         "try: label_games([';1.e4 e5 2.'], ['board_to_pin_state'], dots=1)\n"
         "except ValueError as error: assert 'glassmoe[chess]' in str(error), error\n"
         "else: raise AssertionError('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_matplotlib_and_scikit_learn_stay_optional() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = sys.modules['sklearn'] = None\n"
+        "import glassmoe.reproduce.tables, glassmoe.reproduce.figures, glassmoe.measure.encoder_map\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

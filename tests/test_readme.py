@@ -18,7 +18,10 @@ README = (ROOT / "README.md").read_text()
 SMALL = {
     "train": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 32 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
+    "upcycle": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 64 --train.steps 2 "
+    "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "eval boards": "--games 5",
+    "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
 }
 
 
@@ -57,7 +60,9 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 6 and (desk / "runs/moex/model.safetensors").exists()
+    assert len(ran) == 9
+    assert (desk / "runs/moex/model.safetensors").exists()
+    assert (desk / "results/table1-chess-small.md").exists()
 
 
 def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,13 @@ def temperature(text: str) -> float:
     return _number(text, math.inf, "a number of at least 0")
 
 
+def minutes(text: str) -> float:
+    value = _number(text, math.inf, "a number above 0")
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"takes a number above 0, got {text!r}")
+    return value
+
+
 def _number(text: str, end: float, expected: str) -> float:
     try:
         value = float(text)

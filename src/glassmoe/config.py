@@ -9,7 +9,7 @@ import re
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SCHEMA_VERSION = 1
+Config = TypeVar("Config")
 
 
 class NewerSchema(ValueError):
@@ -38,7 +39,9 @@ class DataConfig:
     path: str | None = None
     """Folder made by `glassmoe data`; without one, synthetic games are made beside the run."""
     rows: str = "games:256"
-    """How rows are cut: `games:N` (the first N characters of each game) or `packed:N` (whole games, rows of N)."""
+    """How rows are cut: `games:N` (the first N tokens of each game) or `packed:N` (whole games, rows of N)."""
+    tokens: Literal["characters", "moves"] = "characters"
+    """What a token is; the folder must have been made so."""
     synthetic_games: int = 6000
     """How many synthetic games to make when there is no path."""
 
@@ -51,7 +54,8 @@ class ModelConfig:
     """The decoder."""
 
     ffn: str = "moe-x"
-    """Feed-forward layer: gelu, relu, geglu, solu, switch, moe-x, monet-hd, monet-vd, peer, or one of your own."""
+    """Feed-forward layer: gelu, relu, relu-topk, geglu, solu, switch, moe-x, monet-hd, monet-vd, peer, or one of your
+    own."""
     layers: int = 4
     """Number of blocks."""
     heads: int = 2
@@ -77,8 +81,8 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
     options: dict[str, Any] | None = None
-    """Settings of one kind of layer: of Monet (heads, experts, unit, topk), of PEER (num_experts, heads, k, d_key,
-    activation), or of a layer of your own."""
+    """Settings of one kind of layer: of relu-topk (k), of Monet (heads, experts, unit, topk), of PEER (num_experts,
+    heads, k, d_key, activation), or of a layer of your own."""
 
     def __post_init__(self) -> None:
         _positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
@@ -216,7 +220,8 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: Any) -> str:
+    """A configuration, of a run or of another kind, as the text of a YAML file."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 
 
@@ -226,18 +231,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """A configuration from nested plain values. ValueError for unknown keys, wrong types and contradictions."""
+    """The configuration of a run from nested plain values; see `parse`."""
+    return parse(RunConfig, values)
+
+
+def parse(kind: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration of type `kind`, a dataclass, from nested plain values. ValueError for unknown keys, wrong types
+    and contradictions."""
     from jsonargparse import ArgumentParser
 
     check_version("this configuration", values.get("schema_version"), SCHEMA_VERSION)
-    _check_keys(values)
+    _check_keys(values, kind)
     parser = ArgumentParser(exit_on_error=False)
-    add_arguments(parser)
+    parser.add_class_arguments(kind)
     try:
         parsed = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
-        raise ValueError(explain(str(error))) from None
-    return RunConfig(**vars(parsed))
+        raise ValueError(explain(str(error), kind)) from None
+    return kind(**vars(parsed))
 
 
 class _Loader(yaml.SafeLoader):
@@ -257,7 +268,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, kind: Any = RunConfig) -> dict[str, Any]:
     """The keys and values in a YAML file, known keys all, their values unchecked. ValueError names the file."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -271,22 +282,27 @@ def read(path: Path) -> dict[str, Any]:
         )
     check_version(path, values.get("schema_version"), SCHEMA_VERSION)
     try:
-        _check_keys(values)
+        _check_keys(values, kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return values
 
 
 def load(path: Path) -> RunConfig:
-    """The configuration in a YAML file, for example a run's `config.yaml`. ValueError names the file."""
-    values = read(path)
+    """The configuration of a run in a YAML file, for example its `config.yaml`. ValueError names the file."""
+    return load_as(RunConfig, path)
+
+
+def load_as(kind: type[Config], path: Path) -> Config:
+    """The configuration of type `kind`, a dataclass, in a YAML file. ValueError names the file."""
+    values = read(path, kind)
     try:
-        return from_dict(values)
+        return parse(kind, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def differences(old: Any, new: Any) -> list[str]:
     """The dotted fields in which two configurations differ, as `name: old -> new`."""
     a, b = _flatten(asdict(old)), _flatten(asdict(new))
     return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
@@ -309,30 +325,29 @@ def _known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def nearest_key(key: str) -> str:
+def nearest_key(key: str, kind: Any = RunConfig) -> str:
     """A hint for an unknown dotted key: the nearest known one, or all of them."""
-    known = _known_keys()
+    known = _known_keys(kind)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
-def explain(message: str) -> str:
+def explain(message: str, kind: Any = RunConfig) -> str:
     """jsonargparse's message in our words: what the key takes, or the nearest known one where it is unknown."""
     for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
         if mark in message:
             key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
-            return f"{message}; {nearest_key(key)}"
+            return f"{message}; {nearest_key(key, kind)}"
     message = " ".join(message.split())
     found = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not found or found[1] not in _known_keys():
+    if not found or found[1] not in _known_keys(kind):
         return f"{message}; see glassmoe train --help"
-    return f"{found[1]} takes {_expected(_hint(found[1]))}" + (f", got {value[1]!r}" if value else "")
+    return f"{found[1]} takes {_expected(_hint(found[1], kind))}" + (f", got {value[1]!r}" if value else "")
 
 
-def _hint(key: str) -> Any:
+def _hint(key: str, kind: Any) -> Any:
     """The type of a known dotted key."""
-    kind: Any = RunConfig
     for part in key.split("."):
         kind = get_type_hints(kind)[part]
     return kind
@@ -352,19 +367,19 @@ def _expected(kind: Any) -> str:
     return simple.get(kind) or " or ".join(_expected(each) for each in get_args(kind))
 
 
-def _check_keys(values: Any, prefix: str = "") -> None:
+def _check_keys(values: Any, kind: Any, prefix: str = "") -> None:
     """ValueError for an unknown key, and for null where a key takes none: jsonargparse lets null pass everywhere."""
-    known = set(_known_keys())
+    known = set(_known_keys(kind))
     for key, value in values.items():
         if f"{prefix}{key}" not in known:
-            raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(f'{prefix}{key}')}")
-        kind = _hint(f"{prefix}{key}")
-        if is_dataclass(kind):
+            raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(f'{prefix}{key}', kind)}")
+        hint = _hint(f"{prefix}{key}", kind)
+        if is_dataclass(hint):
             if not isinstance(value, dict):
                 raise ValueError(f"configuration key {prefix}{key} holds keys of its own, got {value!r}")
-            _check_keys(value, f"{prefix}{key}.")
-        elif value is None and type(None) not in get_args(kind):
-            raise ValueError(f"{prefix}{key} takes {_expected(kind)}, got null; leave it out for its default")
+            _check_keys(value, kind, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(hint):
+            raise ValueError(f"{prefix}{key} takes {_expected(hint)}, got null; leave it out for its default")
 
 
 def _plain(value: Any) -> Any:

@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from glassmoe import cli
 from glassmoe.bench import GROUPS, Sizes, bench
 from glassmoe.bench.compare import alternate, ratios, row, skipped
+from glassmoe.bench.parts import layer_parts, route
+from glassmoe.bench.steps import LAYERS
+from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.report.tables import bench_table
 
 TOY = Sizes(
     repeats=1,
     tokens=64,
     widths=(16,),
+    peer_tokens=64,
     step_rows=2,
     product=64,
     read_games=30,
@@ -23,6 +28,9 @@ TOY = Sizes(
     wide_features=256,
     active_features=40,
     dense_features=32,
+    memory_layers=("monet-vd",),
+    memory_steps=1,
+    memory_games=2,
     starts=1,
     quickstart=("--steps", "2", "--synthetic-games", "60", "--games", "2"),
 )
@@ -78,9 +86,17 @@ def test_layers() -> None:
 def test_steps() -> None:
     lines = measured("steps")
     for optimizer in ("muon", "adamw"):
-        assert f"chess-small step, moe-x, {optimizer} of tokens/s of gelu" in lines
+        for layer in LAYERS:
+            line = lines[f"chess-small step, {layer}, {optimizer} of tokens/s of gelu"]
+            assert (line["largest_load"] is None) == (layer in ("monet-hd", "monet-vd", "peer"))
+            # The recipe's own optimiser is profiled.
+            assert set(line["shares"]) == (
+                {"attention", "router", "units", "optimiser"} if optimizer == "muon" else set()
+            )
+            assert ("router" in (line["note"] or "")) == (optimizer == "muon")
         (dense,) = [lines[name] for name in lines if name.startswith(f"chess-small step, gelu, {optimizer}")]
         assert dense["unit"] == "share" and dense["value"] > 0 and "2 rows" in dense["note"]
+        assert set(dense["shares"]) == ({"attention", "feed-forward", "optimiser"} if optimizer == "muon" else set())
     assert "--nanogpt" in lines["dense step of chess-small with 4 x its width, adamw"]["skipped"]
 
 
@@ -89,6 +105,69 @@ def test_nanogpt_computes_what_we_compute() -> None:
     lines = measured("steps", nanogpt=Path(os.environ["NANOGPT"]))
     (line,) = [lines[name] for name in lines if "nanoGPT" in name]
     assert line["loss_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gelu", "moe-x", "switch", "monet-hd", "monet-vd", "peer"])
+def test_parts_of_a_model_run_on_their_own(name: str) -> None:
+    torch.manual_seed(0)
+    model = GlassForCausalLM(
+        GlassConfig(ffn=name, width=16, layers=2, heads=2, active_width=32, num_experts=4, context=8, init_std=0.3)
+    )
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    parts = layer_parts(model, 2, 8, torch.device("cpu"), torch.float32)
+    assert set(parts) == {"attention", "feed-forward"} | (set() if name == "gelu" else {"router"})
+    for run in parts.values():
+        run()
+    assert all(p.grad is None for p in model.parameters()), "gradients of parts must not reach the step"
+    state = model.state_dict()
+    assert all(torch.equal(before[key], state[key]) for key in before if "running" not in key and "query_" not in key)
+    routed = route(model.feed_forwards()[0], torch.randn(5, 16))
+    assert (routed is None) == (name == "gelu")
+
+
+def test_shapes_are_counted() -> None:
+    lines = measured("shapes")
+    for name in ("monet-hd", "monet-vd", "peer"):
+        for recipe in ("chess-small", "chess-paper"):
+            line = lines[f"{name}, matched, {recipe} of active parameters of the dense layer"]
+            assert line["met"] and line["value"] == line["active_parameters"] / line["active_parameters_of_dense"]
+    own = {name.split(",")[0]: line for name, line in lines.items() if "own shape" in name}
+    assert own["monet-hd"]["value"] == own["monet-vd"]["value"] == pytest.approx(2.06, abs=0.005)
+    assert own["monet-hd"]["value_with_shared_router"] == pytest.approx(1.31, abs=0.005)
+    assert own["peer"]["value"] == pytest.approx(0.66, abs=0.005)
+    assert all(line["met"] is None for line in own.values())
+
+
+def test_peers_need_checkouts() -> None:
+    lines = measured("peers")
+    assert "--peer-pytorch" in lines["peer layer"]["skipped"] and "--monet" in lines["monet layers"]["skipped"]
+
+
+def same_function(lines: dict[str, dict[str, Any]], layers: int) -> None:
+    assert len(lines) == 4 * layers
+    for line in lines.values():
+        assert line["target"] == {"at_least": 1.0}
+        for key in line:
+            if "difference" in key:
+                assert line[key] < 1e-5, key
+
+
+@pytest.mark.skipif("PEER" not in os.environ, reason="PEER does not name a checkout of PEER-pytorch")
+def test_peer_pytorch_computes_what_we_compute() -> None:
+    lines = measured("peers", peer_pytorch=Path(os.environ["PEER"]))
+    same_function({name: line for name, line in lines.items() if "skipped" not in line}, 1)
+
+
+@pytest.mark.skipif("MONET" not in os.environ, reason="MONET does not name a checkout of dmis-lab/Monet")
+def test_monet_computes_what_we_compute() -> None:
+    lines = measured("peers", monet=Path(os.environ["MONET"]))
+    same_function({name: line for name, line in lines.items() if "skipped" not in line}, 2)
+
+
+def test_memory_of_a_row() -> None:
+    (line,) = measured("memory").values()
+    assert line["name"] == "memory of a chess-small row, monet-vd"
+    assert line["unit"] == "GiB" and line["value"] > 0.2 and line["target"] == {"at_most": 6.0}
 
 
 def test_reading_pgn() -> None:
@@ -154,6 +233,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--only", "layers,boats"], "boats"),
         (["--only", ""], ", ".join(GROUPS)),
         (["--nanogpt", "nowhere"], "nowhere/model.py"),
+        (["--peer-pytorch", "nowhere"], "nowhere/PEER_pytorch/PEER.py"),
+        (["--monet", "nowhere"], "nowhere/modeling_monet.py"),
         (["--pgn", "nowhere.pgn"], "nowhere.pgn"),
         (["--widths", "12"], "multiples of 8"),
         (["--repeats", "0"], "above 0"),
@@ -170,3 +251,16 @@ def test_a_folder_that_is_not_nanogpt(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="GPTConfig"):
         bench(["steps"], TOY, nanogpt=tmp_path)
+
+
+def test_a_checkout_whose_packages_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "PEER_pytorch").mkdir()
+    (tmp_path / "PEER_pytorch/PEER.py").write_text("import no_such_package_anywhere\n")
+    with pytest.raises(ValueError, match="imports no_such_package_anywhere, which is not installed"):
+        bench(["peers"], TOY, peer_pytorch=tmp_path)
+
+
+def test_a_folder_that_is_not_monet(tmp_path: Path) -> None:
+    (tmp_path / "modeling_monet.py").write_text("class MonetRouter: ...\n")
+    with pytest.raises(ValueError, match="no MonetMoHDE and MonetMoVDE"):
+        bench(["peers"], TOY, monet=tmp_path)

@@ -18,6 +18,7 @@ from glassmoe.models import (
     SoLU,
     build_feed_forward,
 )
+from glassmoe.models.dense import TopK
 from glassmoe.models.peer import Peer
 from naive_peer import naive_peer_features
 
@@ -81,6 +82,9 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
         else:
             z = layer.w_enc @ token + (layer.b_enc if layer.b_enc is not None else 0)
             rows.append(z * z.exp() / z.exp().sum() if isinstance(layer, SoLU) else act(layer.activation, z))
+            if isinstance(layer, TopK):
+                rank = [int((z > own).sum()) for own in z]  # how many units are stronger
+                rows[-1] = torch.stack([v if r < layer.k else v * 0 for v, r in zip(rows[-1], rank, strict=True)])
     return torch.stack(rows)
 
 
@@ -296,3 +300,18 @@ def test_copying_a_layer_keeps_its_router_statistics_fresh() -> None:
         twin.w_enc.mul_(torch.linspace(-1, 1, 5).view(5, 1, 1))
         assert not torch.allclose(twin.scores(x), before)
         assert torch.equal(layer.scores(x), before)
+
+
+def test_relu_topk_keeps_the_k_greatest_units_by_hand() -> None:
+    layer = TopK(1, 4, k=2)
+    with torch.no_grad():
+        layer.w_enc.copy_(torch.tensor([[3.0], [-1.0], [2.0], [1.0]]))
+    assert layer.features(torch.tensor([[1.0], [-1.0]])).values.tolist() == [[3, 0, 2, 0], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("k", "message"), [(0, "k is 0"), (49, "keeps 1 to 48 of them"), ("4", "takes a whole number")]
+)
+def test_relu_topk_refuses_a_k_that_it_cannot_keep(k: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("relu-topk", options={"k": k})

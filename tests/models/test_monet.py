@@ -281,6 +281,19 @@ def test_losses_by_hand() -> None:
     assert routing_losses(g1[:1], g1[:1])[0].isfinite()  # an expert without a token
 
 
+def test_gradients_of_the_losses_by_hand() -> None:
+    g1 = torch.tensor([[[0.75, 0.25]], [[0.4, 0.6]]], requires_grad=True)
+    g2 = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]], requires_grad=True)
+    uniformity, ambiguity = routing_losses(g1, g2)
+    # Of the mean over two sides and two tokens, -1 at each greatest gate.
+    for side in torch.autograd.grad(ambiguity, [g1, g2]):
+        torch.testing.assert_close(side[:, 0].min(-1).values, torch.full((2,), -0.25))
+        torch.testing.assert_close(side.sum(), torch.tensor(-0.5))
+    # -log of a mean over two tokens, over two experts and two sides: -1 / (8 mean).
+    expected = -1 / (8 * g1.detach().mean(0, keepdim=True).expand_as(g1))
+    torch.testing.assert_close(torch.autograd.grad(uniformity, g1)[0], expected)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_weighted_and_exist_in_training_only(name: str) -> None:
     layer, x = make(name), token_input()

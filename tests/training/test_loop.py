@@ -15,68 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, load
+from glassmoe.config import RunConfig, load
 from glassmoe.models import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.language import train
 from glassmoe.training.loop import Diverged, Stopped
 from glassmoe.training.tracking import read_metrics
-
-
-def tiny(
-    games: Path, ffn: str = "moe-x", seed: int = 0, optimizer: dict | None = None, **train_settings: object
-) -> RunConfig:
-    settings = {
-        "steps": 6,
-        "batch_rows": 8,
-        "micro_rows": 4,
-        "eval_every": 3,
-        "eval_rows": 16,
-        "checkpoint_every": 2,
-        "log_every": 1,
-    }
-    return RunConfig(
-        seed=seed,
-        data=DataConfig(path=str(games), rows="games:64"),
-        model=ModelConfig(ffn=ffn, layers=2, heads=2, width=16, active_width=32, num_experts=4),
-        optimizer=OptimizerConfig(warmup_steps=2, **(optimizer or {})),
-        train=TrainConfig(**{**settings, **train_settings}),
-    )
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
-
-
-def assert_same_bits(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    states = [load_file(checkpoint.latest(run / "state")) for run in (a, b)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    timed = ("seconds", "tokens_per_second")
-    lines = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")]
-        for run in (a, b)
-    ]
-    assert lines[0] == lines[1]
-
-
-class Interrupt(Exception):
-    pass
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make training die hard (no clean exit) once a checkpoint of `steps` is written."""
-    real = checkpoint.save
-
-    def save(folder: Path, step: int, *rest: object) -> Path:
-        path = real(folder, step, *rest)
-        if step == steps:
-            raise Interrupt
-        return path
-
-    monkeypatch.setattr(checkpoint, "save", save)
+from tiny_runs import Interrupt, assert_same_bits, stop_after, tiny, weights
 
 
 @pytest.mark.parametrize("ffn", FEED_FORWARD)
@@ -295,11 +240,14 @@ def test_games_may_move_but_not_change(noise_games: Path, tmp_path: Path) -> Non
     config.data.path = str(moved)
     train(config, tmp_path / "run")
     assert load(tmp_path / "run" / "config.yaml").data.path == str(moved)
-    manifest = json.loads((moved / "manifest.json").read_text())
+    other = shutil.copytree(noise_games, tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
     manifest["files"]["train.bin"]["sha256"] = "0" * 64
-    (moved / "manifest.json").write_text(json.dumps(manifest))
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    config.data.path = str(other)
     with pytest.raises(ValueError, match="was trained on other games"):
         train(config, tmp_path / "run")
+    assert load(tmp_path / "run" / "config.yaml").data.path == str(moved)
 
 
 def test_a_finished_run_is_left_as_it_is(noise_games: Path, tmp_path: Path) -> None:

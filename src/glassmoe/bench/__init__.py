@@ -21,17 +21,21 @@ from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .boards import board_rows
+from .checkouts import load_monet, load_nanogpt, load_peer_pytorch
 from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
+from .memory import memory_rows
+from .peers import peer_rows
+from .shapes import shape_rows
 from .startup import startup_rows
-from .steps import load_nanogpt, step_rows
+from .steps import step_rows
 
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("layers", "steps", "data", "boards", "startup")
-NEED_CHESS = ("data", "boards")
+GROUPS = ("shapes", "layers", "peers", "steps", "memory", "data", "boards", "startup")
+NEED_CHESS = ("memory", "data", "boards")
 
 
 def bench(
@@ -39,26 +43,34 @@ def bench(
     sizes: Sizes | None = None,
     *,
     nanogpt: Path | None = None,
+    peer_pytorch: Path | None = None,
+    monet: Path | None = None,
     pgn: Path | None = None,
     quickstart: bool = False,
 ) -> dict[str, Any]:
     """Every line of the groups `only`, and what they were measured on.
 
-    `nanogpt`: a checkout of nanoGPT. `pgn`: a file of games to read in place of one that is made. `quickstart`: run it
-    too. ValueError for an unknown group or a path that does not hold what it should.
+    `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
+    of games to read in place of one that is made. `quickstart`: run it too. ValueError for an unknown group or a path
+    that does not hold what it should.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:
         raise ValueError(f"--only takes groups of {', '.join(GROUPS)}; got {', '.join(unknown) or 'none'}")
     if pgn is not None and not pgn.is_file():
         raise ValueError(f"--pgn takes a file of games, there is no {pgn}")
-    peer = load_nanogpt(nanogpt) if nanogpt else None
+    nanogpt_module = load_nanogpt(nanogpt) if nanogpt else None
+    peer_module = load_peer_pytorch(peer_pytorch) if peer_pytorch else None
+    monet_module = load_monet(monet) if monet else None
     sizes = sizes or Sizes()
     device = pick_device()
     dtype = compute_dtype("auto", device)
     measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "shapes": shape_rows,
         "layers": lambda: layer_rows(sizes, device, dtype),
-        "steps": lambda: step_rows(sizes, device, dtype, peer),
+        "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
+        "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
+        "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
         "boards": lambda: board_rows(sizes),
         "startup": lambda: startup_rows(sizes, quickstart),

@@ -28,6 +28,7 @@ class Sizes:
     repeats: int = 5
     tokens: int = 16384
     widths: tuple[int, ...] = (128, 512)
+    peer_tokens: int = 2048
     step_rows: int = 32
     product: int = 2048
     read_games: int = 2000
@@ -35,6 +36,9 @@ class Sizes:
     wide_features: int = 16384
     active_features: int = 600
     dense_features: int = 4096
+    memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
+    memory_steps: int = 3
+    memory_games: int = 100
     starts: int = 9
     quickstart: tuple[str, ...] = ()
 
@@ -128,3 +132,18 @@ def peak_memory() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / GIB
+
+
+def resident(session: int) -> float:
+    """Bytes resident now in all processes of a session (Linux); pages that processes share count in each."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # What follows the command's name in brackets: state, parent, group, session, ...
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                status = (stat.parent / "status").read_text()
+                total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+        except OSError:  # it has ended since
+            continue
+    return total * 1024

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .compare import GIB, Sizes, row, skipped
+from .compare import GIB, Sizes, resident, row, skipped
 
 POLL_SECONDS = 0.1
 
@@ -48,7 +48,7 @@ def _quickstart_rows(sizes: Sizes, wanted: bool) -> list[dict[str, Any]]:
         began, peak = time.perf_counter(), 0.0
         process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True)
         while process.poll() is None:
-            peak = max(peak, _resident(process.pid))
+            peak = max(peak, resident(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -66,18 +66,3 @@ def _quickstart_rows(sizes: Sizes, wanted: bool) -> list[dict[str, Any]]:
         return [*rows, skipped(memory, "needs Linux's /proc")]
     note = f"resident memory summed over its processes, the greatest of looks {POLL_SECONDS} s apart"
     return [*rows, row(memory, [peak / GIB], "GiB", at_most=4.0, note=note)]
-
-
-def _resident(session: int) -> float:
-    """Bytes resident now in all processes of a session; pages that processes share count in each."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # What follows the command's name in brackets: state, parent, group, session, ...
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                status = (stat.parent / "status").read_text()
-                total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-        except OSError:  # it has ended since
-            continue
-    return total * 1024

@@ -9,10 +9,11 @@ Legend: B rows, N characters of a row.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import copy
 import io
+import statistics
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,20 @@ from glassmoe.config import RunConfig, load, recipes
 from glassmoe.device import autocast
 from glassmoe.models import GlassForCausalLM
 from glassmoe.models.loss import next_token_loss
+from glassmoe.models.statistics import model_statistics
+from glassmoe.models.upcycle import start_from
 from glassmoe.training.language import build_model
 from glassmoe.training.optimizer import build_optimizers
 
 from .compare import Sizes, alternate, per_second, ratios, row, skipped
+from .parts import layer_parts
 
 ROW_LENGTH, CHARACTERS = 256, 32
+UPCYCLED = "moe-x upcycled"
+LAYERS = ("switch", "moe-x", UPCYCLED, "monet-hd", "monet-vd", "peer")
+SOURCE_STEPS = 10
+"""The dense model that is upcycled has learned for so many steps: its experts are then what real ones are, not equal
+draws of one distribution."""
 OptimizerName = Literal["adamw", "muon"]
 Loss = Callable[[Tensor], Tensor]
 """The mean loss over rows of tokens (B, N)."""
@@ -36,7 +45,7 @@ Loss = Callable[[Tensor], Tensor]
 def step_rows(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, nanogpt: Any | None = None
 ) -> list[dict[str, Any]]:
-    """Every line about whole steps. `nanogpt`: what `load_nanogpt` returns; without it its line says so."""
+    """Every line about whole steps. `nanogpt`: what `checkouts.load_nanogpt` returns; without it its line says so."""
     rows = []
     optimizers: tuple[OptimizerName, ...] = ("muon", "adamw")
     for optimizer in optimizers:
@@ -47,28 +56,39 @@ def step_rows(
 def _chess_small_rows(
     optimizer: OptimizerName, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
-    passes: dict[str, Callable[[], object]] = {}
-    models = {}
-    for ffn in ("gelu", "switch", "moe-x"):
-        config = load(recipes()["chess-small"])
-        config.model.ffn, config.optimizer.name = ffn, optimizer
-        models[ffn], passes[ffn] = _our_step(config, sizes, device, dtype)
+    """Every layer's step beside the dense one. Under the recipe's own optimiser each also says where its time goes."""
+    recipe = load(recipes()["chess-small"])
+    steps = {name: _layer_step(name, optimizer, sizes, device, dtype) for name in ("gelu", *LAYERS)}
+    passes: dict[str, Callable[[], object]] = {name: step.run for name, step in steps.items()}
     ab = [torch.randn(sizes.product, sizes.product, device=device).to(dtype) for _ in range(2)]
     passes["product"] = lambda: torch.mm(*ab)
+    rows_of_part = min(sizes.step_rows, recipe.train.micro_rows)
+    profiled = optimizer == recipe.optimizer.name
+    if profiled:
+        for name, step in steps.items():
+            parts = layer_parts(step.model, rows_of_part, ROW_LENGTH - 1, device, dtype)
+            parts["optimiser"] = step.update
+            passes |= {f"{name}: {part}": run for part, run in parts.items()}
     seconds = alternate(passes, sizes.repeats, device)
 
     tokens = sizes.step_rows * (ROW_LENGTH - 1)
     rate = 2 * sizes.product**3 / min(seconds["product"])
-    flops = {name: tokens * model.flops_per_token(ROW_LENGTH - 1) for name, model in models.items()}
+    flops = {name: tokens * step.model.flops_per_token(ROW_LENGTH - 1) for name, step in steps.items()}
+    # Parts run on one share of the batch, of which a step has several; the optimiser once.
+    times = sizes.step_rows // rows_of_part
+    shares = {name: _shares(name, seconds, times) if profiled else {} for name in steps}
     rows = [
         row(
             f"chess-small step, {name}, {optimizer}",
             ratios(seconds["gelu"], seconds[name]),
             of="tokens/s of gelu",
+            note=_where_time_goes(shares[name]) if profiled else None,
             tokens_per_second=per_second(tokens, seconds[name]),
             utilization=row("", [flops[name] / each / rate for each in seconds[name]])["value"],
+            shares=shares[name],
+            largest_load=_largest_load(steps[name].model, device),
         )
-        for name in ("switch", "moe-x")
+        for name in LAYERS
     ]
     dense = row(
         f"chess-small step, gelu, {optimizer}, share of the product rate",
@@ -79,17 +99,68 @@ def _chess_small_rows(
         note=f"(6 x matmul parameters + attention) FLOPs of {sizes.step_rows} rows of {ROW_LENGTH - 1} tokens, over "
         f"the best of {sizes.repeats} products of {sizes.product}^3 in the same type, threads and run",
         tokens_per_second=per_second(tokens, seconds["gelu"]),
+        shares=shares["gelu"],
     )
     return [*rows, dense]
 
 
-def _our_step(
-    config: RunConfig, sizes: Sizes, device: torch.device, dtype: torch.dtype
-) -> tuple[GlassForCausalLM, Callable[[], object]]:
+def _shares(name: str, seconds: dict[str, list[float]], times: int) -> dict[str, float]:
+    """Each part's share of the step, the median over repeats of the ratio within each; what is left is norms,
+    embedding, head and loss."""
+    found = {}
+    for key in seconds:
+        if key.startswith(f"{name}: "):
+            part = key.removeprefix(f"{name}: ")
+            factor = 1 if part == "optimiser" else times
+            found[part] = factor * float(statistics.median(ratios(seconds[key], seconds[name])))
+    if "router" in found:
+        found["units"] = found.pop("feed-forward") - found["router"]
+    return found
+
+
+def _where_time_goes(shares: dict[str, float]) -> str:
+    parts = ", ".join(f"{part} {share:.0%}" for part, share in sorted(shares.items(), key=lambda each: -each[1]))
+    return f"of its step, each part run on its own: {parts}"
+
+
+def _largest_load(model: GlassForCausalLM, device: torch.device) -> float | None:
+    """The greatest share of the token-expert slots that one expert of one layer gets; None for what has no load."""
+    tokens_BN = torch.randint(0, CHARACTERS, (4, ROW_LENGTH - 1), device=device)
+    loads = [share for layer in model_statistics(model, tokens_BN) for share in layer.get("load", [])]
+    return max(loads, default=None)
+
+
+@dataclass
+class Step:
+    """A model, what trains it for one step, and the last part of that: clipping and the optimiser, on the gradients
+    that the step has left."""
+
+    model: Any
+    run: Callable[[], object]
+    update: Callable[[], object]
+
+
+def _layer_step(name: str, optimizer: OptimizerName, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Step:
+    config = load(recipes()["chess-small"])
+    config.optimizer.name = optimizer
+    config.model.ffn = "moe-x" if name == UPCYCLED else name
+    if name != UPCYCLED:
+        return _our_step(config, sizes, device, dtype)
+    source = copy.deepcopy(config)
+    source.model.ffn, source.model.active_width = "relu", config.model.active_width // config.model.experts_per_token
+    trained = _our_step(source, sizes, device, dtype)
+    for _ in range(SOURCE_STEPS):
+        trained.run()
+    step = _our_step(config, sizes, device, dtype)
+    start_from(trained.model, step.model)
+    return step
+
+
+def _our_step(config: RunConfig, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Step:
     torch.manual_seed(0)
     model = build_model(config, ROW_LENGTH).to(device).train()
     optimizers = build_optimizers(model, config.optimizer, dtype)
-    return model, _step(model, _our_loss(model), optimizers, config.train.micro_rows, sizes, device, dtype)
+    return _step(model, _our_loss(model), optimizers, config.train.micro_rows, sizes, device, dtype)
 
 
 def _our_loss(model: GlassForCausalLM) -> Loss:
@@ -109,21 +180,25 @@ def _step(
     sizes: Sizes,
     device: torch.device,
     dtype: torch.dtype,
-) -> Callable[[], object]:
-    """What the training loop does in a step, logging apart."""
+) -> Step:
+    """What the training loop does in a step, logging apart. Gradients are dropped before a step, not after it."""
     parts = torch.randint(0, CHARACTERS, (sizes.step_rows, ROW_LENGTH), device=device).split(micro_rows)
 
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+
     def run() -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         for tokens_BN in parts:
             with autocast(device, dtype):
                 part = loss(tokens_BN) / len(parts)
             part.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update()
 
-    return run
+    return Step(model, run, update)
 
 
 def _nanogpt_row(nanogpt: Any | None, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -134,17 +209,17 @@ def _nanogpt_row(nanogpt: Any | None, sizes: Sizes, device: torch.device, dtype:
     config = load(recipes()["chess-small"])
     config.model.ffn, config.model.active_width = "gelu", 4 * config.model.width
     config.optimizer.name = "adamw"
-    model, ours = _our_step(config, sizes, device, dtype)
+    ours = _our_step(config, sizes, device, dtype)
     peer = _peer(nanogpt, config).to(device).train()
     with torch.no_grad():
-        _copy_weights(model, peer)
+        _copy_weights(ours.model, peer)
         tokens_BN = torch.randint(0, CHARACTERS, (sizes.step_rows, ROW_LENGTH), device=device)
-        apart = abs(float(_our_loss(model)(tokens_BN)) - float(_peer_loss(peer)(tokens_BN)))
+        apart = abs(float(_our_loss(ours.model)(tokens_BN)) - float(_peer_loss(peer)(tokens_BN)))
     settings = config.optimizer
     with contextlib.redirect_stdout(io.StringIO()):
         adamw = peer.configure_optimizers(settings.weight_decay, settings.lr, settings.betas, device.type)
     theirs = _step(peer, _peer_loss(peer), [adamw], config.train.micro_rows, sizes, device, dtype)
-    seconds = alternate({"ours": ours, "nanoGPT": theirs}, sizes.repeats, device)
+    seconds = alternate({"ours": ours.run, "nanoGPT": theirs.run}, sizes.repeats, device)
     tokens = sizes.step_rows * (ROW_LENGTH - 1)
     return row(
         name,
@@ -158,20 +233,6 @@ def _nanogpt_row(nanogpt: Any | None, sizes: Sizes, device: torch.device, dtype:
         tokens_per_second_of_peer=per_second(tokens, seconds["nanoGPT"]),
         loss_difference=apart,
     )
-
-
-def load_nanogpt(path: Path) -> Any:
-    """The module model.py of a checkout of nanoGPT. ValueError when `path` is not one."""
-    file = path / "model.py"
-    if not file.is_file():
-        raise ValueError(f"--nanogpt takes a checkout of nanoGPT, a folder with its model.py; there is no {file}")
-    spec = importlib.util.spec_from_file_location("nanogpt_model", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not (hasattr(module, "GPT") and hasattr(module, "GPTConfig")):
-        raise ValueError(f"--nanogpt takes a checkout of nanoGPT; {file} has no GPT and GPTConfig")
-    return module
 
 
 def _peer(nanogpt: Any, config: RunConfig) -> Any:

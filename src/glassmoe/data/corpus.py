@@ -1,13 +1,14 @@
 """Prepared games on disk, rows of tokens from them, and the order in which training reads the rows.
 
-A prepared folder holds, for each split, `SPLIT.bin` (uint8 token ids of all games, one after the other, every
-game beginning with `;`) and `SPLIT.offsets.npy` (uint64, games + 1 entries: where each game begins, and the
-end), and `manifest.json`, which is written last: a folder without it is an unfinished preparation.
+A prepared folder holds, for each split, `SPLIT.bin` (token ids of all games, one after the other, every game
+beginning with `;`: uint8 where a token is a character, little-endian uint16 where it is a move) and
+`SPLIT.offsets.npy` (uint64, games + 1 entries: where each game begins, and the end), and `manifest.json`, which is
+written last: a folder without it is an unfinished preparation.
 
 Rows follow the packing of Karvonen's chess data, which MoE-X (arXiv 2503.07639) trains on: `packed:1024` rows
 all begin at the start of a game. `games:256` rows are the beginnings of single games.
 
-Shape legend: R rows of a batch, N characters of a row.
+Shape legend: R rows of a batch, N tokens of a row.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import numpy.typing as npt
 
 from glassmoe.config import NewerSchema, check_version
 
-from .chess_text import GAME_START, VOCABULARY, Tokens, decode, encode
+from .chess_text import encode
+from .tokens import CHARACTERS, KINDS, TokenKind, Tokens, token_kind
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid")
@@ -40,19 +42,24 @@ _GAMES_A_PASS = 1 << 16
 
 
 class PackedGames(NamedTuple):
-    """Games on their way to a writer: token ids of all, length of each, 8-byte hash of each text."""
+    """Games on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each text."""
 
     tokens: Tokens
     lengths: npt.NDArray[np.uint32]
     hashes: UInt64
 
 
-def pack_games(texts: Sequence[bytes]) -> PackedGames:
-    """Packs texts such as b";1.e4 e5"; ValueError for one that holds a character outside the vocabulary."""
+def pack_games(texts: Sequence[bytes], moves: Sequence[Tokens] | None = None) -> PackedGames:
+    """Packs texts such as b";1.e4 e5", or the `moves` of these games (token ids of each) where they are given.
+
+    The hash is that of the text in either form, so that a game is on the same side of the split in both. ValueError
+    for a text that holds a character outside the vocabulary.
+    """
     digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    games: Sequence[Any] = texts if moves is None else moves
     return PackedGames(
-        tokens=encode(b"".join(texts)),
-        lengths=np.fromiter(map(len, texts), dtype=np.uint32, count=len(texts)),
+        tokens=encode(b"".join(texts)) if moves is None else np.concatenate([np.empty(0, np.uint16), *moves]),
+        lengths=np.fromiter(map(len, games), dtype=np.uint32, count=len(texts)),
         hashes=np.frombuffer(digests, dtype="<u8"),
     )
 
@@ -62,10 +69,13 @@ class CorpusWriter:
 
     Games keep their order. Which split a game falls into depends only on its moves, so the same game always
     lands on the same side. Memory is under 32 bytes a game. Used as a context manager, it leaves nothing
-    half-done behind.
+    half-done behind. `tokens`: what a token of the games is, `characters` or `moves`.
     """
 
-    def __init__(self, out: str | Path, *, valid_share: float = 0.01, overwrite: bool = False) -> None:
+    def __init__(
+        self, out: str | Path, *, valid_share: float = 0.01, overwrite: bool = False, tokens: str = CHARACTERS.name
+    ) -> None:
+        self.kind = token_kind(tokens)
         self.out = Path(out)
         if not 0 <= valid_share < 1:
             raise ValueError(f"valid_share is a share of the games, 0 <= share < 1, not {valid_share}")
@@ -102,7 +112,8 @@ class CorpusWriter:
         if not lengths.size:
             return
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        assert lengths.min() > 0 and (games.tokens[starts] == GAME_START).all()
+        assert games.tokens.dtype == self.kind.dtype
+        assert lengths.min() > 0 and (games.tokens[starts] == self.kind.start).all()
         self._files["tokens"].write(games.tokens.tobytes())
         self._files["lengths"].write(lengths.astype("<u4").tobytes())
         self._files["hashes"].write(games.hashes.astype("<u8").tobytes())
@@ -114,18 +125,19 @@ class CorpusWriter:
             raise ValueError("no games to write")
         self._close()
         keep, valid = self._choose()
-        counts, characters = self._distribute(keep, valid)
+        counts, tokens = self._distribute(keep, valid)
         # From here to the last line the folder counts as unfinished, whatever it held before.
         (self.out / MANIFEST).unlink(missing_ok=True)
         for name in FILES:
             self._partial(name).replace(self.out / name)
         manifest = {
             "schema_version": SCHEMA_VERSION,
-            "vocabulary": VOCABULARY,
+            "tokens": self.kind.name,
+            "vocabulary": _shown(self.kind),
             **about,
             "valid_share": self.valid_share,
             "games": counts,
-            "characters": characters,
+            self.kind.name: tokens,
             "duplicates": self.games - sum(counts.values()),
             "files": {name: file_digest(self.out / name) for name in FILES},
         }
@@ -154,17 +166,18 @@ class CorpusWriter:
         with self._partial("tokens").open("rb") as source, files["train"], files["valid"]:
             for begin in range(0, self.games, _GAMES_A_PASS):
                 part = slice(begin, begin + _GAMES_A_PASS)
-                tokens = np.frombuffer(source.read(int(lengths[part].sum(dtype=np.int64))), dtype=np.uint8)
+                size = int(lengths[part].sum(dtype=np.int64)) * self.kind.dtype.itemsize
+                tokens = np.frombuffer(source.read(size), dtype=self.kind.dtype)
                 for split, file in files.items():
                     file.write(tokens[np.repeat(chosen[split][part], lengths[part])].tobytes())
-        counts, characters = {}, {}
+        counts, totals = {}, {}
         for split, mask in chosen.items():
             offsets = np.zeros(int(mask.sum()) + 1, dtype="<u8")
             np.cumsum(lengths[mask], out=offsets[1:])
             with self._partial(f"{split}.offsets.npy").open("wb") as file:
                 np.save(file, offsets)
-            counts[split], characters[split] = offsets.size - 1, int(offsets[-1])
-        return counts, characters
+            counts[split], totals[split] = offsets.size - 1, int(offsets[-1])
+        return counts, totals
 
     def _partial(self, name: str) -> Path:
         return self.out / (name + _PARTIAL)
@@ -185,33 +198,35 @@ def file_digest(path: Path) -> dict[str, Any]:
 
 
 class Games:
-    """The games of one split: `data` uint8 [characters], `offsets` uint64 [games + 1], both memory-mapped."""
+    """The games of one split: `data` uint8 or uint16 [tokens], `offsets` uint64 [games + 1], both memory-mapped."""
 
-    def __init__(self, data: Tokens, offsets: UInt64) -> None:
+    def __init__(self, data: Tokens, offsets: UInt64, kind: TokenKind = CHARACTERS) -> None:
         self.data = data
         self.offsets = offsets
+        self.kind = kind
 
     def __len__(self) -> int:
         return int(self.offsets.size) - 1
 
     def tokens(self, index: int) -> Tokens:
-        """Token ids of one game, uint8 [characters of the game]."""
+        """Token ids of one game, [tokens of the game]."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"game {index} of {len(self)}")
         index %= len(self)
         return self.data[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     def text(self, index: int) -> str:
-        """One game as text, `;1.e4 e5 ...`."""
-        return decode(self.tokens(index))
+        """One game as text, `;1.e4 e5 ...` or, as moves, `; e2e4 e7e5 ...`."""
+        return self.kind.decode(self.tokens(index))
 
 
 class Corpus:
-    """A prepared folder, opened for reading: `manifest`, `split(name)`, `fingerprint`."""
+    """A prepared folder, opened for reading: `manifest`, `tokens`, `vocab_size`, `split(name)`, `fingerprint`."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], kind: TokenKind) -> None:
         self.path = path
         self.manifest = manifest
+        self._kind = kind
 
     @classmethod
     def open(cls, path: str | Path) -> Corpus:
@@ -228,6 +243,8 @@ class Corpus:
             check_version(path / MANIFEST, version, SCHEMA_VERSION)
             counts = {split: manifest["games"][split] for split in SPLITS}
             digests = [manifest["files"][name]["sha256"] for name in FILES]
+            # Folders of characters did not always say so.
+            kind = KINDS.get(manifest.get("tokens", CHARACTERS.name))
             if not all(isinstance(count, int) for count in counts.values()) or not all(
                 isinstance(digest, str) for digest in digests
             ):
@@ -236,15 +253,34 @@ class Corpus:
             raise
         except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"{path / MANIFEST} is not the manifest of prepared games; {advice}") from None
-        if version != SCHEMA_VERSION or manifest.get("vocabulary") != VOCABULARY:
+        if version != SCHEMA_VERSION or kind is None or manifest.get("vocabulary") != _shown(kind):
             raise ValueError(
                 f"{path} was prepared in schema version {version}; this glassmoe reads version "
                 f"{SCHEMA_VERSION} with its own vocabulary; {advice} --overwrite"
             )
-        corpus = cls(path, manifest)
+        corpus = cls(path, manifest, kind)
         for split in SPLITS:
             corpus.split(split)
         return corpus
+
+    def require(self, tokens: str) -> Corpus:
+        """The corpus itself; ValueError when its tokens are not `tokens` (`characters` or `moves`)."""
+        if self.tokens != tokens:
+            raise ValueError(
+                f"{self.path} holds games as {self.tokens}, and games as {tokens} are needed here; prepare those with "
+                f"glassmoe data chess --tokens {tokens}, or train on these with --data.tokens {self.tokens}"
+            )
+        return self
+
+    @property
+    def tokens(self) -> str:
+        """What a token is: `characters` or `moves`."""
+        return self._kind.name
+
+    @property
+    def vocab_size(self) -> int:
+        """How many different tokens there are: 32 characters, or 1,969 moves with the start of a game."""
+        return self._kind.size
 
     @property
     def fingerprint(self) -> str:
@@ -259,7 +295,8 @@ class Corpus:
         file = self.path / f"{name}.bin"
         try:
             # An empty file cannot be mapped, and a tiny corpus may have no valid games.
-            data = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+            dtype = self._kind.dtype
+            data = np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
             offsets = np.load(self.path / f"{name}.offsets.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(
@@ -267,23 +304,28 @@ class Corpus:
             ) from None
         if offsets.shape != (self.manifest["games"][name] + 1,) or int(offsets[-1]) != data.size:
             raise ValueError(f"{file} and its offsets do not match the manifest; prepare {self.path} again")
-        return Games(np.asarray(data), np.asarray(offsets))
+        return Games(np.asarray(data), np.asarray(offsets), self._kind)
+
+
+def _shown(kind: TokenKind) -> str:
+    """A vocabulary as the manifest has it: its tokens in the order of their ids."""
+    return kind.separator.join(kind.vocabulary)
 
 
 class Rows:
-    """Rows of N characters cut from games.
+    """Rows of N tokens cut from games.
 
-    `packed:N`: rows of exactly N characters, each beginning at the start of a game, the next games following
+    `packed:N`: rows of exactly N tokens, each beginning at the start of a game, the next games following
     directly; the last game of a row is cut where the row ends, the rest of it is dropped, and so is an
-    incomplete last row. `games:N`: the first N characters of each game, shorter ones padded.
+    incomplete last row. `games:N`: the first N tokens of each game, shorter ones padded.
     """
 
     def __init__(self, games: Games, cut: str) -> None:
         found = re.fullmatch(r"(packed|games):(\d{1,9})", cut)
         if not found or int(found[2]) < 2:
             raise ValueError(
-                "a cut is 'packed:N' (rows of N characters, filled with following games) or 'games:N' (the "
-                f"first N characters of each game), N >= 2, for instance 'packed:1024'; given: {cut!r}"
+                "a cut is 'packed:N' (rows of N tokens, filled with following games) or 'games:N' (the "
+                f"first N tokens of each game), N >= 2, for instance 'packed:1024'; given: {cut!r}"
             )
         self.games = games
         self.cut = cut
@@ -292,7 +334,7 @@ class Rows:
         self._first = _packed_starts(games.offsets, self.length) if found[1] == "packed" else None
         if not len(self):
             raise ValueError(
-                f"cut {cut!r} gives no row at all from {len(games)} games with {games.data.size} characters; "
+                f"cut {cut!r} gives no row at all from {len(games)} games with {games.data.size} {games.kind.name}; "
                 "prepare more games, a larger valid_share, or take a shorter cut"
             )
 
@@ -300,8 +342,8 @@ class Rows:
         return len(self.games) if self._first is None else int(self._first.size)
 
     def batch(self, indices: npt.ArrayLike) -> tuple[Tokens, Int64]:
-        """`(tokens uint8 [R, N], lengths int64 [R])` of rows; places from `lengths[r]` on are padding (id
-        0)."""
+        """`(tokens [R, N], lengths int64 [R])` of rows, the tokens in the games' type; places from `lengths[r]` on
+        are padding (id 0)."""
         rows = np.asarray(indices, dtype=np.int64)
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
             raise IndexError(f"rows are numbered 0..{len(self) - 1}, in one flat sequence")

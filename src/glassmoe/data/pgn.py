@@ -1,9 +1,9 @@
-"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of chess text.
+"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of text or of moves.
 
 Comments, variations, annotation glyphs, clocks, move numbers and results are dropped; what stays is the text
-of `chess_text.py`. By default every game is replayed from the start position and its moves are rewritten
-canonically; `trust=True` converts the text alone, many times faster. A game that cannot be used is counted
-with its reason, never fatal.
+of `chess_text.py`, or the moves themselves (`chess_moves.py`). By default every game is replayed from the start
+position and its moves are rewritten canonically; `trust=True` converts the text alone, many times faster. A game
+that cannot be used is counted with its reason, never fatal.
 
 Source: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). It differs
 from the letter in one thing: a header line ends an unterminated comment, so that one broken game cannot
@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 
 from glassmoe.console import bar
 
+from .chess_moves import encode_moves
 from .chess_text import MAX_PLIES, VOCABULARY, move_text, require_chess
 from .corpus import CorpusWriter, PackedGames, pack_games
 from .parallel import count_workers, ordered_map
 from .replay import Replayer, Skip
 from .sources import MAX_GAME_BYTES, STDIN, Chunk, Source, discover
+from .tokens import CHARACTERS, MOVES, Tokens
 
 _EXAMPLES = 3
 _DETAIL_CHARS = 80
@@ -69,30 +71,37 @@ def prepare_chess(
     min_plies: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    tokens: str = CHARACTERS.name,
 ) -> dict[str, Any]:
     """Prepares the corpus `out` from files of games and returns its manifest.
 
     Inputs are .pgn files, .txt files with one `;1.e4 e5 ...` a line, each plain or as .zst, .bz2 or .gz,
     folders of them, and `-` for standard input. `trust` skips the legality check and needs no python-chess.
     `max_games` counts usable games before duplicates are removed. The result does not depend on `workers`
-    (None: one a CPU).
+    (None: one a CPU). `tokens`: what one token is, `characters` or `moves`; the same games are kept, in the same
+    order and splits.
 
     Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished
-    corpus already, and when no game can be used.
+    corpus already, for moves that are to be trusted, and when no game can be used.
     """
+    if trust and tokens == MOVES.name:
+        raise ValueError(
+            "games as moves (--tokens moves) have to be replayed, which trust=True (--trust) leaves out; "
+            "leave out one of the two"
+        )
     if max_games is not None and max_games < 1:
         raise ValueError(f"max_games is a number of games, at least 1, or None for all, not {max_games}")
     workers = count_workers(workers)
     names, ignored = discover(inputs)
     if not trust:
         require_chess("Checking games (anything but trust=True, --trust)")
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite)
+    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=tokens)
     size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
     with new as writer, bar(size, "preparing games", "B", show=progress, lines=True, unit_scale=True) as shown:
         sources = [Source(name, number, shown.update) for number, name in enumerate(names)]
         tally = _Tally(names)
         chunks = (chunk for source in sources for chunk in source.chunks())
-        read = partial(read_chunk, checked=not trust, min_plies=min_plies)
+        read = partial(read_chunk, checked=not trust, min_plies=min_plies, tokens=tokens)
         results = ordered_map(read, chunks, workers)
         finished = sources
         for result in results:
@@ -166,10 +175,11 @@ class _Tally:
             entry["examples"].append({"file": file, "game": game, "detail": detail})
 
 
-def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1) -> ChunkResult:
-    """The usable games of a chunk as canonical text, packed; runs in a worker."""
+def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1, tokens: str = CHARACTERS.name) -> ChunkResult:
+    """The usable games of a chunk as canonical text or as moves, packed; runs in a worker."""
     replayer = Replayer() if checked else None
     texts: list[bytes] = []
+    moves: list[Tokens] | None = [] if tokens == MOVES.name else None
     numbers: list[int] = []
     skipped: list[tuple[int, str, str]] = []
     seen = 0
@@ -180,13 +190,16 @@ def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1) -> ChunkResul
             sans = san_tokens(game)
             if len(sans) < min_plies:
                 raise Skip("too few plies", f"{len(sans)} plies")
-            if replayer:
+            if replayer and moves is not None:
+                sans, played = replayer.moves(sans)
+                moves.append(encode_moves(" ".join([";", *played])))
+            elif replayer:
                 sans = replayer.canonical(sans)
             texts.append(move_text(sans).encode("ascii"))
             numbers.append(seen - 1)
         except Skip as skip:
             skipped.append((seen - 1, skip.reason, skip.detail))
-    return ChunkResult(chunk.file, pack_games(texts), numbers, skipped, seen)
+    return ChunkResult(chunk.file, pack_games(texts, moves), numbers, skipped, seen)
 
 
 def _games(chunk: Chunk) -> Iterator[bytes | Skip]:

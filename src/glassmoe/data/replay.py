@@ -1,4 +1,4 @@
-"""Games played again move by move with python-chess: legality, and the canonical SAN of each move."""
+"""Games played again move by move with python-chess: legality, and the canonical name of each move."""
 
 from __future__ import annotations
 
@@ -51,8 +51,16 @@ class Replayer:
 
     def canonical(self, sans: Sequence[str]) -> list[str]:
         """Canonical SAN of each ply; raises Skip at the first move that is illegal or ambiguous."""
+        return self._replay(sans)[0]
+
+    def moves(self, sans: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Canonical SAN of each ply, and the same moves as UCI, castling as the king's move; raises Skip likewise."""
+        texts, board = self._replay(sans)
+        return texts, [move.uci() for move in board.move_stack]
+
+    def _replay(self, sans: Sequence[str]) -> tuple[list[str], Any]:
         board = self.chess.Board()
-        return [self._play(board, san, ply) for ply, san in enumerate(sans, start=1)]
+        return [self._play(board, san, ply) for ply, san in enumerate(sans, start=1)], board
 
     def _play(self, board: Any, san: str, ply: int) -> str:
         try:

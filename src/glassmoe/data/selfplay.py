@@ -21,10 +21,12 @@ from typing import Any
 
 from glassmoe.console import bar
 
+from .chess_moves import encode_moves
 from .chess_text import move_text, require_chess
 from .corpus import CorpusWriter, PackedGames, pack_games
 from .parallel import ordered_map
 from .replay import check_mark
+from .tokens import CHARACTERS, MOVES, token_kind
 
 _GAMES_A_BATCH = 50
 _OPENING_PLIES = 20
@@ -76,24 +78,27 @@ def generate(
     valid_share: float = 0.1,
     progress: bool = True,
     overwrite: bool = False,
+    tokens: str = CHARACTERS.name,
 ) -> dict[str, Any]:
     """Writes a corpus of synthetic games to `out` and returns its manifest.
 
-    A game stops with the move that takes its text to `max_chars` characters or beyond, or when it is over.
+    A game stops with the move that takes its text to `max_chars` characters or beyond, or when it is over. The games
+    are the same whether a token is one of their `characters` or one of their `moves`.
     Games that come out equal are kept once, so a few fewer than `games` may be there; the manifest counts
     them.
 
     Raises ValueError for `games` or `max_chars` that are too small, an `out` that holds a finished corpus
-    already, and when python-chess is missing.
+    already, unknown `tokens`, and when python-chess is missing.
     """
+    token_kind(tokens)
     if games < 1:
         raise ValueError(f"games is how many to play, at least 1, not {games}")
     if max_chars < 5:
         raise ValueError(f"max_chars leaves room for no move: {max_chars}; a first move takes 5 characters (;1.e4)")
     require_chess("Making synthetic games")
     batches = (range(begin, min(begin + _GAMES_A_BATCH, games)) for begin in range(0, games, _GAMES_A_BATCH))
-    play = partial(_play_batch, seed=seed, max_chars=max_chars)
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite)
+    play = partial(_play_batch, seed=seed, max_chars=max_chars, tokens=tokens)
+    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=tokens)
     with new as writer, bar(games, "playing games", " games", show=progress, lines=True) as shown:
         for played in ordered_map(play, batches, workers):
             writer.add(played)
@@ -111,12 +116,19 @@ def generate(
         )
 
 
-def _play_batch(numbers: range, *, seed: int, max_chars: int) -> PackedGames:
-    return pack_games([play_game(seed, number, max_chars).encode("ascii") for number in numbers])
+def _play_batch(numbers: range, *, seed: int, max_chars: int, tokens: str) -> PackedGames:
+    played = [_play(seed, number, max_chars) for number in numbers]
+    moves = [encode_moves("; " + " ".join(ucis)) for _, ucis in played] if tokens == MOVES.name else None
+    return pack_games([move_text(sans).encode("ascii") for sans, _ in played], moves)
 
 
 def play_game(seed: int, number: int, max_chars: int = 256) -> str:
     """The text of synthetic game `number` of `seed`, `;1.e4 e5 ...`."""
+    return move_text(_play(seed, number, max_chars)[0])
+
+
+def _play(seed: int, number: int, max_chars: int) -> tuple[list[str], list[str]]:
+    """SAN and UCI of each ply of a game."""
     chess = require_chess("Making synthetic games")
     rng = random.Random(f"{seed}:{number}")
     board = chess.Board()
@@ -130,7 +142,7 @@ def play_game(seed: int, number: int, max_chars: int = 256) -> str:
         # The separator before the move, and White's number with its dot.
         characters += 1 + len(san) + (0 if len(sans) % 2 else len(str(len(sans) // 2 + 1)) + 1)
         sans.append(san)
-    return move_text(sans)
+    return sans, [move.uci() for move in board.move_stack]
 
 
 class _School:

@@ -1,30 +1,33 @@
 """`glassmoe eval boards`: every layer of a model against the chess board, with the controls beside it.
 
 Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
-tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game; a
-feature's maximum is taken over all tokens of the first half of the training games, at most 1,000.
+tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game, or of a
+game as moves the first 40 tokens and the same 20 positions; a feature's maximum is taken over all tokens of the first
+half of the training games, at most 1,000.
 
 Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers
 wider than a dense layer of equal active parameters a random subsample of that width.
 
-Legend: G games, N characters, B slots.
+Legend: G games, N tokens, B slots.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from glassmoe.console import bar, say
-from glassmoe.data.chess_text import encode
 from glassmoe.data.corpus import Corpus, Games
-from glassmoe.models import GlassForCausalLM
-from glassmoe.reading.harvest import Harvest, harvests
-from glassmoe.reading.load import random_twin
+from glassmoe.data.tokens import Tokens, kind_of
+from glassmoe.models import FeedForward, GlassForCausalLM
+from glassmoe.reading.harvest import Harvest, harvests, stream_after
+from glassmoe.reading.load import random_coder, random_twin
 
 from .board_counts import Float64
 from .board_features import read_features
@@ -33,6 +36,10 @@ from .board_properties import HEADLINE, STRATEGY
 from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
+TOKENS_READ = {"characters": CHARACTERS, "moves": 2 * DOTS}
+"""How much of a game is read."""
+FIRST_GAMES = 25
+"""Games on which a control's coder takes its bias from the stream."""
 PROPERTIES = (HEADLINE, *STRATEGY)
 
 
@@ -45,31 +52,42 @@ def evaluate_boards(
     layers: Sequence[int] | None = None,
     controls: bool = True,
     workers: int | None = None,
+    coder: FeedForward | None = None,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
     reconstruction) detect (`board_features.read_features`), as plain values.
 
     `games`: how many to choose features on, and again to test on; fewer are used, with a note, when there are not
     enough games of 20 dots. The validation split of `corpus` gives both, or the first only where another
-    `test_corpus` gives the others. `controls`: also measure the random-weight twin. ValueError when a layer does not
-    exist, the context is too short, or there are no games.
+    `test_corpus` gives the others. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
+    feed-forward layers, a coder of the residual stream after the one layer that `layers` names; its control is a
+    coder before its fit, on the twin's stream. `brief`: the headline property alone, without strategy group, twin and
+    single features, for curves over training. ValueError when a layer does not exist, the context is too short, or
+    there are no games.
     """
     chosen_layers = _check_layers(model, layers)
-    if model.config.context < CHARACTERS:
+    if coder is not None and len(chosen_layers) != 1:
+        raise ValueError(f"a coder reads the stream after one layer, not after {chosen_layers}; give layers=[that one]")
+    read = TOKENS_READ[model.config.tokens]
+    if model.config.context < read:
         raise ValueError(
-            f"the boards measure reads {CHARACTERS} characters of a game, and this model's context is "
-            f"{model.config.context}; train with data.rows games:{CHARACTERS} or longer rows"
+            f"the boards measure reads {read} {model.config.tokens} of a game, and this model's context is "
+            f"{model.config.context}; train with data.rows games:{read} or longer rows"
         )
+    for given in (corpus, test_corpus or corpus):
+        given.require(model.config.tokens)
     splits = _choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
-    say(f"labelling {2 * games * DOTS:,} boards of {2 * games:,} games")
-    labels = {name: label_games(part, PROPERTIES, dots=DOTS, workers=workers) for name, part in splits.items()}
+    properties = (HEADLINE,) if brief else PROPERTIES
+    labels = {name: _labels(tuple(part), properties, workers) for name, part in splits.items()}
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
     inputs = [(*_arrays(part), sample if name == "train" else 0) for name, part in splits.items()]
 
+    controls = controls and not brief
     progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
     measured, scores = [], {}
-    for layer, (train, test) in harvests(model, inputs, chosen_layers):
+    for layer, (train, test) in harvests(model, inputs, chosen_layers, coder):
         scores[layer] = _scores(train, test, labels)
         entry = {"layer": layer, **_summary(scores[layer], train)}
         equal_width = model.config.active_width
@@ -80,8 +98,9 @@ def evaluate_boards(
         progress.update()
     random_scores: dict[int, LayerScores] = {}
     if controls:
+        twins = _random_twins(model, coder, chosen_layers[0], inputs)
         for entry, (layer, (train, test)) in zip(
-            measured, harvests(random_twin(model), inputs, chosen_layers), strict=True
+            measured, harvests(twins[0], inputs, chosen_layers, twins[1]), strict=True
         ):
             random_scores[layer] = _scores(train, test, labels)
             entry["random"] = _numbers(random_scores[layer])
@@ -89,6 +108,7 @@ def evaluate_boards(
     progress.close()
     # Coverage counts features that only tell the time of the game, which layers share; what rebuilds a board does not.
     best = max(measured, key=lambda entry: entry["reconstruction"])["layer"]
+    told = (model, coder, best, inputs, scores[best], random_scores.get(best), splits["test"], labels["test"])
     return {
         "games": games,
         "boards": games * DOTS,
@@ -96,8 +116,15 @@ def evaluate_boards(
         "property": HEADLINE,
         "best_layer": best,
         "layers": measured,
-        **_features(model, best, inputs, scores[best], random_scores.get(best), splits["test"], labels["test"]),
+        **({} if brief else _features(*told)),
     }
+
+
+@functools.lru_cache(maxsize=4)
+def _labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
+    """`label_games`, kept because a suite measures many models on the same games; not to be changed by its readers."""
+    say(f"labelling {len(texts) * DOTS:,} boards of {len(texts):,} games")
+    return label_games(texts, properties, dots=DOTS, workers=workers)
 
 
 def _choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
@@ -116,7 +143,8 @@ def _choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dic
     games = min(asked, len(train), len(test))
     if games == 0:
         raise ValueError(
-            f"there are fewer than 2 games with {DOTS} moves of White in {CHARACTERS} characters in {where}; "
+            f"there are fewer than 2 games with {DOTS} moves of White in {TOKENS_READ[corpus.tokens]} {corpus.tokens} "
+            f"in {where}; "
             f"the measure needs some to choose features on and some to test them, better 1,000 each: prepare more games"
         )
     if games < asked:
@@ -129,8 +157,22 @@ def _about(corpus: Corpus) -> str:
     return f"{made} ({corpus.fingerprint[:12]})"
 
 
+def _random_twins(
+    model: GlassForCausalLM, coder: FeedForward | None, layer: int, inputs: Sequence[Any]
+) -> tuple[GlassForCausalLM, FeedForward | None]:
+    """The random-weight twin of a model and, where there is a coder, one before its fit to the twin's stream."""
+    twin = random_twin(model)
+    if coder is None:
+        return twin, None
+    tokens_GN, lengths_G = (each[:FIRST_GAMES] for each in inputs[0][:2])
+    x_GND = stream_after(twin, layer, tokens_GN)
+    inside_GN = torch.from_numpy(np.arange(tokens_GN.shape[1]) < lengths_G[:, None])
+    return twin, random_coder(coder, x_GND[inside_GN.to(x_GND.device)])
+
+
 def _features(
     model: GlassForCausalLM,
+    coder: FeedForward | None,
     layer: int,
     inputs: Sequence[Any],
     scores: LayerScores,
@@ -140,13 +182,17 @@ def _features(
 ) -> dict[str, Any]:
     """`read_features` of one layer, which is harvested once more: only now is it known which layer is the best."""
 
-    def held_out(model: GlassForCausalLM, scores: LayerScores) -> tuple[Harvest, Harvest, Float64]:
-        train, test = next(harvests(model, inputs, [layer]))[1]
+    def held_out(
+        model: GlassForCausalLM, coder: FeedForward | None, scores: LayerScores
+    ) -> tuple[Harvest, Harvest, Float64]:
+        train, test = next(harvests(model, inputs, [layer], coder))[1]
         return train, test, own_threshold_held_out(scores.coverage, test.rows, labels[HEADLINE], train.maxima_F)
 
-    train, test, f1_B = held_out(model, scores)
-    random_f1_B = None if random_scores is None else held_out(random_twin(model), random_scores)[2]
-    ffn = model.feed_forwards()[layer]
+    train, test, f1_B = held_out(model, coder, scores)
+    random_f1_B = None
+    if random_scores is not None:
+        random_f1_B = held_out(*_random_twins(model, coder, layer, inputs), random_scores)[2]
+    ffn = model.feed_forwards()[layer] if coder is None else coder
     expert_hidden = ffn.num_features // ffn.num_experts if ffn.num_experts > 1 else None
     return read_features(
         texts, DOTS, test, train.maxima_F, scores.coverage, f1_B, random_f1_B, labels[HEADLINE], expert_hidden
@@ -154,10 +200,12 @@ def _features(
 
 
 def board_games(games: Games, limit: int) -> list[str]:
-    """The first `limit` games, in order, that have 20 dots within their first 256 characters, cut there."""
+    """The first `limit` games, in order, that have 20 dots within what is read of them (`TOKENS_READ`), cut there."""
     found = []
     for i in range(len(games)):
-        text = games.text(i)[:CHARACTERS]
+        text = games.text(i)
+        kind = kind_of(text)
+        text = kind.first(text, TOKENS_READ[kind.name])
         if len(dot_positions(text, DOTS)) == DOTS:
             found.append(text)
         if len(found) == limit:
@@ -165,17 +213,14 @@ def board_games(games: Games, limit: int) -> list[str]:
     return found
 
 
-def _arrays(
-    texts: Sequence[str],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    tokens_GN = np.zeros((len(texts), CHARACTERS), dtype=np.uint8)
-    for row, text in zip(tokens_GN, texts, strict=True):
-        row[: len(text)] = encode(text)
-    return (
-        tokens_GN,
-        np.array([len(text) for text in texts]),
-        np.array([dot_positions(text, DOTS) for text in texts]),
-    )
+def _arrays(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Token ids (G, N), padded; lengths (G,) and the positions of the dots (G, 20), in tokens."""
+    kind = kind_of(texts[0])
+    tokens = [kind.encode(text) for text in texts]
+    tokens_GN = np.zeros((len(texts), TOKENS_READ[kind.name]), dtype=kind.dtype)
+    for row, ids in zip(tokens_GN, tokens, strict=True):
+        row[: len(ids)] = ids
+    return tokens_GN, np.array([len(ids) for ids in tokens]), np.array([dot_positions(text, DOTS) for text in texts])
 
 
 def _scores(train: Harvest, test: Harvest, labels: dict[str, Any]) -> LayerScores:

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from glassmoe.data.tokens import kind_of
 from glassmoe.reading.harvest import Harvest
 
 from .board_counts import Float64
@@ -161,10 +162,10 @@ def _examples(
     found = []
     for n in picked:
         game, dot = divmod(n, dots)
-        board = boards_at_dots(texts[game], dots)[dot]
+        text, board = texts[game], boards_at_dots(texts[game], dots)[dot]
         found.append(
             {
-                "text": texts[game][: dot_positions(texts[game], dots)[dot] + 1],
+                "text": kind_of(text).first(text, dot_positions(text, dots)[dot] + 1),
                 "board": board.board_fen(),
                 "strength": float(strength_N[n]),
                 "true": bool(true_N[[n], :].sum()),

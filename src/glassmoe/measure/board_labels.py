@@ -5,12 +5,15 @@ position before that word's move, so at every '.' White is to move and the posit
 White's numbered move (SAE_BoardGameEval, Karvonen et al. 2024). Labels are read at the first 20 dots of
 each game.
 
+A game as moves (`; e2e4 e7e5 ...`) is read at the same positions: its dots are the `;` and every second move,
+after which White is to move.
+
 Array legend: N boards (games x dots), C kept classes of a property, B slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 from glassmoe.data.chess_text import require_chess
 from glassmoe.data.parallel import ordered_map
+from glassmoe.data.tokens import MOVES, kind_of
 
 from .board_position import Position
 from .board_properties import get_property, unpack_slots
@@ -34,7 +38,10 @@ _BOARDS_A_PIECE = 4096
 
 
 def dot_positions(text: str, limit: int = 20) -> list[int]:
-    """Indices of the first `limit` '.' characters of a game text (fewer when the text has fewer)."""
+    """Indices of the tokens at the first `limit` dots of a game text (fewer when the text has fewer): its '.'
+    characters, or in a game as moves 0, 2, 4, ..."""
+    if kind_of(text) is MOVES:
+        return list(range(0, len(MOVES.split(text)), 2))[:limit]
     found = [index for index, character in enumerate(text) if character == "."]
     return found[:limit]
 
@@ -50,19 +57,27 @@ def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
 def _walk(text: str, limit: int) -> Iterator[chess.Board]:
     """The board at each dot; one board that moves on, so look at it before asking for the next."""
     board = require_chess("Reading boards").Board()
-    words, left = text.removeprefix(";").split(" "), limit
-    for index, word in enumerate(words):
-        for _ in range(min(word.count("."), left)):
+    left, steps, push = limit, *_steps(text, board)
+    for index, (dots, move) in enumerate(steps):
+        for _ in range(min(dots, left)):
             left -= 1
             yield board
-        if left == 0 or index == len(words) - 1:
+        if left == 0 or index == len(steps) - 1:
             return
-        move = word.rpartition(".")[2]
         try:
-            board.push_san(move)
+            push(move)
         except ValueError as error:
             message = f"move {index + 1} of the game ({move!r}) is not legal: {text[:80]!r}..."
             raise ValueError(message) from error
+
+
+def _steps(text: str, board: chess.Board) -> tuple[list[tuple[int, str]], Callable[[str], object]]:
+    """How many dots come before each move, and what plays a move; the last one is not played."""
+    if kind_of(text) is MOVES:
+        moves = [*MOVES.split(text)[1:], ""]  # a move is never cut off, so the last one counts
+        return [(1 - index % 2, move) for index, move in enumerate(moves)], board.push_uci
+    words = text.removeprefix(";").split(" ")
+    return [(word.count("."), word.rpartition(".")[2]) for word in words], board.push_san
 
 
 def _bitboards(texts: Sequence[str], names: Sequence[str], dots: int) -> list[NDArray[np.uint64]]:
@@ -86,7 +101,7 @@ def label_games(
 ) -> dict[str, Labels]:
     """Labels of every property at the first `dots` dots of each game.
 
-    texts: game texts, already cut to the characters that the model reads (256 in the paper's protocol).
+    texts: game texts, already cut to what the model reads (256 characters in the paper's protocol).
     properties: names from `PROPERTIES`. workers: processes to use (None: one a CPU); with more than one, the
     calling script needs the usual `if __name__ == "__main__":` guard, since processes are spawned.
 

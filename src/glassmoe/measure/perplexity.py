@@ -1,4 +1,4 @@
-"""Validation loss: cross-entropy in nats per token, perplexity, and bits per character."""
+"""Validation loss: cross-entropy in nats per token, perplexity, and bits per character where tokens are those."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from glassmoe.data.corpus import Rows
+from glassmoe.data.tokens import CHARACTERS
 from glassmoe.models import GlassForCausalLM
 from glassmoe.models.loss import total_loss
 
@@ -17,10 +18,10 @@ from glassmoe.models.loss import total_loss
 def perplexity(
     model: GlassForCausalLM, rows: Rows, max_rows: int | None = None, micro_rows: int = 16
 ) -> dict[str, Any]:
-    """The loss of a model on rows of games, every character of a row but the first being predicted once.
+    """The loss of a model on rows of games, every token of a row but the first being predicted once.
 
-    Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` and how much was
-    read.
+    Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` (None where a
+    token is a move) and how much was read.
     """
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     parts = [
@@ -35,7 +36,7 @@ def perplexity(
         "loss": float(loss),
         "loss_standard_error": spread if len(parts) > 1 else None,
         "perplexity": math.exp(loss),
-        "bits_per_character": float(loss) / math.log(2),
+        "bits_per_character": float(loss) / math.log(2) if rows.games.kind is CHARACTERS else None,
         "rows": count,
         "tokens": int(labels_P.sum()),
     }

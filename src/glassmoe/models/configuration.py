@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 class GlassConfig(PreTrainedConfig):
     """A nanoGPT-shaped decoder with one kind of feed-forward layer in every block (MoE-X Tables 6 and 7).
 
-    Field names are those of the run configuration (`glassmoe.config.ModelConfig`, which documents them); transformers'
-    usual names (`hidden_size`, `num_hidden_layers`, ...) read and write the same values.
+    Field names are those of the run configuration (`glassmoe.config.ModelConfig`, which documents them), and `tokens`
+    is what a token of the games is (`DataConfig.tokens`); transformers' usual names (`hidden_size`,
+    `num_hidden_layers`, ...) read and write the same values.
     """
 
     model_type = "glassmoe"
@@ -25,6 +26,7 @@ class GlassConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "losses"]
 
+    tokens: str = "characters"
     vocab_size: int = 32
     context: int = 1023
     layers: int = 8

@@ -38,6 +38,22 @@ class Dense(FeedForward):
         return linear_write(features, self.w_dec, self.b_dec)
 
 
+class TopK(Dense):
+    """A ReLU layer that keeps the k strongest units of a token and silences the rest (Makhzani and Frey 2014): the dial
+    of sparsity in the coverage-against-L0 figure (MoE-X Figure 4, which names k-sparse layers)."""
+
+    def __init__(self, width: int, hidden: int, k: int, bias: bool = False):
+        super().__init__(width, hidden, "relu", bias)
+        if not 1 <= k <= hidden:
+            raise ValueError(f"k is {k}; a relu-topk layer of {hidden} units keeps 1 to {hidden} of them")
+        self.k = k
+
+    def features(self, x_TD: Tensor) -> Features:
+        z_TF = F.relu(F.linear(x_TD, self.w_enc, self.b_enc))
+        kept = z_TF.topk(self.k, dim=-1)
+        return Features(torch.zeros_like(z_TF).scatter(-1, kept.indices, kept.values), self.num_features)
+
+
 class GEGLU(FeedForward):
     """y = W_dec^T (gelu(W_enc x) * (W_up x)) + b_dec (Shazeer 2020); a feature is one product.
 

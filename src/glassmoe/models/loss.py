@@ -1,6 +1,6 @@
 """Next-token cross-entropy of padded rows, in nats; training and evaluation share this one definition.
 
-Legend: B rows, N characters of a row, V vocabulary.
+Legend: B rows, N tokens of a row, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def next_token_loss(model: Any, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[T
 
 
 def count_labels(lengths_B: Any) -> int:
-    """How many labels rows of these lengths have: every character but the first."""
+    """How many labels rows of these lengths have: every token but the first."""
     return int((lengths_B - 1).clip(min=0).sum())
 
 

@@ -31,6 +31,8 @@ from .features import Features, FeedForward, bias_parameter, empty_parameters
 
 UNIFORMITY = AMBIGUITY = 1e-3
 """Weights of the two training losses."""
+ORIGINAL = {"heads": 8, "experts": 512, "unit": 8, "topk": 32}
+"""The published shape, as `model.options`."""
 NORM_EPSILON = 1e-5
 NORM_MOMENTUM = 0.1
 LEAST_SHARE = 1e-10
@@ -57,8 +59,8 @@ def monet_sizes(active_width: int, options: Mapping[str, Any] | None = None) -> 
     layer's 2 * D * active_width: within 3.2% for every active width that is a multiple of 128 (248, 64 and 32 experts
     for 4096, 1024 and 512). `topk` is the original's sixteenth of the experts.
 
-    The original's own 512 experts (topk 32) at the paper's D = 512 and active width 4096 are 2.06 times that budget;
-    with its router shared by four layers they would be 1.31 times.
+    The published shape (`ORIGINAL`) at the paper's D = 512 and active width 4096 is 2.06 times that budget; with its
+    router shared by four layers it would be 1.31 times (`glassmoe bench --only shapes` counts both).
 
     ValueError for an option that is unknown or impossible.
     """
@@ -100,8 +102,9 @@ class MonetRouter(nn.Module):
     head, over tokens and experts; those of the batch in training, running ones otherwise. It decides only who is kept,
     so it is not carried out: the threshold is moved instead. The softmax is over the scores as they are.
 
-    Arithmetic is in float32 (float64 for float64 input), whatever the autocast state. `running_mean` and `running_var`
-    are (2, H) buffers, updated as torch.nn.BatchNorm1d does it.
+    Scores and gates are float32 (float64 for float64 input), whatever the autocast state; the gradient's products run
+    in the autocast type, like those of every other map. `running_mean` and `running_var` are (2, H) buffers, updated as
+    torch.nn.BatchNorm1d does it.
     """
 
     running_mean: Tensor
@@ -119,34 +122,62 @@ class MonetRouter(nn.Module):
     def forward(self, x_TD: Tensor, update: bool = False) -> tuple[Tensor, Tensor]:
         """g1 and g2, each (T, H, E); every row sums to 1. `update`: whether the running statistics take this batch in
         (in training only)."""
-        with torch.autocast(x_TD.device.type, enabled=False):
-            dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        device = x_TD.device.type
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
+        backward_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        with torch.autocast(device, enabled=False):
             x_TD = x_TD.to(dtype)
             # One product for both sides would cost a copy of all gradients to put the sides together again.
-            w1, w2 = self.weight.to(dtype).chunk(2)
-            return self._gates(x_TD @ w1.T, 0, update), self._gates(x_TD @ w2.T, 1, update)
+            g1_THE, g2_THE = (
+                self._gates(_Scores.apply(x_TD, w_ND, backward_dtype), side, update)  # type: ignore[no-untyped-call]
+                for side, w_ND in enumerate(self.weight.to(dtype).chunk(2))
+            )
+        return g1_THE, g2_THE
 
     def _gates(self, scores: Tensor, side: int, update: bool) -> Tensor:
         """(T, H, E): one side's gates from its scores (T, H * E)."""
         scores_THE = scores.view(-1, *self.shape)
-        silent_THE = scores_THE < self._cutoff(scores_THE.detach(), side, update)
-        return torch.softmax(scores_THE.masked_fill(silent_THE, -torch.inf), dim=-1)
+        # A softmax does not mind what is taken from a whole row, and its gradient is 0 wherever it is 0 itself: so the
+        # cut-off moves to 0, and what lies below is put out in place, unseen by autograd.
+        above_THE = scores_THE - self._cutoff(scores_THE.detach(), side, update)
+        F.threshold(above_THE.detach(), -torch.finfo(above_THE.dtype).tiny, -torch.inf, inplace=True)
+        return torch.softmax(above_THE, dim=-1)
 
     @torch.no_grad()
     def _cutoff(self, scores_THE: Tensor, side: int, update: bool) -> Tensor:
         """(T, H, 1): the least score that is kept."""
         running_mean_H, running_var_H = self.running_mean[side], self.running_var[side]
         if self.training:
-            mean_H = scores_THE.mean((0, 2))
-            var_H = (scores_THE - mean_H.unsqueeze(-1)).square_().mean((0, 2))
+            # Row by row first: reducing over tokens and experts at once takes many times as long. The rest is exact.
+            mean_H = scores_THE.mean(-1).double().mean(0)
+            square_H = torch.linalg.vector_norm(scores_THE, dim=-1).double().square().mean(0) / scores_THE.shape[-1]
+            var_H = square_H - mean_H.square()
             if update:
                 count = len(scores_THE) * self.shape[-1]
                 running_mean_H.lerp_(mean_H.to(running_mean_H.dtype), NORM_MOMENTUM)
                 running_var_H.lerp_((var_H * (count / (count - 1))).to(running_var_H.dtype), NORM_MOMENTUM)
         else:
-            mean_H, var_H = running_mean_H.to(scores_THE.dtype), running_var_H.to(scores_THE.dtype)
-        threshold_H1 = (mean_H + self.quantile * (var_H + NORM_EPSILON).sqrt()).unsqueeze(-1)
-        return torch.minimum(scores_THE.amax(-1, keepdim=True), threshold_H1)
+            mean_H, var_H = running_mean_H, running_var_H
+        threshold_H = (mean_H + self.quantile * (var_H + NORM_EPSILON).sqrt()).to(scores_THE.dtype)
+        return torch.minimum(scores_THE.amax(-1, keepdim=True), threshold_H.unsqueeze(-1))
+
+
+class _Scores(torch.autograd.Function):
+    """x w^T, with the gradient's products in a type of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, w_ND: Tensor, backward_dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x_TD, w_ND)
+        ctx.dtype = backward_dtype
+        return x_TD @ w_ND.T
+
+    @staticmethod
+    def backward(ctx: Any, ds_TN: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_TD, w_ND = ctx.saved_tensors
+        ds_TN = ds_TN.to(ctx.dtype)
+        dx_TD = (ds_TN @ w_ND.to(ctx.dtype)).to(x_TD.dtype) if ctx.needs_input_grad[0] else None
+        dw_ND = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_ND.dtype) if ctx.needs_input_grad[1] else None
+        return dx_TD, dw_ND, None
 
 
 def routing_losses(g1_THE: Tensor, g2_THE: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +194,28 @@ def _uniformity(gates_THE: Tensor) -> Tensor:
 
 
 def _ambiguity(gates_THE: Tensor) -> Tensor:
-    return (1 - gates_THE.amax(-1)).mean()
+    greatest_TH: Tensor = _Greatest.apply(gates_THE)  # type: ignore[no-untyped-call]
+    return (1 - greatest_TH).mean()
+
+
+class _Greatest(torch.autograd.Function):
+    """The greatest entry of each row. Its gradient goes to that entry by a threshold (to each where several are equal);
+    that of `amax`, by masks, takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, gates_THE: Tensor) -> Tensor:
+        greatest_TH1 = gates_THE.amax(-1, keepdim=True)
+        ctx.save_for_backward(gates_THE, greatest_TH1)
+        return greatest_TH1.squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, dy_TH: Tensor) -> Tensor:
+        gates_THE, greatest_TH1 = ctx.saved_tensors
+        over_THE = gates_THE - greatest_TH1
+        dgates_THE: Tensor = torch.ops.aten.threshold_backward(
+            dy_TH.unsqueeze(-1).expand_as(over_THE), over_THE, -torch.finfo(over_THE.dtype).tiny
+        )
+        return dgates_THE
 
 
 def exchange(values_TEM: Tensor, from_THE: Tensor, to_THE: Tensor) -> Tensor:
@@ -180,6 +232,13 @@ def shares(gates_THE: Tensor) -> Tensor:
     instead of features keeps every number in [0, 1]."""
     total_T1E = gates_THE.sum(1, keepdim=True)
     return gates_THE / torch.where(total_T1E > 0, total_T1E, 1.0)
+
+
+def scaled(values_TEM: Tensor, total_TE: Tensor) -> Tensor:
+    """(T, E, M): each expert's values times its total gate. The totals are spread over the units by a product with
+    ones: broadcasting along so few numbers, and adding up its gradient, takes several times as long."""
+    total_TE1 = total_TE.to(values_TEM.dtype).unsqueeze(-1)
+    return values_TEM * (total_TE1 @ total_TE1.new_ones(1, values_TEM.shape[-1]))
 
 
 class Monet(FeedForward):
@@ -230,25 +289,27 @@ class MonetHD(Monet):
     def features(self, x_TD: Tensor) -> Features:
         g1_THE, g2_THE = self.router(x_TD)
         a_TEM = self._units(x_TD)
-        values_TEM = a_TEM * g1_THE.sum(1).unsqueeze(-1).to(a_TEM.dtype)
+        values_TEM = scaled(a_TEM, g1_THE.sum(1))
         return Features(values_TEM.flatten(1), self.num_features, context=(g1_THE, g2_THE))
 
     def write(self, features: Features) -> Tensor:
         g1_THE, g2_THE = features.context
         values_TEM = features.to_dense().unflatten(1, (self.num_experts, -1))
-        return self._decode(exchange(values_TEM, shares(g1_THE), g2_THE), g2_THE)
+        return self._decode(exchange(values_TEM, shares(g1_THE), g2_THE), g2_THE.sum(1))
 
     def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
-        return self._decode(exchange(self._units(x_TD), g1_THE, g2_THE), g2_THE)
+        a_TEM = self._units(x_TD)
+        g1_THE, g2_THE = g1_THE.to(a_TEM.dtype), g2_THE.to(a_TEM.dtype)
+        return self._decode(exchange(a_TEM, g1_THE, g2_THE), g2_THE.sum(1))
 
     def _units(self, x_TD: Tensor) -> Tensor:
         """(T, E, M): a."""
         a_TF = F.relu(F.linear(x_TD, self.w_enc, self.b_enc)).square()
         return a_TF.view(-1, self.num_experts, self.sizes.unit)
 
-    def _decode(self, mixed_TEM: Tensor, g2_THE: Tensor) -> Tensor:
+    def _decode(self, mixed_TEM: Tensor, total2_TE: Tensor) -> Tensor:
         dtype = mixed_TEM.dtype
-        biases_TD = g2_THE.sum(1).to(dtype) @ self.b_dec.to(dtype)
+        biases_TD = total2_TE.to(dtype) @ self.b_dec.to(dtype)
         return biases_TD + mixed_TEM.flatten(1) @ self.w_dec.to(dtype)
 
 
@@ -283,26 +344,26 @@ class MonetVD(Monet):
 
     def features(self, x_TD: Tensor) -> Features:
         g1_THE, g2_THE = self.router(x_TD)
-        scaled = [
-            (a_TEM * g_THE.sum(1).unsqueeze(-1).to(a_TEM.dtype)).flatten(1)
+        values = [
+            scaled(a_TEM, g_THE.sum(1)).flatten(1)
             for a_TEM, g_THE in zip(self._units(x_TD), (g1_THE, g2_THE), strict=True)
         ]
-        return Features(torch.cat(scaled, dim=1), self.num_features, context=(g1_THE, g2_THE))
+        return Features(torch.cat(values, dim=1), self.num_features, context=(g1_THE, g2_THE))
 
     def write(self, features: Features) -> Tensor:
         g1_THE, g2_THE = features.context
         f1_TEM, f2_TEM = features.to_dense().unflatten(1, (2, self.sizes.experts, -1)).unbind(1)
         crossed1_TEM = exchange(f1_TEM, shares(g1_THE), g2_THE)
         crossed2_TEM = exchange(f2_TEM, shares(g2_THE), g1_THE)
-        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), g1_THE, g2_THE)
+        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), g1_THE.sum(1), g2_THE.sum(1))
 
     def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
         a1_TEM, a2_TEM = self._units(x_TD)
-        dtype = a1_TEM.dtype
-        f1_TEM = a1_TEM * g1_THE.sum(1).unsqueeze(-1).to(dtype)
-        f2_TEM = a2_TEM * g2_THE.sum(1).unsqueeze(-1).to(dtype)
+        g1_THE, g2_THE = g1_THE.to(a1_TEM.dtype), g2_THE.to(a2_TEM.dtype)
+        total1_TE, total2_TE = g1_THE.sum(1), g2_THE.sum(1)
+        f1_TEM, f2_TEM = scaled(a1_TEM, total1_TE), scaled(a2_TEM, total2_TE)
         crossed1_TEM, crossed2_TEM = exchange(a1_TEM, g1_THE, g2_THE), exchange(a2_TEM, g2_THE, g1_THE)
-        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), g1_THE, g2_THE)
+        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), total1_TE, total2_TE)
 
     def _units(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """a1 and a2, each (T, E, M)."""
@@ -312,16 +373,16 @@ class MonetVD(Monet):
         return a1_TEM, a2_TEM
 
     def _decode(
-        self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], g1_THE: Tensor, g2_THE: Tensor
+        self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], total1_TE: Tensor, total2_TE: Tensor
     ) -> Tensor:
         """`left`: what V11 and V12 read, `right`: what V21 and V22 read, each (T, E, M)."""
         dtype = left[0].dtype
         # V11 above V12 and V21 above V22: one product a half.
         w_dec_2FC = self.w_dec.to(dtype).view(2, self.num_features, -1)
         halves = [
-            torch.cat(pair, dim=1).flatten(1) @ w_dec_FC + g_THE.sum(1).to(dtype) @ b_EC
-            for pair, w_dec_FC, b_EC, g_THE in zip(
-                (left, right), w_dec_2FC.unbind(), self.b_dec.to(dtype).unbind(), (g1_THE, g2_THE), strict=True
+            torch.cat(pair, dim=1).flatten(1) @ w_dec_FC + total_TE.to(dtype) @ b_EC
+            for pair, w_dec_FC, b_EC, total_TE in zip(
+                (left, right), w_dec_2FC.unbind(), self.b_dec.to(dtype).unbind(), (total1_TE, total2_TE), strict=True
             )
         ]
         return torch.cat(halves, dim=1)

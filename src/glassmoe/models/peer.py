@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from .dense import ACTIVATIONS
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 
+ORIGINAL = {"heads": 8, "k": 16}
+"""The paper's shape, as `model.options`: heads, and experts of a head."""
 MOMENTUM, EPSILON = 0.1, 1e-5
 """Of the query batch norm: share of a new batch in the running statistics, and what is added to the variance."""
 
@@ -273,9 +275,10 @@ def peer(
     paper's 16) and `d_key` (half the width, lucidrains/PEER-pytorch's default); `heads` (as many as bring the active
     parameters nearest to 2 * width * active_width); `activation` ("gelu" or "relu").
 
-    The paper's shape of 8 heads is `heads: 8`: at width 512 and active width 4096 its active parameters are 0.66 of
-    the dense layer's, those of the default 12 heads 0.98. At width 128 the default is 9 heads and 0.98 for active
-    width 1024, 5 heads and 1.00 for 512. ValueError for an option that is unknown or cannot be.
+    The paper's shape is `ORIGINAL`: at width 512 and active width 4096 its active parameters are 0.66 of the dense
+    layer's, those of the default 12 heads 0.98 (`glassmoe bench --only shapes` counts both). At width 128 the default
+    is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an option that is unknown or
+    cannot be.
     """
     given = dict(options or {})
     names = ("num_experts", "heads", "k", "d_key", "activation")

@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 
 from .attention import causal_attention
 from .configuration import GlassConfig
-from .dense import GEGLU, Dense, SoLU
+from .dense import GEGLU, Dense, SoLU, TopK
 from .features import FeedForward
 from .moe import MoE
 from .monet import MonetHD, MonetVD, monet_sizes
@@ -52,9 +52,17 @@ def _moe(config: GlassConfig, activation: str, router: str) -> MoE:
     )
 
 
+def _k(config: GlassConfig) -> int:
+    k = (config.options or {}).get("k", config.active_width // 16)
+    if not isinstance(k, int):
+        raise ValueError(f"model.options.k is {k!r}; a relu-topk layer takes a whole number of units to keep")
+    return k
+
+
 FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "gelu": lambda c: Dense(c.width, c.active_width, "gelu", c.bias),
     "relu": lambda c: Dense(c.width, c.active_width, "relu", c.bias),
+    "relu-topk": lambda c: TopK(c.width, c.active_width, _k(c), c.bias),
     "geglu": lambda c: GEGLU(c.width, _geglu_hidden(c), c.bias),
     "solu": lambda c: SoLU(c.width, c.active_width, c.bias),
     "switch": lambda c: _moe(c, "gelu", "learned"),

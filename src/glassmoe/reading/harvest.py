@@ -1,13 +1,13 @@
 """One pass over games that keeps what a measure needs of each layer's features: their strengths at chosen positions,
 and each feature's greatest strength over all positions of a sample. Wide layers stay sparse in memory.
 
-Legend: G games, N characters of a game, P chosen positions of a game, R = G * P rows, T tokens, D model width, F
+Legend: G games, N tokens of a game, P chosen positions of a game, R = G * P rows, T tokens, D model width, F
 features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
+from glassmoe.data.tokens import Tokens
 from glassmoe.models import Features, FeedForward, GlassForCausalLM
 
 Float32 = npt.NDArray[np.float32]
@@ -42,21 +43,24 @@ class Harvest:
 def harvest(
     model: GlassForCausalLM,
     layer: int,
-    tokens_GN: npt.NDArray[np.uint8],
+    tokens_GN: Tokens,
     lengths_G: npt.NDArray[np.int64],
     positions_GP: npt.NDArray[np.int64],
     *,
     sample_games: int,
     batch_games: int = 25,
+    coder: FeedForward | None = None,
 ) -> Harvest:
-    """Harvest one layer. The sample is every token of the first `sample_games` games, without padding (places at and
-    after `lengths_G`). ValueError when a position is padding or beyond the model's context."""
+    """Harvest one layer, or a `coder` that reads the residual stream after it. The sample is every token of the first
+    `sample_games` games, without padding (places at and after `lengths_G`). ValueError when a position is padding or
+    beyond the model's context."""
     if int((positions_GP.max(1) >= lengths_G).sum()):
         raise ValueError("a chosen position lies in the padding of its game")
-    collected = _Collector(model.feed_forwards()[layer])
+    collected = _Collector(model.feed_forwards()[layer] if coder is None else coder)
+    read = layer_input if coder is None else stream_after
     for start in range(0, len(tokens_GN), batch_games):
         games = slice(start, start + batch_games)
-        x_GND = layer_input(model, layer, tokens_GN[games])
+        x_GND = read(model, layer, tokens_GN[games])
         inside = np.arange(tokens_GN.shape[1]) < lengths_G[games, None]
         inside[max(0, sample_games - start) :] = False
         collected.add(x_GND, positions_GP[games], inside)
@@ -64,12 +68,15 @@ def harvest(
 
 
 def harvests(
-    model: GlassForCausalLM, games: Sequence[tuple[Any, Any, Any, int]], layers: Sequence[int]
+    model: GlassForCausalLM,
+    games: Sequence[tuple[Any, Any, Any, int]],
+    layers: Sequence[int],
+    coder: FeedForward | None = None,
 ) -> Iterator[tuple[int, list[Harvest]]]:
-    """For each layer in turn, its harvest of several sets of games, each `(tokens, lengths, positions, sample_games)`;
-    one layer is held at a time."""
+    """For each layer in turn, its harvest (or that of a `coder` of the stream after it) of several sets of games, each
+    `(tokens, lengths, positions, sample_games)`; one layer is held at a time."""
     for layer in layers:
-        yield layer, [harvest(model, layer, *each[:3], sample_games=each[3]) for each in games]
+        yield layer, [harvest(model, layer, *each[:3], sample_games=each[3], coder=coder) for each in games]
 
 
 class _ReachedLayer(Exception):
@@ -77,15 +84,27 @@ class _ReachedLayer(Exception):
 
 
 @torch.no_grad()
-def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: npt.NDArray[np.uint8]) -> Tensor:
+def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
     """(G, N, D): what the feed-forward layer reads at every token, float32."""
+    return _tapped(model, tokens_GN, lambda tap: model.feed_forwards()[layer].register_forward_pre_hook(tap))
+
+
+@torch.no_grad()
+def stream_after(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
+    """(G, N, D): the residual stream as it leaves block `layer` at every token, float32."""
+    block = model.model.layers[layer]
+    return _tapped(model, tokens_GN, lambda tap: block.register_forward_hook(lambda _, __, out: tap(_, out)))
+
+
+def _tapped(model: GlassForCausalLM, tokens_GN: Tokens, register: Callable[[Any], Any]) -> Tensor:
+    """(G, N, D) float32: the first tensor that a hook, put in its place by `register`, meets in a forward pass."""
     caught: list[Tensor] = []
 
-    def catch(_: Any, args: tuple[Tensor]) -> None:
-        caught.append(args[0])
+    def tap(_: Any, met: tuple[Tensor, ...]) -> None:
+        caught.append(met[0])
         raise _ReachedLayer
 
-    handle = model.feed_forwards()[layer].register_forward_pre_hook(catch)
+    handle = register(tap)
     tokens = torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
     try:
         model(input_ids=tokens, use_cache=False)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.device import pick_device
-from glassmoe.models import GlassForCausalLM
+from glassmoe.models import FeedForward, GlassForCausalLM
 
 UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -82,3 +84,15 @@ def random_twin(model: GlassForCausalLM, seed: int = 1_000_003) -> GlassForCausa
         twin = GlassForCausalLM(model.config)
     twin.to(next(model.parameters()).device).eval()
     return twin
+
+
+def random_coder(coder: FeedForward, x_TD: Tensor, seed: int = 1_000_003) -> FeedForward:
+    """A coder of the residual stream as it is before a fit: a copy with fresh weights (by its `reset_parameters`) that
+    is prepared for the tokens `x_TD` (T, D) of the stream (by its `initialise`)."""
+    twin: Any = copy.deepcopy(coder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin.reset_parameters()
+    twin.initialise(x_TD)
+    fresh: FeedForward = twin.eval()
+    return fresh

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from glassmoe.data.chess_text import decode, encode
+from glassmoe.data.chess_moves import moves_of_line
+from glassmoe.data.tokens import MOVES, token_kind
 from glassmoe.models import GlassForCausalLM
 
 
@@ -20,11 +21,14 @@ def continuations(
 ) -> list[str]:
     """The prompt and up to `tokens` more, `samples` times; `temperature` 0 takes the likeliest token each time.
 
-    ValueError for an empty prompt, one outside the vocabulary, or one that fills the context.
+    A model that reads moves takes `; e2e4 e7e5`, and also `;1.e4 e5`, which is played for it. ValueError for an empty
+    prompt, one outside the vocabulary or with an illegal move, or one that fills the context.
     """
-    if not prompt:
-        raise ValueError("the prompt is empty; a game begins with ';1.'")
-    ids = torch.from_numpy(np.array(encode(prompt))).long().to(next(model.parameters()).device)
+    kind = token_kind(model.config.tokens)
+    if not prompt.strip():
+        raise ValueError(f"the prompt is empty; a game begins with {kind.prompt!r}")
+    given_ids = moves_of_line(prompt) if kind is MOVES and "." in prompt else kind.encode(prompt)
+    ids = torch.from_numpy(np.array(given_ids)).long().to(next(model.parameters()).device)
     room = model.config.context - len(ids)
     if room < 1:
         raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {model.config.context}")
@@ -33,4 +37,4 @@ def continuations(
     # top_k=0: sample from the whole distribution; transformers' own default keeps 50 tokens.
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=min(tokens, room), **sampling)
-    return [decode(row.cpu().numpy()) for row in made]
+    return [kind.decode(row.cpu().numpy()) for row in made]

@@ -18,14 +18,15 @@ from markupsafe import Markup
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.data.tokens import CHARACTERS, kind_of
 from glassmoe.training.checkpoint import write_text
 from glassmoe.training.tracking import read_metrics
 
 from .charts import Line, board_map, board_position, line_chart
 from .measures import read_measure
 
-MOVES_SHOWN = 70
-"""Characters of an example game shown at once; the whole text is in the tooltip."""
+TEXT_SHOWN = 70
+"""Characters of an example game shown at once, at most; the whole text is in the tooltip."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RunRecord:
         games = "synthetic games" if self.environment["data"] == "synthetic" else "games"
         return (
             f"{model.ffn}, {model.layers} layers of width {model.width}, trained for {last['step']:,} of "
-            f"{self.config.train.steps:,} steps on {last['tokens'] / 1e6:.1f}M characters of {games}"
+            f"{self.config.train.steps:,} steps on {last['tokens'] / 1e6:.1f}M {self.config.data.tokens} of {games}"
         )
 
     @property
@@ -149,6 +150,9 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
             if record.boards is not None
         },
         "The runs saw different numbers of tokens.": {record.lines[-1]["tokens"] for record in records},
+        "A token is a character in some runs and a move in others, so that their losses and L0 cannot be compared.": {
+            record.config.data.tokens for record in records
+        },
     }
     return [warning for warning, values in facts.items() if len(values) > 1]
 
@@ -220,18 +224,27 @@ def _feature_cards(record: RunRecord) -> list[dict[str, Any]]:
         best = each["slots"][0]
         examples = []
         for example in each["examples"]:
-            text = example["text"]
+            text, (shown, last) = example["text"], _end(example["text"])
             examples.append(
                 {
                     **example,
                     "drawing": board_position(example["board"], framed[:1], f"position after {text[-20:]}"),
-                    "shown": ("..." if len(text) > MOVES_SHOWN else "") + text[-MOVES_SHOWN:-1],
-                    "last": text[-1:],
+                    "shown": shown,
+                    "last": last,
                 }
             )
         drawing = board_map(each["squares"], framed, f"what stands where when feature {each['feature']} fires")
         cards.append({**each, "best": best, "drawing": drawing, "examples": examples})
     return cards
+
+
+def _end(text: str) -> tuple[str, str]:
+    """The end of a game's text, in whole tokens: what is shown before the last one, and the last one."""
+    kind = kind_of(text)
+    *before, last = kind.split(text)
+    width = 1 if kind is CHARACTERS else len(" e2e4")
+    shown = before[-(TEXT_SHOWN // width - 1) :]
+    return ("..." if len(shown) < len(before) else "") + kind.separator.join([*shown, ""]), last
 
 
 def _share(value: float | None) -> str:

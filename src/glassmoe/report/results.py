@@ -1,9 +1,10 @@
 """Results files: NAME.json for programs, NAME.md for people, one row a trained model; the second is made from the
 first.
 
-`{"command", "commit", "data_sha256", "hardware", "rows": [{"name", "seed", "tokens", "flops", "active_parameters",
-"total_parameters", ...measures}]}`. A row that is measured again is replaced; rows of other data or
-hardware are refused. `notes`, a list of paragraphs that somebody added to the JSON, is kept and shown.
+`{"command", "commit", "data_sha256", "hardware", "token", "rows": [{"name", "seed", "tokens", "flops",
+"active_parameters", "total_parameters", ...measures}]}`. `token` is `character` or `move`. A row that is measured
+again is replaced; rows of other data or hardware are refused. `notes`, a list of paragraphs that somebody added to the
+JSON, is kept and shown.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
             f"{loaded.path} is not a run directory, so its tokens and seed are unknown; leave out --results"
         )
     json_path = path.with_name(path.name + ".json")
-    environment = _json(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
+    environment = read_results(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
     header = {
         "command": "glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
         "commit": environment["commit"],
         "data_sha256": corpus.fingerprint,
         "hardware": environment["hardware"],
     }
-    found = _json(json_path, *header, "rows") if json_path.exists() else {**header, "rows": []}
+    empty = {**header, "token": corpus.tokens.removesuffix("s"), "rows": []}
+    found = read_results(json_path, *header, "rows") if json_path.exists() else empty
     for fact in ("data_sha256", "hardware"):
         if found[fact] != header[fact]:
             raise ValueError(
@@ -60,7 +62,7 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
     write_text(path.with_name(path.name + ".md"), markdown)
 
 
-def _json(path: Path, *keys: str) -> dict[str, Any]:
+def read_results(path: Path, *keys: str) -> dict[str, Any]:
     """The object in a file that glassmoe wrote; ValueError when it is not one that has these keys."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -77,10 +79,10 @@ def render(title: str, found: dict[str, Any]) -> str:
     """The Markdown page of a results file: one line a model, then the layers of each."""
     parts = [f"# {title}", "", _summary(found["rows"]), ""]
     parts += [
-        "Loss is in nats per character on the validation games. Coverage, held-out coverage (features and threshold "
-        "chosen on other games) and reconstruction are those of the layer with the highest reconstruction; L0 counts "
-        "features above 0 per token. Active parameters are the weights multiplied for one token; FLOPs are those of "
-        "training.",
+        f"Loss is in nats per {found.get('token', 'character')} on the validation games. Coverage, held-out coverage "
+        "(features and threshold chosen on other games) and reconstruction are those of the layer with the highest "
+        "reconstruction; L0 counts features above 0 per token. Active parameters are the weights multiplied for one "
+        "token; FLOPs are those of training.",
         "",
         f"Data {found['data_sha256'][:16]}; {found['hardware']}; commit {found['commit']}. Tokens per second are those "
         "of the run itself; rows that shared the machine with other work are not comparable in speed "
@@ -93,7 +95,7 @@ def render(title: str, found: dict[str, Any]) -> str:
                 "",
                 f"## {row['name']}, seed {row['seed']}, layer by layer",
                 "",
-                _layers(row["boards"]["layers"]),
+                layers_table(row["boards"]["layers"]),
             ]
     return "\n".join(parts) + "\n"
 
@@ -157,7 +159,9 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def _layers(layers: list[dict[str, Any]]) -> str:
+def layers_table(layers: list[dict[str, Any]]) -> str:
+    """The entries `layers` of the boards measure, one line each, with their controls."""
+
     def numbers(part: dict[str, Any] | None) -> list[Any]:
         keys = ("coverage", "held_out_coverage", "reconstruction")
         return [None] * 3 if part is None else [part[key] for key in keys]

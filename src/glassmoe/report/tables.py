@@ -18,11 +18,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def data_table(out: Path, manifest: dict[str, Any]) -> str:
-    games, characters = manifest["games"], manifest["characters"]
-    rows = [[split, f"{games[split]:,}", f"{characters[split]:,}"] for split in games]
+    games, kind = manifest["games"], manifest["tokens"]
+    rows = [[split, f"{games[split]:,}", f"{manifest[kind][split]:,}"] for split in games]
     checked = "every move checked legal" if manifest["checked"] else "moves not checked (--trust)"
     lines = [
-        table(["split", "games", "characters"], rows),
+        table(["split", "games", kind], rows),
         "",
         f"{checked}; {manifest['duplicates']:,} duplicates left out",
     ]
@@ -89,20 +89,18 @@ def tracked_table(measured: dict[str, Any]) -> str:
 
 
 def perplexity_table(measured: dict[str, Any]) -> str:
-    return table(
-        ["loss (nats)", "+-", "perplexity", "bits per character", "rows", "tokens", "cut"],
-        [
-            [
-                f"{measured['loss']:.4f}",
-                None if measured["loss_standard_error"] is None else f"{measured['loss_standard_error']:.4f}",
-                measured["perplexity"],
-                measured["bits_per_character"],
-                f"{measured['rows']:,}",
-                f"{measured['tokens']:,}",
-                measured["cut"],
-            ]
-        ],
-    )
+    """One line; bits per character only where a token is one."""
+    error, bits = measured["loss_standard_error"], measured["bits_per_character"]
+    line = {
+        "loss (nats)": f"{measured['loss']:.4f}",
+        "+-": None if error is None else f"{error:.4f}",
+        "perplexity": measured["perplexity"],
+        **({} if bits is None else {"bits per character": bits}),
+        "rows": f"{measured['rows']:,}",
+        "tokens": f"{measured['tokens']:,}",
+        "cut": measured["cut"],
+    }
+    return table(list(line), [list(line.values())])
 
 
 def bench_table(figures: dict[str, Any]) -> str:

@@ -143,7 +143,7 @@ def _read(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         prefixes = [f"optimizer/{names[id(p)]}/" for p in parameters]
         entries = {name.removeprefix(prefix) for prefix in prefixes for name in states if name.startswith(prefix)}
-        if not entries:
+        if not entries and step:  # before the first step an optimiser has none
             raise ValueError(f"it lacks the state of {type(optimizer).__name__}")
         for p, prefix in zip(parameters, prefixes, strict=True):
             # Every entry is a number, such as AdamW's step, or of its parameter's shape.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from glassmoe import config as configuration
-from glassmoe.config import RunConfig
+from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows, row_indices
+from glassmoe.data.tokens import token_kind
 from glassmoe.device import autocast, compute_dtype, describe, pick_device
 from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.models.loss import count_labels, next_token_loss, total_loss
@@ -42,9 +43,6 @@ def train(config: RunConfig, out: Path) -> Path:
     with processes(device) as group:
         run.check(out, config)
         task = LanguageTask(config, out, device, group)
-        if group.first:
-            run.claim(out, configuration.to_yaml(config))
-        barrier(group)
         run_task(task, config.train, config.optimizer, out, group, device)
     return out
 
@@ -54,7 +52,7 @@ class LanguageTask:
 
     def __init__(self, config: RunConfig, out: Path, device: torch.device, group: Processes):
         self.config, self.out, self.device, self.group = config, out, device, group
-        self.micros = _micro_batches(config, group)
+        self.micros = micro_batches(config.train, group)
         self.corpus = _corpus(config, out, group)
         self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
         torch.manual_seed(config.seed)
@@ -64,6 +62,9 @@ class LanguageTask:
         self.fingerprint = self.corpus.fingerprint
         self.tokens_per_step = config.train.batch_rows * (self.rows["train"].length - 1)
         self.flops_per_token = self.module.flops_per_token(self.rows["train"].length - 1)
+
+    def claim(self) -> None:
+        run.claim(self.out, configuration.to_yaml(self.config))
 
     def begin(self) -> None:
         if self.config.start.source is not None:
@@ -140,9 +141,10 @@ class LanguageTask:
         """Take the weights of another run, and write down what changed and by how much the loss moved."""
         start = self.config.start
         source = load(name, self.device.type)
-        loss = {"source": self._valid_loss(source.model)}
+        # Whether the source fits is checked first: reading it on games of another kind of token would fail.
         found = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
-        loss |= {"copied": self._valid_loss(found.copied), "start": self._valid_loss(self.module)}
+        models = {"source": source.model, "copied": found.copied, "start": self.module}
+        loss = {name: self._valid_loss(model) for name, model in models.items()}
         lines = read_metrics(source.path / "metrics.jsonl") if (source.path / "metrics.jsonl").exists() else []
         earlier = _earlier(source.path)
         receipt = {
@@ -167,32 +169,37 @@ def _earlier(path: Path) -> dict[str, Any]:
 def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
     """The model of a run with fresh weights from torch's random state. Its context is a whole row: one position more
     than training uses as input, so that a whole row can be read."""
-    return GlassForCausalLM(GlassConfig(context=row_length, **asdict(config.model)))
+    kind = token_kind(config.data.tokens)
+    return GlassForCausalLM(
+        GlassConfig(context=row_length, tokens=kind.name, vocab_size=kind.size, **asdict(config.model))
+    )
 
 
 def _corpus(config: RunConfig, out: Path, group: Processes) -> Corpus:
     if config.data.path is not None:
-        return Corpus.open(Path(config.data.path))
-    path, wanted = out / "games", (config.seed, config.data.synthetic_games)
-    if group.first and _synthetic(path) != wanted:
+        return Corpus.open(Path(config.data.path)).require(config.data.tokens)
+    path, games, tokens = out / "games", config.data.synthetic_games, config.data.tokens
+    if group.first and _synthetic(path) != (config.seed, games, tokens):
         from glassmoe.data.selfplay import generate
 
-        say(f"no data.path: making {config.data.synthetic_games} synthetic games in {path}")
-        generate(path, games=config.data.synthetic_games, seed=config.seed, overwrite=True)
+        say(f"no data.path: making {games} synthetic games in {path}")
+        generate(path, games=games, seed=config.seed, overwrite=True, tokens=tokens)
     barrier(group)
     return Corpus.open(path)
 
 
-def _synthetic(path: Path) -> tuple[int, int] | None:
-    """Seed and number of the synthetic games in a folder, if they are there."""
+def _synthetic(path: Path) -> tuple[int, int, str] | None:
+    """Seed, number and tokens of the synthetic games in a folder, if they are there."""
     if not (path / "manifest.json").exists():
         return None
-    manifest = Corpus.open(path).manifest
-    return manifest["seed"], sum(manifest["games"].values()) + manifest["duplicates"]
+    corpus = Corpus.open(path)
+    manifest = corpus.manifest
+    return manifest["seed"], sum(manifest["games"].values()) + manifest["duplicates"], corpus.tokens
 
 
-def _micro_batches(config: RunConfig, group: Processes) -> list[slice]:
-    batch, micro = config.train.batch_rows, config.train.micro_rows
+def micro_batches(settings: TrainConfig, group: Processes) -> list[slice]:
+    """Which rows of a batch each forward pass of this process takes. ValueError when they cannot be shared evenly."""
+    batch, micro = settings.batch_rows, settings.micro_rows
     if (batch // micro) % group.count:
         raise ValueError(
             f"{batch // micro} passes of train.micro_rows {micro} cannot be shared by {group.count} processes; "

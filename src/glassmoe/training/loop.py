@@ -67,6 +67,9 @@ class Task(Protocol):
     tokens_per_step: int
     flops_per_token: float
 
+    def claim(self) -> None:
+        """Make the run directory this task's, as nothing in it speaks against that; the first process is asked."""
+
     def begin(self) -> None:
         """Before the first step of a new run, not of a resumed one; also sets starting weights that are no draw."""
 
@@ -126,6 +129,10 @@ def run_task(
             f"the run in {out} was trained on other games ({extra['data'][:12]}) than are given now "
             f"({task.fingerprint[:12]}); give the same games, or another --out"
         )
+    barrier(group)  # what the first process writes must not be there while another still looks
+    if group.first:
+        task.claim()
+    barrier(group)
     s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"])
     with stop_signals() as stop:
         _loop(s, found is None, stop)

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
-from glassmoe.data.chess_text import VOCABULARY
+from glassmoe.data.tokens import CHARACTERS, token_kind
 
 from .checkpoint import latest, write_text
 
@@ -33,14 +33,15 @@ UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", START, "games",
 """What a run directory holds before its first checkpoint."""
 
 
-def check(out: Path, config: RunConfig) -> None:
+def check(out: Path, config: Any) -> None:
     """ValueError unless `out` is free, or holds the run that `config` describes. A run without a checkpoint has nothing
-    to lose and may start again otherwise; games may lie elsewhere now, as their fingerprint is checked."""
+    to lose and may start again otherwise; games, and a model that is read, may lie elsewhere now, as their fingerprints
+    are checked."""
     if latest(out / "state"):
         if not (out / "config.yaml").is_file():
             raise ValueError(f"{out} holds checkpoints but no config.yaml; put it back, or give another --out")
-        changed = configuration.differences(configuration.load(out / "config.yaml"), config)
-        changed = [change for change in changed if not change.startswith("data.path:")]
+        changed = configuration.differences(configuration.load_as(type(config), out / "config.yaml"), config)
+        changed = [change for change in changed if not change.startswith(("data.path:", "source:"))]
         if changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "
@@ -93,7 +94,7 @@ def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        chess_tokenizer(model.config.context).save_pretrained(staging)
+        chess_tokenizer(model.config.context, model.config.tokens).save_pretrained(staging)
         (staging / "README.md").write_text(model_card(config, step))
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
@@ -126,12 +127,20 @@ def snapshot(out: Path, model: Any, step: int) -> Path:
     return path
 
 
-def chess_tokenizer(context: int) -> PreTrainedTokenizerFast:
-    """The 32-character chess vocabulary as a transformers tokenizer: one token a character."""
-    vocabulary = {character: i for i, character in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+def chess_tokenizer(context: int, tokens: str = CHARACTERS.name) -> PreTrainedTokenizerFast:
+    """A vocabulary of `data.tokens` as a transformers tokenizer: one token a character, or one a move.
+
+    A character outside the vocabulary is read as a space; a word that is no move is refused.
+    """
+    kind = token_kind(tokens)
+    vocabulary = {token: i for i, token in enumerate(kind.vocabulary)}
+    if kind is CHARACTERS:
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    else:
+        tokenizer = Tokenizer(models.WordLevel(vocabulary))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False
     )
@@ -142,8 +151,8 @@ def model_card(config: RunConfig, step: int) -> str:
     return (
         "---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, chess]\n---\n\n"
         f"# {config.model.ffn} chess model\n\n"
-        f"A glassmoe decoder that reads and writes chess games as text (`;1.e4 e5 2.Nf3 ...`), one token a character, "
-        f"after {step} of {config.train.steps} training steps.\n\n"
+        f"A glassmoe decoder that reads and writes {token_kind(config.data.tokens).about}. "
+        f"It was trained for {step} of {config.train.steps} steps.\n\n"
         "```python\nimport glassmoe.models\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         "| setting | value |\n| --- | --- |\n"

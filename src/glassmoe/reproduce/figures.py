@@ -1,0 +1,364 @@
+"""Figures of a suite's results, made from the results alone: what was committed can be drawn again without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .canvas import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    drawing,
+    panels,
+    plain_ticks,
+    style,
+    title,
+    write,
+)  # fmt: skip
+from .claims import best_layer, interval, value
+from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
+from .tables import Results, Row, by_name, curve_of, token_word
+
+WORDS = {"coverage": "coverage", "reconstruction": "reconstruction", "loss": "validation loss"}
+
+
+def draw(results: Results, folder: Path, name: str | None = None) -> list[Path]:
+    """Draw what the suite of `results` calls for into `folder`, as `NAME-WHAT.png` and, where it is small, `.svg`;
+    `name` is `SUITE-RECIPE` unless another is given. What no row has the figures for is left out.
+
+    Returns the files written. ValueError for a suite that has no figures, or without matplotlib (extra `plots`).
+    """
+    suite = results["suite"]
+    if suite not in FIGURES:
+        raise ValueError(f"there are no figures of {suite!r}; there are of {', '.join(FIGURES)}")
+    written = []
+    with drawing():
+        for what, make in FIGURES[suite].items():
+            figure = make(results)
+            if figure is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                written += write(figure, folder / f"{name or suite + '-' + results['recipe']}-{what}")
+    return written
+
+
+def _level(results: Results) -> list[Row]:
+    return [row for row in results["rows"] if not row.get("apart")]
+
+
+def _values(rows: Sequence[Row], measure: str) -> list[float]:
+    return [found for row in rows if (found := value(row, measure)) is not None]
+
+
+def _mean(rows: Sequence[Row], measure: str) -> float | None:
+    found = _values(rows, measure)
+    return interval(found)[0] if found else None
+
+
+def _bars(results: Results) -> Any:
+    groups = {name: rows for name, rows in by_name(_level(results)).items() if _values(rows, "coverage")}
+    if not groups:
+        return None
+    note = "bars: mean over seeds, whiskers: 95% t-interval, dots: seeds; layer with the highest reconstruction"
+    figure, axes = panels(results, 2, 1.5 + 0.27 * len(groups), note, sharey=True)
+    places = range(len(groups))
+    for panel, measure in zip(axes, ("coverage", "reconstruction"), strict=True):
+        best = {name: [one for row in rows if (one := best_layer(row))] for name, rows in groups.items()}
+        found = {name: _values(rows, measure) for name, rows in groups.items()}
+        spread = [interval(each) for each in found.values()]
+        panel.barh(places, [mean for mean, _ in spread], height=0.62, color=SKY, label="ours")
+        for at, (mean, half) in enumerate(spread):
+            if half is not None:
+                panel.errorbar(mean, at, xerr=half, color=BLACK, linewidth=0.9, capsize=2)
+        for at, each in enumerate(found.values()):
+            if len(each) > 1:
+                panel.plot(each, [at] * len(each), ".", color=BLUE, markersize=3)
+        held_out = [_mean(rows, "held_out_coverage") for rows in groups.values()]
+        if measure == "coverage" and None not in held_out:
+            panel.barh(places, held_out, height=0.26, color=BLUE, label="ours, held-out features")
+        random = [[one["random"][measure] for one in each if "random" in one] for each in best.values()]
+        drawn = [(sum(each) / len(each), at) for at, each in enumerate(random) if each]
+        if drawn:
+            panel.plot(*zip(*drawn, strict=True), "|", color=ORANGE, markersize=9, mew=1.6, label="random weights")
+        theirs = [(published(results["suite"], name), at) for name, at in zip(groups, places, strict=True)]
+        given = [(getattr(each, measure), at) for each, at in theirs if each is not None]
+        if given:
+            panel.plot(*zip(*given, strict=True), "D", color=VERMILLION, mfc="white", label="the paper")
+        end = max([mean + (half or 0) for mean, half in spread])
+        for at, (mean, half) in enumerate(spread):
+            panel.annotate(
+                f"{mean:.3f}", (mean + (half or 0), at), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+        panel.set_xlim(0, max([0.001, end * 1.25, *(each * 1.05 for each, _ in given)]))
+        panel.set_xlabel(measure)
+        panel.grid(axis="y", visible=False)
+    axes[0].set_yticks(places, list(groups))
+    axes[0].invert_yaxis()
+    title(figure, "Reading the board", axes[:1])
+    return figure
+
+
+def _curves(results: Results) -> Any:
+    """Loss, coverage and reconstruction against tokens; one line a seed. What an autoencoder's fit notes is no loss of
+    a model, so it has no line."""
+    lines: dict[str, Callable[[Row], list[Any]]] = {
+        "loss": lambda row: [point[:2] for point in curve_of(row, "curve")],
+        "coverage": lambda row: [(point[0], point[1]) for point in curve_of(row, "board_curve")],
+        "reconstruction": lambda row: [(point[0], point[3]) for point in curve_of(row, "board_curve")],
+    }
+    groups = {
+        name: rows
+        for name, rows in by_name(results["rows"]).items()
+        if "splice" not in rows[0] and any(map(lines["loss"], rows))
+    }
+    if not groups:
+        return None
+    note = "tokens of the run that a row started from are counted in; a line is a seed"
+    figure, axes = panels(results, 3, 3.4, note)
+    for panel, (measure, points) in zip(axes, lines.items(), strict=True):
+        for at, (name, rows) in enumerate(groups.items()):
+            colour, dash = style(name, at)
+            for number, row in enumerate(rows):
+                line = points(row)
+                if line:
+                    panel.plot(
+                        [x / 1e6 for x, _ in line],
+                        [y for _, y in line],
+                        linestyle=dash,
+                        color=colour,
+                        linewidth=1.1,
+                        marker="." if measure != "loss" else None,
+                        label=name if number == 0 else None,
+                    )
+        panel.set_title(WORDS[measure])
+        panel.set_xlabel(f"million {token_word(results)}s")
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(bottom=0)
+    title(figure, "Along the training", axes[:1], columns=6)
+    return figure
+
+
+def megabytes(row: Row) -> float:
+    """Size of a row's model in float32."""
+    return float(row["total_parameters"]) * 4 / 1e6
+
+
+def _lines(
+    results: Results,
+    name: str,
+    measures: Sequence[str],
+    x: Callable[[Row], float | None],
+    x_name: str,
+    line_of: Callable[[Row], str],
+    point_of: Callable[[Row], str] = lambda _: "",
+    note: str = "",
+    flat: Sequence[Row] = (),
+    ticks: Callable[[Row], str] | None = None,
+) -> Any:
+    """Panels of `measures` against `x`: rows with the same `line_of` are joined, each labelled by `point_of`; rows of
+    `flat` are horizontal lines. `ticks`: what stands at each x, in place of round numbers."""
+    rows = [row for row in _level(results) if row not in flat and _values([row], measures[0]) and x(row) is not None]
+    if not rows:
+        return None
+    figure, axes = panels(results, len(measures), 3.2, note)
+    lines: dict[str, list[list[Row]]] = {}
+    for group in by_name(rows).values():
+        lines.setdefault(line_of(group[0]), []).append(group)
+    for panel, measure in zip(axes, measures, strict=True):
+        for at, (line, groups) in enumerate(lines.items()):
+            colour = style(line, at)[0]
+            points = [(_middle([x(row) for row in group]), _mean(group, measure), group[0]) for group in groups]
+            placed = sorted(((a, b, row) for a, b, row in points if b is not None), key=lambda point: point[0])
+            panel.plot([a for a, *_ in placed], [b for _, b, _ in placed], "o-", color=colour, label=line)
+            for a, b, row in placed:
+                panel.annotate(
+                    point_of(row), (a, b), (0, 5), textcoords="offset points", ha="center", fontsize=6.5, color=colour
+                )
+        for row in flat:
+            level = value(row, measure)
+            if level is not None:
+                panel.axhline(level, color=GREEN, linestyle="--", linewidth=1.1, label=row["name"])
+        panel.set_xscale("log")
+        plain_ticks(panel)
+        if ticks is not None:
+            at_x = {x(row): ticks(row) for row in reversed(rows)}
+            panel.set_xticks(list(at_x), list(at_x.values()))
+        panel.set_title(WORDS[measure])
+        panel.set_xlabel(x_name)
+        panel.margins(x=0.14, y=0.14)
+        if measure != "loss":
+            panel.set_ylim(0, panel.get_ylim()[1])
+    title(figure, name, axes[:1])
+    return figure
+
+
+def _middle(values: Sequence[float | None]) -> float:
+    given = [each for each in values if each is not None]
+    return sum(given) / len(given)
+
+
+def _figure3(results: Results) -> Any:
+    coders = [rows[0] for rows in by_name(results["rows"]).values() if "splice" in rows[0]]
+    return _lines(
+        results,
+        "Model size: wider stream or wider hidden layer",
+        ("coverage", "reconstruction"),
+        megabytes,
+        "model size (MB, float32)",
+        lambda row: f"d = {row['model'].get('width', '?')}",
+        lambda row: f"{row['model']['active_width'] / row['model']['width']:g}x" if "width" in row["model"] else "",
+        "points: hidden units as a multiple of d; dashed: autoencoder on a dense model",
+        coders,
+    )
+
+
+def _figure4(results: Results) -> Any:
+    return _lines(
+        results,
+        "Sparser hidden layers: only the k greatest units are kept",
+        ("coverage", "reconstruction"),
+        lambda row: best_layer(row).get("l0") or None,
+        "L0 (features above 0 per token)",
+        lambda row: row["model"].get("ffn", "top-k"),
+        lambda row: f"k={row['model']['options']['k']}" if row["model"].get("options") else "",
+    )
+
+
+def _figure5(results: Results) -> Any:
+    return _lines(
+        results,
+        "Three architectures at several sizes",
+        ("coverage", "reconstruction", "loss"),
+        lambda row: row["model"].get("width"),
+        "width d (active parameters)",
+        lambda row: str(row["model"].get("ffn", row["name"])),
+        ticks=lambda row: f"{row['model']['width']}\n({row['active_parameters'] / 1e6:.2f}M)",
+    )
+
+
+def _first_with(results: Results, measure: str) -> list[Row]:
+    """The first seed of every row that has a measure, four rows at most."""
+    found = [[row for row in rows if row.get(measure)] for rows in by_name(results["rows"]).values()]
+    return [rows[0] for rows in found if rows][:4]
+
+
+def _encoder_maps(results: Results) -> Any:
+    rows = _first_with(results, "encoder_map")
+    if not rows:
+        return None
+    note = (
+        "t-SNE of encoder rows of length 1; distances between clusters mean nothing. In the titles: how many of a "
+        f"row's {rows[0]['encoder_map']['neighbours']} nearest\nrows, by cosine among all rows of the layer, are of "
+        "its own expert, and how many would be by chance"
+    )
+    figure, axes = panels(results, len(rows), 3.6, note)
+    for panel, row in zip(axes, rows, strict=True):
+        found = row["encoder_map"]
+        for expert in range(found["experts"]):
+            points = [(x, y) for e, _, x, y in found["points"] if e == expert]
+            panel.plot(
+                *zip(*points, strict=True),
+                linestyle="",
+                marker="o" if expert < len(COLOURS) else "^",
+                markersize=1.8,
+                mew=0,
+                color=COLOURS[expert % len(COLOURS)],
+                label=str(expert),
+                rasterized=True,
+            )
+        share = f"{found['neighbour_share']:.1%} own (chance {found['chance']:.1%})"
+        panel.set_title(f"{row['name']}, layer {found['layer']}\n{share}", fontsize=8)
+        panel.set_aspect("equal", adjustable="datalim")
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_visible(False)
+    for handle in title(figure, "Encoder rows, coloured by expert", axes[:1], columns=16):
+        handle.set_markersize(5)
+    return figure
+
+
+def _routers(results: Results) -> Any:
+    rows = _first_with(results, "routing")
+    if not rows:
+        return None
+    note = (
+        "points: an expert on a token, a random sample; r over all tokens and layers in the titles, by layer in the "
+        f"legends\n(the paper: below {ROUTER_CORRELATION} in trained experts)"
+    )
+    figure, axes = panels(results, len(rows), 3.5, note)
+    for panel, row in zip(axes, rows, strict=True):
+        found = row["routing"]
+        for at, layer in enumerate(found["layers"]):
+            points = [(score, l0) for number, _, score, l0 in found["points"] if number == layer["layer"]]
+            correlation = "-" if layer["pearson"] is None else f"{layer['pearson']:.2f}"
+            panel.plot(
+                *zip(*points, strict=True),
+                linestyle="",
+                marker="o",
+                markersize=1.8,
+                mew=0,
+                alpha=0.6,
+                color=COLOURS[at % len(COLOURS)],
+                label=f"layer {layer['layer']}: {correlation}",
+                rasterized=True,
+            )
+        total = "-" if found["pearson"] is None else f"{found['pearson']:.2f}"
+        panel.set_title(f"{row['name']}\n{found['layers'][0]['router']} router, r = {total}", fontsize=8)
+        panel.set_xlabel("router score")
+        legend = panel.legend(loc="best", handletextpad=0.1, borderpad=0.1, labelspacing=0.2, fontsize=6.5)
+        for handle in legend.legend_handles:
+            handle.set_markersize(5)
+            handle.set_alpha(1)
+    axes[0].set_ylabel("true L0 (units above 0)")
+    title(figure, "Router score against the true L0 of the expert")
+    return figure
+
+
+def _layer_sweep(results: Results) -> Any:
+    """Each layer of the rows, an autoencoder as a dot at its own, and beside them what was published."""
+    groups = {name: rows[0] for name, rows in by_name(_level(results)).items() if rows[0].get("boards")}
+    if not groups:
+        return None
+    note = "published: dense chess model of 8 layers with 2,048 GELU units (Karvonen et al. 2024); scales differ"
+    figure, axes = panels(results, 4, 3.2, note)
+    for (ours, theirs), measure in ((axes[:2], "coverage"), (axes[2:], "reconstruction")):
+        for at, (name, row) in enumerate(groups.items()):
+            colour = style(name, at)[0]
+            layers = row["boards"]["layers"]
+            x = [layer["layer"] for layer in layers]
+            marker = "D" if len(layers) == 1 else "."
+            ours.plot(x, [layer[measure] for layer in layers], marker=marker, color=colour, label=name)
+            if len(layers) > 1 and all("random" in layer for layer in layers):
+                y = [layer["random"][measure] for layer in layers]
+                ours.plot(x, y, color=colour, linestyle=":", label=f"{name}, random weights")
+        for (kind, found), colour in zip(PUBLISHED_LAYERS.items(), (BLACK, GREEN), strict=True):
+            given = [(at, each) for at, each in enumerate(found[measure]) if each is not None]
+            theirs.plot(*zip(*given, strict=True), marker=".", color=colour, linestyle="-.", label=f"published {kind}")
+        ours.set_ylabel(measure)
+        for panel, whose in ((ours, "ours"), (theirs, "published")):
+            panel.set_title(whose)
+            panel.set_xlabel("layer")
+            panel.set_ylim(bottom=0)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+    title(figure, "Layer by layer, beside a published model", axes[:2])
+    return figure
+
+
+_TABLE: Mapping[str, Callable[[Results], Any]] = {"bars": _bars, "curves": _curves}
+FIGURES: dict[str, Mapping[str, Callable[[Results], Any]]] = {
+    "table1": _TABLE,
+    "table3": _TABLE,
+    "table4": _TABLE,
+    "figure3": {"size": _figure3},
+    "figure4": {"l0": _figure4},
+    "figure5": {"size": _figure5},
+    "figure6": {"map": _encoder_maps},
+    "figure9": {"scores": _routers},
+    "calibration": {"bars": _bars, "layers": _layer_sweep},
+}
+"""Suite -> what is drawn of it: the last part of the file's name, and the function that makes the figure."""

@@ -1,0 +1,139 @@
+"""From a finished run to its row of a results file. What is measured lies beside the run and is used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.measure.board_evaluation import evaluate_boards
+from glassmoe.measure.perplexity import perplexity
+from glassmoe.models import GlassForCausalLM
+from glassmoe.reading.load import load
+from glassmoe.report.measures import read_measure, save_measure
+from glassmoe.training.language import build_model
+from glassmoe.training.run import read_start
+from glassmoe.training.tracking import read_metrics
+
+from .runner import Plan, Work, make, snapshots
+
+CURVE_GAMES = 500
+"""Games on each side for the scores along a run: half of the protocol's, as there are several a run."""
+
+
+def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
+    """Train a row to its end and measure it; returns its row of the results file, {} for one that is only a source."""
+    make(work)
+    return measure(plan, measures, work) if work.row.listed else {}
+
+
+def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
+    """The results row of a finished run."""
+    corpus = Corpus.open(str(plan.recipe.data.path))
+
+    def kept(name: str, make_values: Callable[[], dict[str, Any]], **asked: Any) -> dict[str, Any]:
+        """The run's measure `name`, made when it is not there for these games and this request."""
+        record = read_measure(work.path, name)
+        if record and record["data_sha256"] == corpus.fingerprint and record["values"].get("asked") == asked:
+            values: dict[str, Any] = record["values"]
+            return values
+        values = {**make_values(), "asked": asked}
+        save_measure(work.path, name, values, corpus)
+        return values
+
+    if work.row.coder:
+        from glassmoe.coders.fit import evaluate_coder
+
+        found = kept(
+            "coder",
+            lambda: evaluate_coder(work.path, corpus, games=plan.games, workers=plan.workers),
+            games=plan.games,
+        )
+        return {**_facts(work), "boards": found["boards"], "splice": found["splice"], "board_curve": []}
+
+    def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> dict[str, Any]:
+        return evaluate_boards(model, corpus, games=games, brief=brief, workers=plan.workers)
+
+    loaded = load(str(work.path), plan.recipe.train.device)
+    rows = Rows(corpus.split("valid"), plan.recipe.data.rows)
+    row = {
+        **_facts(work),
+        "ppl": kept("ppl", lambda: perplexity(loaded.model, rows)),
+        "boards": kept("boards", lambda: boards(loaded.model, plan.games), games=plan.games),
+    }
+    games = min(CURVE_GAMES, plan.games)
+    row["board_curve"] = kept(
+        "board_curve", lambda: _curve(work, partial(boards, games=games, brief=True)), games=games
+    )["points"]
+    if "routing" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+        from glassmoe.measure.routing import routing
+
+        row["routing"] = kept("routing", lambda: routing(loaded.model, rows))
+    if "encoder_map" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+        from glassmoe.measure.encoder_map import encoder_map
+
+        best = row["boards"]["best_layer"]
+        row["encoder_map"] = kept("encoder_map", lambda: encoder_map(loaded.model, best), layer=best)
+    return row
+
+
+def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, Any]]) -> dict[str, Any]:
+    """Board scores of the best layer at every kept copy of the model, against the run's own tokens."""
+    per_step = read_metrics(work.path / "metrics.jsonl")[-1]
+    per_step = per_step["tokens"] // per_step["step"]
+    points = []
+    for step, path in snapshots(work.path):
+        boards = measure_boards(load(str(path)).model)
+        best = next(layer for layer in boards["layers"] if layer["layer"] == boards["best_layer"])
+        scores = [best[key] for key in ("coverage", "held_out_coverage", "reconstruction", "layer")]
+        points.append([step * per_step, *scores])
+    return {"points": points}
+
+
+def _source_tokens(work: Work) -> dict[str, Any]:
+    """`source_tokens` and `source_flops`: what the run's source had seen when this run began."""
+    if work.row.coder and work.source is not None:
+        last = read_metrics(work.source / "metrics.jsonl")[-1]
+        return {"source_tokens": last["tokens"], "source_flops": last["flops"]}
+    return read_start(work.path) or {"source_tokens": 0, "source_flops": 0}
+
+
+def _dense_active(work: Work) -> int:
+    """Active parameters of the dense GELU model of this row's widths."""
+    model = replace(work.config.model, ffn="gelu", activation=None, router=None, options=None)
+    with torch.device("meta"):
+        dense = build_model(replace(work.config, model=model), int(work.config.data.rows.split(":")[1]))
+    return dense.active_parameters()
+
+
+def _facts(work: Work) -> dict[str, Any]:
+    """What a run's own files tell about it; tokens and FLOPs include those of what it started from."""
+    environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
+    lines = read_metrics(work.path / "metrics.jsonl")
+    last, receipt = lines[-1], read_start(work.path)
+    before = _source_tokens(work)
+    facts = {
+        "name": work.row.name,
+        "seed": work.seed,
+        "tokens": last["tokens"] + before["source_tokens"],
+        "own_tokens": last["tokens"],
+        "flops": last["flops"] + before["source_flops"],
+        "active_parameters": environment["active_parameters"],
+        "active_ratio": None if work.row.coder else environment["active_parameters"] / _dense_active(work),
+        "total_parameters": environment["total_parameters"],
+        "train_seconds": last["seconds"],
+        "compute_dtype": environment["compute_dtype"],
+        "hardware": environment["hardware"],
+        "commit": environment["commit"],
+        "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
+        "apart": work.row.apart,
+        "model": asdict(work.config.coder if work.row.coder else work.config.model),
+    }
+    if receipt is not None:
+        facts["start"] = {key: receipt[key] for key in ("valid_loss", "noise", "redraw")}
+    return facts

@@ -1,0 +1,194 @@
+"""Verbs that make something: games, runs, the paper's tables, the bench. Nothing heavy is imported until one runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from glassmoe.arguments import count, minutes, share
+
+from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
+
+
+def data(words: list[str]) -> None:
+    parser = make_parser("data", "Prepare chess games for training.")
+    parser.add_argument("kind", choices=["chess"], help="what the files hold")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        help="files (.pgn, .txt of ';1.e4 ...' lines; .zst .bz2 .gz), folders, or - for stdin",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--tokens", choices=["characters", "moves"], default="characters", help="what a token is")
+    parser.add_argument("--trust", action="store_true", help="convert the text only; moves are not checked")
+    parser.add_argument("--workers", type=count, help="processes (default: one a core)")
+    parser.add_argument("--max-games", type=count, help="stop after this many games")
+    parser.add_argument("--valid-share", type=share, default=0.01, help="share of games kept for validation")
+    parser.add_argument("--overwrite", action="store_true", help="replace games that are already in the folder")
+    args = parser.parse_args(words)
+    from glassmoe.data.pgn import prepare_chess
+
+    manifest = prepare_chess(
+        args.inputs,
+        args.out,
+        trust=args.trust,
+        workers=args.workers,
+        valid_share=args.valid_share,
+        max_games=args.max_games,
+        overwrite=args.overwrite,
+        tokens=args.tokens,
+    )
+    from glassmoe.report.tables import data_table
+
+    show(args, manifest, data_table(args.out, manifest))
+
+
+def train(words: list[str]) -> None:
+    _train_run(words, "train", "Train a model.")
+
+
+def upcycle(words: list[str]) -> None:
+    _train_run(
+        words,
+        "upcycle",
+        "Start a mixture of experts from a trained dense model, whose feed-forward layers are copied into every "
+        "expert; say what changed and by how much the loss moved (also in start.json), and go on training.",
+        source=True,
+    )
+
+
+def _train_run(words: list[str], verb: str, about: str, source: bool = False) -> None:
+    import jsonargparse
+
+    from glassmoe import config as configuration
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"glassmoe {verb}",
+        description=f"{about} Recipes: " + ", ".join(configuration.recipes()),
+        exit_on_error=False,
+    )
+    if source:
+        parser.add_argument("source", type=str, help="The dense model: a run directory, a folder, or a hub id.")
+    parser.add_argument("--config", action="config", help="A recipe's name, or a YAML file; options override it.")
+    parser.add_argument("--out", required=True, type=str, help="Run directory; resumed when it holds the same run.")
+    configuration.add_arguments(parser)
+    try:
+        parsed = parser.parse_args(resolve_recipe(words))
+        values = vars(parser.instantiate(parsed))
+    except argparse.ArgumentError as error:
+        raise ValueError(configuration.explain(str(error))) from None
+    out = Path(values.pop("out"))
+    values.pop("config")
+    given = values.pop("source", None)
+    config = configuration.RunConfig(**values)
+    if given is not None:
+        if config.start.source not in (None, given):
+            raise ValueError(f"the source is given twice, as {given} and as --start.source {config.start.source}")
+        config.start.source = given
+    from glassmoe.training.language import train
+
+    train(config, out)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        write(f"trained: {out}\nnext: glassmoe eval boards {out}")
+
+
+def quickstart(words: list[str]) -> None:
+    parser = make_parser(
+        "quickstart",
+        "Synthetic games, a small MoE-X, and what its neurons track: a few minutes on two cores.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="run directory")
+    parser.add_argument("--steps", type=count, help="training steps, for a shorter or longer look")
+    parser.add_argument("--synthetic-games", type=count, help="games to train on")
+    parser.add_argument(
+        "--games", type=count, default=400, help="games to choose features on, and again to test them on"
+    )
+    args = parser.parse_args(words)
+    from glassmoe import config as configuration
+    from glassmoe.data.corpus import Corpus
+    from glassmoe.data.selfplay import generate
+    from glassmoe.measure.board_evaluation import evaluate_boards
+    from glassmoe.reading.load import load
+    from glassmoe.report.measures import save_measure
+    from glassmoe.report.page import write_report
+    from glassmoe.report.tables import boards_table, tracked_table
+    from glassmoe.training.language import train
+
+    config = configuration.load(configuration.recipes()["quickstart"])
+    config.train.steps = args.steps or config.train.steps
+    config.data.synthetic_games = args.synthetic_games or config.data.synthetic_games
+    train(config, args.out)
+    # What was found on games of one seed is tested on games of another.
+    generate(args.out / "unseen", games=args.games + args.games // 8, seed=config.seed + 1, overwrite=True)
+    corpus, unseen = Corpus.open(args.out / "games"), Corpus.open(args.out / "unseen")
+    measured = evaluate_boards(load(str(args.out)).model, corpus, games=args.games, test_corpus=unseen)
+    save_measure(args.out, "boards", measured, corpus)
+    page = write_report([args.out], args.out / "report.html")
+    text = boards_table(measured) + "\n\n" + tracked_table(measured)
+    show(args, measured, f"{text}\n\nthe run: {args.out}\nits page, to open in a browser: {page}")
+
+
+def reproduce(words: list[str]) -> int:
+    parser = make_parser(
+        "reproduce", "A table or figure of the MoE-X paper: train its rows, measure them, set the paper beside."
+    )
+    parser.add_argument("name", help="table1, table3, table4, figure3, 4, 5, 6 or 9, or calibration")
+    parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
+    parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")
+    parser.add_argument("--config", help="another recipe than the scale's")
+    parser.add_argument("--rows", help="rows to make, such as gelu,moe-x (default: all)")
+    parser.add_argument("--seeds", default="0", help="seeds of every row, such as 0,1,2")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=count, help="tokens of every row (default: as the recipe has it)")
+    budget.add_argument("--minutes", type=minutes, help="wall-clock budget of the whole suite")
+    parser.add_argument("--games", type=count, default=1000, help="games to choose features on, and again to test on")
+    parser.add_argument("--processes", type=count, default=1, help="rows side by side, sharing the cores")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
+    args = parser.parse_args(words)
+    from glassmoe.reproduce.suite import reproduce
+
+    found = reproduce(
+        args.name,
+        data=args.data,
+        scale=args.scale,
+        recipe=args.config,
+        rows=None if args.rows is None else args.rows.split(","),
+        seeds=[integer(each, "--seeds") for each in args.seeds.split(",")],
+        tokens=args.tokens,
+        minutes=args.minutes,
+        games=args.games,
+        processes=args.processes,
+        out=args.out,
+        results=args.results,
+    )
+    failed = "".join(f"\nfailed: {each['name']}, seed {each['seed']}: {each['reason']}" for each in found["failed"])
+    show(args, found, "\n".join(found["files"]) + failed)
+    return FAILURE if failed else 0
+
+
+def bench(words: list[str]) -> None:
+    parser = make_parser("bench", "Speed as ratios, measured side by side in one run.")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file, and beside it as .md")
+    parser.add_argument("--only", help="groups to measure, such as layers,steps (default: all)")
+    parser.add_argument("--tokens", type=count, default=16384, help="tokens in one pass of a layer")
+    parser.add_argument("--widths", default="128,512", help="model widths of the layers")
+    parser.add_argument("--repeats", type=count, default=5)
+    for peer in ("nanoGPT", "PEER-pytorch", "Monet"):
+        parser.add_argument(f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to run beside")
+    parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
+    parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
+    args = parser.parse_args(words)
+    from glassmoe.bench import GROUPS, Sizes, bench, write
+    from glassmoe.report.tables import bench_table
+
+    widths = tuple(integer(each, "--widths") for each in args.widths.split(","))
+    sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
+    only = GROUPS if args.only is None else args.only.split(",")
+    peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
+    figures = bench(only, sizes, **peers, pgn=args.pgn, quickstart=args.quickstart)
+    if args.out:
+        write(figures, args.out)
+    show(args, figures, bench_table(figures))

@@ -1,0 +1,48 @@
+"""Rows of results as `glassmoe reproduce` makes them, with round numbers."""
+
+from typing import Any
+
+
+def layer(index: int, coverage: float, reconstruction: float, width: int = 64) -> dict[str, Any]:
+    entry = {
+        "layer": index, "coverage": coverage, "held_out_coverage": coverage / 2, "reconstruction": reconstruction,
+        "strategy_coverage": 0.5, "strategy_reconstruction": 0.25, "l0": 12.4, "alive": width, "width": width,
+        "random": {"coverage": 0.04, "held_out_coverage": 0.02, "reconstruction": 0.01},
+    }  # fmt: skip
+    if width > 64:
+        entry["subsample"] = {"width": 64, "coverage": 0.08, "held_out_coverage": 0.06, "reconstruction": 0.07}
+    return entry
+
+
+def row(name: str, seed: int = 0, *, loss: float = 0.6, coverage: float = 0.2, **more: Any) -> dict[str, Any]:
+    """Two layers, of which the second is the best; its reconstruction is twice its coverage."""
+    width = 256 if name.startswith(("switch", "moe-x")) else 64
+    layers = [layer(0, coverage / 2, coverage / 2, width), layer(1, coverage, 2 * coverage, width)]
+    return {
+        "name": name, "seed": seed, "tokens": 8_000_000, "own_tokens": 8_000_000, "flops": 4e13,
+        "active_parameters": 1_300_000, "active_ratio": 1.0, "total_parameters": 2_500_000, "train_seconds": 60.0,
+        "compute_dtype": "float32", "commit": "abc", "model": {"ffn": name}, "apart": False,
+        "curve": [[2_000_000, 0.9], [4_000_000, 0.8], [8_000_000, loss]],
+        "board_curve": [[4_000_000, 0.1, 0.05, 0.15, 0], [8_000_000, coverage, coverage / 2, 2 * coverage, 1]],
+        "ppl": {"loss": loss}, "boards": {"games": 10, "boards": 200, "best_layer": 1, "layers": layers},
+        **more,
+    }  # fmt: skip
+
+
+def coder(name: str = "sae-topk", **more: Any) -> dict[str, Any]:
+    """A sparse autoencoder of layer 1 that costs 0.05 nats."""
+    splice = {
+        "loss": 0.6, "loss_spliced": 0.65, "loss_zero": 2.6, "loss_increase": 0.05, "loss_recovered": 0.975,
+        "variance_explained": 0.9, "normalised_mse": 0.1, "l0": 32.0, "alive": 0.93, "rows": 8, "tokens": 99,
+    }  # fmt: skip
+    boards = {"games": 10, "boards": 200, "best_layer": 1, "layers": [layer(1, 0.3, 0.5)]}
+    made = row(name, tokens=12_000_000, own_tokens=4_000_000, boards=boards, splice=splice, board_curve=[], **more)
+    return {**made, "curve": [[4_000_000, 17.5]]}  # what a fit notes is a squared error
+
+
+def results(suite: str, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "suite": suite, "scale": "cpu", "recipe": "chess-small", "token": "character", "commit": "abc",
+        "command": f"glassmoe reproduce {suite}", "data_sha256": "0123456789abcdef0123", "hardware": "two cores",
+        "rows": rows, "failed": [], **more,
+    }  # fmt: skip
