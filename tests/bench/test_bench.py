@@ -219,9 +219,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = json.loads(out.read_text())
     assert figures["schema_version"] == 2 and figures["command"] == "glassmoe bench --only layers"
     assert [line["group"] for line in figures["rows"]] == ["layers"] * 4
-    out.write_text(json.dumps({**figures, "notes": ["why it fell short"]}))
+    other = {**figures["rows"][0], "group": "boards", "name": "kept line", "commit": "earlier"}
+    out.write_text(json.dumps({**figures, "rows": [*figures["rows"], other], "notes": ["why it fell short"]}))
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 64
+    assert [line["group"] for line in json.loads(out.read_text())["rows"]] == ["layers"] * 4 + ["boards"]
+    assert "earlier" in out.with_suffix(".md").read_text()
+    # What another machine measured does not stay beside this one's.
+    out.write_text(json.dumps({**json.loads(out.read_text()), "hardware": "another"}))
+    assert cli.main(words) == 0
+    assert [line["group"] for line in json.loads(out.read_text())["rows"]] == ["layers"] * 4
     page = out.with_suffix(".md").read_text()
     assert "| moe-x layer, d=16" in page and "why it fell short" in page
     assert json.loads(out.read_text())["notes"] == ["why it fell short"]

@@ -217,6 +217,21 @@ def test_the_penalty_warms_up() -> None:
     assert [size / sizes[-1] for size in sizes] == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
 
 
+@pytest.mark.parametrize("kind", ["l1", "p-anneal", "gated"])
+def test_the_penalty_follows_the_size_of_the_stream(kind: str) -> None:
+    """Two points at (3, 0, ..) and (-3, 8, ..): mean (0, 4, ..), each 5 away from it."""
+    coder = make(kind, l1_warmup=0.0)
+    before = coder.loss(stream())["sparsity"]
+    x_2D = torch.zeros(2, WIDTH, dtype=torch.float64)
+    x_2D[:, 0], x_2D[1, 1] = torch.tensor([3.0, -3.0]), 8.0
+    bias = coder.b_dec.detach().clone()
+    coder.initialise(x_2D)
+    assert float(coder.scale) == pytest.approx(5.0)
+    assert coder.b_dec[:2].tolist() == [0, 4]
+    coder.b_dec.data = bias
+    torch.testing.assert_close(coder.loss(stream())["sparsity"], 5 * before)
+
+
 def test_p_falls_in_equal_steps_and_the_penalty_keeps_its_size() -> None:
     """20 steps, first change after 8, then every third: 8, 11, 14, 17; p 0.8, 0.6, 0.4, 0.2. Batches differ, and the
     weight changes by the ratio of the means over the batches since p last changed, at most 10."""

@@ -78,11 +78,12 @@ def bench(
     if find_spec("chess") is None:
         for name in NEED_CHESS:
             measure[name] = partial(_without_chess, name)
-    rows = [{**line, "group": name} for name in GROUPS if name in only for line in measure[name]()]
+    made_by = {"commit": commit()}
+    rows = [{**line, "group": name, **made_by} for name in GROUPS if name in only for line in measure[name]()]
     return {
         "schema_version": SCHEMA_VERSION,
         "command": "glassmoe bench" + ("" if tuple(only) == GROUPS else f" --only {','.join(only)}"),
-        "commit": commit(),
+        **made_by,
         "hardware": describe(device),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
@@ -92,13 +93,27 @@ def bench(
     }
 
 
+SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")
+"""What the groups of one file share."""
+
+
 def write(figures: dict[str, Any], path: Path) -> None:
-    """The figures as `path` (JSON), and as the same name with .md for people. `notes`, paragraphs that somebody added
-    to the JSON, such as why a target was missed, are kept and shown."""
+    """The figures as `path` (JSON), and as the same name with .md for people.
+
+    Of a file that is there, `notes` are kept and shown: paragraphs that somebody added to the JSON, such as why a
+    target was missed. Groups that were not measured now are kept too, where machine and settings are the same; every
+    ratio is of one run, for both of its sides are in one group.
+    """
     if path.exists():
-        figures = {**figures, "notes": json.loads(path.read_text()).get("notes", [])}
+        old = json.loads(path.read_text())
+        figures = {**figures, "notes": old.get("notes", [])}
+        if all(old.get(fact) == figures[fact] for fact in SAME):
+            measured = {row["group"] for row in figures["rows"]}
+            rows = [*figures["rows"], *(row for row in old["rows"] if row["group"] not in measured)]
+            figures["rows"] = sorted(rows, key=lambda row: GROUPS.index(row["group"]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {figures['commit']}."]
+    commits = sorted({row["commit"] or "unknown" for row in figures["rows"]})
+    page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {', '.join(commits)}."]
     write_text(path, json.dumps(figures, indent=1) + "\n")
     write_text(path.with_suffix(".md"), "\n\n".join(page) + "\n")
 

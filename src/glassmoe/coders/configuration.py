@@ -38,8 +38,8 @@ class CoderConfig:
     """A feature that did not fire for so many tokens counts as dead; in `topk` the auxiliary loss helps it. A
     thirtieth of the tokens of the fit where none are given."""
     l1: float = 0.05
-    """All but `topk`: weight of the sparsity penalty (`p-anneal`: at its start). The error goes with the square of the
-    stream's size and the penalty with the size, so that a stream twice as large wants twice the weight."""
+    """All but `topk`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the stream's size, the
+    root of its mean squared distance from its mean."""
     l1_warmup: float = 0.05
     """All but `topk`: share of the fit over which that weight rises from 0."""
     p_end: float = 0.2

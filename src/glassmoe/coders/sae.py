@@ -4,13 +4,13 @@ Four ways to keep f sparse, with the objectives that the chess protocol trains (
 progress in dictionary learning for language model interpretability with board game models"). All terms are means over
 tokens, and ||.||^2 is a sum over the stream's entries:
 
-- `l1` (Bricken et al. 2023): f = relu(W_enc (x - b_dec) + b_enc); ||x - x^||^2 + l1 w(step) sum_f f, where w rises
-  from 0 to 1 in the warm-up.
+- `l1` (Bricken et al. 2023): f = relu(W_enc (x - b_dec) + b_enc); ||x - x^||^2 + l1 s w(step) sum_f f, where w rises
+  from 0 to 1 in the warm-up and s is the size of the stream (`scale`): the protocol's own weight is l1 s.
 - `p-anneal`: sum_f f^p in place of sum_f f, p going from 1 to `p_end` in equal steps. At each the weight is multiplied
   by mean(sum f^p at the old p) / mean(at the new p) over the last batches, so that the penalty keeps its size.
 - `gated` (Rajamanoharan et al. 2024): z = W_enc (x - b_dec), g = relu(z + b_gate),
-  f = 1[g > 0] relu(exp(r_mag) z + b_enc); ||x - x^||^2 + l1 w(step) sum_f g + ||x - (W_dec^T g + b_dec)||^2, where the
-  last term's decoder is held constant.
+  f = 1[g > 0] relu(exp(r_mag) z + b_enc); ||x - x^||^2 + l1 s w(step) sum_f g + ||x - (W_dec^T g + b_dec)||^2, where
+  the last term's decoder is held constant.
 - `topk` (Gao et al. 2024): the k greatest of relu(W_enc (x - b_dec) + b_enc); ||x - x^||^2 + 1/32 ||e - W_dec^T h||^2,
   e the error x - x^ held constant, h the D / 2 greatest of the dead features.
 
@@ -53,15 +53,17 @@ class Coder(FeedForward):
     `b_enc` (F,), `b_dec` (D,).
 
     `width`: D. `steps`, `tokens`: length of the fit, which the shares in `config` are shares of. Buffers: `step`, how
-    many steps were taken; `silent_F`, tokens since each feature last fired, to the step; `fired_F` and `seen`, which
-    features fired and how many tokens were seen since the last step. `counters`: the buffers to which passes add since
-    the last step; several processes add theirs up before `after_update`. ValueError when the configuration does not
-    fit the width or the length.
+    many steps were taken; `scale`, root of the mean of ||x - mean||^2 in the first batch, by which penalties are
+    multiplied so that `l1` means the same for a stream of any size; `silent_F`, tokens since each feature last fired,
+    to the step; `fired_F` and `seen`, which features fired and how many tokens were seen since the last step.
+    `counters`: the buffers to which passes add since the last step; several processes add theirs up before
+    `after_update`. ValueError when the configuration does not fit the width or the length.
     """
 
     counters: ClassVar[tuple[str, ...]] = ("fired_F", "seen")
 
     step: Tensor
+    scale: Tensor
     silent_F: Tensor
     fired_F: Tensor
     seen: Tensor
@@ -75,6 +77,7 @@ class Coder(FeedForward):
         shape = (self.num_features, width)
         self.w_enc, self.w_dec, self.b_enc, self.b_dec = empty_parameters(shape, shape, shape[:1], shape[1:])
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("scale", torch.ones(()))
         self.register_buffer("silent_F", torch.zeros(self.num_features, dtype=torch.long))
         self.register_buffer("fired_F", torch.zeros(self.num_features, dtype=torch.bool))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
@@ -87,6 +90,7 @@ class Coder(FeedForward):
             p.zero_()
         for buffer in self.buffers():
             buffer.zero_()
+        self.scale.fill_(1.0)
         self.w_dec.copy_(F.normalize(torch.randn_like(self.w_dec), dim=1))
         self.w_enc.copy_(self.w_dec * self.encoder_scale)
 
@@ -98,8 +102,10 @@ class Coder(FeedForward):
 
     @torch.no_grad()
     def initialise(self, x_TD: Tensor) -> None:
-        """Put the output bias at the mean of a first batch (T, D) of the stream, before the first step."""
+        """Put the output bias at the mean of a first batch (T, D) of the stream, and take the stream's scale from it,
+        before the first step."""
         self.b_dec.copy_(x_TD.mean(0))
+        self.scale.copy_((x_TD - self.b_dec).square().sum(1).mean().sqrt())
 
     def features(self, x_TD: Tensor) -> Features:
         return Features(F.relu(self.scores(x_TD)), self.num_features)
@@ -174,7 +180,7 @@ class L1(Coder):
         return Coded(features, rebuilt_TD, losses)
 
     def _penalty(self, values_TF: Tensor) -> Tensor:
-        return self.config.l1 * values_TF.sum(1).mean()
+        return self.config.l1 * self.scale * values_TF.sum(1).mean()
 
 
 class PAnneal(L1):
@@ -225,7 +231,7 @@ class PAnneal(L1):
             with torch.no_grad():
                 ahead = values_TF.pow(self.exponent(1)).sum(1).mean()
                 self.sums_2.add_(torch.stack([penalty, ahead]) * len(values_TF))
-        return self.weight * penalty
+        return self.weight * self.scale * penalty
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
@@ -258,7 +264,7 @@ class Gated(Coder):
         by_gate_TD = linear_write(Features(gate_TF, self.num_features), self.w_dec.detach(), self.b_dec.detach())
         losses = {
             "error": squared_error(x_TD, rebuilt_TD),
-            "sparsity": self._warmup() * self.config.l1 * gate_TF.sum(1).mean(),
+            "sparsity": self._warmup() * self.config.l1 * self.scale * gate_TF.sum(1).mean(),
             "gate_error": squared_error(x_TD, by_gate_TD),
         }
         return Coded(features, rebuilt_TD, losses)

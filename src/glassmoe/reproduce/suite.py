@@ -79,15 +79,15 @@ def reproduce(
     plan = Plan(recipe_name, config, config.train.steps, out, games, workers)
     if minutes is not None:
         tokens = _tokens_in(minutes, plan, chosen, seeds, processes, out / recipe_name / f"{name}-budget.json", corpus)
-    if tokens is not None:
-        steps = tokens // tokens_per_step(config, corpus)
-        if steps < LEAST_STEPS:
-            raise ValueError(
-                f"{tokens:,} tokens are {steps} steps of this recipe; give a budget of at least {LEAST_STEPS} steps, "
-                f"{LEAST_STEPS * tokens_per_step(config, corpus):,} tokens"
-            )
-        # Halves and quarters of a row are whole steps, or rows would not see equal tokens.
-        plan = replace(plan, steps=steps - steps % CURVE_POINTS)
+    per_step = tokens_per_step(config, corpus)
+    steps = plan.steps if tokens is None else tokens // per_step
+    if steps < LEAST_STEPS:
+        raise ValueError(
+            f"{steps * per_step if tokens is None else tokens:,} tokens are {steps} steps of this recipe; "
+            f"give a budget of at least {LEAST_STEPS} steps, {LEAST_STEPS * per_step:,} tokens"
+        )
+    # Halves and quarters of a row are whole steps, or rows would not see equal tokens.
+    plan = replace(plan, steps=steps - steps % CURVE_POINTS)
     jobs = works(plan, chosen, seeds)
     check(jobs)
     path = results / f"{name}-{recipe_name}"
