@@ -66,7 +66,8 @@ def test_every_suite_trains_measures_and_draws(name: str, games: Path, toy: Path
             seen = round(STEPS * declared.share) + (0 if declared.source is None else STEPS // 2)
             assert row["tokens"] == seen * PER_STEP
             assert len(row["board_curve"]) == round(4 * declared.share)
-        assert ("routing" in row) == ("routing" in SUITES[name].measures)
+        mixture = row["model"].get("ffn") in ("switch", "moe-x")
+        assert ("routing" in row) == ("routing" in SUITES[name].measures and mixture)
         assert ("splice" in row) == (declared.coder is not None)
     kept = json.loads((tmp_path / f"{name}-toy.json").read_text())
     assert kept["rows"] == found["rows"]

@@ -37,9 +37,9 @@ class CoderConfig:
     dead_tokens: int | None = None
     """A feature that did not fire for so many tokens counts as dead; in `topk` the auxiliary loss helps it. A
     thirtieth of the tokens of the fit where none are given."""
-    l1: float = 0.05
-    """All but `topk`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the stream's size, the
-    root of its mean squared distance from its mean."""
+    l1: float = 0.1
+    """All but `topk`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the stream's size,
+    which is the root of its mean squared distance from its mean."""
     l1_warmup: float = 0.05
     """All but `topk`: share of the fit over which that weight rises from 0."""
     p_end: float = 0.2

@@ -359,6 +359,7 @@ FIGURES: dict[str, Mapping[str, Callable[[Results], Any]]] = {
     "figure5": {"size": _figure5},
     "figure6": {"map": _encoder_maps},
     "figure9": {"scores": _routers},
+    "ablations": _TABLE,
     "calibration": {"bars": _bars, "layers": _layer_sweep},
 }
 """Suite -> what is drawn of it: the last part of the file's name, and the function that makes the figure."""

@@ -24,6 +24,9 @@ from glassmoe.data.corpus import Corpus, Rows
 
 from .suites import CURVE_POINTS, RECIPES, Row
 
+SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
+"""Fits of fewer steps than this take this learning rate."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -109,7 +112,10 @@ def _coder_config(plan: Plan, row: Row, seed: int, source: Path | None) -> Any:
     # Five eighths of the way up, as layer 5 of the paper's 8.
     updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
     coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)  # type: ignore[arg-type]
-    return FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
+    fit = FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
+    # The protocol's 3e-4 is for 36,000 steps.
+    fit.optimizer = replace(fit.optimizer, lr=SHORT_FIT_LR if run.train.steps < SHORT_FIT else fit.optimizer.lr)
+    return fit
 
 
 def check(jobs: Sequence[Work]) -> None:

@@ -113,8 +113,8 @@ def _figure3(base: ModelConfig) -> list[Row]:
         for width in (base.width // 2, base.width)
         for times in (1, 2, 4, 8, 16)
     ]
-    short = Row("gelu-short", {"ffn": "gelu"}, share=SHORT, listed=False)
-    return [*rows, short, Row("sae-topk-short", {"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk")]
+    dense = Row("gelu-short", {"ffn": "gelu"}, share=SHORT, listed=False)
+    return [*rows, dense, Row("sae-topk-short", {"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk")]
 
 
 def _figure4(base: ModelConfig) -> list[Row]:
@@ -131,6 +131,24 @@ def _figure5(base: ModelConfig) -> list[Row]:
         )
         for ffn in ("gelu", "switch", "moe-x")
         for width in (base.width // 2, base.width * 3 // 4, base.width)
+    ]
+
+
+def _ablations(base: ModelConfig) -> list[Row]:
+    """What makes the mixture's loss differ from the dense layer's, one change of MoE-X at a time."""
+
+    def short(name: str, **model: Any) -> Row:
+        return Row(f"{name}-short", model, share=SHORT)
+
+    return [
+        short("gelu", ffn="gelu"),
+        short("relu", ffn="relu"),
+        short("switch", ffn="switch"),
+        short("moe-x", ffn="moe-x"),
+        short("moe-x-learned-router", ffn="moe-x", router="learned"),
+        short("moe-x-no-balance", ffn="moe-x", balance=0.0),
+        short("moe-x-frozen-router", ffn="moe-x", router_gradient=False),
+        short("moe-x-every-expert", ffn="moe-x", num_experts=base.experts_per_token),
     ]
 
 
@@ -151,5 +169,6 @@ SUITES: dict[str, Suite] = {
     "figure5": Suite("sizes of three architectures", _figure5),
     "figure6": Suite("encoder rows of the experts on a map", _routed, ("encoder_map",)),
     "figure9": Suite("router score against the true L0 of every expert", _routed, ("routing",)),
+    "ablations": Suite("what the mixture's loss hangs on", _ablations, ("routing",)),
     "calibration": Suite("layers of the dense model and four autoencoders on it", _calibration),
 }
