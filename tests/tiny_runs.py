@@ -32,22 +32,26 @@ def tiny(
     )
 
 
+TIMED = ("seconds", "tokens_per_second")
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
-def assert_same_bits(a: Path, b: Path) -> None:
-    first, second = weights(a), weights(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    states = [load_file(checkpoint.latest(run / "state")) for run in (a, b)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    timed = ("seconds", "tokens_per_second")
-    lines = [
-        [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(run / "metrics.jsonl")]
-        for run in (a, b)
-    ]
-    assert lines[0] == lines[1]
+def lines(run: Path) -> list[dict]:
+    """The metrics of a run, without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def assert_same_bits(a: Path, b: Path, published: str = "model.safetensors") -> None:
+    for first, second in (
+        (a / published, b / published),
+        (checkpoint.latest(a / "state"), checkpoint.latest(b / "state")),
+    ):
+        one, two = load_file(first), load_file(second)
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert lines(a) == lines(b)
 
 
 class Interrupt(Exception):

@@ -32,6 +32,14 @@ def check_version(what: object, version: Any, known: int) -> None:
         )
 
 
+def check_top(config: Any) -> None:
+    """ValueError when the seed or the schema version of a configuration is none."""
+    check_version("this configuration", config.schema_version, SCHEMA_VERSION)
+    positive(config, "", "schema_version")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed is {config.seed}; expected a whole number from 0 to 2**63 - 1")
+
+
 @dataclass
 class DataConfig:
     """Which games, and how rows are cut from them."""
@@ -46,7 +54,7 @@ class DataConfig:
     """How many synthetic games to make when there is no path."""
 
     def __post_init__(self) -> None:
-        _positive(self, "data", "synthetic_games")
+        positive(self, "data", "synthetic_games")
 
 
 @dataclass
@@ -85,8 +93,8 @@ class ModelConfig:
     heads, k, d_key, activation), or of a layer of your own."""
 
     def __post_init__(self) -> None:
-        _positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
-        _positive(self, "model", "balance", "init_std", zero=True)
+        positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
+        positive(self, "model", "balance", "init_std", zero=True)
         if self.width % self.heads:
             raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         if self.experts_per_token > self.num_experts:
@@ -128,8 +136,8 @@ class OptimizerConfig:
     """Greatest norm of the gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        _positive(self, "optimizer", "lr", "muon_lr")
-        _positive(self, "optimizer", "warmup_steps", "weight_decay", "clip", zero=True)
+        positive(self, "optimizer", "lr", "muon_lr")
+        positive(self, "optimizer", "warmup_steps", "weight_decay", "clip", zero=True)
         for name, rates in (("betas", self.betas), ("momentum", (self.momentum,))):
             if not all(0 <= rate < 1 for rate in rates):
                 raise ValueError(
@@ -167,8 +175,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        _positive(self, "train", "batch_rows", "micro_rows", "eval_every", "eval_rows", "checkpoint_every", "log_every")
-        _positive(self, "train", "steps", "snapshot_every", zero=True)
+        positive(self, "train", "batch_rows", "micro_rows", "eval_every", "eval_rows", "checkpoint_every", "log_every")
+        positive(self, "train", "steps", "snapshot_every", zero=True)
         if self.batch_rows % self.micro_rows:
             raise ValueError(
                 f"train.batch_rows {self.batch_rows} is not a multiple of train.micro_rows {self.micro_rows}"
@@ -189,7 +197,7 @@ class StartConfig:
     """When a dense layer becomes experts: share of each expert's units, chosen at random, that are drawn anew."""
 
     def __post_init__(self) -> None:
-        _positive(self, "start", "noise", zero=True)
+        positive(self, "start", "noise", zero=True)
         if not 0 <= self.redraw <= 1:
             raise ValueError(f"start.redraw {self.redraw} is a share of an expert's units: give a number from 0 to 1")
 
@@ -209,10 +217,7 @@ class RunConfig:
     """Version of this format."""
 
     def __post_init__(self) -> None:
-        check_version("this configuration", self.schema_version, SCHEMA_VERSION)
-        _positive(self, "", "schema_version")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; expected a whole number from 0 to 2**63 - 1")
+        check_top(self)
 
 
 def recipes() -> dict[str, Path]:
@@ -388,7 +393,8 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
-def _positive(section: Any, prefix: str, *names: str, zero: bool = False) -> None:
+def positive(section: Any, prefix: str, *names: str, zero: bool = False) -> None:
+    """ValueError when one of these fields is not a finite number above 0, or with `zero` of at least 0."""
     for name in names:
         value, key = getattr(section, name), f"{prefix}.{name}".removeprefix(".")
         if not (value >= 0 if zero else value > 0) or math.isinf(value):

@@ -23,9 +23,7 @@ from glassmoe.report.measures import read_measure
 from glassmoe.training import checkpoint
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
-from glassmoe.training.tracking import read_metrics
-
-TIMED = ("seconds", "tokens_per_second")
+from tiny_runs import Interrupt, assert_same_bits, lines, stop_after
 
 
 @pytest.fixture(scope="module")
@@ -70,37 +68,6 @@ def tiny(source: Path, kind: str = "topk", coder: dict | None = None, seed: int 
     )
 
 
-def lines(path: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in read_metrics(path / "metrics.jsonl")]
-
-
-def assert_same_bits(a: Path, b: Path) -> None:
-    for first, second in (
-        (a / "coder.safetensors", b / "coder.safetensors"),
-        (checkpoint.latest(a / "state"), checkpoint.latest(b / "state")),
-    ):
-        one, two = load_file(first), load_file(second)
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert lines(a) == lines(b)
-
-
-class Interrupt(Exception):
-    pass
-
-
-def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the fit die hard (no clean exit) once a checkpoint of `steps` is written."""
-    real = checkpoint.save
-
-    def save(folder: Path, step: int, *rest: object) -> Path:
-        path = real(folder, step, *rest)
-        if step == steps:
-            raise Interrupt
-        return path
-
-    monkeypatch.setattr(checkpoint, "save", save)
-
-
 @pytest.mark.parametrize("kind", CODERS)
 def test_resume_is_bit_exact_for_every_kind(
     kind: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +80,7 @@ def test_resume_is_bit_exact_for_every_kind(
         fit(config, tmp_path / "parts")
     torch.manual_seed(99)  # a new process has another random state
     fit(config, tmp_path / "parts")
-    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts", "coder.safetensors")
     last = lines(tmp_path / "whole")[-1]
     assert last["step"] == 12 and {"variance_explained", "l0", "dead", "valid_loss", "valid_l0"} <= last.keys()
     parts = {"topk": {"auxiliary"}, "l1": {"sparsity"}, "p-anneal": {"sparsity", "p"}, "gated": {"sparsity"}}[kind]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig, _positive, check_version
+from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig, check_top, positive
 
 SCHEMA_VERSION = 1
 Kind = Literal["topk", "l1", "p-anneal", "gated"]
@@ -57,9 +57,9 @@ class CoderConfig:
                     + ("one of " if len(get_args(kind)) > 1 else "")
                     + ", ".join(get_args(kind))
                 )
-        _positive(self, "coder", "layer", "l1", zero=True)
-        _positive(self, "coder", "k", "anneal_updates", "p_end")
-        _positive(self, "coder", *(name for name in ("features", "dead_tokens") if getattr(self, name) is not None))
+        positive(self, "coder", "layer", "l1", zero=True)
+        positive(self, "coder", "k", "anneal_updates", "p_end")
+        positive(self, "coder", *(name for name in ("features", "dead_tokens") if getattr(self, name) is not None))
         for name in ("l1_warmup", "anneal_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -105,9 +105,6 @@ class FitConfig:
     """Version of this format."""
 
     def __post_init__(self) -> None:
-        check_version("this configuration", self.schema_version, SCHEMA_VERSION)
-        _positive(self, "", "schema_version")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; expected a whole number from 0 to 2**63 - 1")
+        check_top(self)
         if self.train.compile:
             raise ValueError("train.compile is true; a coder is not compiled: leave it out")
