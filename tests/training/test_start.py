@@ -8,7 +8,9 @@ import pytest
 
 from glassmoe.cli import main
 from glassmoe.config import RunConfig, StartConfig, to_yaml
+from glassmoe.data.corpus import Corpus
 from glassmoe.reading.load import load
+from glassmoe.report.results import add_row
 from glassmoe.training.language import train
 from glassmoe.training.run import read_start
 from glassmoe.training.tracking import read_metrics
@@ -47,6 +49,12 @@ def test_the_receipt_tells_the_loss_before_and_after_and_what_the_source_had_see
     assert on is not None
     assert on["source_tokens"] == last["tokens"] + middle["tokens"]
     assert [layer["kind"] for layer in on["layers"]] == ["same", "same"]
+    # So does a results file.
+    add_row(tmp_path / "table", load(str(tmp_path / "up")), Corpus.open(noise_games), {})
+    (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert row["tokens"] == last["tokens"] + middle["tokens"]
+    assert row["flops"] == last["flops"] + middle["flops"]
+    assert row["curve"][-1][0] == row["tokens"]
 
 
 def test_an_upcycled_run_that_died_goes_on_to_the_same_bits(

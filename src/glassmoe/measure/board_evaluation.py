@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,8 @@ def evaluate_boards(
     controls = controls and not brief
     progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
     measured, scores = [], {}
-    for layer, (train, test) in harvests(model, inputs, chosen_layers, coder):
+    found = harvests(model, inputs, chosen_layers, coder)
+    for layer, (train, test) in found.items():
         scores[layer] = _scores(train, test, labels)
         entry = {"layer": layer, **_summary(scores[layer], train)}
         equal_width = model.config.active_width
@@ -96,19 +97,24 @@ def evaluate_boards(
             entry["subsample"] = {"width": equal_width, **_numbers(_scores(subset, test, labels))}
         measured.append(entry)
         progress.update()
-    random_scores: dict[int, LayerScores] = {}
+    # Coverage counts features that only tell the time of the game, which layers share; what rebuilds a board does not.
+    best = max(measured, key=lambda entry: entry["reconstruction"])["layer"]
+    train, test = found.pop(best)
+    told = _Told(train, test, scores[best])
+    found.clear()  # the twin's take as much memory again
+    random_told = None
     if controls:
         twins = _random_twins(model, coder, chosen_layers[0], inputs)
         for entry, (layer, (train, test)) in zip(
-            measured, harvests(twins[0], inputs, chosen_layers, twins[1]), strict=True
+            measured, harvests(twins[0], inputs, chosen_layers, twins[1]).items(), strict=True
         ):
-            random_scores[layer] = _scores(train, test, labels)
-            entry["random"] = _numbers(random_scores[layer])
+            random_scores = _scores(train, test, labels)
+            entry["random"] = _numbers(random_scores)
+            if layer == best:
+                random_told = _Told(train, test, random_scores)
             progress.update()
     progress.close()
-    # Coverage counts features that only tell the time of the game, which layers share; what rebuilds a board does not.
-    best = max(measured, key=lambda entry: entry["reconstruction"])["layer"]
-    told = (model, coder, best, inputs, scores[best], random_scores.get(best), splits["test"], labels["test"])
+    ffn = model.feed_forwards()[best] if coder is None else coder
     return {
         "games": games,
         "boards": games * DOTS,
@@ -116,8 +122,19 @@ def evaluate_boards(
         "property": HEADLINE,
         "best_layer": best,
         "layers": measured,
-        **({} if brief else _features(*told)),
+        **({} if brief else _features(ffn, told, random_told, splits["test"], labels["test"][HEADLINE])),
     }
+
+
+class _Told(NamedTuple):
+    """What is kept of a layer to say what its single features tell."""
+
+    train: Harvest
+    test: Harvest
+    scores: LayerScores
+
+    def held_out_f1(self, labels_NB: Any) -> Float64:
+        return own_threshold_held_out(self.scores.coverage, self.test.rows, labels_NB, self.train.maxima_F)
 
 
 @functools.lru_cache(maxsize=4)
@@ -171,31 +188,20 @@ def _random_twins(
 
 
 def _features(
-    model: GlassForCausalLM,
-    coder: FeedForward | None,
-    layer: int,
-    inputs: Sequence[Any],
-    scores: LayerScores,
-    random_scores: LayerScores | None,
-    texts: Sequence[str],
-    labels: dict[str, Any],
+    ffn: FeedForward, told: _Told, random_told: _Told | None, texts: Sequence[str], labels_NB: Any
 ) -> dict[str, Any]:
-    """`read_features` of one layer, which is harvested once more: only now is it known which layer is the best."""
-
-    def held_out(
-        model: GlassForCausalLM, coder: FeedForward | None, scores: LayerScores
-    ) -> tuple[Harvest, Harvest, Float64]:
-        train, test = next(harvests(model, inputs, [layer], coder))[1]
-        return train, test, own_threshold_held_out(scores.coverage, test.rows, labels[HEADLINE], train.maxima_F)
-
-    train, test, f1_B = held_out(model, coder, scores)
-    random_f1_B = None
-    if random_scores is not None:
-        random_f1_B = held_out(*_random_twins(model, coder, layer, inputs), random_scores)[2]
-    ffn = model.feed_forwards()[layer] if coder is None else coder
+    """`read_features` of one layer, with the F1 of the same layer with random weights beside."""
     expert_hidden = ffn.num_features // ffn.num_experts if ffn.num_experts > 1 else None
     return read_features(
-        texts, DOTS, test, train.maxima_F, scores.coverage, f1_B, random_f1_B, labels[HEADLINE], expert_hidden
+        texts,
+        DOTS,
+        told.test,
+        told.train.maxima_F,
+        told.scores.coverage,
+        told.held_out_f1(labels_NB),
+        None if random_told is None else random_told.held_out_f1(labels_NB),
+        labels_NB,
+        expert_hidden,
     )
 
 

@@ -7,7 +7,7 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,6 @@ class Harvest:
     l0: float
 
 
-@torch.no_grad()
 def harvest(
     model: GlassForCausalLM,
     layer: int,
@@ -54,65 +53,75 @@ def harvest(
     """Harvest one layer, or a `coder` that reads the residual stream after it. The sample is every token of the first
     `sample_games` games, without padding (places at and after `lengths_G`). ValueError when a position is padding or
     beyond the model's context."""
-    if int((positions_GP.max(1) >= lengths_G).sum()):
-        raise ValueError("a chosen position lies in the padding of its game")
-    collected = _Collector(model.feed_forwards()[layer] if coder is None else coder)
-    read = layer_input if coder is None else stream_after
-    for start in range(0, len(tokens_GN), batch_games):
-        games = slice(start, start + batch_games)
-        x_GND = read(model, layer, tokens_GN[games])
-        inside = np.arange(tokens_GN.shape[1]) < lengths_G[games, None]
-        inside[max(0, sample_games - start) :] = False
-        collected.add(x_GND, positions_GP[games], inside)
-    return collected.finish()
+    games = (tokens_GN, lengths_G, positions_GP, sample_games)
+    return harvests(model, [games], [layer], coder, batch_games)[layer][0]
 
 
+@torch.no_grad()
 def harvests(
     model: GlassForCausalLM,
     games: Sequence[tuple[Any, Any, Any, int]],
     layers: Sequence[int],
     coder: FeedForward | None = None,
-) -> Iterator[tuple[int, list[Harvest]]]:
-    """For each layer in turn, its harvest (or that of a `coder` of the stream after it) of several sets of games, each
-    `(tokens, lengths, positions, sample_games)`; one layer is held at a time."""
-    for layer in layers:
-        yield layer, [harvest(model, layer, *each[:3], sample_games=each[3], coder=coder) for each in games]
+    batch_games: int = 25,
+) -> dict[int, list[Harvest]]:
+    """Each layer's harvest (or that of a `coder` of the stream after it) of several sets of games, each `(tokens,
+    lengths, positions, sample_games)`, in one pass over the games for all layers. ValueError as for `harvest`."""
+    found: dict[int, list[Harvest]] = {layer: [] for layer in layers}
+    for tokens_GN, lengths_G, positions_GP, sample_games in games:
+        if int((positions_GP.max(1) >= lengths_G).sum()):
+            raise ValueError("a chosen position lies in the padding of its game")
+        collected = {layer: _Collector(model.feed_forwards()[layer] if coder is None else coder) for layer in layers}
+        for start in range(0, len(tokens_GN), batch_games):
+            batch = slice(start, start + batch_games)
+            inside = np.arange(tokens_GN.shape[1]) < lengths_G[batch, None]
+            inside[max(0, sample_games - start) :] = False
+            for layer, x_GND in _tapped(model, layers, tokens_GN[batch], stream=coder is not None).items():
+                collected[layer].add(x_GND, positions_GP[batch], inside)
+        for layer in layers:
+            found[layer].append(collected[layer].finish())
+    return found
 
 
 class _ReachedLayer(Exception):
-    """Ends a forward pass at the tapped layer: what comes after it is not needed."""
+    """Ends a forward pass at the last tapped layer: what comes after it is not needed."""
 
 
-@torch.no_grad()
 def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
     """(G, N, D): what the feed-forward layer reads at every token, float32."""
-    return _tapped(model, tokens_GN, lambda tap: model.feed_forwards()[layer].register_forward_pre_hook(tap))
+    return _tapped(model, [layer], tokens_GN, stream=False)[layer]
+
+
+def stream_after(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
+    """(G, N, D): the residual stream as it leaves block `layer` at every token, float32."""
+    return _tapped(model, [layer], tokens_GN, stream=True)[layer]
 
 
 @torch.no_grad()
-def stream_after(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
-    """(G, N, D): the residual stream as it leaves block `layer` at every token, float32."""
-    block = model.model.layers[layer]
-    return _tapped(model, tokens_GN, lambda tap: block.register_forward_hook(lambda _, __, out: tap(_, out)))
-
-
-def _tapped(model: GlassForCausalLM, tokens_GN: Tokens, register: Callable[[Any], Any]) -> Tensor:
-    """(G, N, D) float32: the first tensor that a hook, put in its place by `register`, meets in a forward pass."""
-    caught: list[Tensor] = []
-
-    def tap(_: Any, met: tuple[Tensor, ...]) -> None:
-        caught.append(met[0])
-        raise _ReachedLayer
-
-    handle = register(tap)
+def _tapped(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, stream: bool) -> dict[int, Tensor]:
+    """(G, N, D) float32 for each layer: the stream that leaves its block, or what its feed-forward layer reads."""
     tokens = torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
+    caught: dict[int, Tensor] = {}
+
+    def tap(layer: int, met: Tensor) -> None:
+        caught[layer] = met.view(*tokens.shape, -1).float()
+        if layer == max(layers):
+            raise _ReachedLayer
+
+    handles = [
+        model.model.layers[layer].register_forward_hook(lambda _, __, out, layer=layer: tap(layer, out[0]))
+        if stream
+        else model.feed_forwards()[layer].register_forward_pre_hook(lambda _, args, layer=layer: tap(layer, args[0]))
+        for layer in layers
+    ]
     try:
         model(input_ids=tokens, use_cache=False)
     except _ReachedLayer:
         pass
     finally:
-        handle.remove()
-    return caught[0].view(*tokens.shape, -1).float()
+        for handle in handles:
+            handle.remove()
+    return {layer: caught[layer] for layer in layers}
 
 
 class _Collector:

@@ -2,9 +2,9 @@
 first.
 
 `{"command", "commit", "data_sha256", "hardware", "token", "rows": [{"name", "seed", "tokens", "flops",
-"active_parameters", "total_parameters", ...measures}]}`. `token` is `character` or `move`. A row that is measured
-again is replaced; rows of other data or hardware are refused. `notes`, a list of paragraphs that somebody added to the
-JSON, is kept and shown.
+"active_parameters", "total_parameters", ...measures}]}`. `token` is `character` or `move`. Tokens and FLOPs include
+those of the run that a row started from. A row that is measured again is replaced; rows of other data or hardware are
+refused. `notes`, a list of paragraphs that somebody added to the JSON, is kept and shown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import Loaded
 from glassmoe.training.checkpoint import write_text
+from glassmoe.training.run import read_start
 from glassmoe.training.tracking import read_metrics
 
 from .tables import table
@@ -105,17 +106,22 @@ def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
     lines = read_metrics(loaded.path / "metrics.jsonl")
     if not lines:
         raise ValueError(f"{loaded.path / 'metrics.jsonl'} holds no line of metrics, so the run's tokens are unknown")
+    before = read_start(loaded.path) or {"source_tokens": 0, "source_flops": 0}
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
-        "tokens": lines[-1]["tokens"],
-        "flops": lines[-1]["flops"],
+        "tokens": lines[-1]["tokens"] + before["source_tokens"],
+        "flops": lines[-1]["flops"] + before["source_flops"],
         "active_parameters": model.active_parameters(),
         "total_parameters": model.num_parameters(),
         "train_seconds": lines[-1]["seconds"],
         "tokens_per_second": rates[len(rates) // 2],
         "compute_dtype": environment["compute_dtype"],
         "commit": environment["commit"],
-        "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
+        "curve": [
+            [line["tokens"] + before["source_tokens"], round(line["valid_loss"], 4)]
+            for line in lines
+            if "valid_loss" in line
+        ],
     }
 
 
