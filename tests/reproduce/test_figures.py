@@ -47,6 +47,7 @@ ROWS = {
     "figure5": [row(f"{f}-d{d}", model={"ffn": f, "width": d}) for f in ("gelu", "moe-x") for d in (8, 16)],
     "figure6": [routed("switch"), routed("moe-x")],
     "figure9": [routed("switch"), routed("moe-x")],
+    "ablations": [row("gelu-short"), row("moe-x-short"), row("moe-x-no-balance-short")],
     "calibration": [row("gelu"), coder("sae-topk"), coder("sae-gated")],
 }  # fmt: skip
 
