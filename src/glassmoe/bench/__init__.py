@@ -111,6 +111,8 @@ def write(figures: dict[str, Any], path: Path) -> None:
             measured = {row["group"] for row in figures["rows"]}
             rows = [*figures["rows"], *(row for row in old["rows"] if row["group"] not in measured)]
             figures["rows"] = sorted(rows, key=lambda row: GROUPS.index(row["group"]))
+            if {row["group"] for row in rows} != measured:
+                figures["command"] = "glassmoe bench, group by group"
     path.parent.mkdir(parents=True, exist_ok=True)
     commits = sorted({row["commit"] or "unknown" for row in figures["rows"]})
     page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {', '.join(commits)}."]
