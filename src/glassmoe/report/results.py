@@ -17,7 +17,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import Loaded
 from glassmoe.training.checkpoint import write_text
-from glassmoe.training.run import read_start
+from glassmoe.training.run import seen_before
 from glassmoe.training.tracking import read_metrics
 
 from .tables import table
@@ -106,7 +106,7 @@ def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
     lines = read_metrics(loaded.path / "metrics.jsonl")
     if not lines:
         raise ValueError(f"{loaded.path / 'metrics.jsonl'} holds no line of metrics, so the run's tokens are unknown")
-    before = read_start(loaded.path) or {"source_tokens": 0, "source_flops": 0}
+    before = seen_before(loaded.path)
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
         "tokens": lines[-1]["tokens"] + before["source_tokens"],

@@ -17,7 +17,7 @@ from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import load
 from glassmoe.report.measures import read_measure, save_measure
 from glassmoe.training.language import build_model
-from glassmoe.training.run import read_start
+from glassmoe.training.run import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
 
 from .runner import Plan, Work, make, snapshots
@@ -84,8 +84,8 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]
 
 def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, Any]]) -> dict[str, Any]:
     """Board scores of the best layer at every kept copy of the model, against the run's own tokens."""
-    per_step = read_metrics(work.path / "metrics.jsonl")[-1]
-    per_step = per_step["tokens"] // per_step["step"]
+    last = read_metrics(work.path / "metrics.jsonl")[-1]
+    per_step = last["tokens"] // last["step"]
     points = []
     for step, path in snapshots(work.path):
         boards = measure_boards(load(str(path)).model)
@@ -100,7 +100,7 @@ def _source_tokens(work: Work) -> dict[str, Any]:
     if work.row.coder and work.source is not None:
         last = read_metrics(work.source / "metrics.jsonl")[-1]
         return {"source_tokens": last["tokens"], "source_flops": last["flops"]}
-    return read_start(work.path) or {"source_tokens": 0, "source_flops": 0}
+    return seen_before(work.path)
 
 
 def _dense_active(work: Work) -> int:

@@ -146,7 +146,7 @@ class LanguageTask:
         models = {"source": source.model, "copied": found.copied, "start": self.module}
         loss = {name: self._valid_loss(model) for name, model in models.items()}
         lines = read_metrics(source.path / "metrics.jsonl") if (source.path / "metrics.jsonl").exists() else []
-        earlier = _earlier(source.path)
+        earlier = run.seen_before(source.path)
         receipt = {
             "source": name,
             "source_config": None if source.config is None else asdict(source.config),
@@ -158,12 +158,6 @@ class LanguageTask:
         if self.group.first:
             write_text(self.out / run.START, json.dumps(receipt, indent=1) + "\n")
             say(describe_start(receipt))
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    """What the source itself had seen before it began, where it too came from another run."""
-    receipt = run.read_start(path)
-    return {key: 0 if receipt is None else receipt[key] for key in ("source_tokens", "source_flops")}
 
 
 def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:

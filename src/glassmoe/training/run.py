@@ -64,6 +64,12 @@ def read_start(out: Path) -> dict[str, Any] | None:
     return receipt
 
 
+def seen_before(out: Path) -> dict[str, Any]:
+    """`source_tokens` and `source_flops`: what the weights of a run had seen when it began; zeros from scratch."""
+    receipt = read_start(out) or {}
+    return {key: receipt.get(key, 0) for key in ("source_tokens", "source_flops")}
+
+
 def write_environment(
     out: Path, *, data: str, data_sha256: str, hardware: str, dtype: str, active_parameters: int, total_parameters: int
 ) -> None:
