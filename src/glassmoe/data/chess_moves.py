@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from .chess_text import check_ids
 from .replay import Replayer, Skip
 
 MoveTokens = npt.NDArray[np.uint16]
@@ -61,16 +62,7 @@ def decode_moves(ids: npt.ArrayLike) -> str:
 
     Raises ValueError for an id that is not in 0..1968.
     """
-    values = np.asarray(ids)
-    if values.size == 0:
-        return ""
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"decode_moves takes a flat sequence of integers, not {values.dtype} {values.shape}")
-    if values.min() < 0 or values.max() >= len(VOCABULARY):
-        raise ValueError(
-            f"token ids are 0..{len(VOCABULARY) - 1}; these reach from {values.min()} to {values.max()}. "
-            "Were they made by another tokenizer?"
-        )
+    values = check_ids(ids, len(VOCABULARY), "decode_moves")
     return " ".join(VOCABULARY[number] for number in values.tolist())
 
 

@@ -48,21 +48,28 @@ def encode(text: str | bytes) -> Tokens:
     return ids
 
 
+def check_ids(ids: npt.ArrayLike, size: int, name: str) -> npt.NDArray[np.integer[Any]]:
+    """Token ids of a vocabulary of `size`, as a flat array. ValueError, in the name of the function that was given
+    them, when they are none."""
+    values = np.asarray(ids)
+    if values.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(f"{name} takes a flat sequence of integers, not {values.dtype} {values.shape}")
+    if values.min() < 0 or values.max() >= size:
+        raise ValueError(
+            f"token ids are 0..{size - 1}; these reach from {values.min()} to {values.max()}. "
+            "Were they made by another tokenizer?"
+        )
+    return values
+
+
 def decode(ids: npt.ArrayLike) -> str:
     """The text of token ids (any integer sequence of one dimension).
 
     Raises ValueError for an id that is not in 0..31.
     """
-    values = np.asarray(ids)
-    if values.size == 0:
-        return ""
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(f"decode takes a flat sequence of integers, not {values.dtype} {values.shape}")
-    if values.min() < 0 or values.max() >= len(VOCABULARY):
-        raise ValueError(
-            f"token ids are 0..{len(VOCABULARY) - 1}; these reach from {values.min()} to {values.max()}. "
-            "Were they made by another tokenizer?"
-        )
+    values = check_ids(ids, len(VOCABULARY), "decode")
     return str(_BYTES[values].tobytes(), "ascii")
 
 
