@@ -14,7 +14,7 @@ torch.set_num_threads(int(os.environ.get("GLASSMOE_TEST_THREADS", "1")))
 @pytest.fixture(scope="session")
 def noise_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared "games" of random characters: for tests that need rows, not chess."""
-    from glassmoe.data.corpus import CorpusWriter, pack_games
+    from glassmoe.data.writer import CorpusWriter, pack_games
 
     rng = random.Random(0)
     texts = [

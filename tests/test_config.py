@@ -9,6 +9,7 @@ from glassmoe import cli
 from glassmoe import config as configuration
 from glassmoe.config import ModelConfig, RunConfig, TrainConfig, from_dict, load, recipes, to_yaml
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.text_tokens import text_kind, train_tokenizer
 from glassmoe.models import FEED_FORWARD
 from glassmoe.training.language import build_model, train
 from glassmoe.training.tracking import read_metrics
@@ -20,10 +21,11 @@ def test_every_recipe_is_whole_and_builds(name: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "c.yaml") == config
     row_length = int(config.data.rows.split(":")[1])
+    kind = text_kind(train_tokenizer(["a text"], 257)) if config.data.tokens == "text" else None
     for ffn in FEED_FORWARD:
         config.model.ffn = ffn
         with torch.device("meta"):
-            assert build_model(config, row_length).num_parameters() > 0
+            assert build_model(config, row_length, kind).num_parameters() > 0
 
 
 @pytest.mark.parametrize("name", ["quickstart", "chess-small"])

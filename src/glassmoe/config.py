@@ -42,13 +42,15 @@ def check_top(config: Any) -> None:
 
 @dataclass
 class DataConfig:
-    """Which games, and how rows are cut from them."""
+    """Which games or text, and how rows are cut from them."""
 
     path: str | None = None
-    """Folder made by `glassmoe data`; without one, synthetic games are made beside the run."""
+    """Folder made by `glassmoe data`; without one, synthetic games are made beside the run (there is no synthetic
+    text)."""
     rows: str = "games:256"
-    """How rows are cut: `games:N` (the first N tokens of each game) or `packed:N` (whole games, rows of N)."""
-    tokens: Literal["characters", "moves"] = "characters"
+    """How rows are cut: `games:N` (the first N tokens of each game) or `packed:N` (whole games, rows of N); of text
+    `documents:N` (the first N tokens of each document) or `packed:N` (documents end to end, rows of N)."""
+    tokens: Literal["characters", "moves", "text"] = "characters"
     """What a token is; the folder must have been made so."""
     synthetic_games: int = 6000
     """How many synthetic games to make when there is no path."""
@@ -220,9 +222,9 @@ class RunConfig:
         check_top(self)
 
 
-def recipes() -> dict[str, Path]:
-    """The named runs that come with the package."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+def recipes(what: str = "") -> dict[str, Path]:
+    """The named runs that come with the package; of `decompose`, the named sweeps."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes" / what).glob("*.yaml"))}
 
 
 def to_yaml(config: Any) -> str:

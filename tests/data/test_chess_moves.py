@@ -8,10 +8,11 @@ import pytest
 
 from game_files import as_pgn, pgn, synthetic
 from glassmoe.data.chess_moves import VOCABULARY, decode_moves, encode_moves, moves_of_line
-from glassmoe.data.corpus import Corpus, CorpusWriter, Games, Rows, pack_games
+from glassmoe.data.corpus import Corpus, Games, Rows
 from glassmoe.data.pgn import prepare_chess
 from glassmoe.data.selfplay import generate, play_game
 from glassmoe.data.tokens import CHARACTERS, MOVES, kind_of, token_kind
+from glassmoe.data.writer import CorpusWriter, pack_games
 
 # --- the vocabulary and the text ---
 

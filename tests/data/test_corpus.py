@@ -9,15 +9,8 @@ import numpy as np
 import pytest
 
 from glassmoe.data.chess_text import decode, encode
-from glassmoe.data.corpus import (
-    Corpus,
-    CorpusWriter,
-    Games,
-    PackedGames,
-    Rows,
-    pack_games,
-    row_indices,
-)
+from glassmoe.data.corpus import Corpus, Games, Rows, row_indices
+from glassmoe.data.writer import CorpusWriter, PackedGames, pack_games
 
 
 def made_up_games(count, seed=0, longest=60):

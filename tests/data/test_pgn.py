@@ -14,8 +14,9 @@ from glassmoe.data import sources
 from glassmoe.data.chess_text import move_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.pgn import prepare_chess
-from glassmoe.data.replay import Replayer, Skip
+from glassmoe.data.replay import Replayer
 from glassmoe.data.selfplay import play_game
+from glassmoe.data.sources import Skip
 
 ANNOTATED = """[Event "Caf\u00e9"]
 [Site "?"]
@@ -367,7 +368,7 @@ def test_where_a_stream_is_cut_changes_nothing(tmp_path, monkeypatch, read_bytes
     file = tmp_path / f"cut.pgn{packing}"
     file.write_bytes(PACK[packing](content))
     monkeypatch.setattr(sources, "_READ_BYTES", read_bytes)
-    monkeypatch.setattr(sources, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
     got, manifest = prepare(tmp_path, file, overwrite=True)
     assert got == texts
     assert manifest["skipped"]["illegal move"]["examples"][0]["game"] == len(texts) + 1

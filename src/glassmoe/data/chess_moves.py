@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .chess_text import check_ids
-from .replay import Replayer, Skip
+from .replay import Replayer
+from .sources import Skip
 
 MoveTokens = npt.NDArray[np.uint16]
 

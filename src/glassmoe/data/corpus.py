@@ -1,12 +1,15 @@
-"""Prepared games on disk, rows of tokens from them, and the order in which training reads the rows.
+"""Prepared games or documents on disk, rows of tokens from them, and the order in which training reads the rows.
 
 A prepared folder holds, for each split, `SPLIT.bin` (token ids of all games, one after the other, every game
 beginning with `;`: uint8 where a token is a character, little-endian uint16 where it is a move) and
 `SPLIT.offsets.npy` (uint64, games + 1 entries: where each game begins, and the end), and `manifest.json`, which is
-written last: a folder without it is an unfinished preparation.
+written last: a folder without it is an unfinished preparation. Text has documents for games, every one beginning with
+its tokenizer's separator, ids in uint16 (uint32 above 65,536 of them), and `tokenizer.json` beside. `writer.py` makes
+such folders.
 
-Rows follow the packing of Karvonen's chess data, which MoE-X (arXiv 2503.07639) trains on: `packed:1024` rows
-all begin at the start of a game. `games:256` rows are the beginnings of single games.
+Rows of games follow the packing of Karvonen's chess data, which MoE-X (arXiv 2503.07639) trains on: `packed:1024` rows
+all begin at the start of a game. `games:256` rows are the beginnings of single games. `packed:1024` rows of text are
+cut wherever a row is full, as language models are commonly trained: nothing is dropped but the tail.
 
 Shape legend: R rows of a batch, N tokens of a row.
 """
@@ -16,189 +19,30 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from glassmoe.config import NewerSchema, check_version
 
-from .chess_text import encode
-from .tokens import CHARACTERS, KINDS, TokenKind, Tokens, token_kind
+from .tokens import CHARACTERS, KINDS, TEXT, TokenKind, Tokens
 
 SCHEMA_VERSION = 1
+TRAIN_EXAMPLE = "train:8192"
 SPLITS = ("train", "valid")
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
 FILES = tuple(name for split in SPLITS for name in (f"{split}.bin", f"{split}.offsets.npy"))
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
-_PARTIAL = ".partial"
-_GAMES_A_PASS = 1 << 16
-
-
-class PackedGames(NamedTuple):
-    """Games on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each text."""
-
-    tokens: Tokens
-    lengths: npt.NDArray[np.uint32]
-    hashes: UInt64
-
-
-def pack_games(texts: Sequence[bytes], moves: Sequence[Tokens] | None = None) -> PackedGames:
-    """Packs texts such as b";1.e4 e5", or the `moves` of these games (token ids of each) where they are given.
-
-    The hash is that of the text in either form, so that a game is on the same side of the split in both. ValueError
-    for a text that holds a character outside the vocabulary.
-    """
-    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    games: Sequence[Any] = texts if moves is None else moves
-    return PackedGames(
-        tokens=encode(b"".join(texts)) if moves is None else np.concatenate([np.empty(0, np.uint16), *moves]),
-        lengths=np.fromiter(map(len, games), dtype=np.uint32, count=len(texts)),
-        hashes=np.frombuffer(digests, dtype="<u8"),
-    )
-
-
-class CorpusWriter:
-    """Streams games into a folder; `finish` removes exact duplicates, splits and publishes.
-
-    Games keep their order. Which split a game falls into depends only on its moves, so the same game always
-    lands on the same side. Memory is under 32 bytes a game. Used as a context manager, it leaves nothing
-    half-done behind. `tokens`: what a token of the games is, `characters` or `moves`.
-    """
-
-    def __init__(
-        self, out: str | Path, *, valid_share: float = 0.01, overwrite: bool = False, tokens: str = CHARACTERS.name
-    ) -> None:
-        self.kind = token_kind(tokens)
-        self.out = Path(out)
-        if not 0 <= valid_share < 1:
-            raise ValueError(f"valid_share is a share of the games, 0 <= share < 1, not {valid_share}")
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} is a file; give a folder to write the prepared games to")
-        there = [name for name in (MANIFEST, *FILES) if (self.out / name).exists()]
-        if there and not overwrite:
-            raise ValueError(
-                f"{self.out} already holds prepared games ({there[0]}); "
-                "give another folder, or overwrite=True (--overwrite)"
-            )
-        self.valid_share = valid_share
-        self.games = 0
-        self._made_folder = not self.out.exists()
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._remove_partials()
-        self._files = {name: self._partial(name).open("wb") for name in ("tokens", "lengths", "hashes")}
-
-    def __enter__(self) -> CorpusWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-        self._remove_partials()
-        if self._made_folder and not any(self.out.iterdir()):
-            self.out.rmdir()
-
-    def add(self, games: PackedGames) -> None:
-        """Appends games; nothing is kept in memory."""
-        lengths = games.lengths
-        assert int(lengths.sum(dtype=np.int64)) == games.tokens.size and lengths.size == games.hashes.size
-        if not lengths.size:
-            return
-        starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        assert games.tokens.dtype == self.kind.dtype
-        assert lengths.min() > 0 and (games.tokens[starts] == self.kind.start).all()
-        self._files["tokens"].write(games.tokens.tobytes())
-        self._files["lengths"].write(lengths.astype("<u4").tobytes())
-        self._files["hashes"].write(games.hashes.astype("<u8").tobytes())
-        self.games += lengths.size
-
-    def finish(self, about: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the corpus and returns its manifest, which holds `about` too."""
-        if not self.games:
-            raise ValueError("no games to write")
-        self._close()
-        keep, valid = self._choose()
-        counts, tokens = self._distribute(keep, valid)
-        # From here to the last line the folder counts as unfinished, whatever it held before.
-        (self.out / MANIFEST).unlink(missing_ok=True)
-        for name in FILES:
-            self._partial(name).replace(self.out / name)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "tokens": self.kind.name,
-            "vocabulary": _shown(self.kind),
-            **about,
-            "valid_share": self.valid_share,
-            "games": counts,
-            self.kind.name: tokens,
-            "duplicates": self.games - sum(counts.values()),
-            "files": {name: file_digest(self.out / name) for name in FILES},
-        }
-        self._partial(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        self._partial(MANIFEST).replace(self.out / MANIFEST)
-        return manifest
-
-    def _choose(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        hashes = np.fromfile(self._partial("hashes"), dtype="<u8")
-        # A stable sort puts the first of equal games first. That two different games among 16M share a hash
-        # happens in about 1 of 100,000 such sets.
-        order = np.argsort(hashes, kind="stable")
-        in_order = hashes[order]
-        repeated = in_order[1:] == in_order[:-1]
-        del in_order
-        keep = np.ones(self.games, dtype=np.bool_)
-        keep[order[1:][repeated]] = False
-        return keep, hashes < np.uint64(int(self.valid_share * 2**64))
-
-    def _distribute(
-        self, keep: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_]
-    ) -> tuple[dict[str, int], dict[str, int]]:
-        lengths = np.fromfile(self._partial("lengths"), dtype="<u4")
-        chosen = {"train": keep & ~valid, "valid": keep & valid}
-        files = {split: self._partial(f"{split}.bin").open("wb") for split in SPLITS}
-        with self._partial("tokens").open("rb") as source, files["train"], files["valid"]:
-            for begin in range(0, self.games, _GAMES_A_PASS):
-                part = slice(begin, begin + _GAMES_A_PASS)
-                size = int(lengths[part].sum(dtype=np.int64)) * self.kind.dtype.itemsize
-                tokens = np.frombuffer(source.read(size), dtype=self.kind.dtype)
-                for split, file in files.items():
-                    file.write(tokens[np.repeat(chosen[split][part], lengths[part])].tobytes())
-        counts, totals = {}, {}
-        for split, mask in chosen.items():
-            offsets = np.zeros(int(mask.sum()) + 1, dtype="<u8")
-            np.cumsum(lengths[mask], out=offsets[1:])
-            with self._partial(f"{split}.offsets.npy").open("wb") as file:
-                np.save(file, offsets)
-            counts[split], totals[split] = offsets.size - 1, int(offsets[-1])
-        return counts, totals
-
-    def _partial(self, name: str) -> Path:
-        return self.out / (name + _PARTIAL)
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def _remove_partials(self) -> None:
-        for name in ("tokens", "lengths", "hashes", MANIFEST, *FILES):
-            self._partial(name).unlink(missing_ok=True)
-
-
-def file_digest(path: Path) -> dict[str, Any]:
-    """`{"bytes": ..., "sha256": ...}` of a whole file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
 
 class Games:
-    """The games of one split: `data` uint8 or uint16 [tokens], `offsets` uint64 [games + 1], both memory-mapped."""
+    """The games or documents of one split: `data` [tokens] in the type of their kind, `offsets` uint64 [games + 1],
+    both memory-mapped."""
 
     def __init__(self, data: Tokens, offsets: UInt64, kind: TokenKind = CHARACTERS) -> None:
         self.data = data
@@ -211,12 +55,12 @@ class Games:
     def tokens(self, index: int) -> Tokens:
         """Token ids of one game, [tokens of the game]."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"game {index} of {len(self)}")
+            raise IndexError(f"number {index} of {len(self)} {self.kind.unit}")
         index %= len(self)
         return self.data[int(self.offsets[index]) : int(self.offsets[index + 1])]
 
     def text(self, index: int) -> str:
-        """One game as text, `;1.e4 e5 ...` or, as moves, `; e2e4 e7e5 ...`."""
+        """One game as text, `;1.e4 e5 ...` or, as moves, `; e2e4 e7e5 ...`; one document without its separator."""
         return self.kind.decode(self.tokens(index))
 
 
@@ -229,67 +73,96 @@ class Corpus:
         self._kind = kind
 
     @classmethod
-    def open(cls, path: str | Path) -> Corpus:
-        """Opens a folder; ValueError when it is missing, unfinished, of another version, or damaged."""
+    def open(cls, path: str | Path, tokens: str = CHARACTERS.name) -> Corpus:
+        """Opens a folder; ValueError when it is missing, unfinished, of another version, or damaged. `tokens`: what is
+        expected there, for the advice only; `require` insists."""
         path = Path(path)
-        advice = f"prepare games with: glassmoe data chess GAMES.pgn --out {path}"
+        advice = _advice(path, text=tokens == TEXT)
         if not path.is_dir():
-            raise ValueError(f"no prepared games at {path}: there is no such folder; {advice}")
+            raise ValueError(f"no prepared {advice[0]} at {path}: there is no such folder; {advice[1]}")
         if not (path / MANIFEST).is_file():
-            raise ValueError(f"no finished preparation at {path}: it has no {MANIFEST}; {advice}")
+            raise ValueError(f"no finished preparation at {path}: it has no {MANIFEST}; {advice[1]}")
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version = manifest["schema_version"]
             check_version(path / MANIFEST, version, SCHEMA_VERSION)
-            counts = {split: manifest["games"][split] for split in SPLITS}
-            digests = [manifest["files"][name]["sha256"] for name in FILES]
             # Folders of characters did not always say so.
-            kind = KINDS.get(manifest.get("tokens", CHARACTERS.name))
+            name = manifest.get("tokens", CHARACTERS.name)
+            advice, games = _advice(path, text=name == TEXT), KINDS.get(name)
+            counts = {split: manifest["documents" if name == TEXT else "games"][split] for split in SPLITS}
+            digests = [manifest["files"][file]["sha256"] for file in (*FILES, *([TOKENIZER] if name == TEXT else []))]
+            start = manifest["tokenizer"]["separator"] if name == TEXT else ""
             if not all(isinstance(count, int) for count in counts.values()) or not all(
-                isinstance(digest, str) for digest in digests
+                isinstance(each, str) for each in (*digests, start)
             ):
                 raise TypeError
         except NewerSchema:
             raise
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise ValueError(f"{path / MANIFEST} is not the manifest of prepared games; {advice}") from None
-        if version != SCHEMA_VERSION or kind is None or manifest.get("vocabulary") != _shown(kind):
+            raise ValueError(f"{path / MANIFEST} is not the manifest of prepared {advice[0]}; {advice[1]}") from None
+        kind = _text_kind(path, digests[-1], start) if name == TEXT else games
+        if (
+            version != SCHEMA_VERSION
+            or kind is None
+            or (kind.tokenizer is None and manifest.get("vocabulary") != shown(kind))
+        ):
             raise ValueError(
                 f"{path} was prepared in schema version {version}; this glassmoe reads version "
-                f"{SCHEMA_VERSION} with its own vocabulary; {advice} --overwrite"
+                f"{SCHEMA_VERSION} with its own vocabulary; {advice[1]} --overwrite"
             )
         corpus = cls(path, manifest, kind)
         for split in SPLITS:
             corpus.split(split)
         return corpus
 
-    def require(self, tokens: str) -> Corpus:
-        """The corpus itself; ValueError when its tokens are not `tokens` (`characters` or `moves`)."""
+    def require(self, tokens: str, tokenizer: str | None = None) -> Corpus:
+        """The corpus itself; ValueError when its tokens are not `tokens` (`characters`, `moves` or `text`), or, where
+        `tokenizer` is given (`tokenizer_sha256` of another corpus), not of that tokenizer."""
         if self.tokens != tokens:
+            verb = f"text FILES --tokenizer {TRAIN_EXAMPLE}" if tokens == TEXT else f"chess --tokens {tokens}"
+            held, needed = (name if name == TEXT else f"games as {name}" for name in (self.tokens, tokens))
+            is_or_are = "is" if tokens == TEXT else "are"
             raise ValueError(
-                f"{self.path} holds games as {self.tokens}, and games as {tokens} are needed here; prepare those with "
-                f"glassmoe data chess --tokens {tokens}, or train on these with --data.tokens {self.tokens}"
+                f"{self.path} holds {held}, and {needed} {is_or_are} needed here; prepare those with "
+                f"glassmoe data {verb}, or train on these with --data.tokens {self.tokens}"
+            )
+        if tokenizer not in (None, self.tokenizer_sha256):
+            raise ValueError(
+                f"the text of {self.path} was prepared with another tokenizer than the model's "
+                f"({str(self.tokenizer_sha256)[:12]} instead of {str(tokenizer)[:12]}); prepare the text again with "
+                f"--tokenizer RUN, the model's directory"
             )
         return self
 
     @property
     def tokens(self) -> str:
-        """What a token is: `characters` or `moves`."""
+        """What a token is: `characters` or `moves` of games, or `text`."""
         return self._kind.name
 
     @property
     def vocab_size(self) -> int:
-        """How many different tokens there are: 32 characters, or 1,969 moves with the start of a game."""
+        """How many different tokens there are: 32 characters, 1,969 moves with the start of a game, or those of the
+        tokenizer of a text."""
         return self._kind.size
 
     @property
+    def kind(self) -> TokenKind:
+        """What a token is, with its vocabulary; that of a text holds the tokenizer."""
+        return self._kind
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """sha256 (hex) of a text's `tokenizer.json`; None for games."""
+        return self._kind.tokenizer_sha256
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the hashes of the four files: results name the data by it."""
+        """sha256 (hex) over the hashes of the files, a text's tokenizer among them: results name the data by it."""
         lines = [f"{name} {entry['sha256']}\n" for name, entry in sorted(self.manifest["files"].items())]
         return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
 
     def split(self, name: str) -> Games:
-        """The games of `train` or `valid`."""
+        """The games or documents of `train` or `valid`."""
         if name not in SPLITS:
             raise ValueError(f"a corpus has the splits {' and '.join(SPLITS)}, not {name!r}")
         file = self.path / f"{name}.bin"
@@ -302,43 +175,71 @@ class Corpus:
             raise ValueError(
                 f"{self.path}: cannot read split {name} ({str(error).partition('.')[0]}); prepare it again"
             ) from None
-        if offsets.shape != (self.manifest["games"][name] + 1,) or int(offsets[-1]) != data.size:
+        if offsets.shape != (self.manifest[self._kind.unit][name] + 1,) or int(offsets[-1]) != data.size:
             raise ValueError(f"{file} and its offsets do not match the manifest; prepare {self.path} again")
         return Games(np.asarray(data), np.asarray(offsets), self._kind)
 
 
-def _shown(kind: TokenKind) -> str:
-    """A vocabulary as the manifest has it: its tokens in the order of their ids."""
+def shown(kind: TokenKind) -> str:
+    """The vocabulary of games as the manifest has it: its tokens in the order of their ids."""
     return kind.separator.join(kind.vocabulary)
 
 
-class Rows:
-    """Rows of N tokens cut from games.
+def _advice(path: Path, text: bool) -> tuple[str, str]:
+    """What a folder should hold, and the command that prepares it."""
+    if text:
+        return "text", f"prepare text with: glassmoe data text FILES --tokenizer {TRAIN_EXAMPLE} --out {path}"
+    return "games", f"prepare games with: glassmoe data chess GAMES.pgn --out {path}"
 
-    `packed:N`: rows of exactly N tokens, each beginning at the start of a game, the next games following
+
+def _text_kind(path: Path, digest: str, start: str) -> TokenKind:
+    """The kind of a folder of text; ValueError when its tokenizer is not the one that prepared it."""
+    from .text_tokens import text_kind
+
+    file = path / TOKENIZER
+    raw = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise ValueError(f"{file} is not the tokenizer that the text of {path} was prepared with; prepare it again")
+    return text_kind(raw.decode("utf-8"), start)
+
+
+class Rows:
+    """Rows of N tokens cut from games or documents.
+
+    `packed:N` of games: rows of exactly N tokens, each beginning at the start of a game, the next games following
     directly; the last game of a row is cut where the row ends, the rest of it is dropped, and so is an
-    incomplete last row. `games:N`: the first N tokens of each game, shorter ones padded.
+    incomplete last row. `packed:N` of text: N tokens after N tokens of the documents one after the other, so that a
+    row may begin within one; an incomplete last row is dropped. `games:N`, of text `documents:N`: the first N tokens
+    of each, shorter ones padded.
     """
 
     def __init__(self, games: Games, cut: str) -> None:
-        found = re.fullmatch(r"(packed|games):(\d{1,9})", cut)
+        unit = games.kind.unit
+        found = re.fullmatch(rf"(packed|{unit}):(\d{{1,9}})", cut)
         if not found or int(found[2]) < 2:
+            one = unit.removesuffix("s")
             raise ValueError(
-                "a cut is 'packed:N' (rows of N tokens, filled with following games) or 'games:N' (the "
-                f"first N tokens of each game), N >= 2, for instance 'packed:1024'; given: {cut!r}"
+                f"a cut is 'packed:N' (rows of N tokens, filled with following {unit}) or '{unit}:N' (the "
+                f"first N tokens of each {one}), N >= 2, for instance 'packed:1024'; given: {cut!r}"
             )
         self.games = games
         self.cut = cut
         self.length = int(found[2])
-        # First game of each row; None when row and game are the same number.
-        self._first = _packed_starts(games.offsets, self.length) if found[1] == "packed" else None
+        packed = found[1] == "packed"
+        # Rows of text that are filled lie end to end.
+        self._filled = games.data.size // self.length if packed and games.kind.tokenizer is not None else None
+        # First game of each row; None when row and game are the same number, or rows do not begin with games.
+        self._first = _packed_starts(games.offsets, self.length) if packed and self._filled is None else None
         if not len(self):
             raise ValueError(
-                f"cut {cut!r} gives no row at all from {len(games)} games with {games.data.size} {games.kind.name}; "
-                "prepare more games, a larger valid_share, or take a shorter cut"
+                f"cut {cut!r} gives no row at all from {len(games)} {unit} with {games.data.size} "
+                f"{'tokens' if games.kind.tokenizer else games.kind.name}; "
+                f"prepare more {unit}, a larger valid_share, or take a shorter cut"
             )
 
     def __len__(self) -> int:
+        if self._filled is not None:
+            return self._filled
         return len(self.games) if self._first is None else int(self._first.size)
 
     def batch(self, indices: npt.ArrayLike) -> tuple[Tokens, Int64]:
@@ -347,6 +248,9 @@ class Rows:
         rows = np.asarray(indices, dtype=np.int64)
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
             raise IndexError(f"rows are numbered 0..{len(self) - 1}, in one flat sequence")
+        if self._filled is not None:
+            tokens = self.games.data[rows[:, None] * self.length + np.arange(self.length)]
+            return tokens, np.full(rows.size, self.length, dtype=np.int64)
         first = rows if self._first is None else self._first[rows]
         starts = self.games.offsets[first].astype(np.int64)
         lengths = np.full(rows.size, self.length, dtype=np.int64)

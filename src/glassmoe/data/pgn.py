@@ -16,19 +16,19 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from glassmoe.console import bar
 
 from .chess_moves import encode_moves
 from .chess_text import MAX_PLIES, VOCABULARY, move_text, require_chess
-from .corpus import CorpusWriter, PackedGames, pack_games
-from .parallel import count_workers, ordered_map
-from .replay import Replayer, Skip
-from .sources import MAX_GAME_BYTES, STDIN, Chunk, Source, discover
+from .parallel import count_workers
+from .replay import Replayer
+from .sources import MAX_GAME_BYTES, STDIN, Chunk, Skip, Source, discover
+from .tally import ChunkResult, Tally, gather
 from .tokens import CHARACTERS, MOVES, Tokens
+from .writer import CorpusWriter, pack_games
 
-_EXAMPLES = 3
 _DETAIL_CHARS = 80
 
 _HEADERS = re.compile(rb'(?:^[ \t]*\[\w+[ \t]+"[^\n]*(?:\n|\Z))+', re.MULTILINE)
@@ -47,17 +47,6 @@ _GAME_END = re.compile(rb"(?<!\S)(?:1-0|0-1|1/2-1/2|1/2|\*)(?!\S)|(?<!\S)(?=1\.(
 _NOT_MOVES = re.compile(r"\$\d+|[!?]+|e\.p\.?|(?<![\w/-])\d+(?=\s|\Z)|(?:(?<![\w/-])\d+)?\.+", re.ASCII)
 _ZERO_CASTLING = re.compile(r"(?<![\w-])0-0(-0)?(?![\w-])", re.ASCII)
 _SAN = re.compile(r"(?:[KQRBN]?[a-h]?[1-8]?[x-]?[a-h][1-8](?:=?[QRBN])?|O-O(?:-O)?)[+#]?")
-
-
-class ChunkResult(NamedTuple):
-    """What became of a chunk: `numbers` are the places of the kept games in it; `skipped` (place, reason,
-    detail)."""
-
-    file: int
-    games: PackedGames
-    numbers: list[int]
-    skipped: list[tuple[int, str, str]]
-    seen: int
 
 
 def prepare_chess(
@@ -99,21 +88,9 @@ def prepare_chess(
     size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
     with new as writer, bar(size, "preparing games", "B", show=progress, lines=True, unit_scale=True) as shown:
         sources = [Source(name, number, shown.update) for number, name in enumerate(names)]
-        tally = _Tally(names)
-        chunks = (chunk for source in sources for chunk in source.chunks())
+        tally = Tally(names)
         read = partial(read_chunk, checked=not trust, min_plies=min_plies, tokens=tokens)
-        results = ordered_map(read, chunks, workers)
-        finished = sources
-        for result in results:
-            room = None if max_games is None else max_games - writer.games
-            writer.add(tally.take(result, room))
-            shown.set_postfix(games=writer.games, skipped=tally.total, refresh=False)
-            if writer.games == max_games:
-                # How far reading has run ahead depends on the workers; the manifest must not.
-                finished = sources[: result.file]
-                break
-        results.close()
-        tally.breaks(finished)
+        inputs_read = gather(writer, tally, sources, read, shown, workers, max_games)
         if not writer.games:
             raise ValueError(
                 f"no usable game in {', '.join(names)}: {tally.summary()}; "
@@ -128,51 +105,9 @@ def prepare_chess(
                 "max_games": max_games,
                 "skipped": tally.skipped,
                 "ignored_files": ignored,
-                "inputs": [source.about(source in finished) for source in sources[: len(finished) + 1]],
+                **inputs_read,
             }
         )
-
-
-class _Tally:
-    """Counts of what was skipped, with the first examples of each reason."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self.skipped: dict[str, dict[str, Any]] = {}
-        self.total = 0
-        self._seen = [0] * len(names)
-
-    def take(self, result: ChunkResult, room: int | None) -> PackedGames:
-        """The games of a result, at most `room`; what was skipped after the last one is not counted."""
-        games, end = result.games, result.seen
-        if room is not None and len(result.numbers) >= room:
-            end = result.numbers[room - 1] + 1
-            lengths = games.lengths[:room]
-            games = PackedGames(games.tokens[: int(lengths.sum())], lengths, games.hashes[:room])
-        for number, reason, detail in result.skipped:
-            if number < end:
-                self._count(reason, self.names[result.file], self._seen[result.file] + number + 1, detail)
-        self._seen[result.file] += result.seen
-        return games
-
-    def breaks(self, sources: Sequence[Source]) -> None:
-        for source in sources:
-            if source.error:
-                self._count("unreadable stream", source.name, self._seen[source.number] + 1, source.error)
-
-    def summary(self) -> str:
-        if not self.skipped:
-            return "the input is empty"
-        first = next(iter(self.skipped.values()))["examples"][0]
-        counts = ", ".join(f"{entry['count']} {reason}" for reason, entry in self.skipped.items())
-        return f"skipped {counts} (first: game {first['game']} of {first['file']}: {first['detail']})"
-
-    def _count(self, reason: str, file: str, game: int, detail: str) -> None:
-        entry = self.skipped.setdefault(reason, {"count": 0, "examples": []})
-        entry["count"] += 1
-        self.total += 1
-        if len(entry["examples"]) < _EXAMPLES:
-            entry["examples"].append({"file": file, "game": game, "detail": detail})
 
 
 def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1, tokens: str = CHARACTERS.name) -> ChunkResult:

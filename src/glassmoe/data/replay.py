@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .chess_text import require_chess
+from .sources import Skip
 
 _PLAIN_SAN = re.compile(r"(?:([KQRBN])x?|(?:([a-h])x)?)([a-h][1-8])(?:=([QRBN]))?[+#]?")
-
-
-class Skip(Exception):
-    """A game that cannot be used: `reason` is what the manifest counts by, `detail` is for its examples."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 def check_mark(board: Any) -> str:

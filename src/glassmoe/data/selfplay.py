@@ -23,10 +23,10 @@ from glassmoe.console import bar
 
 from .chess_moves import encode_moves
 from .chess_text import move_text, require_chess
-from .corpus import CorpusWriter, PackedGames, pack_games
 from .parallel import ordered_map
 from .replay import check_mark
 from .tokens import CHARACTERS, MOVES, token_kind
+from .writer import CorpusWriter, PackedGames, pack_games
 
 _GAMES_A_BATCH = 50
 _OPENING_PLIES = 20

@@ -1,4 +1,4 @@
-"""Files of games as streams: which files, how they are packed, and where a stream may be cut.
+"""Files of games or documents as streams: which files, how they are packed, and where a stream may be cut.
 
 Whatever the size of an input, only a few chunks of it are in memory. Cutting never depends on the number of
 workers. A stream that breaks (truncated or damaged) gives the games before the break; the break itself is
@@ -12,7 +12,7 @@ import hashlib
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -20,33 +20,45 @@ import zstandard
 
 STDIN = "-"
 KINDS = {".pgn": "pgn", ".txt": "lines"}
+"""What the files of games hold, by their endings."""
 PACKINGS = (".zst", ".bz2", ".gz")
 # A game, comments and all, is a few kilobytes; what has no end after this many bytes is not a game.
 MAX_GAME_BYTES = 1 << 20
 
 _READ_BYTES = 1 << 16
-_CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 1 << 19
 # No mark of a game's beginning is longer, so this much is kept where a search goes on in the next block.
 _LONGEST_MARK = 64
 _MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\x1f\x8b": ".gz"}
 _HEADER_LINE = re.compile(rb'^[ \t]*\[\w+[ \t]+"', re.MULTILINE)
 
 
+class Skip(Exception):
+    """A game or document that cannot be used: `reason` is what the manifest counts by, `detail` is for its examples."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 class Chunk(NamedTuple):
-    """Whole games of input number `file`, as `kind` says written in PGN or one game a line."""
+    """Whole games or documents of input number `file`, written as `kind` says (for games PGN, or one a line)."""
 
     file: int
     kind: str
     data: bytes
 
 
-def discover(inputs: Sequence[str | Path]) -> tuple[list[str], int]:
-    """The files behind `inputs`, folders searched in sorted order, and how many other files those hold.
+def discover(inputs: Sequence[str | Path], kinds: Mapping[str, str] = KINDS) -> tuple[list[str], int]:
+    """The files behind `inputs`, folders searched in sorted order, and how many other files those hold. `kinds`: the
+    endings of known files, without that of their packing.
 
     Raises ValueError for a missing input, a file of an unknown kind, or a folder without a known one.
     """
+    either, both = " or ".join(kinds), " and ".join(kinds)
     if not inputs:
-        raise ValueError("no input given; name .pgn or .txt files (plain, .zst, .bz2, .gz), folders, or -")
+        raise ValueError(f"no input given; name {either} files (plain, .zst, .bz2, .gz), folders, or -")
     files: list[str] = []
     ignored = 0
     for given in map(str, inputs):
@@ -55,22 +67,23 @@ def discover(inputs: Sequence[str | Path]) -> tuple[list[str], int]:
             files.append(STDIN)
         elif path.is_dir():
             inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
-            known = [str(entry) for entry in inside if _kind(entry.name)]
+            known = [str(entry) for entry in inside if kind_of_file(entry.name, kinds)]
             if not known:
-                raise ValueError(f"no .pgn or .txt file (also .zst, .bz2, .gz) in the folder {given}")
+                raise ValueError(f"no {either} file (also .zst, .bz2, .gz) in the folder {given}")
             files += known
             ignored += len(inside) - len(known)
         elif not path.exists():
-            raise ValueError(f"no such file or folder: {given}; give .pgn or .txt files, folders of them, or -")
-        elif not _kind(path.name):
-            raise ValueError(f"{given}: unknown kind of file; known are .pgn and .txt, plain or as .zst, .bz2, .gz")
+            raise ValueError(f"no such file or folder: {given}; give {either} files, folders of them, or -")
+        elif not kind_of_file(path.name, kinds):
+            raise ValueError(f"{given}: unknown kind of file; known are {both}, plain or as .zst, .bz2, .gz")
         else:
             files.append(given)
     return files, ignored
 
 
-def _kind(name: str) -> str | None:
-    return KINDS.get(Path(name.lower().removesuffix(_packing(name))).suffix)
+def kind_of_file(name: str, kinds: Mapping[str, str] = KINDS) -> str | None:
+    """What a file holds by its name; None for an unknown ending."""
+    return kinds.get(Path(name.lower().removesuffix(_packing(name))).suffix)
 
 
 def _packing(name: str) -> str:
@@ -93,21 +106,21 @@ class Source:
 
     def chunks(self) -> Iterator[Chunk]:
         """Chunks of whole games, about half a megabyte each."""
-        blocks = _one_newline(self._unpacked())
+        blocks = one_newline(self.unpacked())
         head = b""
         for block in blocks:
             head += block
             if len(head.strip()) > 2:
                 break
         head = head.removeprefix(b"\xef\xbb\xbf")
-        kind = _kind(self.name) or ("lines" if re.match(rb"\s*;\s*1\.", head) else "pgn")
+        kind = kind_of_file(self.name) or ("lines" if re.match(rb"\s*;\s*1\.", head) else "pgn")
         buffer, skipping = head, False
         for block in blocks:
             buffer += block
             if skipping:
                 start = _next_start(buffer, kind)
                 buffer, skipping = (buffer[start:], False) if start else (buffer[-_LONGEST_MARK:], True)
-            if skipping or len(buffer) < _CHUNK_BYTES:
+            if skipping or len(buffer) < CHUNK_BYTES:
                 continue
             cut = _last_start(buffer, kind)
             if cut:
@@ -131,7 +144,8 @@ class Source:
             return {"file": self.name, "bytes": None, "sha256": None}
         return {"file": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
-    def _stored(self) -> Iterator[bytes]:
+    def stored(self) -> Iterator[bytes]:
+        """The file as it is stored, block by block."""
         digest = hashlib.sha256()
         file: BinaryIO = sys.stdin.buffer if self.name == STDIN else open(self.name, "rb")  # noqa: SIM115
         try:
@@ -145,9 +159,9 @@ class Source:
             if self.name != STDIN:
                 file.close()
 
-    def _unpacked(self) -> Iterator[bytes]:
+    def unpacked(self) -> Iterator[bytes]:
         """The content; sets `error` and ends where the stream cannot be read on."""
-        stored = self._stored()
+        stored = self.stored()
         try:
             first = next(stored, b"")
             packing = _packing(self.name)
@@ -185,7 +199,7 @@ def _decompressor(packing: str) -> Any:
     return bz2.BZ2Decompressor() if packing == ".bz2" else zlib.decompressobj(wbits=31)
 
 
-def _one_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def one_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:
     r"""The same text with \n for \r\n and \r."""
     held = b""
     for block in blocks:

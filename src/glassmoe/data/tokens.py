@@ -1,11 +1,13 @@
-"""What a token is: the two forms in which a model reads games, behind one face.
+"""What a token is: the forms in which a model reads games or text, behind one face.
 
 `characters` are cheap to make and show how a model copes with spelling; `moves` are about a fifth as many tokens a
-game, so that the same training sees more chess.
+game, so that the same training sees more chess. The third, `text`, has its vocabulary from a tokenizer
+(`text_tokens.py` makes it).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,12 +16,16 @@ import numpy.typing as npt
 
 from . import chess_moves, chess_text
 
-Tokens = npt.NDArray[np.uint8 | np.uint16]
+Tokens = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
+
+TEXT = "text"
 
 
 class TokenKind(NamedTuple):
     """One form. A token's id is its place in `vocabulary`; `separator` stands between the tokens of a text; `prompt`
-    is where a game that is all the model's own begins; `about` says in words what the model reads."""
+    is where a game that is all the model's own begins; `about` says in words what the model reads; `one` is what one
+    token is called. Every game or document begins with `start_token`; `unit` names them, `counted` their tokens in a
+    manifest. `tokenizer`: of text, the JSON of a `tokenizers.Tokenizer`."""
 
     name: str
     vocabulary: Sequence[str]
@@ -29,6 +35,11 @@ class TokenKind(NamedTuple):
     decode: Callable[[npt.ArrayLike], str]
     prompt: str
     about: str
+    one: str
+    counted: str
+    start_token: str = ";"
+    unit: str = "games"
+    tokenizer: str | None = None
 
     @property
     def size(self) -> int:
@@ -37,8 +48,13 @@ class TokenKind(NamedTuple):
 
     @property
     def start(self) -> int:
-        """The token with which every game begins."""
-        return self.vocabulary.index(";")
+        """The token with which every game or document begins."""
+        return self.vocabulary.index(self.start_token)
+
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """sha256 (hex) of a text's `tokenizer.json`; None for games."""
+        return None if self.tokenizer is None else hashlib.sha256(self.tokenizer.encode("utf-8")).hexdigest()
 
     def split(self, text: str) -> list[str]:
         """The tokens of a text, as text."""
@@ -58,6 +74,8 @@ CHARACTERS = TokenKind(
     decode=chess_text.decode,
     prompt=";1.",
     about="chess games as text (`;1.e4 e5 2.Nf3 ...`), one token a character",
+    one="character",
+    counted="characters",
 )
 MOVES = TokenKind(
     name="moves",
@@ -68,12 +86,18 @@ MOVES = TokenKind(
     decode=chess_moves.decode_moves,
     prompt=";",
     about="chess games as moves (`; e2e4 e7e5 g1f3 ...`), one token a move, after a `;` that begins the game",
+    one="move",
+    counted="moves",
 )
 KINDS = {kind.name: kind for kind in (CHARACTERS, MOVES)}
 
 
 def token_kind(name: str) -> TokenKind:
-    """The form of this name; ValueError when there is none."""
+    """The form of games of this name; ValueError when there is none."""
+    if name == TEXT:
+        raise ValueError(
+            "the tokens of text are those of its tokenizer, which lies in the corpus or the run; open that"
+        )
     if name not in KINDS:
         raise ValueError(f"games are read as {' or '.join(KINDS)}, not as {name!r}; give one of the two")
     return KINDS[name]

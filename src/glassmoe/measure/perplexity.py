@@ -1,4 +1,5 @@
-"""Validation loss: cross-entropy in nats per token, perplexity, and bits per character where tokens are those."""
+"""Validation loss: cross-entropy in nats per token, perplexity, bits per character where
+tokens are those, and bits per byte of text."""
 
 from __future__ import annotations
 
@@ -8,20 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from glassmoe.data.corpus import Rows
-from glassmoe.data.tokens import CHARACTERS
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.text_tokens import byte_lengths
+from glassmoe.data.tokens import CHARACTERS, TEXT
 from glassmoe.models import GlassForCausalLM
 from glassmoe.models.loss import total_loss
 
 
 @torch.no_grad()
 def perplexity(
-    model: GlassForCausalLM, rows: Rows, max_rows: int | None = None, micro_rows: int = 16
+    model: GlassForCausalLM,
+    rows: Rows,
+    max_rows: int | None = None,
+    micro_rows: int = 16,
+    bytes_per_token: float | None = None,
 ) -> dict[str, Any]:
-    """The loss of a model on rows of games, every token of a row but the first being predicted once.
+    """The loss of a model on rows of games or text, every token of a row but the first being predicted once.
 
     Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` (None where a
-    token is a move) and how much was read.
+    token is not one) and how much was read. Of text also `bits_per_byte`, all that was predicted (starts of documents
+    included, which are no text) over the `bytes` of UTF-8 that it spells, and `bytes_are`: `counted`, token by token,
+    or, where the tokenizer does not tell them, `estimated` from `bytes_per_token` (`bytes_per_token(corpus, split)`;
+    without it both are None).
     """
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     parts = [
@@ -39,4 +48,31 @@ def perplexity(
         "bits_per_character": float(loss) / math.log(2) if rows.games.kind is CHARACTERS else None,
         "rows": count,
         "tokens": int(labels_P.sum()),
+        **(_bits_per_byte(rows, count, loss_P.sum(), bytes_per_token) if rows.games.kind.name == TEXT else {}),
+    }
+
+
+def bytes_per_token(corpus: Corpus, split: str) -> float:
+    """Bytes of UTF-8 in the documents of a split of text, over its tokens, starts of documents included."""
+    size, tokens = (corpus.manifest[key][split] for key in ("bytes", "token_counts"))
+    return float(size / tokens)
+
+
+def _bits_per_byte(rows: Rows, count: int, nats: float, ratio: float | None) -> dict[str, Any]:
+    """Bits per byte of the first `count` rows of text, whose loss is `nats` in sum."""
+    lengths_V = byte_lengths(rows.games.kind)
+    size = 0.0
+    for start in range(0, count, 256):
+        tokens_RN, lengths_R = rows.batch(np.arange(start, min(start + 256, count)))
+        predicted_RN = np.arange(1, rows.length) < lengths_R[:, None]
+        if lengths_V is not None:
+            size += int(lengths_V[tokens_RN[:, 1:][predicted_RN]].sum())
+        elif ratio is not None:
+            size += ratio * int(predicted_RN.sum())
+    if not size:
+        return {"bits_per_byte": None, "bytes": None, "bytes_are": None}
+    return {
+        "bits_per_byte": float(nats) / math.log(2) / size,
+        "bytes": round(size),
+        "bytes_are": "estimated" if lengths_V is None else "counted",
     }

@@ -11,7 +11,8 @@ class GlassConfig(PreTrainedConfig):
     """A nanoGPT-shaped decoder with one kind of feed-forward layer in every block (MoE-X Tables 6 and 7).
 
     Field names are those of the run configuration (`glassmoe.config.ModelConfig`, which documents them), and `tokens`
-    is what a token of the games is (`DataConfig.tokens`); transformers' usual names (`hidden_size`,
+    is what a token is (`DataConfig.tokens`). A model of text has the sha256 of its corpus' tokenizer file, and the
+    token with which documents begin as both bos and eos. transformers' usual names (`hidden_size`,
     `num_hidden_layers`, ...) read and write the same values.
     """
 
@@ -27,6 +28,7 @@ class GlassConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "losses"]
 
     tokens: str = "characters"
+    tokenizer_sha256: str | None = None
     vocab_size: int = 32
     context: int = 1023
     layers: int = 8

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
-from glassmoe.data.tokens import CHARACTERS, kind_of
+from glassmoe.data.tokens import CHARACTERS, TEXT, kind_of, token_kind
 from glassmoe.training.checkpoint import write_text
 from glassmoe.training.tracking import read_metrics
 
@@ -47,10 +47,21 @@ class RunRecord:
         """One sentence on what was trained."""
         model, last = self.config.model, self.lines[-1]
         games = "synthetic games" if self.environment["data"] == "synthetic" else "games"
+        read = "tokens of text" if self.of_text else f"{self.config.data.tokens} of {games}"
         return (
             f"{model.ffn}, {model.layers} layers of width {model.width}, trained for {last['step']:,} of "
-            f"{self.config.train.steps:,} steps on {last['tokens'] / 1e6:.1f}M {self.config.data.tokens} of {games}"
+            f"{self.config.train.steps:,} steps on {last['tokens'] / 1e6:.1f}M {read}"
         )
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the run reads text, so that there are no boards to measure."""
+        return self.config.data.tokens == TEXT
+
+    @property
+    def token(self) -> str:
+        """What one token is called."""
+        return "token" if self.of_text else token_kind(self.config.data.tokens).one
 
     @property
     def valid_loss(self) -> float | None:
@@ -150,7 +161,7 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
             if record.boards is not None
         },
         "The runs saw different numbers of tokens.": {record.lines[-1]["tokens"] for record in records},
-        "A token is a character in some runs and a move in others, so that their losses and L0 cannot be compared.": {
+        "A token is not the same in all runs, so that their losses and L0 cannot be compared.": {
             record.config.data.tokens for record in records
         },
     }

@@ -40,7 +40,7 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
         "data_sha256": corpus.fingerprint,
         "hardware": environment["hardware"],
     }
-    empty = {**header, "token": corpus.tokens.removesuffix("s"), "rows": []}
+    empty = {**header, "token": corpus.kind.one, "rows": []}
     found = read_results(json_path, *header, "rows") if json_path.exists() else empty
     for fact in ("data_sha256", "hardware"):
         if found[fact] != header[fact]:

@@ -18,6 +18,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def data_table(out: Path, manifest: dict[str, Any]) -> str:
+    if manifest["tokens"] == "text":
+        return _text_data_table(out, manifest)
     games, kind = manifest["games"], manifest["tokens"]
     rows = [[split, f"{games[split]:,}", f"{manifest[kind][split]:,}"] for split in games]
     checked = "every move checked legal" if manifest["checked"] else "moves not checked (--trust)"
@@ -26,11 +28,38 @@ def data_table(out: Path, manifest: dict[str, Any]) -> str:
         "",
         f"{checked}; {manifest['duplicates']:,} duplicates left out",
     ]
+    return "\n".join([*lines, *_skipped(manifest, "game"), f"prepared games: {out}"])
+
+
+def _text_data_table(out: Path, manifest: dict[str, Any]) -> str:
+    documents, tokens, sizes = manifest["documents"], manifest["token_counts"], manifest["bytes"]
+    rows = []
+    for split in documents:
+        ratio = sizes[split] / tokens[split] if tokens[split] else None
+        rows.append([split, f"{documents[split]:,}", f"{tokens[split]:,}", f"{sizes[split]:,}", ratio])
+    tokenizer = manifest["tokenizer"]
+    lines = [
+        table(["split", "documents", "tokens", "bytes", "bytes a token"], rows),
+        "",
+        f"tokenizer {tokenizer['source']}: {tokenizer['vocab_size']:,} ids, documents begin with "
+        f"{tokenizer['separator']}; {manifest['duplicates']:,} duplicates left out",
+    ]
+    if "trained_on" in tokenizer:
+        trained = tokenizer["trained_on"]
+        lines.append(f"it was trained on {trained['bytes']:,} bytes of {trained['documents']:,} documents")
+    if manifest["not_utf8"]:
+        lines.append(f"{manifest['not_utf8']:,} documents were not all UTF-8; what was not became U+FFFD")
+    return "\n".join([*lines, *_skipped(manifest, "document"), f"prepared text: {out}"])
+
+
+def _skipped(manifest: dict[str, Any], unit: str) -> list[str]:
+    """What was left out of a corpus and why, one line a reason."""
+    lines = []
     for reason, skipped in manifest["skipped"].items():
         example = skipped["examples"][0]
-        where = f"{example['file']}, game {example['game']}" + (f": {example['detail']}" if example["detail"] else "")
+        where = f"{example['file']}, {unit} {example[unit]}" + (f": {example['detail']}" if example["detail"] else "")
         lines.append(f"skipped {skipped['count']:,}: {reason} (first: {where})")
-    return "\n".join([*lines, f"prepared games: {out}"])
+    return lines
 
 
 def boards_table(measured: dict[str, Any]) -> str:
@@ -88,14 +117,28 @@ def tracked_table(measured: dict[str, Any]) -> str:
     )
 
 
+def fidelity_table(found: dict[str, dict[str, Any]]) -> str:
+    """One line a coder: how well it rebuilds, and what the model loses by it."""
+    header = ["coder", "features", "parameters", "L0", "dead", "normalised MSE", "loss", "spliced", "increase"]
+    header += ["recovered"]
+    rows = []
+    for name, each in found.items():
+        facts = [f"{each['features']:,}", f"{each['parameters']:,}", f"{each['l0']:.1f}", each["dead"]]
+        losses = [f"{each[key]:.4f}" for key in ("normalised_mse", "loss", "loss_spliced", "loss_increase")]
+        rows.append([name, *facts, *losses, each["loss_recovered"]])
+    return table(header, rows)
+
+
 def perplexity_table(measured: dict[str, Any]) -> str:
-    """One line; bits per character only where a token is one."""
+    """One line; bits per character only where a token is one, bits per byte only of text."""
+    per_byte = "bits per byte" + (" (bytes estimated)" if measured.get("bytes_are") == "estimated" else "")
     error, bits = measured["loss_standard_error"], measured["bits_per_character"]
     line = {
         "loss (nats)": f"{measured['loss']:.4f}",
         "+-": None if error is None else f"{error:.4f}",
         "perplexity": measured["perplexity"],
         **({} if bits is None else {"bits per character": bits}),
+        **({} if measured.get("bits_per_byte") is None else {per_byte: measured["bits_per_byte"]}),
         "rows": f"{measured['rows']:,}",
         "tokens": f"{measured['tokens']:,}",
         "cut": measured["cut"],

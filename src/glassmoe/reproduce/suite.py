@@ -19,6 +19,7 @@ import torch
 from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
+from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.training.checkpoint import write_text
@@ -70,6 +71,8 @@ def reproduce(
     if "encoder_map" in SUITES[name].measures:
         require_plots("sklearn.manifold", "Mapping experts")
     corpus = Corpus.open(data)
+    if corpus.tokens == TEXT:
+        raise ValueError(f"{data} holds text, and {name} is of chess games; give games of glassmoe data chess")
     recipe_name, config = recipe_of(scale, corpus.tokens, data, recipe)
     if scale == "gpu" and tokens is None and minutes is None:
         raise ValueError("--scale gpu needs a budget: --minutes M for the whole suite, or --tokens T for every row")

@@ -16,7 +16,7 @@ from glassmoe import config as configuration
 from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows, row_indices
-from glassmoe.data.tokens import token_kind
+from glassmoe.data.tokens import TEXT, TokenKind, token_kind
 from glassmoe.device import autocast, compute_dtype, describe, pick_device
 from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.models.loss import count_labels, next_token_loss, total_loss
@@ -48,7 +48,7 @@ def train(config: RunConfig, out: Path) -> Path:
 
 
 class LanguageTask:
-    """Next-token prediction on rows of games; what each method is for, `loop.Task` says."""
+    """Next-token prediction on rows of games or text; what each method is for, `loop.Task` says."""
 
     def __init__(self, config: RunConfig, out: Path, device: torch.device, group: Processes):
         self.config, self.out, self.device, self.group = config, out, device, group
@@ -56,7 +56,7 @@ class LanguageTask:
         self.corpus = _corpus(config, out, group)
         self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
         torch.manual_seed(config.seed)
-        self.module = build_model(config, self.rows["train"].length).to(device).train()
+        self.module = build_model(config, self.rows["train"].length, self.corpus.kind).to(device).train()
         self.compute = torch.compile(self.module) if config.train.compile else self.module
         self.dtype = compute_dtype(config.train.precision, device)
         self.fingerprint = self.corpus.fingerprint
@@ -129,10 +129,10 @@ class LanguageTask:
         return {"layers": model_statistics(self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())}
 
     def publish(self, step: int) -> None:
-        run.publish(self.out, self.module, self.config, step)
+        run.publish(self.out, self.module, self.config, step, self.corpus.kind)
 
     def snapshot(self, step: int) -> None:
-        run.snapshot(self.out, self.module, step)
+        run.snapshot(self.out, self.module, step, self.corpus.kind)
 
     def _indices(self, step: int) -> Any:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
@@ -142,6 +142,7 @@ class LanguageTask:
         start = self.config.start
         source = load(name, self.device.type)
         # Whether the source fits is checked first: reading it on games of another kind of token would fail.
+        self.corpus.require(source.model.config.tokens, source.model.config.tokenizer_sha256)
         found = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
         models = {"source": source.model, "copied": found.copied, "start": self.module}
         loss = {name: self._valid_loss(model) for name, model in models.items()}
@@ -160,18 +161,32 @@ class LanguageTask:
             say(describe_start(receipt))
 
 
-def build_model(config: RunConfig, row_length: int) -> GlassForCausalLM:
+def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassForCausalLM:
     """The model of a run with fresh weights from torch's random state. Its context is a whole row: one position more
-    than training uses as input, so that a whole row can be read."""
-    kind = token_kind(config.data.tokens)
+    than training uses as input, so that a whole row can be read. `kind`: what its tokens are; text needs it, for its
+    tokenizer."""
+    kind = token_kind(config.data.tokens) if kind is None else kind
+    document = {"bos_token_id": kind.start, "eos_token_id": kind.start} if kind.name == TEXT else {}
     return GlassForCausalLM(
-        GlassConfig(context=row_length, tokens=kind.name, vocab_size=kind.size, **asdict(config.model))
+        GlassConfig(
+            context=row_length,
+            tokens=kind.name,
+            tokenizer_sha256=kind.tokenizer_sha256,
+            vocab_size=kind.size,
+            **document,
+            **asdict(config.model),
+        )
     )
 
 
 def _corpus(config: RunConfig, out: Path, group: Processes) -> Corpus:
     if config.data.path is not None:
-        return Corpus.open(Path(config.data.path)).require(config.data.tokens)
+        return Corpus.open(Path(config.data.path), config.data.tokens).require(config.data.tokens)
+    if config.data.tokens == TEXT:
+        raise ValueError(
+            "data.tokens is text and there is no data.path: synthetic text is not made; prepare yours with "
+            "glassmoe data text FILES --tokenizer train:8192 --out data/text, and give --data.path data/text"
+        )
     path, games, tokens = out / "games", config.data.synthetic_games, config.data.tokens
     if group.first and _synthetic(path) != (config.seed, games, tokens):
         from glassmoe.data.selfplay import generate

@@ -22,14 +22,14 @@ from transformers.utils import logging as transformers_logging
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
-from glassmoe.data.tokens import CHARACTERS, token_kind
+from glassmoe.data.tokens import CHARACTERS, TEXT, TokenKind, token_kind
 
 from .checkpoint import latest, write_text
 
 START = "start.json"
 """The receipt of a run that took its weights from another one."""
 
-UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", START, "games", "snapshots", "state"}
+UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", START, "games", "text", "snapshots", "state"}
 """What a run directory holds before its first checkpoint."""
 
 
@@ -91,8 +91,9 @@ def write_environment(
     write_text(out / "environment.json", json.dumps(environment, indent=1) + "\n")
 
 
-def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
-    """Write the model as transformers' files into the run, each complete before it takes its name.
+def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind) -> None:
+    """Write the model as transformers' files into the run, each complete before it takes its name. `kind`: what its
+    tokens are.
 
     OSError when the disk refuses them.
     """
@@ -100,8 +101,8 @@ def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        chess_tokenizer(model.config.context, model.config.tokens).save_pretrained(staging)
-        (staging / "README.md").write_text(model_card(config, step))
+        tokenizer_of(kind, model.config.context).save_pretrained(staging)
+        (staging / "README.md").write_text(model_card(config, step, kind), encoding="utf-8")
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
     except (OSError, SafetensorError) as error:
@@ -113,8 +114,8 @@ def publish(out: Path, model: Any, config: RunConfig, step: int) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def snapshot(out: Path, model: Any, step: int) -> Path:
-    """Keep the model of this step as `out/snapshots/step-N`, for curves over training.
+def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
+    """Keep the model of this step as `out/snapshots/step-N`, for curves over training; of text with its tokenizer.
 
     OSError when the disk refuses it.
     """
@@ -123,6 +124,8 @@ def snapshot(out: Path, model: Any, step: int) -> Path:
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
+        if kind.name == TEXT:
+            tokenizer_of(kind, model.config.context).save_pretrained(staging)
         # A killed run passes this step again, with the same weights.
         shutil.rmtree(path, ignore_errors=True)
         staging.rename(path)
@@ -131,6 +134,19 @@ def snapshot(out: Path, model: Any, step: int) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
+
+
+def tokenizer_of(kind: TokenKind, context: int) -> PreTrainedTokenizerFast:
+    """The tokens of a corpus as a transformers tokenizer; of text, the tokenizer that it was prepared with."""
+    if kind.tokenizer is None:
+        return chess_tokenizer(context, kind.name)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(kind.tokenizer),
+        bos_token=kind.start_token,
+        eos_token=kind.start_token,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def chess_tokenizer(context: int, tokens: str = CHARACTERS.name) -> PreTrainedTokenizerFast:
@@ -152,12 +168,12 @@ def chess_tokenizer(context: int, tokens: str = CHARACTERS.name) -> PreTrainedTo
     )
 
 
-def model_card(config: RunConfig, step: int) -> str:
-    model = asdict(config.model)
+def model_card(config: RunConfig, step: int, kind: TokenKind) -> str:
+    model, world = asdict(config.model), "text" if kind.name == TEXT else "chess"
     return (
-        "---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, chess]\n---\n\n"
-        f"# {config.model.ffn} chess model\n\n"
-        f"A glassmoe decoder that reads and writes {token_kind(config.data.tokens).about}. "
+        f"---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, {world}]\n---\n\n"
+        f"# {config.model.ffn} {world} model\n\n"
+        f"A glassmoe decoder that reads and writes {kind.about}. "
         f"It was trained for {step} of {config.train.steps} steps.\n\n"
         "```python\nimport glassmoe.models\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'

@@ -35,9 +35,10 @@ def corpus_of(loaded: Any, path: str | None) -> Any:
     from glassmoe.data.corpus import Corpus
 
     if path is None and loaded.config is None:
-        raise ValueError(f"{loaded.path} does not say which games it was trained on; give --data.path")
-    corpus = Corpus.open(Path(path or loaded.config.data.path or loaded.path / "games"))
-    return corpus.require(loaded.model.config.tokens)
+        raise ValueError(f"{loaded.path} does not say which games or text it was trained on; give --data.path")
+    settings = loaded.model.config
+    corpus = Corpus.open(Path(path or loaded.config.data.path or loaded.path / "games"), settings.tokens)
+    return corpus.require(settings.tokens, settings.tokenizer_sha256)
 
 
 def record(args: argparse.Namespace, loaded: Any, corpus: Any, measures: dict[str, Any]) -> None:

@@ -6,14 +6,16 @@ import argparse
 import os
 from pathlib import Path
 
-from glassmoe.arguments import count, minutes, share
+from glassmoe.arguments import count, minutes, seed, share
 
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
 
 
 def data(words: list[str]) -> None:
-    parser = make_parser("data", "Prepare chess games for training.")
-    parser.add_argument("kind", choices=["chess"], help="what the files hold")
+    if words[:1] == ["text"]:
+        return _text_data(words[1:])
+    parser = make_parser("data", "Prepare chess games for training; `glassmoe data text --help` is for text.")
+    parser.add_argument("kind", choices=["chess", "text"], help="what the files hold")
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -27,6 +29,8 @@ def data(words: list[str]) -> None:
     parser.add_argument("--valid-share", type=share, default=0.01, help="share of games kept for validation")
     parser.add_argument("--overwrite", action="store_true", help="replace games that are already in the folder")
     args = parser.parse_args(words)
+    if args.kind == "text":
+        raise ValueError("`text` stands before the files and options: glassmoe data text FILES --tokenizer train:8192")
     from glassmoe.data.pgn import prepare_chess
 
     manifest = prepare_chess(
@@ -41,6 +45,42 @@ def data(words: list[str]) -> None:
     )
     from glassmoe.report.tables import data_table
 
+    show(args, manifest, data_table(args.out, manifest))
+    return None
+
+
+def _text_data(words: list[str]) -> None:
+    parser = make_parser("data text", "Prepare documents for training.")
+    parser.add_argument(
+        "inputs", nargs="+", help="files (.jsonl, .txt; .zst .bz2 .gz; .parquet with pyarrow), folders, or - for stdin"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        help="train:8192 (a byte-level BPE of so many ids), or name or directory of a transformers tokenizer",
+    )
+    parser.add_argument("--field", default="text", help="what holds the text in .jsonl and .parquet (default: text)")
+    parser.add_argument("--workers", type=count, help="processes (default: one a core)")
+    parser.add_argument("--max-documents", type=count, help="stop after this many documents")
+    parser.add_argument("--valid-share", type=share, default=0.01, help="share of documents kept for validation")
+    parser.add_argument("--seed", type=seed, default=0, help="of the sample that a tokenizer is trained on")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is already prepared in the folder")
+    args = parser.parse_args(words)
+    from glassmoe.data.documents import prepare_text
+    from glassmoe.report.tables import data_table
+
+    manifest = prepare_text(
+        args.inputs,
+        args.out,
+        tokenizer=args.tokenizer,
+        field=args.field,
+        workers=args.workers,
+        valid_share=args.valid_share,
+        max_documents=args.max_documents,
+        overwrite=args.overwrite,
+        seed=args.seed,
+    )
     show(args, manifest, data_table(args.out, manifest))
 
 
@@ -91,7 +131,7 @@ def _train_run(words: list[str], verb: str, about: str, source: bool = False) ->
 
     train(config, out)
     if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
-        write(f"trained: {out}\nnext: glassmoe eval boards {out}")
+        write(f"trained: {out}\nnext: glassmoe eval {'ppl' if config.data.tokens == 'text' else 'boards'} {out}")
 
 
 def quickstart(words: list[str]) -> None:

@@ -1,0 +1,231 @@
+"""Games or documents on their way to a prepared folder (`corpus.py` says what it holds): streamed, freed of exact
+duplicates, split by hash, and published whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .chess_text import encode
+from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SPLITS, TOKENIZER, UInt64, shown
+from .tokens import CHARACTERS, TokenKind, Tokens, token_kind
+
+_PARTIAL = ".partial"
+_TEXTS_A_PASS, _TOKENS_A_PASS = 1 << 16, 1 << 24
+
+
+class PackedGames(NamedTuple):
+    """Games or documents on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each
+    text, and of documents the length of each text in bytes of UTF-8."""
+
+    tokens: Tokens
+    lengths: npt.NDArray[np.uint32]
+    hashes: UInt64
+    sizes: npt.NDArray[np.uint32] | None = None
+
+    def first(self, count: int) -> PackedGames:
+        """The first `count` of them."""
+        lengths = self.lengths[:count]
+        sizes = None if self.sizes is None else self.sizes[:count]
+        return PackedGames(self.tokens[: int(lengths.sum(dtype=np.int64))], lengths, self.hashes[:count], sizes)
+
+
+def hash_texts(texts: Sequence[bytes]) -> UInt64:
+    """The 8-byte hash of each text, by which duplicates are found and the split is made."""
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def of_validation(hashes: UInt64, valid_share: float) -> npt.NDArray[np.bool_]:
+    """Which texts fall into the validation split."""
+    return hashes < np.uint64(int(valid_share * 2**64))
+
+
+def pack_games(texts: Sequence[bytes], moves: Sequence[Tokens] | None = None) -> PackedGames:
+    """Packs texts such as b";1.e4 e5", or the `moves` of these games (token ids of each) where they are given.
+
+    The hash is that of the text in either form, so that a game is on the same side of the split in both. ValueError
+    for a text that holds a character outside the vocabulary.
+    """
+    games: Sequence[Any] = texts if moves is None else moves
+    return PackedGames(
+        tokens=encode(b"".join(texts)) if moves is None else np.concatenate([np.empty(0, np.uint16), *moves]),
+        lengths=np.fromiter(map(len, games), dtype=np.uint32, count=len(texts)),
+        hashes=hash_texts(texts),
+    )
+
+
+class CorpusWriter:
+    """Streams games or documents into a folder; `finish` removes exact duplicates, splits and publishes.
+
+    They keep their order. Which split one falls into depends only on its text, so the same game always lands on the
+    same side. Memory is under 32 bytes a game. Used as a context manager, it leaves nothing half-done behind.
+    `tokens`: what a token is: `characters` or `moves` of games, or the kind of a text. The tokenizer of a text lies
+    at `tokenizer_file` while the writer is open.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        valid_share: float = 0.01,
+        overwrite: bool = False,
+        tokens: str | TokenKind = CHARACTERS.name,
+    ) -> None:
+        self.kind = token_kind(tokens) if isinstance(tokens, str) else tokens
+        self.out = Path(out)
+        check_target(self.out, valid_share, overwrite, self.kind.unit)
+        self.valid_share = valid_share
+        self.games = 0
+        self._made_folder = not self.out.exists()
+        self._published = FILES if self.kind.tokenizer is None else (*FILES, TOKENIZER)
+        self._streams = ("tokens", "lengths", "hashes") + (() if self.kind.tokenizer is None else ("sizes",))
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._remove_partials()
+        if self.kind.tokenizer is not None:
+            self.tokenizer_file.write_text(self.kind.tokenizer, encoding="utf-8", newline="")
+        self._files = {name: self._partial(name).open("wb") for name in self._streams}
+
+    def __enter__(self) -> CorpusWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        self._remove_partials()
+        if self._made_folder and not any(self.out.iterdir()):
+            self.out.rmdir()
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Where the tokenizer of a text lies, for other processes to read, until `finish` gives it its name."""
+        return self._partial(TOKENIZER)
+
+    def add(self, games: PackedGames) -> None:
+        """Appends games or documents; nothing is kept in memory."""
+        lengths = games.lengths
+        assert int(lengths.sum(dtype=np.int64)) == games.tokens.size and lengths.size == games.hashes.size
+        if not lengths.size:
+            return
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        assert games.tokens.dtype == self.kind.dtype
+        assert lengths.min() > 0 and (games.tokens[starts] == self.kind.start).all()
+        self._files["tokens"].write(games.tokens.tobytes())
+        self._files["lengths"].write(lengths.astype("<u4").tobytes())
+        self._files["hashes"].write(games.hashes.astype("<u8").tobytes())
+        if "sizes" in self._files:
+            assert games.sizes is not None and games.sizes.size == lengths.size
+            self._files["sizes"].write(games.sizes.astype("<u4").tobytes())
+        self.games += lengths.size
+
+    def finish(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the corpus and returns its manifest, which holds `about` too."""
+        if not self.games:
+            raise ValueError(f"no {self.kind.unit} to write")
+        self._close()
+        keep, valid = self._choose()
+        chosen = {"train": keep & ~valid, "valid": keep & valid}
+        counts, tokens = self._distribute(chosen)
+        # From here to the last line the folder counts as unfinished, whatever it held before.
+        (self.out / MANIFEST).unlink(missing_ok=True)
+        sizes = self._text_bytes(chosen)
+        for name in self._published:
+            self._partial(name).replace(self.out / name)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "tokens": self.kind.name,
+            **({"vocabulary": shown(self.kind)} if self.kind.tokenizer is None else {}),
+            **about,
+            "valid_share": self.valid_share,
+            self.kind.unit: counts,
+            self.kind.counted: tokens,
+            **sizes,
+            "duplicates": self.games - sum(counts.values()),
+            "files": {name: file_digest(self.out / name) for name in self._published},
+        }
+        self._partial(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        self._partial(MANIFEST).replace(self.out / MANIFEST)
+        return manifest
+
+    def _choose(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        hashes = np.fromfile(self._partial("hashes"), dtype="<u8")
+        # A stable sort puts the first of equal games first. That two different games among 16M share a hash
+        # happens in about 1 of 100,000 such sets.
+        order = np.argsort(hashes, kind="stable")
+        in_order = hashes[order]
+        repeated = in_order[1:] == in_order[:-1]
+        del in_order
+        keep = np.ones(self.games, dtype=np.bool_)
+        keep[order[1:][repeated]] = False
+        return keep, of_validation(hashes, self.valid_share)
+
+    def _distribute(self, chosen: dict[str, npt.NDArray[np.bool_]]) -> tuple[dict[str, int], dict[str, int]]:
+        lengths = np.fromfile(self._partial("lengths"), dtype="<u4")
+        ends = np.cumsum(lengths, dtype=np.int64)
+        files = {split: self._partial(f"{split}.bin").open("wb") for split in SPLITS}
+        with self._partial("tokens").open("rb") as source, files["train"], files["valid"]:
+            begin = 0
+            while begin < self.games:
+                before = int(ends[begin - 1]) if begin else 0
+                # Documents may be long, so a pass is bounded in tokens too.
+                fitting = int(np.searchsorted(ends, before + _TOKENS_A_PASS, side="right"))
+                part = slice(begin, min(begin + _TEXTS_A_PASS, max(begin + 1, fitting)))
+                size = int(lengths[part].sum(dtype=np.int64)) * self.kind.dtype.itemsize
+                tokens = np.frombuffer(source.read(size), dtype=self.kind.dtype)
+                for split, file in files.items():
+                    file.write(tokens[np.repeat(chosen[split][part], lengths[part])].tobytes())
+                begin = part.stop
+        counts, totals = {}, {}
+        for split, mask in chosen.items():
+            offsets = np.zeros(int(mask.sum()) + 1, dtype="<u8")
+            np.cumsum(lengths[mask], out=offsets[1:])
+            with self._partial(f"{split}.offsets.npy").open("wb") as file:
+                np.save(file, offsets)
+            counts[split], totals[split] = offsets.size - 1, int(offsets[-1])
+        return counts, totals
+
+    def _text_bytes(self, chosen: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
+        """The bytes of UTF-8 in each split's texts, for the manifest of a text."""
+        if "sizes" not in self._files:
+            return {}
+        sizes = np.fromfile(self._partial("sizes"), dtype="<u4")
+        return {"bytes": {split: int(sizes[mask].sum(dtype=np.int64)) for split, mask in chosen.items()}}
+
+    def _partial(self, name: str) -> Path:
+        return self.out / (name + _PARTIAL)
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _remove_partials(self) -> None:
+        for name in ("tokens", "lengths", "hashes", "sizes", TOKENIZER, MANIFEST, *FILES):
+            self._partial(name).unlink(missing_ok=True)
+
+
+def check_target(out: Path, valid_share: float, overwrite: bool, unit: str = "games") -> None:
+    """ValueError when a corpus cannot be written to `out`: a share that is none, a file, or one that is there."""
+    if not 0 <= valid_share < 1:
+        raise ValueError(f"valid_share is a share of the {unit}, 0 <= share < 1, not {valid_share}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder to write the prepared {unit} to")
+    there = [name for name in (MANIFEST, *FILES) if (out / name).exists()]
+    if there and not overwrite:
+        raise ValueError(
+            f"{out} already holds prepared games or documents ({there[0]}); "
+            "give another folder, or overwrite=True (--overwrite)"
+        )
+
+
+def file_digest(path: Path) -> dict[str, Any]:
+    """`{"bytes": ..., "sha256": ...}` of a whole file."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
