@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from text_files import jsonl, made_up_texts, prepared, random_gpt2
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # What makes a command small enough for a test; the command itself stays as the README gives it.
 SMALL = {
+    "train --config text-small": "--data.rows packed:33 --model.layers 1 --model.width 16 --model.active_width 32 "
+    "--train.steps 2 --train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "train": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 32 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "upcycle": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 64 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
+    "decompose": "--context 32 --tokens 4096",
+    "eval fidelity": "--rows 4",
     "eval boards": "--games 5",
     "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
 }
@@ -33,13 +39,18 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with games.pgn.zst."""
+    """A folder with games.pgn.zst, corpus.jsonl.zst, the folder text/ and a model in gpt2/."""
     from glassmoe.data.selfplay import play_game
 
     desk = tmp_path_factory.mktemp("desk")
     games = [re.sub(r"(\d+)\.", r"\1. ", play_game(3, i, 300).removeprefix(";")) for i in range(60)]
     pgn = "".join(f'[Event "?"]\n[Result "*"]\n\n{game} *\n\n' for game in games)
     (desk / "games.pgn.zst").write_bytes(zstandard.compress(pgn.encode()))
+    (desk / "corpus.jsonl.zst").write_bytes(zstandard.compress(jsonl(made_up_texts(60)).encode()))
+    (desk / "text").mkdir()
+    (desk / "text/some.jsonl").write_text(jsonl(made_up_texts(200)), encoding="utf-8")
+    prepared(desk / "prepared", made_up_texts(200))
+    random_gpt2(desk / "gpt2", desk / "prepared", layers=9)
     return desk
 
 
@@ -60,7 +71,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 9
+    assert len(ran) == 15
     assert (desk / "runs/moex/model.safetensors").exists()
     assert (desk / "results/table1-chess-small.md").exists()
 

@@ -45,6 +45,10 @@ def temperature(text: str) -> float:
     return _number(text, math.inf, "a number of at least 0")
 
 
+def rate(text: str) -> float:
+    return minutes(text)
+
+
 def minutes(text: str) -> float:
     value = _number(text, math.inf, "a number above 0")
     if value == 0:

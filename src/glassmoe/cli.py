@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from glassmoe import __version__
 from glassmoe.arguments import explain_path
-from glassmoe.verbs import making, reading
+from glassmoe.verbs import coding, making, reading
 from glassmoe.verbs.common import FAILURE, USAGE, write
 
 
@@ -56,9 +56,13 @@ def _guarded(run: Callable[[list[str]], int | None], words: list[str]) -> int:
 
 VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "quickstart": (making.quickstart, "train a small MoE-X on synthetic games and show what its neurons track"),
-    "data": (making.data, "prepare games: data chess FILES --out DIR"),
+    "data": (making.data, "prepare games or text: data chess FILES --out DIR, data text FILES ..."),
     "train": (making.train, "train a model: train --config RECIPE --data.path DIR --out RUN"),
     "upcycle": (making.upcycle, "dense model to mixture: upcycle RUN --config RECIPE --out RUN2"),
+    "decompose": (
+        coding.decompose,
+        "open a model that exists: decompose MODEL --layer 8 --data.path TEXT --out DIR",
+    ),
     "eval": (reading.evaluate, "measure a run: eval boards RUN, eval ppl RUN"),
     "report": (reading.report, "draw it: report RUN [RUN ...] makes one HTML page"),
     "generate": (reading.generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),

@@ -86,5 +86,5 @@ def test_a_planted_reader_of_the_stream_is_found(played: Corpus) -> None:
 
 
 def test_a_coder_reads_one_layer(played: Corpus) -> None:
-    with pytest.raises(ValueError, match=r"reads the stream after one layer, not after \[0, 1\]; give layers="):
+    with pytest.raises(ValueError, match=r"reads at one layer, not at \[0, 1\]; give layers="):
         evaluate_boards(make_model(), played, coder=make_coder("topk", 32))

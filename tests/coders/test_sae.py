@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glassmoe.coders.configuration import CoderConfig
-from glassmoe.coders.sae import CODERS, Coder, Gated, PAnneal, TopK, build_coder
+from glassmoe.coders.sae import AUTOENCODERS, BatchTopK, Coder, Gated, JumpReLU, PAnneal, TopK, build_coder
 from glassmoe.models import FEED_FORWARD, Features, FeedForward
 from glassmoe.models.statistics import layer_statistics
 
@@ -17,7 +17,8 @@ WIDTH, FEATURES, TOKENS, K = 10, 17, 23, 4
 def make(kind: str, steps: int = 100, tokens: int = 3000, **settings: object) -> Coder:
     """A coder with all weights at random, decoder rows of norm 1, in float64 and training."""
     torch.manual_seed(0)
-    config = CoderConfig(layer=0, kind=kind, **{"features": FEATURES, "k": K, "l1": 0.3, **settings})
+    defaults = {"features": FEATURES, "k": K, "l1": 0.3, "l0": 0.2, "bandwidth": 0.8}
+    config = CoderConfig(layer=0, kind=kind, **{**defaults, **settings})
     coder = build_coder(config, WIDTH, steps, tokens).double().train()
     for p in coder.parameters():
         torch.nn.init.normal_(p, std=0.4)
@@ -33,7 +34,7 @@ def stream() -> torch.Tensor:
 def naive(coder: Coder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """Features (T, F), reconstruction (T, D) and losses, one token and one feature at a time."""
     config, rows = coder.config, []
-    gates, losses = [], {}
+    gates, passed, losses = [], [], {}
     for token in x:
         z = [(coder.w_enc[f] * (token - coder.b_dec)).sum() for f in range(FEATURES)]
         if isinstance(coder, Gated):
@@ -41,14 +42,27 @@ def naive(coder: Coder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, di
             magnitude = [coder.r_mag[f].exp() * z[f] + coder.b_enc[f] for f in range(FEATURES)]
             row = [m if m > 0 and g > 0 else 0 * m for m, g in zip(magnitude, gate, strict=True)]
             gates.append(torch.stack([g if g > 0 else 0 * g for g in gate]))
+        elif isinstance(coder, JumpReLU):
+            z = [z[f] + coder.b_enc[f] for f in range(FEATURES)]
+            theta = [coder.log_theta[f].exp() for f in range(FEATURES)]
+            # What flows to theta: - theta / width to the feature, - 1 / width to the count, near theta alone.
+            near = [float(abs(a - t) < config.bandwidth / 2) / config.bandwidth for a, t in zip(z, theta, strict=True)]
+            row = [
+                (a if a > t else 0 * a) - t.detach() * w * (t - t.detach())
+                for a, t, w in zip(z, theta, near, strict=True)
+            ]
+            passed += [float(a > t) - w * (t - t.detach()) for a, t, w in zip(z, theta, near, strict=True)]
         else:
             row = [z[f] + coder.b_enc[f] for f in range(FEATURES)]
             row = [r if r > 0 else 0 * r for r in row]
-            if isinstance(coder, TopK):
+            if isinstance(coder, TopK) and not isinstance(coder, BatchTopK):
                 best = sorted(range(FEATURES), key=lambda f: -row[f].item())[: config.k]
                 row = [r if f in best else 0 * r for f, r in enumerate(row)]
         rows.append(torch.stack(row))
     values = torch.stack(rows)
+    if isinstance(coder, BatchTopK):
+        least = values.detach().flatten().sort(descending=True).values[TOKENS * config.k - 1]
+        values = torch.where(values >= least, values, 0 * values)
 
     def decode(v: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.stack([sum((row[f] * w[f] for f in range(FEATURES)), b) for row in v])
@@ -58,6 +72,8 @@ def naive(coder: Coder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, di
     scale = min(1.0, int(coder.step) / round(config.l1_warmup * 100))
     if coder.config.kind == "l1":
         losses["sparsity"] = config.l1 * scale * sum(row.abs().sum() for row in values) / TOKENS
+    elif isinstance(coder, JumpReLU):
+        losses["sparsity"] = config.l0 * scale * sum(passed) / TOKENS
     elif isinstance(coder, PAnneal):
         p = 1 - (1 - config.p_end) * int(coder.updates) / config.anneal_updates
         powers = [v**p for row in values for v in row if v > 0]
@@ -93,7 +109,7 @@ def set_state(coder: Coder) -> None:
         coder.weight.fill_(0.7)
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_features_write_and_losses_against_the_naive_twin_with_all_gradients(kind: str) -> None:
     coder, x = make(kind), stream()
     set_state(coder)
@@ -110,6 +126,8 @@ def test_features_write_and_losses_against_the_naive_twin_with_all_gradients(kin
             torch.testing.assert_close(found[key], reference[key], rtol=1e-5, atol=1e-9, msg=lambda m, k=key: k + m)
     weight = torch.linspace(-1, 1, rebuilt.numel(), dtype=x.dtype).view_as(rebuilt).cos()
     reference = gradients(coder, x, (rebuilt * weight).sum())
+    if isinstance(coder, BatchTopK):
+        coder.threshold.copy_(coded.features.values[coded.features.values > 0].min().detach())
     for y in (coded.reconstruction, coder(x)[0], coder.write(coder.features(x)), coder.eval()(x)[0]):
         torch.testing.assert_close(y, rebuilt)
         found = gradients(coder, x, (y * weight).sum())
@@ -117,20 +135,21 @@ def test_features_write_and_losses_against_the_naive_twin_with_all_gradients(kin
             torch.testing.assert_close(found[key], reference[key])
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_a_coder_is_read_like_any_layer(kind: str) -> None:
     coder, x = make(kind), stream().detach()
     assert isinstance(coder, FeedForward) and coder.writes == "linear" and coder.num_features == FEATURES
     assert kind not in FEED_FORWARD
     f = coder.features(x)
-    assert isinstance(f, Features) and (f.ids is not None) == (kind == "topk")
+    assert isinstance(f, Features) and (f.ids is not None) == (kind in ("topk", "batchtopk"))
     difference = coder.write(f.add(5, 2.0)) - coder.write(f)
     torch.testing.assert_close(difference, 2 * coder.w_dec[5].expand_as(difference))
     assert coder.loss(x).keys() == coder(x)[1].keys() and coder.eval()(x)[1] == {}
-    found = layer_statistics(coder, x)
+    f, found = coder.features(x), layer_statistics(coder, x)
     assert found["l0"] == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
     if kind == "topk":
         assert f.values.shape == (TOKENS, K) and found["l0"] <= K
+    if kind in ("topk", "batchtopk"):
         assert coder.active_parameters() == FEATURES * WIDTH + K * WIDTH + FEATURES + WIDTH
 
 
@@ -175,7 +194,7 @@ def test_losses_by_hand() -> None:
     assert topk.loss(x)["auxiliary"].item() == pytest.approx((1 + 0.25 + 1) / 2 / 32)
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_gradients_are_finite_where_features_are_zero(kind: str) -> None:
     coder = make(kind).float()
     set_state(coder)
@@ -184,7 +203,7 @@ def test_gradients_are_finite_where_features_are_zero(kind: str) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in coder.parameters())
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_decoder_rows_keep_their_norm_and_their_gradient_is_tangent(kind: str) -> None:
     coder, x = make(kind), stream().detach()
     optimizer = torch.optim.AdamW(coder.parameters(), lr=0.05, weight_decay=0.0)
@@ -269,7 +288,8 @@ def test_p_remembers_ten_batches() -> None:
     assert float(coder.weight) != pytest.approx(0.3 * float(now / ahead), rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", CODERS)
+# Of `batchtopk` tokens of a pass compete: a batch in parts is another choice.
+@pytest.mark.parametrize("kind", [kind for kind in AUTOENCODERS if kind != "batchtopk"])
 def test_silence_is_counted_in_tokens_and_passes_add_up(kind: str) -> None:
     """Three steps of unequal passes against a count by hand; reading in between does not count."""
     whole, parts = make(kind), make(kind)
@@ -312,14 +332,14 @@ def test_auxiliary_loss_revives_the_dead() -> None:
     assert moved.tolist() == [f == 5 for f in range(FEATURES)]
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_first_weights(kind: str) -> None:
     torch.manual_seed(3)
     coder = build_coder(CoderConfig(layer=1, kind=kind), 16, 100, 30_000)
     assert coder.num_features == 8 * 16 and coder.dead_tokens == 1000
     torch.testing.assert_close(coder.w_dec.norm(dim=1), torch.ones(128))
-    torch.testing.assert_close(coder.w_enc, coder.w_dec * (1 if kind == "topk" else 2 * 16 / 128))
-    assert all(p.abs().max().item() == 0 for name, p in coder.named_parameters() if name not in ("w_enc", "w_dec"))
+    torch.testing.assert_close(coder.w_enc, coder.w_dec * (1 if "topk" in kind else 2 * 16 / 128))
+    assert all(p.abs().max().item() == 0 for name, p in coder.named_parameters() if name[:2] in ("b_", "r_"))
     x = torch.randn(50, 16) + 3
     coder.initialise(x)
     torch.testing.assert_close(coder.b_dec, x.mean(0))
@@ -333,7 +353,7 @@ def test_first_weights(kind: str) -> None:
     assert all(torch.equal(a, again.state_dict()[name]) for name, a in coder.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["l1", "p-anneal", "gated"])
+@pytest.mark.parametrize("kind", ["l1", "p-anneal", "gated", "jumprelu"])
 def test_the_first_reconstruction_is_the_stream_with_noise(kind: str) -> None:
     torch.manual_seed(0)
     coder, x = build_coder(CoderConfig(layer=0, kind=kind, features=4096), 32, 100, 1000), 7 * torch.randn(200, 32)
@@ -354,8 +374,14 @@ def test_the_first_reconstruction_is_the_stream_with_noise(kind: str) -> None:
         ({"anneal_start": -0.1}, "coder.anneal_start is -0.1, a share"),
         ({"p_end": 1.5}, "coder.p_end is 1.5; the exponent falls from 1"),
         ({"dead_tokens": 0}, "coder.dead_tokens is 0"),
-        ({"kind": "jump"}, "coder.kind is 'jump'; expected one of topk, l1, p-anneal, gated"),
-        ({"site": "mlp"}, "coder.site is 'mlp'; expected stream"),
+        ({"kind": "batchtopk", "features": 8, "k": 9}, r"coder.k is 9, more than the 8 features; lower coder.k"),
+        ({"kind": "jump"}, "coder.kind is 'jump'; expected one of topk, batchtopk, jumprelu, l1, p-anneal, gated, "),
+        ({"site": "attention"}, "coder.site is 'attention'; expected one of stream, mlp, mlp-out"),
+        ({"site": "mlp"}, "coder.site is 'mlp'; topk rebuilds what it reads: give stream or mlp-out, or one of the"),
+        ({"normalise": "max"}, "coder.normalise is 'max'; expected one of none, rms"),
+        ({"auxiliary": -1.0}, "coder.auxiliary is -1.0; expected a number of at least 0"),
+        ({"l0": -1.0}, "coder.l0 is -1.0; expected a number of at least 0"),
+        ({"bandwidth": 0.0}, "coder.bandwidth is 0.0; expected a number above 0"),
     ],
 )
 def test_impossible_settings_say_so(settings: dict[str, object], message: str) -> None:

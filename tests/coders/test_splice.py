@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from glassmoe.coders.configuration import CoderConfig
-from glassmoe.coders.sae import CODERS, Coder, build_coder
-from glassmoe.coders.splice import StreamFit, replaced, splice_loss, spliced
+from glassmoe.coders.sae import AUTOENCODERS, Coder, build_coder
+from glassmoe.coders.splice import StreamFit, splice_loss, spliced
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.models import Dense, GlassConfig, GlassForCausalLM
-from glassmoe.reading.harvest import harvest, stream_after
+from glassmoe.reading.harvest import activations_at, harvest
 from glassmoe.reading.load import random_coder
+from glassmoe.reading.subject import place_in, replaced
 
 WIDTH, LAYERS = 16, 3
 
@@ -92,18 +93,19 @@ def naive(model: GlassForCausalLM, coder: Coder, layer: int, rows: Rows, indices
     }
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_splice_loss_against_the_naive_twin(kind: str, layer: int, noise_games: Path) -> None:
-    model, coder, rows = make_model(), make_coder(kind).train(), rows_of(noise_games)
-    indices = [3, 0, 11, 7, 5]
+    model, coder, rows = make_model(), make_coder(kind).eval(), rows_of(noise_games)
+    indices, place = [3, 0, 11, 7, 5], place_in(model, layer, "stream")
     assert len({int(n) for n in rows.batch(indices)[1]}) > 2  # rows with padding, and full ones
-    found = splice_loss(model, coder, layer, rows, indices, micro_rows=2)
     expected = naive(model, coder, layer, rows, indices)
+    coder.train()  # measuring is done in evaluation mode all the same
+    found = splice_loss(model, coder, place, rows, indices, micro_rows=2)
     assert found.keys() == expected.keys()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert coder.training and not model.training and int(coder.seen) == 0
-    assert found == pytest.approx(splice_loss(model, coder, layer, rows, np.array(indices), micro_rows=5), rel=1e-4)
+    assert found == pytest.approx(splice_loss(model, coder, place, rows, np.array(indices), micro_rows=5), rel=1e-4)
 
 
 def test_a_perfect_coder_loses_nothing_and_an_empty_one_everything(noise_games: Path) -> None:
@@ -113,18 +115,18 @@ def test_a_perfect_coder_loses_nothing_and_an_empty_one_everything(noise_games: 
     with torch.no_grad():
         for weight in (coder.w_enc, coder.w_dec):
             weight.copy_(torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)]))
-    found = splice_loss(model, coder, 1, rows, range(8), 4)
+    found = splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
     assert found["loss_recovered"] == pytest.approx(1, abs=1e-5) and found["l0"] == pytest.approx(WIDTH)
     assert found["variance_explained"] == pytest.approx(1) and found["normalised_mse"] == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
         coder.w_dec.zero_()
-    found = splice_loss(model, coder, 1, rows, range(8), 4)
+    found = splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
     assert found["loss_spliced"] == pytest.approx(found["loss_zero"]) and found["loss_recovered"] == pytest.approx(0)
     assert found["variance_explained"] == pytest.approx(0) and found["normalised_mse"] > 1
     # A model of which nothing depends on the stream has nothing to recover.
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    assert splice_loss(model, coder, 1, rows, range(8), 4)["loss_recovered"] is None
+    assert splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)["loss_recovered"] is None
 
 
 def test_figures_by_hand() -> None:
@@ -149,10 +151,13 @@ def test_the_hook_is_taken_out_again() -> None:
     model, coder = make_model(), make_coder()
     tokens = torch.randint(0, 32, (2, 20))
     before = model(input_ids=tokens).logits
-    with spliced(model, coder, 1):
+    with spliced(model, coder, place_in(model, 1, "stream")):
         inside = model(input_ids=tokens).logits
     assert not torch.allclose(inside, before)
-    with pytest.raises(ZeroDivisionError), replaced(model, 0, torch.zeros_like):
+    with (
+        pytest.raises(ZeroDivisionError),
+        replaced(model, place_in(model, 0, "stream"), lambda _, y: torch.zeros_like(y)),
+    ):
         raise ZeroDivisionError
     assert torch.equal(model(input_ids=tokens).logits, before)
 
@@ -163,7 +168,7 @@ def test_under_bf16_autocast_the_coder_stays_in_float32() -> None:
     seen = []
     features = coder.features
     coder.features = lambda x: seen.append(features(x)) or seen[-1]
-    with torch.autocast("cpu", dtype=torch.bfloat16), spliced(model, coder, 1):
+    with torch.autocast("cpu", dtype=torch.bfloat16), spliced(model, coder, place_in(model, 1, "stream")):
         assert model(input_ids=tokens).logits.dtype == torch.bfloat16
     assert [f.values.dtype for f in seen] == [torch.float32]
 
@@ -171,12 +176,12 @@ def test_under_bf16_autocast_the_coder_stays_in_float32() -> None:
 def test_mistakes_are_named(noise_games: Path) -> None:
     model, coder, rows = make_model(), make_coder(), rows_of(noise_games)
     with pytest.raises(ValueError, match="layer 3 is not in this model: it has layers 0 to 2"):
-        splice_loss(model, coder, 3, rows, [0], 1)
+        splice_loss(model, coder, place_in(model, 3, "stream"), rows, [0], 1)
     with pytest.raises(ValueError, match="no rows to measure on"):
-        splice_loss(model, coder, 1, rows, [], 1)
+        splice_loss(model, coder, place_in(model, 1, "stream"), rows, [], 1)
 
 
-@pytest.mark.parametrize("kind", CODERS)
+@pytest.mark.parametrize("kind", AUTOENCODERS)
 def test_a_coder_is_harvested_from_the_stream_after_its_layer(kind: str) -> None:
     model, coder = make_model(), make_coder(kind).eval()
     rng = np.random.default_rng(0)
@@ -185,10 +190,10 @@ def test_a_coder_is_harvested_from_the_stream_after_its_layer(kind: str) -> None
     with torch.no_grad():
         streams = [by_blocks(model, torch.from_numpy(row).long().unsqueeze(0), {})[1][1] for row in tokens]
         dense = [coder.features(stream).to_dense().numpy() for stream in streams]
-    torch.testing.assert_close(stream_after(model, 1, tokens), torch.stack(streams), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(activations_at(model, 1, "stream", tokens).x, torch.stack(streams), rtol=1e-4, atol=1e-5)
     found = harvest(model, 1, tokens, lengths, positions, sample_games=5, batch_games=3, coder=coder)
     got = found.rows if isinstance(found.rows, np.ndarray) else found.rows.toarray()
-    assert isinstance(found.rows, np.ndarray) == (kind != "topk")
+    assert isinstance(found.rows, np.ndarray) == (kind not in ("topk", "batchtopk"))
     np.testing.assert_allclose(got, np.concatenate([d[p] for d, p in zip(dense, positions, strict=True)]), atol=1e-5)
     sample = np.concatenate([d[:n] for d, n in zip(dense[:5], lengths, strict=False)])
     np.testing.assert_allclose(found.maxima_F, sample.max(0), rtol=1e-4, atol=1e-5)
@@ -199,8 +204,8 @@ def test_a_coder_is_harvested_from_the_stream_after_its_layer(kind: str) -> None
 def test_a_random_coder_is_one_before_its_fit() -> None:
     coder, x = make_coder("p-anneal"), torch.randn(30, WIDTH) + 2
     state = torch.get_rng_state()
-    fresh = random_coder(coder, x)
+    fresh = random_coder(coder, x, x)
     assert torch.equal(torch.get_rng_state(), state) and not fresh.training
     assert not torch.equal(fresh.w_dec, coder.w_dec) and torch.allclose(fresh.w_enc, 2 * WIDTH / 40 * fresh.w_dec)
     torch.testing.assert_close(fresh.b_dec, x.mean(0))
-    assert torch.equal(fresh.w_dec, random_coder(coder, x).w_dec) and int(fresh.step) == 0
+    assert torch.equal(fresh.w_dec, random_coder(coder, x, x).w_dec) and int(fresh.step) == 0

@@ -1,20 +1,37 @@
-"""What a sparse autoencoder is and how it is fitted, as dataclasses of the kind that `glassmoe.config` has. No torch
+"""What a coder is and how it is fitted, as dataclasses of the kind that `glassmoe.config` has. No torch
 here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig, check_top, positive
 
 SCHEMA_VERSION = 1
-Kind = Literal["topk", "l1", "p-anneal", "gated"]
-Site = Literal["stream"]
+Kind = Literal["topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated", "transcoder", "skip-transcoder", "mxd"]
+Site = Literal["stream", "mlp", "mlp-out"]
+Activation = Literal["gelu", "relu", "silu", "gelu-tanh", "sigmoid"]
+Normalise = Literal["none", "rms"]
+
+MLP_KINDS: tuple[Kind, ...] = ("transcoder", "skip-transcoder", "mxd")
+"""Kinds that read an MLP's input and rebuild its output; all others rebuild what they read."""
+LISTED_KINDS: tuple[Kind, ...] = ("topk", "batchtopk", *MLP_KINDS)
+"""Kinds that use k features a token."""
+
+KINDS: dict[str, Kind] = {kind if kind in MLP_KINDS else f"sae-{kind}": kind for kind in get_args(Kind)}
+"""What a coder is called in tables and on the command line -> its kind."""
 
 EXPANSION = 8
 """Features for each entry of the stream where `features` is not given: the smaller of the two widths of the chess
 protocol (Karvonen et al. 2024), 4,096 for its width of 512."""
+MLP_EXPANSION = 32
+"""The same for an MLP's output: the transcoders of the Mixture of Decoders paper (Oldfield et al. 2025)."""
+HIDDEN_EXPANSION = 4
+"""Hidden units of `mxd` for each entry, where `hidden` is not given: what the MLPs of GPT-2 and Pythia have."""
+AUXILIARY = 1 / 32
+"""Weight of the loss that revives dead features (Gao et al. 2024, A.2)."""
 DEAD_SHARE = 30
 """A feature is dead after this part of the fit's tokens without firing, where `dead_tokens` is not given: that
 protocol's 10 million of 300 million."""
@@ -22,44 +39,83 @@ protocol's 10 million of 300 million."""
 
 @dataclass
 class CoderConfig:
-    """A sparse autoencoder of one place of a model. A field that a kind does not name is not read for it."""
+    """A coder of one place of a model. A field that a kind does not name is not read for it."""
 
     layer: int
-    """Block whose output is read, counted from 0."""
+    """Block whose output, or whose MLP, is read, counted from 0."""
     kind: Kind = "topk"
-    """How it is kept sparse: the k greatest a token, an L1 penalty, one that goes from L1 towards L0, or a gate."""
-    site: Site = "stream"
-    """What is read: `stream`, the residual stream as it leaves the block."""
+    """An autoencoder, named by how it is kept sparse: the k greatest a token (`topk`), k a token on average
+    (`batchtopk`), learned thresholds (`jumprelu`), an L1 penalty (`l1`), one that goes from L1 towards L0
+    (`p-anneal`), a gate (`gated`). Or what stands for an MLP: `transcoder`, `skip-transcoder`, `mxd`."""
+    site: Site | None = None
+    """What is read and rebuilt: `stream`, the residual stream as it leaves the block; `mlp-out`, the output of the
+    block's MLP; `mlp`, the output from the input. The last is for kinds that stand for an MLP, and theirs where none is
+    given; `stream` is that of the autoencoders."""
     features: int | None = None
-    """Features in all; 8 for each entry of the stream where none are given."""
+    """Features in all. Where none are given, 8 for each entry of the stream and 32 for each of an MLP's output; `mxd`
+    has as many experts as give it the parameters of a transcoder with those."""
     k: int = 32
-    """`topk`: features of a token."""
+    """`topk`, `batchtopk`, `transcoder`, `skip-transcoder`, `mxd`: features of a token."""
+    normalise: Normalise = "none"
+    """`rms`: what is read and what is rebuilt are divided by the root mean square of their entries in the first
+    batch."""
     dead_tokens: int | None = None
-    """A feature that did not fire for so many tokens counts as dead; in `topk` the auxiliary loss helps it. A
+    """A feature that did not fire for so many tokens counts as dead; in kinds with a k the auxiliary loss helps it. A
     thirtieth of the tokens of the fit where none are given."""
+    auxiliary: float | None = None
+    """Kinds with a k: weight of the loss that helps dead features, 0 for none. Where none is given, 1/32 for
+    autoencoders and 0 for the others."""
     l1: float = 0.1
-    """All but `topk`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the stream's size,
-    which is the root of its mean squared distance from its mean."""
+    """`l1`, `gated`, `p-anneal`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the
+    stream's size, which is the root of its mean squared distance from its mean."""
     l1_warmup: float = 0.05
-    """All but `topk`: share of the fit over which that weight rises from 0."""
+    """All without a k: share of the fit over which the weight of their penalty rises from 0."""
     p_end: float = 0.2
     """`p-anneal`: exponent of the penalty at the end; it starts at 1."""
     anneal_start: float = 0.27
     """`p-anneal`: share of the fit after which the exponent begins to fall."""
     anneal_updates: int = 10
     """`p-anneal`: in how many equal steps it falls."""
+    l0: float = 1e-3
+    """`jumprelu`: weight of the number of features of a token, as a multiple of the stream's squared size."""
+    bandwidth: float = 1e-3
+    """`jumprelu`: how far around a threshold a score moves it, as a multiple of the stream's size."""
+    hidden: int | None = None
+    """`mxd`: hidden units, 4 for each entry where none are given; give those of the MLP that it stands for."""
+    glu: bool = False
+    """`mxd`: hidden units are products of an activated and a linear branch, as in Llama's MLP."""
+    activation: Activation = "gelu"
+    """`mxd`: activation of the hidden units (`silu` with `glu` is Llama's)."""
+    unit_norm: bool = False
+    """`mxd`: hold each expert's row at norm 1."""
+    paper_counts: bool = False
+    """`mxd`: count experts as the paper's code does, which is 14 fewer for GPT-2."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("kind", Kind), ("site", Site)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"coder.{name} is {getattr(self, name)!r}; expected "
-                    + ("one of " if len(get_args(kind)) > 1 else "")
-                    + ", ".join(get_args(kind))
-                )
-        positive(self, "coder", "layer", "l1", zero=True)
-        positive(self, "coder", "k", "anneal_updates", "p_end")
-        positive(self, "coder", *(name for name in ("features", "dead_tokens") if getattr(self, name) is not None))
+        choices = {"kind": Kind, "site": Site, "normalise": Normalise, "activation": Activation}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in get_args(known) and not (name == "site" and value is None):
+                raise ValueError(f"coder.{name} is {value!r}; expected one of " + ", ".join(get_args(known)))
+        if self.kind in MLP_KINDS and self.site not in ("mlp", None):
+            raise ValueError(
+                f"coder.site is {self.site!r}; {self.kind} reads an MLP's input and rebuilds its output: give mlp, or "
+                f"leave it out"
+            )
+        if self.kind not in MLP_KINDS and self.site == "mlp":
+            raise ValueError(
+                f"coder.site is 'mlp'; {self.kind} rebuilds what it reads: give stream or mlp-out, or one of the kinds "
+                + ", ".join(MLP_KINDS)
+            )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        positive(self, "coder", "layer", "l1", "l0", zero=True)
+        positive(self, "coder", "k", "anneal_updates", "p_end", "bandwidth")
+        open_ones = ("features", "dead_tokens", "hidden")
+        positive(self, "coder", *(name for name in open_ones if getattr(self, name) is not None))
+        if self.auxiliary is not None:
+            positive(self, "coder", "auxiliary", zero=True)
         for name in ("l1_warmup", "anneal_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
@@ -69,16 +125,85 @@ class CoderConfig:
             raise ValueError(
                 f"coder.p_end is {self.p_end}; the exponent falls from 1: give a number above 0, at most 1"
             )
-        if self.kind == "topk" and self.features is not None and self.k > self.features:
+        if self.kind in LISTED_KINDS and self.features is not None and self.k > self.features:
             raise ValueError(
                 f"coder.k is {self.k}, more than the {self.features} features; lower coder.k or raise coder.features"
             )
 
+    @property
+    def label(self) -> str:
+        """The kind as tables call it: autoencoders are `sae-KIND`."""
+        return self.kind if self.kind in MLP_KINDS else f"sae-{self.kind}"
+
+    @property
+    def name(self) -> str:
+        """Where the coder lies in a sweep, `LAYER/KIND-kK` (without k for a kind that has none)."""
+        return f"{self.layer}/{self.label}" + (f"-k{self.k}" if self.kind in LISTED_KINDS else "")
+
     def complete(self, width: int, tokens: int) -> CoderConfig:
-        """The same with nothing left open, for a stream of `width` entries and a fit of `tokens` tokens."""
-        features = EXPANSION * width if self.features is None else self.features
+        """The same with nothing left open, for vectors of `width` entries and a fit of `tokens` tokens. ValueError when
+        they leave fewer features than k."""
+        stands_for_mlp = self.kind in MLP_KINDS
+        site: Site = self.site or ("mlp" if stands_for_mlp else "stream")
+        auxiliary = self.auxiliary
+        if auxiliary is None and self.kind in LISTED_KINDS:
+            auxiliary = 0.0 if stands_for_mlp else AUXILIARY
+        hidden = HIDDEN_EXPANSION * width if self.kind == "mxd" and self.hidden is None else self.hidden
+        features = self.features
+        if features is None and self.kind == "mxd":
+            assert hidden is not None
+            features = matched_experts(width, hidden, self.glu, paper_counts=self.paper_counts)
+        elif features is None:
+            features = width * (EXPANSION if site == "stream" else MLP_EXPANSION)
         dead_tokens = max(1, tokens // DEAD_SHARE) if self.dead_tokens is None else self.dead_tokens
-        return replace(self, features=features, dead_tokens=dead_tokens)
+        return replace(self, site=site, features=features, dead_tokens=dead_tokens, auxiliary=auxiliary, hidden=hidden)
+
+
+def learning_rate(steps: int) -> float:
+    """Peak learning rate of a fit of so many steps where none is given: 1e-4 for the 117,187 of the Mixture of Decoders
+    paper, and in shorter fits as much higher as the root of the steps is less."""
+    return min(3e-3, 1e-4 * math.sqrt(117_187 / steps))
+
+
+def matched_experts(
+    width: int, hidden: int, glu: bool = False, features: int | None = None, paper_counts: bool = False
+) -> int:
+    """How many experts a mixture of decoders with `hidden` units has, at most, if it is to have no more parameters than
+    a transcoder of `features` features (32 for each of `width` entries where none are given).
+
+    `paper_counts`: the number that the paper's code arrives at; without `glu` it takes the transcoder's encoder biases
+    for those of the hidden units. ValueError when no expert is left.
+    """
+    features = MLP_EXPANSION * width if features is None else features
+    left = 2 * width * features + features + width - _around_experts(width, hidden, glu)
+    if paper_counts and not glu:
+        left -= features - hidden
+    if left < 2 * width + 1:
+        raise ValueError(
+            f"coder.hidden is {hidden}: so many hidden units leave no parameters for experts beside those of a "
+            f"transcoder of {features} features and width {width}; lower coder.hidden or give coder.features"
+        )
+    return left // (2 * width + 1)
+
+
+def parameter_count(config: CoderConfig, width: int) -> int:
+    """Parameters of the coder that `config` describes for vectors of `width` entries. ValueError as for
+    `CoderConfig.complete`."""
+    complete = config.complete(width, 1)
+    assert complete.features is not None
+    count = complete.features * (2 * width + 1)
+    if complete.kind == "mxd":
+        assert complete.hidden is not None
+        return count + _around_experts(width, complete.hidden, complete.glu)
+    per_feature = {"gated": 2, "jumprelu": 1}.get(complete.kind, 0)
+    skip = width * width if complete.kind == "skip-transcoder" else 0
+    return count + width + per_feature * complete.features + skip
+
+
+def _around_experts(width: int, hidden: int, glu: bool) -> int:
+    """Parameters of a mixture of decoders without its experts: the maps into the hidden units with their biases, the
+    map out of them, the output's bias."""
+    return (2 if glu else 1) * hidden * (width + 1) + hidden * width + width
 
 
 def _adamw() -> OptimizerConfig:
@@ -87,18 +212,21 @@ def _adamw() -> OptimizerConfig:
 
 
 @dataclass
-class FitConfig:
-    """Everything that decides a fit."""
+class _Fit:
+    """What a fit of one coder and one of several share."""
 
     source: str
     """The model that is read: a run directory, a folder of transformers files, or a hub id."""
-    coder: CoderConfig
-    """What is fitted."""
+    module: str | None = None
+    """Path of the MLP in a model whose family is not known by name, `{}` standing for the layer."""
     seed: int = 0
-    """Seed of the coder's first weights and of the order of rows."""
+    """Seed of the coders' first weights and of the order of rows."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Games whose stream is read; without a path, those of the source's run. What a token is, the source decides."""
+    """What the model reads; without a path, the data of the source's run. What a token is, the source decides."""
+    pool: int = 1
+    """Steps whose tokens are read together and shuffled, so that those of a row are spread over as many steps."""
     optimizer: OptimizerConfig = field(default_factory=_adamw)
+    """`clip` is that of each coder's own gradient."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """`precision` is the model's; a coder computes in float32."""
     schema_version: int = SCHEMA_VERSION
@@ -106,5 +234,36 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_top(self)
+        positive(self, "", "pool")
         if self.train.compile:
             raise ValueError("train.compile is true; a coder is not compiled: leave it out")
+
+
+@dataclass(kw_only=True)
+class FitConfig(_Fit):
+    """Everything that decides the fit of one coder."""
+
+    coder: CoderConfig
+    """What is fitted."""
+
+
+@dataclass(kw_only=True)
+class SweepConfig(_Fit):
+    """Everything that decides the fit of several coders in one pass over the model. Each is as it would be alone."""
+
+    coders: list[CoderConfig]
+    """What is fitted; each lies in `LAYER/KIND-kK` of the sweep's directory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.coders:
+            raise ValueError("coders is empty; name at least one to fit")
+        names = [coder.name for coder in self.coders]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two coders would lie in {name}; coders of a sweep differ in layer, kind or k")
+
+    def fits(self) -> dict[str, FitConfig]:
+        """Folder of each coder -> its own configuration."""
+        shared = {each.name: getattr(self, each.name) for each in fields(_Fit)}
+        return {coder.name: FitConfig(**shared, coder=coder) for coder in self.coders}

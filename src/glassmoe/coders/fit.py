@@ -1,52 +1,37 @@
-"""Fitting a coder to the residual stream of a trained model, and measuring it.
+"""Fitting coders to a trained model, and measuring them.
 
-A fit is a task of the one training loop: rows of games in the order of pre-training, the frozen model run up to the
-coder's block, and the coder's own losses on every token that is not padding. It leaves a directory like a run's:
-`coder.safetensors` and `config.yaml` (a `FitConfig`, nothing left open), `environment.json`, `metrics.jsonl`, `state/`.
-
-Legend: B rows, N tokens of a row, T tokens that are not padding, D width of the stream.
+A fit leaves a directory like a run's: `coder.safetensors` and `config.yaml` (a `FitConfig`, nothing left open),
+`environment.json`, `metrics.jsonl`, `state/`. A sweep of several coders has one `config.yaml` (a `SweepConfig`), one
+`metrics.jsonl` and one `state/` for all, and in `LAYER/KIND-kK` each coder with a `config.yaml` of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from glassmoe import config as configuration
-from glassmoe.data.corpus import Corpus, Rows, row_indices
-from glassmoe.device import autocast, compute_dtype, describe, pick_device
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.device import pick_device
 from glassmoe.measure.board_evaluation import evaluate_boards
-from glassmoe.models import GlassForCausalLM
-from glassmoe.reading.harvest import stream_after
-from glassmoe.reading.load import Loaded, load
+from glassmoe.reading.subject import Place, Subject, load_subject
 from glassmoe.report.measures import save_measure
 from glassmoe.training import run
-from glassmoe.training.checkpoint import latest, write_atomically, write_text
-from glassmoe.training.distributed import Processes, processes, sum_values
-from glassmoe.training.language import micro_batches
-from glassmoe.training.loop import Batch, run_task
+from glassmoe.training.distributed import processes
+from glassmoe.training.loop import run_task
 
-from .configuration import SCHEMA_VERSION, FitConfig
-from .sae import Coder, PAnneal, build_coder
-from .splice import StreamFit, splice_loss
-
-WEIGHTS = "coder.safetensors"
-STATISTICS_ROWS = 4
-"""Rows on which a line of metrics tells how well the coder does."""
+from .base import Coder
+from .configuration import LISTED_KINDS, FitConfig, SweepConfig
+from .files import WEIGHTS, header, load_coder, weights_digest
+from .splice import fidelity, splice_loss
+from .task import CoderTask, corpus_for
 
 
-def fit(config: FitConfig, out: Path) -> Path:
-    """Fit the coder that `config` describes into the directory `out`; go on with it when `out` holds the same fit.
+def fit(config: FitConfig | SweepConfig, out: Path) -> Path:
+    """Fit the coders that `config` describes into the directory `out`; go on with it when `out` holds the same fit.
 
     ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
     """
@@ -55,177 +40,9 @@ def fit(config: FitConfig, out: Path) -> Path:
         task = CoderTask(config, out, device, group)
         run.check(out, task.config)
         task.check_source()
-        run_task(task, config.train, config.optimizer, out, group, device)
+        # Each coder's gradient is clipped by the task, or coders of one sweep would depend on each other.
+        run_task(task, config.train, replace(config.optimizer, clip=0.0), out, group, device)
     return out
-
-
-class CoderTask:
-    """A coder that learns to rebuild the stream; what each method is for, `training.loop.Task` says. `config`: the
-    configuration with what it leaves to the source and the length of the fit filled in."""
-
-    def __init__(self, config: FitConfig, out: Path, device: torch.device, group: Processes):
-        self.out, self.device, self.group = out, device, group
-        source = load(config.source, device.type)
-        self.model, self.digest = source.model.requires_grad_(False), weights_digest(source.model)
-        self.corpus = _games(config, source)
-        self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
-        length, settings = self.rows["train"].length - 1, config.train
-        self.tokens_per_step = settings.batch_rows * length
-        tokens = settings.steps * self.tokens_per_step
-        self.config = _complete(config, source.model, self.corpus, length, tokens)
-        self.layer = config.coder.layer
-        self.micros = micro_batches(settings, group)
-        torch.manual_seed(config.seed)
-        self.coder = build_coder(self.config.coder, source.model.config.width, settings.steps, tokens)
-        self.coder.to(device).train()
-        self.module: nn.Module = self.coder
-        self.dtype = compute_dtype(settings.precision, device)
-        self.fingerprint = self.corpus.fingerprint
-        # The coder forward and backward, and the blocks up to its own forward, a third of what training them takes.
-        read = (self.layer + 1) / source.model.config.layers * source.model.flops_per_token(length) / 3
-        self.flops_per_token = 6 * self.coder.active_parameters() + read
-
-    def check_source(self) -> None:
-        """ValueError when the fit that lies in `out` read other weights than the source holds now."""
-        path = self.out / WEIGHTS
-        if not latest(self.out / "state") or not path.exists():
-            return
-        if _header(path).get("source_sha256", self.digest) != self.digest:
-            raise ValueError(
-                f"the coder in {self.out} was fitted to other weights than {self.config.source} holds now; "
-                f"give the model as it was, or another directory"
-            )
-
-    def claim(self) -> None:
-        run.claim(self.out, configuration.to_yaml(self.config))
-
-    def begin(self) -> None:
-        tokens, lengths = self.rows["train"].batch(self._indices(0))
-        every = range(0, len(tokens), self.config.train.micro_rows)
-        pieces = [slice(start, start + self.config.train.micro_rows) for start in every]
-        self.coder.initialise(torch.cat([self._stream(tokens[piece], lengths[piece]) for piece in pieces]))
-        if self.group.first:
-            run.write_environment(
-                self.out,
-                data=str(self.corpus.path),
-                data_sha256=self.fingerprint,
-                hardware=describe(self.device),
-                dtype=str(self.dtype).removeprefix("torch."),
-                active_parameters=self.coder.active_parameters(),
-                total_parameters=sum(p.numel() for p in self.coder.parameters()),
-            )
-
-    def announce(self) -> str:
-        coder, rows = self.config.coder, self.rows["train"]
-        return (
-            f"{coder.kind} coder with {self.coder.num_features:,} features of the stream after block {self.layer} of "
-            f"{self.config.source}; {len(rows):,} rows of {rows.length} from {self.corpus.path}; "
-            f"{describe(self.device)}, {str(self.dtype).removeprefix('torch.')}"
-        )
-
-    def batch(self, step: int) -> Batch:
-        tokens, lengths = self.rows["train"].batch(self._indices(step))
-        # Every process divides by the tokens of the whole batch, so that gradients add up to those of one process.
-        count = int(np.minimum(lengths, tokens.shape[1] - 1).sum())
-        return Batch(count, self._passes(tokens, lengths, count))
-
-    def _passes(self, tokens: Any, lengths: Any, count: int) -> Iterator[dict[str, Tensor]]:
-        for micro in self.micros:
-            x_TD = self._stream(tokens[micro], lengths[micro])
-            losses = self.coder.loss(x_TD)
-            share = len(x_TD) / count
-            yield {"loss" if name == "error" else name: loss * share for name, loss in losses.items()}
-
-    def before_update(self) -> None:
-        self.coder.before_update()
-
-    def after_update(self, step: int) -> None:
-        if self.group.count > 1:
-            for name in self.coder.counters:
-                counter = getattr(self.coder, name)
-                counter.copy_(sum_values(counter.double(), self.group))
-        self.coder.after_update(step)
-
-    def validate(self) -> dict[str, float]:
-        """Mean squared error over the validation rows (the same every time), and how much of the stream that leaves.
-        Every process computes all of it."""
-        found = self._figures("valid", np.arange(min(self.config.train.eval_rows, len(self.rows["valid"]))))
-        return {
-            "valid_loss": found["squared_error"],
-            "valid_variance_explained": found["variance_explained"],
-            "valid_l0": found["l0"],
-        }
-
-    def statistics(self, step: int) -> dict[str, Any]:
-        """Figures of a few rows of this step, how many features are dead, and where the exponent is."""
-        found = self._figures("train", self._indices(step)[:STATISTICS_ROWS])
-        line = {"variance_explained": found["variance_explained"], "l0": found["l0"]}
-        line["dead"] = int(self.coder.dead_F.sum())
-        if isinstance(self.coder, PAnneal):
-            line |= {"p": float(self.coder.exponent()), "penalty_weight": float(self.coder.weight)}
-        return line
-
-    def publish(self, step: int) -> None:
-        save_coder(self.out, self.coder, step, self.digest)
-
-    def snapshot(self, step: int) -> None:
-        path = self.out / "snapshots" / f"step-{step:08d}"
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.yaml", configuration.to_yaml(self.config))
-        save_coder(path, self.coder, step, self.digest)
-
-    def _indices(self, step: int) -> npt.NDArray[np.int64]:
-        return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
-
-    def _stream(self, tokens_BN: Any, lengths_B: Any) -> Tensor:
-        """(T, D) float32: the stream at every token of these rows that training reads."""
-        # The last token of a full row is only predicted: the model never learned to read it there.
-        tokens_BN = tokens_BN[:, :-1]
-        with autocast(self.device, self.dtype):
-            x_BND = stream_after(self.model, self.layer, tokens_BN)
-        inside_BN = torch.from_numpy(np.arange(tokens_BN.shape[1]) < lengths_B[:, None])
-        return x_BND[inside_BN.to(self.device)]
-
-    def _figures(self, split: str, indices: npt.NDArray[np.int64]) -> dict[str, Any]:
-        found, micro = StreamFit(), self.config.train.micro_rows
-        for start in range(0, len(indices), micro):
-            found.add(self.coder, self._stream(*self.rows[split].batch(indices[start : start + micro])))
-        return found.finish()
-
-
-def save_coder(folder: Path, coder: Coder, step: int, source_sha256: str) -> None:
-    """Write a coder's weights and counts into a folder, whole or not at all. OSError when the disk refuses them."""
-    header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "source_sha256": source_sha256}
-    tensors = {name: tensor.contiguous() for name, tensor in coder.state_dict().items()}
-    try:
-        write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, header))
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"could not write {folder / WEIGHTS}: {error}; free some space and give the same command again"
-        ) from error
-
-
-def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig]:
-    """The coder in a directory that `fit` made, in evaluation mode, and its configuration. ValueError, in one sentence,
-    when there is none or its files do not fit each other."""
-    path = Path(path)
-    if not (path / "config.yaml").exists():
-        raise ValueError(f"{path} holds no coder: it has no config.yaml; give a directory that a fit made")
-    config = configuration.load_as(FitConfig, path / "config.yaml")
-    if not (path / WEIGHTS).exists():
-        raise ValueError(f"{path} holds a fit without a coder yet; let it reach its first checkpoint")
-    try:
-        with safe_open(path / WEIGHTS, framework="pt") as file:
-            configuration.check_version(path / WEIGHTS, int(file.metadata()["schema_version"]), SCHEMA_VERSION)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        coder = build_coder(config.coder, len(tensors["b_dec"]), config.train.steps, 1)
-        coder.load_state_dict(tensors)
-    except (OSError, SafetensorError, LookupError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path / WEIGHTS} could not be loaded: {' '.join(str(error).split())}; "
-            f"going on with the fit writes it again from the newest checkpoint"
-        ) from error
-    return coder.to(pick_device(device)).eval(), config
 
 
 def evaluate_coder(
@@ -250,22 +67,17 @@ def evaluate_coder(
     `source`: where the model lies now, if it was moved. ValueError when the coder or its model cannot be loaded, or
     the model has other weights than the coder was fitted to.
     """
-    coder, config = load_coder(path, device)
-    name = source or config.source
-    model, header = load(name, device).model, _header(Path(path) / WEIGHTS)
-    if weights_digest(model) != header["source_sha256"]:
-        raise ValueError(f"the coder in {path} was fitted to other weights than {name} holds; give its model as source")
-    layer, valid = config.coder.layer, Rows(corpus.require(model.config.tokens).split("valid"), config.data.rows)
+    coder, config, subject = _opened(path, source, device)
+    assert config.coder.site is not None
+    layer = config.coder.layer
+    valid = Rows(corpus_for(config.source, str(corpus.path), subject).split("valid"), config.data.rows)
+    place = subject.place(layer, config.coder.site, config.module)
     values = {
-        "kind": config.coder.kind,
-        "layer": layer,
-        "features": coder.num_features,
-        "source": name,
-        "step": int(header["step"]),
-        "dead": int(coder.dead_F.sum()),
-        "splice": splice_loss(model, coder, layer, valid, np.arange(min(rows, len(valid))), micro_rows),
+        **_about(path, coder, config),
+        "source": subject.name,
+        "splice": splice_loss(subject.model, coder, place, valid, np.arange(min(rows, len(valid))), micro_rows),
         "boards": evaluate_boards(
-            model,
+            subject.model,
             corpus,
             games=games,
             test_corpus=test_corpus,
@@ -273,53 +85,117 @@ def evaluate_coder(
             controls=controls,
             workers=workers,
             coder=coder,
+            site=config.coder.site,
         ),
     }
     save_measure(Path(path), "coder", values, corpus)
     return values
 
 
-def weights_digest(model: GlassForCausalLM) -> str:
-    """sha256 (hex) over a model's parameters and buffers, by name: which weights a coder belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def coder_folders(path: Path) -> list[Path]:
+    """The coders in a directory that `fit` made, that of one or those of a sweep. ValueError when there is none."""
+    found = [path] if (path / WEIGHTS).exists() else sorted(each.parent for each in path.glob(f"*/*/{WEIGHTS}"))
+    if not found:
+        raise ValueError(f"there are no coders in {path}; give what `glassmoe decompose --out` made")
+    return sorted(found, key=_natural)
 
 
-def _header(path: Path) -> dict[str, str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError:
-        # Whoever goes on with the fit has it written again, from the newest checkpoint.
-        return {}
+def evaluate_fidelity(
+    path: Path,
+    *,
+    data: str | None = None,
+    rows: int = 512,
+    micro_rows: int = 16,
+    source: str | None = None,
+    device: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """What a model loses by each coder of a fit or a sweep, on the first `rows` validation rows of its data, or of the
+    prepared data at `data`, cut as for the fit: `splice.fidelity` with facts about each coder. Also saved as the
+    measure `fidelity` of each coder's directory. ValueError when a coder or the model cannot be loaded, or the model
+    has other weights than the coders were fitted to."""
+    folders = coder_folders(path)
+    coders: dict[str, tuple[Coder, Place]] = {}
+    subject, corpus, config = None, None, None
+    about: dict[str, dict[str, Any]] = {}
+    digest = ""
+    for folder in folders:
+        name = str(folder.relative_to(path)) if folder != path else folder.name
+        if subject is None:
+            coder, config, subject = _opened(folder, source, device)
+            corpus = corpus_for(config.source, data or config.data.path, subject)
+            digest = header(folder)["source_sha256"]
+        else:
+            coder, config = load_coder(folder, device)
+            _check_weights(folder, subject.name, digest)
+        assert config.coder.site is not None
+        coders[name] = coder, subject.place(config.coder.layer, config.coder.site, config.module)
+        about[name] = _about(folder, coder, config)
+    assert subject is not None and corpus is not None and config is not None
+    valid = Rows(corpus.split("valid"), config.data.rows)
+    found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
+    values = {name: {**about[name], **each} for name, each in found.items()}
+    for folder, name in zip(folders, values, strict=True):
+        save_measure(folder, "fidelity", values[name], corpus)
+    return values
 
 
-def _games(config: FitConfig, source: Loaded) -> Corpus:
-    """The games of a fit: those that it names, or those of the source's own run."""
-    path = config.data.path
-    if path is None and source.config is not None:
-        path = source.config.data.path or str(source.path / "games")
-    if path is None:
-        raise ValueError(f"{config.source} is not a run with games of its own; give data.path, prepared games to read")
-    return Corpus.open(path).require(source.model.config.tokens)
+def intrinsic_fidelity(
+    path: Path,
+    *,
+    data: str | None = None,
+    rows: int = 512,
+    micro_rows: int = 16,
+    source: str | None = None,
+    device: str = "auto",
+) -> dict[str, dict[str, Any]]:
+    """The same of a run of glassmoe's own, whose feed-forward layers are read as they are: what their features write
+    stands in for what they compute, layer by layer, so that nothing is lost but by rounding. Saved as its measure
+    `fidelity`."""
+    subject = load_subject(source or str(path), device)
+    if subject.tokens not in ("text", "characters", "moves") or not hasattr(subject.model, "feed_forwards"):
+        raise ValueError(f"{path} is not a model of glassmoe's own; decompose it first, with glassmoe decompose")
+    corpus = corpus_for(str(path), data, subject)
+    cut = subject.config.data.rows if subject.config else f"games:{subject.context}"
+    layers = subject.model.feed_forwards()
+    coders = {f"{i}/{subject.model.config.ffn}": (layer, subject.place(i, "mlp")) for i, layer in enumerate(layers)}
+    valid = Rows(corpus.split("valid"), cut)
+    found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
+    for name, (layer, _) in coders.items():
+        parameters = sum(p.numel() for p in layer.parameters())
+        found[name] |= {"features": layer.num_features, "parameters": parameters, "dead": None}
+    save_measure(path, "fidelity", found, corpus)
+    return found
 
 
-def _complete(config: FitConfig, model: GlassForCausalLM, corpus: Corpus, length: int, tokens: int) -> FitConfig:
-    """The configuration with nothing left open. `length`: tokens of a row that are read, `tokens`: of the whole fit.
-    ValueError where it does not fit the model."""
-    shape, coder = model.config, config.coder
-    if coder.layer >= shape.layers:
-        raise ValueError(f"coder.layer {coder.layer} is not in {config.source}: it has layers 0 to {shape.layers - 1}")
-    if length > shape.context:
+def _opened(path: str | Path, source: str | None, device: str) -> tuple[Coder, FitConfig, Subject]:
+    """A coder, its configuration and its model; ValueError when the model is not the one that it was fitted to."""
+    coder, config = load_coder(path, device)
+    subject = load_subject(source or config.source, device)
+    _check_weights(Path(path), subject.name, weights_digest(subject.model))
+    return coder, config, subject
+
+
+def _check_weights(folder: Path, name: str, digest: str) -> None:
+    if header(folder).get("source_sha256") != digest:
         raise ValueError(
-            f"data.rows {config.data.rows} gives the model {length} tokens to read, and its context is "
-            f"{shape.context}; give games:{shape.context} or shorter rows"
+            f"the coder in {folder} was fitted to other weights than {name} holds; give its model as source"
         )
-    return replace(
-        config,
-        data=replace(config.data, path=str(corpus.path), tokens=shape.tokens),
-        coder=coder.complete(shape.width, tokens),
-    )
+
+
+def _about(path: str | Path, coder: Coder, config: FitConfig) -> dict[str, Any]:
+    """Facts about a coder. `dead`: how many features were silent when the fit ended."""
+    return {
+        "kind": config.coder.kind,
+        "layer": config.coder.layer,
+        "k": config.coder.k if config.coder.kind in LISTED_KINDS else None,
+        "features": coder.num_features,
+        "parameters": sum(p.numel() for p in coder.parameters()),
+        "step": int(header(Path(path))["step"]),
+        "dead": int(coder.dead_F.sum()),
+    }
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts the numbers in a path by their size."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

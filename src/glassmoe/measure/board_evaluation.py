@@ -26,8 +26,9 @@ from glassmoe.console import bar, say
 from glassmoe.data.corpus import Corpus, Games
 from glassmoe.data.tokens import Tokens, kind_of
 from glassmoe.models import FeedForward, GlassForCausalLM
-from glassmoe.reading.harvest import Harvest, harvests, stream_after
+from glassmoe.reading.harvest import Harvest, activations_at, harvests
 from glassmoe.reading.load import random_coder, random_twin
+from glassmoe.reading.subject import Site
 
 from .board_counts import Float64
 from .board_features import read_features
@@ -53,6 +54,7 @@ def evaluate_boards(
     controls: bool = True,
     workers: int | None = None,
     coder: FeedForward | None = None,
+    site: Site = "stream",
     brief: bool = False,
 ) -> dict[str, Any]:
     """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
@@ -61,14 +63,19 @@ def evaluate_boards(
     `games`: how many to choose features on, and again to test on; fewer are used, with a note, when there are not
     enough games of 20 dots. The validation split of `corpus` gives both, or the first only where another
     `test_corpus` gives the others. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
-    feed-forward layers, a coder of the residual stream after the one layer that `layers` names; its control is a
-    coder before its fit, on the twin's stream. `brief`: the headline property alone, without strategy group, twin and
+    feed-forward layers, a coder that reads at `site` of the one layer that `layers` names; its control is a coder
+    before its fit, on the twin's activations. `brief`: the headline property alone, without strategy group, twin and
     single features, for curves over training. ValueError when a layer does not exist, the context is too short, or
     there are no games.
     """
     chosen_layers = _check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
-        raise ValueError(f"a coder reads the stream after one layer, not after {chosen_layers}; give layers=[that one]")
+        raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
+    if model.config.tokens not in TOKENS_READ:
+        raise ValueError(
+            f"the boards measure reads chess games, and this model reads {model.config.tokens}; measure it with "
+            f"glassmoe eval ppl"
+        )
     read = TOKENS_READ[model.config.tokens]
     if model.config.context < read:
         raise ValueError(
@@ -87,7 +94,7 @@ def evaluate_boards(
     controls = controls and not brief
     progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
     measured, scores = [], {}
-    found = harvests(model, inputs, chosen_layers, coder)
+    found = harvests(model, inputs, chosen_layers, coder, site=site)
     for layer, (train, test) in found.items():
         scores[layer] = _scores(train, test, labels)
         entry = {"layer": layer, **_summary(scores[layer], train)}
@@ -104,9 +111,9 @@ def evaluate_boards(
     found.clear()  # the twin's take as much memory again
     random_told = None
     if controls:
-        twins = _random_twins(model, coder, chosen_layers[0], inputs)
+        twins = _random_twins(model, coder, chosen_layers[0], site, inputs)
         for entry, (layer, (train, test)) in zip(
-            measured, harvests(twins[0], inputs, chosen_layers, twins[1]).items(), strict=True
+            measured, harvests(twins[0], inputs, chosen_layers, twins[1], site=site).items(), strict=True
         ):
             random_scores = _scores(train, test, labels)
             entry["random"] = _numbers(random_scores)
@@ -175,16 +182,16 @@ def _about(corpus: Corpus) -> str:
 
 
 def _random_twins(
-    model: GlassForCausalLM, coder: FeedForward | None, layer: int, inputs: Sequence[Any]
+    model: GlassForCausalLM, coder: FeedForward | None, layer: int, site: Site, inputs: Sequence[Any]
 ) -> tuple[GlassForCausalLM, FeedForward | None]:
-    """The random-weight twin of a model and, where there is a coder, one before its fit to the twin's stream."""
+    """The random-weight twin of a model and, where there is a coder, one before its fit to the twin."""
     twin = random_twin(model)
     if coder is None:
         return twin, None
     tokens_GN, lengths_G = (each[:FIRST_GAMES] for each in inputs[0][:2])
-    x_GND = stream_after(twin, layer, tokens_GN)
-    inside_GN = torch.from_numpy(np.arange(tokens_GN.shape[1]) < lengths_G[:, None])
-    return twin, random_coder(coder, x_GND[inside_GN.to(x_GND.device)])
+    read = activations_at(twin, layer, site, tokens_GN)
+    inside_GN = torch.from_numpy(np.arange(tokens_GN.shape[1]) < lengths_G[:, None]).to(read.x.device)
+    return twin, random_coder(coder, read.x[inside_GN], read.y[inside_GN])
 
 
 def _features(

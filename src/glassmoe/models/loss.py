@@ -27,7 +27,9 @@ def next_token_loss(model: Any, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[T
     inputs, labels = inputs_and_labels(tokens_BN, lengths_B)
     output = model(input_ids=inputs, use_cache=False)
     logits = output.logits.flatten(0, 1).float()
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum"), output.losses
+    # Models of other makers have no training losses of their layers.
+    losses = getattr(output, "losses", None) or {}
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum"), losses
 
 
 def count_labels(lengths_B: Any) -> int:

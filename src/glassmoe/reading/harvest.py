@@ -20,6 +20,8 @@ from torch import Tensor
 from glassmoe.data.tokens import Tokens
 from glassmoe.models import Features, FeedForward, GlassForCausalLM
 
+from .subject import Activations, Site, activations, place_in
+
 Float32 = npt.NDArray[np.float32]
 
 
@@ -49,12 +51,13 @@ def harvest(
     sample_games: int,
     batch_games: int = 25,
     coder: FeedForward | None = None,
+    site: Site = "stream",
 ) -> Harvest:
-    """Harvest one layer, or a `coder` that reads the residual stream after it. The sample is every token of the first
+    """Harvest one layer, or a `coder` that reads there at `site`. The sample is every token of the first
     `sample_games` games, without padding (places at and after `lengths_G`). ValueError when a position is padding or
     beyond the model's context."""
     games = (tokens_GN, lengths_G, positions_GP, sample_games)
-    return harvests(model, [games], [layer], coder, batch_games)[layer][0]
+    return harvests(model, [games], [layer], coder, batch_games, site)[layer][0]
 
 
 @torch.no_grad()
@@ -64,10 +67,12 @@ def harvests(
     layers: Sequence[int],
     coder: FeedForward | None = None,
     batch_games: int = 25,
+    site: Site = "stream",
 ) -> dict[int, list[Harvest]]:
-    """Each layer's harvest (or that of a `coder` of the stream after it) of several sets of games, each `(tokens,
+    """Each layer's harvest (or that of a `coder` that reads there at `site`) of several sets of games, each `(tokens,
     lengths, positions, sample_games)`, in one pass over the games for all layers. ValueError as for `harvest`."""
     found: dict[int, list[Harvest]] = {layer: [] for layer in layers}
+    read: Site = "mlp" if coder is None else site
     for tokens_GN, lengths_G, positions_GP, sample_games in games:
         if int((positions_GP.max(1) >= lengths_G).sum()):
             raise ValueError("a chosen position lies in the padding of its game")
@@ -76,52 +81,28 @@ def harvests(
             batch = slice(start, start + batch_games)
             inside = np.arange(tokens_GN.shape[1]) < lengths_G[batch, None]
             inside[max(0, sample_games - start) :] = False
-            for layer, x_GND in _tapped(model, layers, tokens_GN[batch], stream=coder is not None).items():
+            for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[batch], read).items():
                 collected[layer].add(x_GND, positions_GP[batch], inside)
         for layer in layers:
             found[layer].append(collected[layer].finish())
     return found
 
 
-class _ReachedLayer(Exception):
-    """Ends a forward pass at the last tapped layer: what comes after it is not needed."""
-
-
 def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
     """(G, N, D): what the feed-forward layer reads at every token, float32."""
-    return _tapped(model, [layer], tokens_GN, stream=False)[layer]
+    return activations_at(model, layer, "mlp", tokens_GN).x
 
 
-def stream_after(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
-    """(G, N, D): the residual stream as it leaves block `layer` at every token, float32."""
-    return _tapped(model, [layer], tokens_GN, stream=True)[layer]
+def activations_at(model: GlassForCausalLM, layer: int, site: Site, tokens_GN: Tokens) -> Activations:
+    """What a coder of this site reads at every token and is to rebuild, each (G, N, D) float32."""
+    return _tapped(model, [layer], tokens_GN, site)[layer]
 
 
-@torch.no_grad()
-def _tapped(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, stream: bool) -> dict[int, Tensor]:
-    """(G, N, D) float32 for each layer: the stream that leaves its block, or what its feed-forward layer reads."""
+def _tapped(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, site: Site) -> dict[int, Activations]:
     tokens = torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
-    caught: dict[int, Tensor] = {}
-
-    def tap(layer: int, met: Tensor) -> None:
-        caught[layer] = met.view(*tokens.shape, -1).float()
-        if layer == max(layers):
-            raise _ReachedLayer
-
-    handles = [
-        model.model.layers[layer].register_forward_hook(lambda _, __, out, layer=layer: tap(layer, out[0]))
-        if stream
-        else model.feed_forwards()[layer].register_forward_pre_hook(lambda _, args, layer=layer: tap(layer, args[0]))
-        for layer in layers
-    ]
-    try:
-        model(input_ids=tokens, use_cache=False)
-    except _ReachedLayer:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {layer: caught[layer] for layer in layers}
+    places = {layer: place_in(model, layer, site) for layer in layers}
+    found = activations(model, list(places.values()), tokens)
+    return {layer: found[place] for layer, place in places.items()}
 
 
 class _Collector:

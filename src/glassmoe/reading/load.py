@@ -10,10 +10,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.data.text_tokens import text_kind
+from glassmoe.data.tokens import TEXT, TokenKind, token_kind
 from glassmoe.device import pick_device
 from glassmoe.models import FeedForward, GlassForCausalLM
 
@@ -26,6 +29,23 @@ class Loaded(NamedTuple):
     model: GlassForCausalLM
     config: RunConfig | None
     path: Path
+
+    def kind(self) -> TokenKind:
+        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing."""
+        settings = self.model.config
+        if settings.tokens != TEXT:
+            return token_kind(settings.tokens)
+        file = self.path / "tokenizer.json"
+        if not self.path.exists():
+            file = Path(cached_file(str(self.path), file.name))
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no tokenizer.json, so its tokens cannot be read; put it back")
+        kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
+        if kind.size != settings.vocab_size:
+            raise ValueError(
+                f"{file} has {kind.size} ids and the model {settings.vocab_size}; put back that of its training"
+            )
+        return kind
 
 
 def load(name: str, device: str = "auto") -> Loaded:
@@ -86,13 +106,13 @@ def random_twin(model: GlassForCausalLM, seed: int = 1_000_003) -> GlassForCausa
     return twin
 
 
-def random_coder(coder: FeedForward, x_TD: Tensor, seed: int = 1_000_003) -> FeedForward:
-    """A coder of the residual stream as it is before a fit: a copy with fresh weights (by its `reset_parameters`) that
-    is prepared for the tokens `x_TD` (T, D) of the stream (by its `initialise`)."""
+def random_coder(coder: FeedForward, x_TD: Tensor, y_TD: Tensor, seed: int = 1_000_003) -> FeedForward:
+    """A coder as it is before a fit: a copy with fresh weights (by its `reset_parameters`) that is prepared for what is
+    read and what is to be rebuilt, both (T, D), by its `initialise`."""
     twin: Any = copy.deepcopy(coder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin.reset_parameters()
-    twin.initialise(x_TD)
+    twin.initialise(x_TD, y_TD)
     fresh: FeedForward = twin.eval()
     return fresh

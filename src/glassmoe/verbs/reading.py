@@ -7,11 +7,12 @@ from pathlib import Path
 
 from glassmoe.arguments import count, seed, temperature
 
+from .coding import fidelity
 from .common import add_run, corpus_of, integer, make_parser, record, show
 
 
 def evaluate(words: list[str]) -> None:
-    kinds: dict[str, Callable[[list[str]], None]] = {"boards": _boards, "ppl": _perplexity}
+    kinds: dict[str, Callable[[list[str]], None]] = {"boards": _boards, "ppl": _perplexity, "fidelity": fidelity}
     if not words or words[0] not in kinds:
         given = f"got {words[0]!r}" if words and not words[0].startswith("-") else "got none"
         raise ValueError(f"glassmoe eval takes one of {', '.join(kinds)}, then a run; {given}")
@@ -51,20 +52,23 @@ def _boards(words: list[str]) -> None:
 
 
 def _perplexity(words: list[str]) -> None:
-    parser = make_parser("eval ppl", "Validation loss, perplexity and, for characters, bits per character.")
+    parser = make_parser("eval ppl", "Validation loss, perplexity and bits per character or byte.")
     add_run(parser)
     parser.add_argument("--rows", type=count, help="rows to read (default: the whole validation split)")
     parser.add_argument("--cut", help="how rows are cut, such as games:256 (default: as in training)")
     args = parser.parse_args(words)
     from glassmoe.data.corpus import Rows
-    from glassmoe.measure.perplexity import perplexity
+    from glassmoe.measure.perplexity import bytes_per_token, perplexity
     from glassmoe.reading.load import load
     from glassmoe.report.tables import perplexity_table
 
     loaded = load(args.run, args.device)
     corpus = corpus_of(loaded, args.data)
-    cut = args.cut or (loaded.config.data.rows if loaded.config else f"games:{loaded.model.config.context}")
-    measured = {**perplexity(loaded.model, Rows(corpus.split("valid"), cut), args.rows), "cut": cut}
+    unit = "packed" if corpus.tokens == "text" else "games"
+    cut = args.cut or (loaded.config.data.rows if loaded.config else f"{unit}:{loaded.model.config.context}")
+    ratio = bytes_per_token(corpus, "valid") if corpus.tokens == "text" else None
+    rows = Rows(corpus.split("valid"), cut)
+    measured = {**perplexity(loaded.model, rows, args.rows, bytes_per_token=ratio), "cut": cut}
     record(args, loaded, corpus, {"ppl": measured})
     show(args, measured, perplexity_table(measured))
 
@@ -72,7 +76,7 @@ def _perplexity(words: list[str]) -> None:
 def generate(words: list[str]) -> None:
     parser = make_parser("generate", "Let a model go on from a prompt.")
     add_run(parser, data=False)
-    parser.add_argument("--prompt", help="text to go on from (default: the beginning of a game)")
+    parser.add_argument("--prompt", help="text to go on from (default: the beginning of a game or document)")
     parser.add_argument("--tokens", type=count, default=100, help="tokens to add at most (the context may end earlier)")
     parser.add_argument(
         "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token; 1 samples as is"
@@ -80,13 +84,13 @@ def generate(words: list[str]) -> None:
     parser.add_argument("--samples", type=count, default=1, help="continuations")
     parser.add_argument("--seed", type=seed, default=0, help="of the sampling")
     args = parser.parse_args(words)
-    from glassmoe.data.tokens import token_kind
     from glassmoe.reading.load import load
     from glassmoe.reading.sample import continuations
 
-    model = load(args.run, args.device).model
-    prompt = token_kind(model.config.tokens).prompt if args.prompt is None else args.prompt
-    texts = continuations(model, prompt, args.tokens, args.temperature, args.samples, args.seed)
+    loaded = load(args.run, args.device)
+    kind = loaded.kind()
+    prompt = kind.prompt if args.prompt is None else args.prompt
+    texts = continuations(loaded.model, prompt, args.tokens, args.temperature, args.samples, args.seed, kind)
     show(args, {"prompt": prompt, "texts": texts}, "\n".join(texts))
 
 

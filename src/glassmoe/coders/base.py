@@ -1,0 +1,286 @@
+"""What all coders share: one pass from what is read to what is rebuilt, the count of silent features, the decoder's
+norm; and for those that list k features a token, the help for the dead.
+
+A coder reads x and rebuilds y from few features: x itself (an autoencoder, `sae.py`), or the output of the MLP whose
+input x is (`transcoder.py`, `mxd.py`). All losses are means over tokens, so that passes and processes change only
+rounding (`batchtopk`, which chooses among the tokens of a pass, is the exception), and the one named `error` tells how
+far the reconstruction is. Training calls `code` on every pass, `before_update` when the gradients are complete,
+`after_update` once the weights are new. What they keep is in buffers, so that a checkpoint of the module holds all of
+it.
+
+Legend: T tokens, D width of what is read and rebuilt, F features, K features of a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassmoe.models.features import Features, FeedForward, empty_parameters, linear_write
+
+from .configuration import CoderConfig
+from .sparse import read_rows, write_rows
+
+
+class Coded(NamedTuple):
+    """One pass: features, their reconstruction of the target (T, D), and the named losses, whose sum is minimised."""
+
+    features: Features
+    reconstruction: Tensor
+    losses: dict[str, Tensor]
+
+
+class Coder(FeedForward):
+    """What the kinds share. Row f of `w_enc` (F, D) is what feature f reads, row f of `w_dec` (F, D) what it writes;
+    `b_enc` (F,), `b_dec` (D,).
+
+    `width`: D. `steps`, `tokens`: length of the fit, which the shares in `config` are shares of. Buffers: `step`, how
+    many steps were taken; `scale`, root of the mean of ||y - mean||^2 in the first batch, by which penalties are
+    multiplied so that their weights mean the same for a target of any size; `silent_F`, tokens since each feature last
+    fired, to the step; `fired_F` and `seen`, which features fired and how many tokens were seen since the last step;
+    with `normalise: rms` also `x_rms` and `y_rms`, root mean squares of the entries in the first batch: x and y are
+    divided by them, so that features, parameters and losses are in these units, and what is written is multiplied back.
+    `counters`: the buffers to which passes add since the last step; several processes add theirs up before
+    `after_update`. `unit_rows`: whether decoder rows are held at norm 1. ValueError when the configuration does not
+    fit the width or the length.
+    """
+
+    counters: ClassVar[tuple[str, ...]] = ("fired_F", "seen")
+    unit_rows: bool = True
+
+    step: Tensor
+    scale: Tensor
+    silent_F: Tensor
+    fired_F: Tensor
+    seen: Tensor
+    x_rms: Tensor
+    y_rms: Tensor
+
+    def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
+        super().__init__()
+        self.config = config.complete(width, tokens)
+        assert self.config.features is not None and self.config.dead_tokens is not None
+        self.num_features, self.dead_tokens = self.config.features, self.config.dead_tokens
+        self.warmup_steps = round(config.l1_warmup * steps)
+        self.normalised = config.normalise == "rms"
+        shape = (self.num_features, width)
+        self.w_enc, self.w_dec, self.b_enc, self.b_dec = empty_parameters(shape, shape, shape[:1], shape[1:])
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("silent_F", torch.zeros(self.num_features, dtype=torch.long))
+        self.register_buffer("fired_F", torch.zeros(self.num_features, dtype=torch.bool))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        if self.normalised:
+            self.register_buffer("x_rms", torch.ones(()))
+            self.register_buffer("y_rms", torch.ones(()))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fresh weights from torch's random state, and nothing seen yet."""
+        for p in self.parameters():
+            p.zero_()
+        for buffer in self.buffers():
+            buffer.zero_()
+        for unit in (self.scale, *((self.x_rms, self.y_rms) if self.normalised else ())):
+            unit.fill_(1.0)
+        self._draw()
+
+    def _draw(self) -> None:
+        """The first weights that are not 0: unit decoder rows in random directions, the encoder's the same up to
+        `encoder_scale`."""
+        self.w_dec.copy_(F.normalize(torch.randn_like(self.w_dec), dim=1))
+        self.w_enc.copy_(self.w_dec * self.encoder_scale)
+
+    @property
+    def encoder_scale(self) -> float:
+        """Norm of the encoder's first rows: 2 D / F. The sum of F random projections is F / D times the vector, and
+        relu lets half of it through, so that the first reconstruction is x itself, with noise."""
+        return 2 * self.w_dec.shape[1] / self.num_features
+
+    @torch.no_grad()
+    def initialise(self, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
+        """Put the output bias at the mean of a first batch (T, D) of targets (x itself where no y is given), and take
+        the targets' scale and, where wanted, both root mean squares from it, before the first step."""
+        y_TD = x_TD if y_TD is None else y_TD
+        if self.normalised:
+            for rms, v_TD in ((self.x_rms, x_TD), (self.y_rms, y_TD)):
+                found = v_TD.square().mean().sqrt()
+                rms.copy_(torch.where(found > 0, found, 1.0))
+        y_TD = self._target(x_TD, y_TD)
+        self.b_dec.copy_(y_TD.mean(0))
+        self.scale.copy_((y_TD - self.b_dec).square().sum(1).mean().sqrt())
+
+    def features(self, x_TD: Tensor) -> Features:
+        return self._encode(self._read(x_TD))[0]
+
+    def write(self, features: Features) -> Tensor:
+        return self._restored(self._decode(features))
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reconstruction (T, D) from what is read (T, D) and, in training, the named losses of an autoencoder."""
+        if not self.training:
+            return super().forward(x_TD)
+        coded = self.code(x_TD)
+        return coded.reconstruction, coded.losses
+
+    def loss(self, x_TD: Tensor, y_TD: Tensor | None = None) -> dict[str, Tensor]:
+        """The named losses alone."""
+        return self.code(x_TD, y_TD).losses
+
+    def code(self, x_TD: Tensor, y_TD: Tensor | None = None) -> Coded:
+        """Features, reconstruction and losses of T tokens in one pass: `x_TD` (T, D) is read, `y_TD` (T, D) is to be
+        rebuilt, x itself where none is given. In training with gradients the pass also counts: who fired, and what the
+        penalty was."""
+        y_TD, x_TD = self._target(x_TD, y_TD), self._read(x_TD)
+        features, chosen_by = self._encode(x_TD)
+        rebuilt_TD = self._decode(features)
+        losses = {"error": self._size(y_TD - rebuilt_TD, y_TD)}
+        losses |= self._losses(x_TD, y_TD, features, rebuilt_TD, chosen_by)
+        if self._counting:
+            self._count(features)
+        return Coded(features, self._restored(rebuilt_TD), losses)
+
+    def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
+        """The features, and what the losses need of how they were chosen."""
+        raise NotImplementedError
+
+    def _decode(self, features: Features) -> Tensor:
+        """(T, D): the reconstruction."""
+        return self._directions(features) + self.b_dec
+
+    def _directions(self, features: Features) -> Tensor:
+        """(T, D): what the features alone write."""
+        if features.ids is None:
+            return linear_write(features, self.w_dec, None)
+        return write_rows(features.values, features.ids, self.w_dec)
+
+    def _size(self, error_TD: Tensor, y_TD: Tensor) -> Tensor:
+        """How large errors (T, D) are of targets (T, D): the mean over tokens of ||error||^2."""
+        del y_TD
+        return error_TD.square().sum(1).mean()
+
+    def _losses(
+        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses besides the error."""
+        raise NotImplementedError
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        """(T, F): what each feature reads, before its activation."""
+        return F.linear(self._centred(x_TD), self.w_enc, self.b_enc)
+
+    def _centred(self, x_TD: Tensor) -> Tensor:
+        """What the encoder's rows read: an autoencoder takes off the bias that it adds in the end."""
+        return x_TD - self.b_dec
+
+    @property
+    def dead_F(self) -> Tensor:
+        """(F,) bool: the features that have been silent for `dead_tokens` tokens."""
+        return self.silent_F >= self.dead_tokens
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """To be called between the last backward pass of a step and the optimiser."""
+        g_FD = self.w_dec.grad
+        if g_FD is not None and self.unit_rows:
+            # Rows have norm 1, so this is the gradient's part along each.
+            g_FD.sub_((g_FD * self.w_dec).sum(1, keepdim=True) * self.w_dec)
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """To be called when the optimiser has taken step number `step` (from 0)."""
+        if self.unit_rows:
+            self.w_dec.copy_(F.normalize(self.w_dec, dim=1))
+        self.silent_F.add_(self.seen).masked_fill_(self.fired_F, 0)
+        self.fired_F.zero_()
+        self.seen.zero_()
+        self.step.fill_(step + 1)
+
+    @property
+    def _counting(self) -> bool:
+        # Reading a coder must not change it.
+        return self.training and torch.is_grad_enabled()
+
+    def _count(self, features: Features) -> None:
+        self.fired_F.logical_or_(fired(features))
+        self.seen.add_(len(features.values))
+
+    def _warmup(self) -> Tensor | float:
+        return (self.step / self.warmup_steps).clamp(max=1) if self.warmup_steps else 1.0
+
+    def _read(self, x_TD: Tensor) -> Tensor:
+        return x_TD / self.x_rms if self.normalised else x_TD
+
+    def _target(self, x_TD: Tensor, y_TD: Tensor | None) -> Tensor:
+        y_TD = x_TD if y_TD is None else y_TD
+        return y_TD / self.y_rms if self.normalised else y_TD
+
+    def _restored(self, rebuilt_TD: Tensor) -> Tensor:
+        return rebuilt_TD * self.y_rms if self.normalised else rebuilt_TD
+
+
+class ListedCoder(Coder):
+    """Lists k features a token, those of the greatest scores above 0, and helps the dead (Gao et al. 2024, A.2): with
+    `auxiliary` above 0 the error, held constant, is to be rebuilt by the D / 2 greatest of the dead features.
+
+    Gradients of encoder and decoder are made from the listed rows alone (`sparse`).
+    """
+
+    def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
+        super().__init__(width, config, steps, tokens)
+        assert self.config.auxiliary is not None
+        self.auxiliary = self.config.auxiliary
+
+    def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
+        """The features, and relu of all scores (T, F)."""
+        with torch.no_grad():  # Gradients come from the few that are chosen.
+            positive_TF = F.relu(self.scores(x_TD))
+            ids_TK, positive_TK = self._choose(positive_TF)
+        return self._listed(x_TD, ids_TK, positive_TK), positive_TF
+
+    def _choose(self, positive_TF: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and strengths, both (T, K), of a token's features: a token with fewer than K lists some at 0."""
+        positive_TK, ids_TK = positive_TF.topk(self.config.k, dim=1)
+        return ids_TK, positive_TK
+
+    def _listed(self, x_TD: Tensor, ids_TK: Tensor, positive_TK: Tensor) -> Features:
+        values_TK = read_rows(self._centred(x_TD), self.w_enc, self.b_enc, ids_TK, positive_TK)
+        return Features(values_TK, self.num_features, ids_TK)
+
+    def _losses(
+        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
+    ) -> dict[str, Tensor]:
+        if not self.auxiliary:
+            return {}
+        dead_F = self.dead_F
+        among = min(x_TD.shape[1] // 2, int(dead_F.sum()))
+        if not among:
+            return {"auxiliary": torch.zeros((), dtype=y_TD.dtype, device=y_TD.device)}
+        # At -1 the others come after all the dead.
+        dead_TA, ids_TA = chosen_by.masked_fill(~dead_F, -1.0).topk(among, dim=1)
+        dead = replace(self._listed(x_TD, ids_TA, dead_TA), context=features.context)
+        missing_TD = (y_TD - rebuilt_TD).detach()
+        return {"auxiliary": self.auxiliary * self._size(missing_TD - self._help(dead), y_TD)}
+
+    def _help(self, dead: Features) -> Tensor:
+        """(T, D): what the dead features of the auxiliary loss write."""
+        return self._directions(dead)
+
+    def active_parameters(self) -> int:
+        unused = (self.num_features - self.config.k) * self.w_dec.shape[1]
+        return super().active_parameters() - unused
+
+
+@torch.no_grad()
+def fired(features: Features) -> Tensor:
+    """(F,) bool: the features above 0 on at least one of the tokens."""
+    active = features.values > 0
+    if features.ids is None:
+        return active.any(0)
+    fired_F = torch.zeros(features.width, dtype=torch.bool, device=active.device)
+    fired_F[features.ids[active]] = True
+    return fired_F

@@ -1,0 +1,78 @@
+"""A coder on disk: `coder.safetensors`, whose header names the weights that it was fitted to, beside `config.yaml` (a
+`FitConfig`, nothing left open)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from glassmoe import config as configuration
+from glassmoe.device import pick_device
+from glassmoe.training.checkpoint import write_atomically
+
+from .base import Coder
+from .configuration import SCHEMA_VERSION, FitConfig
+from .sae import build_coder
+
+WEIGHTS = "coder.safetensors"
+
+
+def save_coder(folder: Path, coder: Coder, step: int, source_sha256: str) -> None:
+    """Write a coder's weights and counts into a folder, whole or not at all. OSError when the disk refuses them."""
+    header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "source_sha256": source_sha256}
+    tensors = {name: tensor.contiguous() for name, tensor in coder.state_dict().items()}
+    try:
+        write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, header))
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"could not write {folder / WEIGHTS}: {error}; free some space and give the same command again"
+        ) from error
+
+
+def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig]:
+    """The coder in a directory that `fit` made, in evaluation mode, and its configuration. ValueError, in one sentence,
+    when there is none or its files do not fit each other."""
+    path = Path(path)
+    if not (path / "config.yaml").exists():
+        raise ValueError(f"{path} holds no coder: it has no config.yaml; give a directory that a fit made")
+    config = configuration.load_as(FitConfig, path / "config.yaml")
+    if not (path / WEIGHTS).exists():
+        raise ValueError(f"{path} holds a fit without a coder yet; let it reach its first checkpoint")
+    try:
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            configuration.check_version(path / WEIGHTS, int(file.metadata()["schema_version"]), SCHEMA_VERSION)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        coder = build_coder(config.coder, len(tensors["b_dec"]), config.train.steps, 1)
+        coder.load_state_dict(tensors)
+    except (OSError, SafetensorError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path / WEIGHTS} could not be loaded: {' '.join(str(error).split())}; "
+            f"going on with the fit writes it again from the newest checkpoint"
+        ) from error
+    return coder.to(pick_device(device)).eval(), config
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 (hex) over a model's parameters and buffers, by name: which weights a coder belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def header(folder: Path) -> dict[str, str]:
+    """What the weights in a folder say of themselves: `step`, `source_sha256`; empty where they cannot be read."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError:
+        # Whoever goes on with the fit has it written again, from the newest checkpoint.
+        return {}

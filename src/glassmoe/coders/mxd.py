@@ -1,0 +1,84 @@
+"""A mixture of decoders (MxD; Oldfield et al. 2025, "Towards interpretability without sacrifice", arXiv 2505.21364): an
+MLP's output rebuilt by a sparse mixture of very many experts, each a linear map of full rank.
+
+    z = s(E^T x + e), or with `glu` s(E1^T x + e1) * (E2^T x + e2)             hidden units
+    a = TopK(relu(G x + g), k)                                                 strengths of the experts, the features
+    y^ = (C^T a) * (D^T z) + b
+
+Expert n is the map W_n = D diag(c_n) from the hidden units: the sum over experts of a_n W_n^T z is (C^T a) * (D^T z),
+so N H D weights are held in (N + H) D, and every W_n has the rank of D where c_n has no zero. Loss and start are those
+of `transcoder.py`: D at 0, b at the mean of the targets, E, G and C as torch's linear maps (C that of a map from N
+inputs), all other biases 0. With `unit_norm` the rows of C start uniform in a cube and are held at norm 1.
+
+Legend: T tokens, D width, F features (the experts), K experts of a token, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassmoe.models.features import Features, empty_parameters
+
+from .configuration import CoderConfig
+from .transcoder import Transcoder, linear_bound
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),
+    "sigmoid": F.sigmoid,
+}
+
+
+class MxD(Transcoder):
+    """A mixture of decoders. Row f of `w_enc` (F, D) is what expert f listens to (a row of G), row f of `w_dec` (F, D)
+    its scaling of the output (a row of C); `b_enc` (F,) is g, `b_dec` (D,) is b. Row h of `w_hidden` (H, D) is what
+    hidden unit h reads (E), row h of `w_out` (H, D) what it writes (D), `b_hidden` (H,) is e; with `glu`, `w_linear`
+    (H, D) and `b_linear` (H,) are the branch without the activation.
+
+    The features' context is u = D^T z, (T, D): an expert writes its row of C times u, and editing its strength leaves
+    u as it is. The auxiliary loss, where wanted, holds u constant, so that it moves experts alone.
+    """
+
+    writes = "token"
+
+    def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
+        super().__init__(width, config, steps, tokens)
+        assert self.config.hidden is not None
+        shape = (self.config.hidden, width)
+        self.unit_rows = self.config.unit_norm
+        self.activation = ACTIVATIONS[self.config.activation]
+        self.w_hidden, self.b_hidden, self.w_out = empty_parameters(shape, shape[:1], shape)
+        if self.config.glu:
+            self.w_linear, self.b_linear = empty_parameters(shape, shape[:1])
+
+    def _draw(self) -> None:
+        super()._draw()
+        if self.unit_rows:
+            self.w_dec.copy_(F.normalize(self.w_dec.uniform_(-1, 1), dim=1))
+        else:
+            self.w_dec.uniform_(-1, 1).mul_(linear_bound(self.num_features))
+        for w_HD in (self.w_hidden, *((self.w_linear,) if self.config.glu else ())):
+            w_HD.uniform_(-1, 1).mul_(linear_bound(w_HD.shape[1]))
+
+    def hidden(self, x_TD: Tensor) -> Tensor:
+        """(T, H): the hidden units z."""
+        z_TH = self.activation(F.linear(x_TD, self.w_hidden, self.b_hidden))
+        return z_TH * F.linear(x_TD, self.w_linear, self.b_linear) if self.config.glu else z_TH
+
+    def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
+        features, positive_TF = super()._encode(x_TD)
+        return replace(features, context=self.hidden(x_TD) @ self.w_out), positive_TF
+
+    def _directions(self, features: Features) -> Tensor:
+        u_TD: Tensor = features.context
+        return super()._directions(features) * u_TD
+
+    def _help(self, dead: Features) -> Tensor:
+        return self._directions(replace(dead, context=dead.context.detach()))

@@ -1,0 +1,69 @@
+"""Transcoders: an MLP's output rebuilt from few features of its input, y ~ W_dec^T TopK(relu(W_enc x + b_enc)) + b_dec.
+
+(Dunefsky et al. 2024, "Transcoders find interpretable LLM feature circuits"; with a skip, Paulo et al. 2025,
+"Transcoders beat sparse autoencoders for interpretability".) The loss is that of the Mixture of Decoders paper
+(Oldfield et al. 2025, arXiv 2505.21364), so that its three rivals are trained alike: the mean over tokens and entries
+of (y^ - y)^2 / ||y||, the norm of the token's target, not its square. As in that paper the decoder starts at 0 and
+b_dec at the mean of the targets, so that the coder starts as a constant; rows of the decoder are free.
+
+Legend: T tokens, D width, F features, K features of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassmoe.models.features import Features, empty_parameters
+
+from .base import ListedCoder
+from .configuration import CoderConfig
+
+LEAST_NORM = 1e-3
+"""A target's norm counts as no less than this part of the targets' scale: one that is all but 0 would outweigh all
+others."""
+
+
+class Transcoder(ListedCoder):
+    """The k greatest a token of an MLP's input write its output."""
+
+    unit_rows = False
+
+    def _draw(self) -> None:
+        self.w_enc.uniform_(-1, 1).mul_(linear_bound(self.w_enc.shape[1]))
+
+    def _centred(self, x_TD: Tensor) -> Tensor:
+        # What is read has another mean than what is written.
+        return x_TD
+
+    def _size(self, error_TD: Tensor, y_TD: Tensor) -> Tensor:
+        """The mean over tokens and entries of error^2 / ||y||."""
+        norm_T: Tensor = y_TD.norm(dim=1).clamp_min(LEAST_NORM * self.scale)
+        return (error_TD.square().mean(1) / norm_T).mean()
+
+
+class SkipTranscoder(Transcoder):
+    """A transcoder beside a linear map of its input, y^ = ... + W_skip x. Row i of `w_skip` (D, D) writes entry i; no
+    bias; it starts at 0. What it writes, (T, D), is the features' context: editing a feature leaves it as it is."""
+
+    writes = "token"
+
+    def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
+        super().__init__(width, config, steps, tokens)
+        (self.w_skip,) = empty_parameters((width, width))
+
+    def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
+        features, positive_TF = super()._encode(x_TD)
+        return replace(features, context=F.linear(x_TD, self.w_skip)), positive_TF
+
+    def _decode(self, features: Features) -> Tensor:
+        skip_TD: Tensor = features.context
+        return super()._decode(features) + skip_TD
+
+
+def linear_bound(inputs: int) -> float:
+    """Greatest weight that torch's `nn.Linear` of so many inputs starts with."""
+    return 1 / math.sqrt(inputs)
