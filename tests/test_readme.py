@@ -27,6 +27,7 @@ SMALL = {
     "decompose": "--context 32 --tokens 4096",
     "eval fidelity": "--rows 4",
     "eval boards": "--games 5",
+    "reproduce mxd-frontier": "--context 32 --tokens 4096 --seeds 0 --rows 4",
     "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
 }
 
@@ -71,7 +72,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 15
+    assert len(ran) == 16
     assert (desk / "runs/moex/model.safetensors").exists()
     assert (desk / "results/table1-chess-small.md").exists()
 

@@ -191,6 +191,7 @@ def _about(path: str | Path, coder: Coder, config: FitConfig) -> dict[str, Any]:
         "features": coder.num_features,
         "parameters": sum(p.numel() for p in coder.parameters()),
         "step": int(header(Path(path))["step"]),
+        "source_sha256": header(Path(path))["source_sha256"],
         "dead": int(coder.dead_F.sum()),
     }
 

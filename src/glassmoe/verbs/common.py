@@ -86,6 +86,10 @@ def integer(text: str, option: str) -> int:
         raise ValueError(f"{option} takes whole numbers separated by commas, got {text!r}") from None
 
 
+def integers(text: str, option: str) -> list[int]:
+    return [integer(each, option) for each in text.split(",")]
+
+
 def show(args: argparse.Namespace, values: Any, table: str) -> None:
     write(json.dumps(values, indent=1) if args.json else table)
 

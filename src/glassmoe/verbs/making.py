@@ -171,10 +171,17 @@ def quickstart(words: list[str]) -> None:
 
 
 def reproduce(words: list[str]) -> int:
+    if words[:1] == ["mxd-frontier"]:
+        from .coding import frontier
+
+        return frontier(words[1:])
     parser = make_parser(
         "reproduce", "A table or figure of the MoE-X paper: train its rows, measure them, set the paper beside."
     )
-    parser.add_argument("name", help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration")
+    parser.add_argument(
+        "name",
+        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; mxd-frontier (see its --help)",
+    )
     parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")
     parser.add_argument("--config", help="another recipe than the scale's")

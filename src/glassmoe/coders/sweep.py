@@ -1,0 +1,127 @@
+"""From a few settings to the complete configuration of a sweep: which coders of which layers, matched in parameters,
+how long, on what. `glassmoe decompose` and `glassmoe reproduce mxd-frontier` are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
+from glassmoe.data.documents import prepare_text
+from glassmoe.data.tokens import TEXT
+from glassmoe.reading.subject import Subject, load_subject
+
+from .configuration import KINDS, LISTED_KINDS, CoderConfig, Site, SweepConfig, learning_rate, matched_experts
+
+CONTEXT, BATCH_TOKENS = 128, 4096
+"""Tokens of a row and of a step (Oldfield et al. 2025)."""
+TOKENS = 8_000_000
+POOL = 8
+"""Steps whose tokens are shuffled together."""
+VALID_TOKENS = 16_384
+LONGEST_WARMUP = 5000
+"""Steps of warm-up of the paper; shorter fits take a twentieth of their steps."""
+
+
+def sweep(
+    model: str,
+    *,
+    layers: Sequence[int],
+    coders: Sequence[str],
+    ks: Sequence[int],
+    data: str | None,
+    out: Path,
+    module: str | None = None,
+    site: Site = "mlp-out",
+    features: int | None = None,
+    activation: str | None = None,
+    tokens: int = TOKENS,
+    batch_tokens: int = BATCH_TOKENS,
+    context: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    precision: str = "auto",
+    device: str = "auto",
+) -> SweepConfig:
+    """The sweep of `coders` (names of `KINDS`) at every k, in every one of `layers` of `model`.
+
+    `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
+    as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
+    unless another is given. `data`: prepared data, or text that is prepared into `out`. `context`: tokens of a row
+    (default: 128, or as in the run's training). ValueError for a coder that is none, and whatever does not fit.
+    """
+    subject = load_subject(model, device)
+    if subject.config is not None and context is None:
+        rows = subject.config.data.rows
+    else:
+        rows = f"{'packed' if subject.tokens == TEXT else 'games'}:{(context or CONTEXT) + 1}"
+    length = int(rows.split(":")[1]) - 1
+    batch = max(1, batch_tokens // length)
+    steps = max(1, tokens // (batch * length))
+    found = [
+        each
+        for layer in layers
+        for name in coders
+        for each in _coders(subject, name, layer, ks, site, features, activation)
+    ]
+    path = prepared(data, model, out) if data is not None and subject.tokens == TEXT else data
+    every = max(1, steps // 8)
+    return SweepConfig(
+        source=model,
+        module=module,
+        seed=seed,
+        data=DataConfig(path=path, rows=rows, tokens=cast(Any, subject.tokens)),
+        pool=POOL,
+        optimizer=OptimizerConfig(
+            name="adamw",
+            lr=lr or learning_rate(steps),
+            betas=(0.9, 0.999),
+            weight_decay=0.0,
+            warmup_steps=min(LONGEST_WARMUP, max(1, steps // 20)),
+        ),
+        train=TrainConfig(
+            steps=steps,
+            batch_rows=batch,
+            micro_rows=batch,
+            eval_every=every,
+            eval_rows=max(1, VALID_TOKENS // length),
+            checkpoint_every=every,
+            precision=cast(Any, precision),
+            device=cast(Any, device),
+        ),
+        coders=found,
+    )
+
+
+def _coders(
+    subject: Subject,
+    name: str,
+    layer: int,
+    ks: Sequence[int],
+    site: Site,
+    features: int | None,
+    activation: str | None,
+) -> list[CoderConfig]:
+    """The coders that one name means at one layer: one for each k, or one where the kind has none."""
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ValueError(f"there is no coder {name!r}; known: {', '.join(KINDS)}")
+    given: dict[str, Any] = {"layer": layer, "kind": kind, "features": features}
+    if kind == "mxd":
+        hidden, glu, own = subject.mlp_form()
+        given |= {"hidden": hidden, "glu": glu, "activation": activation or own}
+        given["features"] = matched_experts(subject.width, hidden, glu, features)
+    elif name.startswith("sae-"):
+        given["site"] = site
+    return [CoderConfig(**given, k=k) for k in (ks if kind in LISTED_KINDS else ks[:1])]
+
+
+def prepared(data: str, model: str, out: Path) -> str:
+    """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text."""
+    if (Path(data) / "manifest.json").is_file():
+        return data
+    folder = out / "text"
+    if not (folder / "manifest.json").is_file():
+        prepare_text([data], folder, tokenizer=model, overwrite=True)
+    return str(folder)
