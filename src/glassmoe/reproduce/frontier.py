@@ -34,8 +34,8 @@ FACTS = ("suite", "model", "layer", "data_sha256", "source_sha256")
 LEGEND = (
     "Means over seeds, with half the 95% interval where there are several. Normalised MSE is the mean squared error as "
     "a share of the target's variance; increase is that of the loss with the coder in the MLP's place, in nats a "
-    "token; recovered is the share of the loss between zeros and the MLP. mxd and transcoder have the same parameters, up to "
-    "one expert; the skip transcoder has a map of the stream besides, as in the paper."
+    "token; recovered is the share of the loss between zeros and the MLP. mxd and transcoder have the same "
+    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper."
 )
 
 Row = dict[str, Any]
