@@ -1,0 +1,33 @@
+"""From a few settings to a sweep's configuration."""
+
+from pathlib import Path
+
+import pytest
+
+from glassmoe.coders.configuration import learning_rate
+from glassmoe.coders.sweep import sweep
+from text_files import made_up_texts, prepared, random_gpt2
+
+
+def test_a_short_fit_learns_faster() -> None:
+    assert learning_rate(117_187) == pytest.approx(1e-4)
+    assert learning_rate(58_593) == pytest.approx(2e-4, rel=1e-4)
+    assert learning_rate(500) == 6e-3
+
+
+def test_coders_are_matched_and_lengths_are_whole(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    prepared(text, made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", text))
+    found = sweep(
+        model, layers=[0, 2], coders=["mxd", "transcoder", "sae-l1"], ks=[4, 8], data=str(text), out=tmp_path,
+        context=32, features=400, tokens=100_000, batch_tokens=1000, site="stream",
+    )  # fmt: skip
+    names = ["mxd-k4", "mxd-k8", "transcoder-k4", "transcoder-k8", "sae-l1"]
+    assert list(found.fits()) == [f"{layer}/{name}" for layer in (0, 2) for name in names]
+    assert (found.train.batch_rows, found.train.steps, found.data.rows) == (31, 100, "packed:33")
+    mixture, sae = found.coders[0], found.coders[4]
+    assert (mixture.hidden, mixture.glu, mixture.activation) == (64, False, "gelu-tanh")
+    # 400 * 33 + 16 parameters of a transcoder, less 64 * 17 + 64 * 16 + 16 around the experts, 33 an expert
+    assert mixture.features == (400 * 33 + 16 - 64 * 17 - 64 * 16 - 16) // 33
+    assert sae.site == "stream" and sae.features == 400
