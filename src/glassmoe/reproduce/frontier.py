@@ -61,22 +61,26 @@ def frontier(
     name = f"mxd-frontier-{Path(model).name}-layer{layer}"
     folder = out / name
     found: dict[str, Any] = {}
+    given = {name: value for name, value in settings.items() if value is not None and name != "device"}
+    options = "".join(f" --{option.replace('_', '-')} {value}" for option, value in given.items())
+    options = f" --k {','.join(map(str, ks))} --seeds {','.join(map(str, seeds))} --rows {rows}{options}"
     for seed in seeds:
         config = sweep(model, layers=[layer], coders=CODERS, ks=ks, data=data, out=folder, seed=seed, **settings)
         say(f"seed {seed}: {folder / f'seed{seed}'}")
         fit(config, folder / f"seed{seed}")
         measured = evaluate_fidelity(folder / f"seed{seed}", rows=rows)
-        found = _save(results / name, _header(model, layer, config, measured), _rows(seed, config, measured))
+        found = _save(results / name, _header(model, layer, config, measured, options), _rows(seed, config, measured))
     return found
 
 
-def _header(model: str, layer: int, config: Any, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _header(model: str, layer: int, config: Any, measured: dict[str, dict[str, Any]], options: str) -> dict[str, Any]:
     corpus = Corpus.open(config.data.path, config.data.tokens)
     return {
         "suite": "mxd-frontier",
         "model": Path(model).name,
         "layer": layer,
-        "command": f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} --data.path DATA",
+        "command": f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} "
+        f"--data.path DATA{options}",
         "commit": commit(),
         "data_sha256": corpus.fingerprint,
         "source_sha256": next(iter(measured.values()))["source_sha256"],
