@@ -21,7 +21,7 @@ from glassmoe.report.tables import table
 from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
-from .canvas import BLUE, GREEN, VERMILLION, drawing, plain_ticks, write
+from .canvas import BLUE, GREEN, VERMILLION, drawing, write
 from .claims import interval
 from .tables import dumps
 
@@ -216,6 +216,8 @@ def draw(results: dict[str, Any], path: Path) -> list[Path]:
             panel.set_xscale("log", base=2)
             panel.set_xlabel("features a token (k)")
             panel.set_title(words)
-            plain_ticks(panel)
+            every = sorted({row["k"] for row in results["rows"]})
+            panel.set_xticks(every, [str(k) for k in every])
+            panel.minorticks_off()
         panels[0].legend()
         return write(figure, path)
