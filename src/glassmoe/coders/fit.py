@@ -113,30 +113,23 @@ def evaluate_fidelity(
     prepared data at `data`, cut as for the fit: `splice.fidelity` with facts about each coder. Also saved as the
     measure `fidelity` of each coder's directory. ValueError when a coder or the model cannot be loaded, or the model
     has other weights than the coders were fitted to."""
-    folders = coder_folders(path)
+    loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
+    config = next(iter(loaded.values()))[1]
+    subject = load_subject(source or config.source, device)
+    corpus, digest = corpus_for(config.source, data or config.data.path, subject), weights_digest(subject.model)
     coders: dict[str, tuple[Coder, Place]] = {}
-    subject, corpus, config = None, None, None
-    about: dict[str, dict[str, Any]] = {}
-    digest = ""
-    for folder in folders:
-        name = str(folder.relative_to(path)) if folder != path else folder.name
-        if subject is None:
-            coder, config, subject = _opened(folder, source, device)
-            corpus = corpus_for(config.source, data or config.data.path, subject)
-            digest = header(folder)["source_sha256"]
-        else:
-            coder, config = load_coder(folder, device)
-            _check_weights(folder, subject.name, digest)
-        assert config.coder.site is not None
-        coders[name] = coder, subject.place(config.coder.layer, config.coder.site, config.module)
-        about[name] = _about(folder, coder, config)
-    assert subject is not None and corpus is not None and config is not None
+    folders: dict[str, Path] = {}
+    for folder, (coder, each) in loaded.items():
+        _check_weights(folder, subject.name, digest)
+        name = folder.name if folder == path else str(folder.relative_to(path))
+        assert each.coder.site is not None
+        coders[name], folders[name] = (coder, subject.place(each.coder.layer, each.coder.site, each.module)), folder
     valid = Rows(corpus.split("valid"), config.data.rows)
     found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
-    values = {name: {**about[name], **each} for name, each in found.items()}
-    for folder, name in zip(folders, values, strict=True):
-        save_measure(folder, "fidelity", values[name], corpus)
-    return values
+    for name, folder in folders.items():
+        found[name] = {**_about(folder, *loaded[folder]), **found[name]}
+        save_measure(folder, "fidelity", found[name], corpus)
+    return found
 
 
 def intrinsic_fidelity(
@@ -152,7 +145,7 @@ def intrinsic_fidelity(
     stands in for what they compute, layer by layer, so that nothing is lost but by rounding. Saved as its measure
     `fidelity`."""
     subject = load_subject(source or str(path), device)
-    if subject.tokens not in ("text", "characters", "moves") or not hasattr(subject.model, "feed_forwards"):
+    if not hasattr(subject.model, "feed_forwards"):
         raise ValueError(f"{path} is not a model of glassmoe's own; decompose it first, with glassmoe decompose")
     corpus = corpus_for(str(path), data, subject)
     cut = subject.config.data.rows if subject.config else f"games:{subject.context}"
