@@ -45,11 +45,7 @@ def temperature(text: str) -> float:
     return _number(text, math.inf, "a number of at least 0")
 
 
-def rate(text: str) -> float:
-    return minutes(text)
-
-
-def minutes(text: str) -> float:
+def above_zero(text: str) -> float:
     value = _number(text, math.inf, "a number above 0")
     if value == 0:
         raise argparse.ArgumentTypeError(f"takes a number above 0, got {text!r}")

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from coder_twins import assert_as_the_twin, gradients
 from glassmoe.coders.configuration import CoderConfig, matched_experts, parameter_count
 from glassmoe.coders.mxd import ACTIVATIONS, MxD
 from glassmoe.coders.sae import build_coder
@@ -66,12 +67,6 @@ def naive(coder: MxD, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, .
     return torch.stack(rows), torch.stack(outputs), error, coder.auxiliary * missing
 
 
-def gradients(coder: MxD, inputs: tuple[torch.Tensor, ...], value: torch.Tensor) -> dict[str, torch.Tensor]:
-    wanted = {**dict(zip("xy", inputs, strict=False)), **dict(coder.named_parameters())}
-    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True, retain_graph=True)
-    return {k: torch.zeros_like(wanted[k]) if g is None else g for k, g in zip(wanted, found, strict=True)}
-
-
 @pytest.mark.parametrize("experts", [15, 90])  # many and few of them listed: two ways to the gradients
 @pytest.mark.parametrize("glu", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -80,18 +75,7 @@ def test_features_write_and_losses_against_the_naive_twin_with_all_gradients(
 ) -> None:
     coder, (x, y) = make(experts, activation=activation, glu=glu, auxiliary=0.25), data()
     coder.silent_F[::3] = 50
-    values, outputs, *losses = naive(coder, x, y)
-    coded = coder.code(x, y)
-    torch.testing.assert_close(coded.features.to_dense(), values)
-    assert list(coded.losses) == ["error", "auxiliary"] and all(loss.item() > 0 for loss in losses)
-    for loss, reference in zip(coded.losses.values(), losses, strict=True):
-        torch.testing.assert_close(loss, reference)
-        torch.testing.assert_close(gradients(coder, (x, y), loss), gradients(coder, (x, y), reference))
-    weight = torch.linspace(-1, 1, outputs.numel(), dtype=x.dtype).view_as(outputs).cos()
-    reference = gradients(coder, (x,), (outputs * weight).sum())
-    for out in (coded.reconstruction, coder.write(coder.features(x)), coder.eval()(x)[0]):
-        torch.testing.assert_close(out, outputs)
-        torch.testing.assert_close(gradients(coder, (x,), (out * weight).sum()), reference)
+    assert_as_the_twin(coder, x, y, naive(coder, x, y))
 
 
 def test_the_forms_of_the_weight_tensor_are_one() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from coder_twins import assert_as_the_twin
 from glassmoe import config as configuration
 from glassmoe.coders.configuration import CoderConfig, FitConfig, parameter_count
 from glassmoe.coders.sae import CODERS, build_coder
@@ -56,29 +57,12 @@ def naive(coder: Transcoder, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Te
     return torch.stack(rows), torch.stack(outputs), error, coder.auxiliary * missing
 
 
-def gradients(coder: Transcoder, inputs: tuple[torch.Tensor, ...], value: torch.Tensor) -> dict[str, torch.Tensor]:
-    wanted = {**dict(zip("xy", inputs, strict=False)), **dict(coder.named_parameters())}
-    found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True, retain_graph=True)
-    return {k: torch.zeros_like(wanted[k]) if g is None else g for k, g in zip(wanted, found, strict=True)}
-
-
 @pytest.mark.parametrize("features", [17, 100])  # many and few of them listed: two ways to the gradients
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_write_and_losses_against_the_naive_twin_with_all_gradients(kind: str, features: int) -> None:
     coder, (x, y) = make(kind, features, auxiliary=0.25), data()
     coder.silent_F[::3] = 50
-    values, outputs, *losses = naive(coder, x, y)
-    coded = coder.code(x, y)
-    torch.testing.assert_close(coded.features.to_dense(), values)
-    assert list(coded.losses) == ["error", "auxiliary"] and all(loss.item() > 0 for loss in losses)
-    for loss, reference in zip(coded.losses.values(), losses, strict=True):
-        torch.testing.assert_close(loss, reference)
-        torch.testing.assert_close(gradients(coder, (x, y), loss), gradients(coder, (x, y), reference))
-    weight = torch.linspace(-1, 1, outputs.numel(), dtype=x.dtype).view_as(outputs).cos()
-    reference = gradients(coder, (x,), (outputs * weight).sum())
-    for out in (coded.reconstruction, coder.write(coder.features(x)), coder.eval()(x)[0]):
-        torch.testing.assert_close(out, outputs)
-        torch.testing.assert_close(gradients(coder, (x,), (out * weight).sum()), reference)
+    assert_as_the_twin(coder, x, y, naive(coder, x, y))
 
 
 def test_the_error_by_hand() -> None:

@@ -67,7 +67,6 @@ class CoderTask:
         self.settings, self.clip, self.pool = settings, config.optimizer.clip, config.pool
         self.tokens_per_step = settings.batch_rows * length
         self.micros = micro_batches(settings, group)
-        self.pieces = range(0, settings.batch_rows, settings.micro_rows)
         _check_length(config, length, self.subject)
         self.config = self._complete(config)
         self.parts = self._build(self.config)
@@ -117,7 +116,8 @@ class CoderTask:
         run.claim(self.out, configuration.to_yaml(self.config))
 
     def begin(self) -> None:
-        read = self._read(*self.rows["train"].batch(self._indices(0)), self.pieces)
+        pieces = range(0, self.settings.batch_rows, self.settings.micro_rows)
+        read = self._read(*self.rows["train"].batch(self._indices(0)), pieces)
         for part in self.parts.values():
             part.coder.initialise(*read[part.place])
         if self.group.first:

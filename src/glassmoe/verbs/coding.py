@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassmoe.arguments import count, rate, seed
+from glassmoe.arguments import above_zero, count, seed
 
 from .common import integers, make_parser, show
 
@@ -112,7 +112,7 @@ def _add_lengths(parser: Any) -> None:
     parser.add_argument("--tokens", type=count, default=8_000_000, help="tokens to learn from")
     parser.add_argument("--batch-tokens", type=count, default=4096, help="tokens of a step")
     parser.add_argument("--context", type=count, help="tokens of a row (default: 128, or as in the run's training)")
-    parser.add_argument("--lr", type=rate, help="peak learning rate (default: by the length of the fit)")
+    parser.add_argument("--lr", type=above_zero, help="peak learning rate (default: by the length of the fit)")
 
 
 def _recipe(args: Any, parser: Any) -> SweepConfig:

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from glassmoe.arguments import count, minutes, seed, share
+from glassmoe.arguments import above_zero, count, seed, share
 
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
 
@@ -189,7 +189,7 @@ def reproduce(words: list[str]) -> int:
     parser.add_argument("--seeds", default="0", help="seeds of every row, such as 0,1,2")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=count, help="tokens of every row (default: as the recipe has it)")
-    budget.add_argument("--minutes", type=minutes, help="wall-clock budget of the whole suite")
+    budget.add_argument("--minutes", type=above_zero, help="wall-clock budget of the whole suite")
     parser.add_argument("--games", type=count, default=1000, help="games to choose features on, and again to test on")
     parser.add_argument("--processes", type=count, default=1, help="rows side by side, sharing the cores")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
