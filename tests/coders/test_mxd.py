@@ -138,18 +138,28 @@ def test_with_glu_the_hidden_layer_is_that_of_llama() -> None:
     torch.testing.assert_close(coder(x)[0], mlp)
 
 
+@pytest.mark.parametrize("gate", ["one", "signed"])
 @pytest.mark.parametrize("glu", [False, True])
-def test_it_starts_as_the_mean_of_the_targets(glu: bool) -> None:
+def test_it_starts_as_the_mean_of_the_targets(glu: bool, gate: str) -> None:
     torch.manual_seed(3)
-    coder = build_coder(CoderConfig(layer=0, kind="mxd", glu=glu), 16, 100, 30_000)
+    coder = build_coder(CoderConfig(layer=0, kind="mxd", glu=glu, gate=gate), 16, 100, 30_000)
     assert coder.num_features == (28 * 16 if not glu else 32 * 16 - 97) and coder.dead_tokens == 1000
     bounds = {"w_enc": 1 / 4, "w_hidden": 1 / 4, "w_linear": 1 / 4, "w_dec": coder.num_features**-0.5}
     for name, p in coder.named_parameters():
         bound = bounds.get(name, 0.0)
-        assert 0.98 * bound <= p.abs().max().item() <= bound
+        middle = 0.0
+        if name == "w_dec" and gate == "one":
+            bound = middle = 1.0
+        assert 0.98 * bound <= (p - middle).abs().max().item() <= bound
         assert p.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
     x, y = torch.randn(50, 16), torch.randn(50, 16) + 3
+    before = coder.w_dec.detach().clone()
     coder.initialise(x, y)
+    strengths = F.linear(x, coder.w_enc, coder.b_enc).topk(32, dim=1).values.relu().sum(1)
+    torch.testing.assert_close(coder.w_dec, before / strengths.mean() if gate == "one" else before)
+    gates = coder.features(x).to_dense() @ coder.w_dec
+    # The mean of 16 entries and of some 32 experts' rows, each uniform from 0 to 2: off by a few hundredths at most.
+    assert gates.mean().item() == pytest.approx(1 if gate == "one" else 0, abs=0.1)
     torch.testing.assert_close(coder.eval()(x)[0], y.mean(0).expand(50, -1))
     # D alone can move at first, and the rest once it has.
     optimizer = torch.optim.Adam(coder.train().parameters(), lr=1e-2)
@@ -168,6 +178,22 @@ def test_it_starts_as_the_mean_of_the_targets(glu: bool) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_gate_of_1_is_one_plain_mlp_whatever_the_experts() -> None:
+    """With equal rows and strengths that add up to 1 the mixture is the MLP; the first batch makes it so on average."""
+    torch.manual_seed(4)
+    coder = build_coder(CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K), WIDTH, 100, 3000)
+    x = torch.randn(1, WIDTH).expand(7, -1) + 5  # one token, whose strengths are then exactly the mean
+    with torch.no_grad():
+        coder.w_dec.fill_(1)
+        coder.w_out.normal_()
+    coder.initialise(x, torch.zeros(7, WIDTH))
+    torch.testing.assert_close(coder.eval()(x)[0], coder.hidden(x) @ coder.w_out)
+    silent = build_coder(CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K), WIDTH, 100, 3000)
+    silent.b_enc.data.fill_(-100)
+    silent.initialise(x)
+    assert bool(silent.w_dec.isfinite().all())
+
+
 def test_an_edited_expert_adds_its_scaled_map() -> None:
     coder, (x, _) = make().eval(), data()
     assert isinstance(coder, FeedForward) and coder.writes == "token"
@@ -182,10 +208,10 @@ def test_an_edited_expert_adds_its_scaled_map() -> None:
 
 def test_rows_of_norm_1_where_wanted() -> None:
     torch.manual_seed(0)
-    coder = build_coder(CoderConfig(layer=0, kind="mxd", unit_norm=True), 16, 100, 3000)
+    coder = build_coder(CoderConfig(layer=0, kind="mxd", unit_norm=True, gate="signed"), 16, 100, 3000)
     torch.testing.assert_close(coder.w_dec.norm(dim=1), torch.ones(coder.num_features))
     for unit_norm in (True, False):
-        coder, (x, y) = make(unit_norm=unit_norm), data()
+        coder, (x, y) = make(unit_norm=unit_norm, gate="signed"), data()
         sum(coder.loss(x, y).values()).backward()
         before = coder.w_dec.grad.clone()
         coder.before_update()
@@ -248,6 +274,10 @@ def test_impossible_settings_say_so() -> None:
         ValueError, match=r"coder.activation is 'tanh'; expected one of gelu, relu, silu, gelu-tanh, sig"
     ):
         CoderConfig(layer=0, kind="mxd", activation="tanh")
+    with pytest.raises(ValueError, match=r"unit_norm is true and coder.gate is one; give gate: signed"):
+        CoderConfig(layer=0, kind="mxd", unit_norm=True)
+    with pytest.raises(ValueError, match=r"coder.variant is '../x', a part of a folder's name"):
+        CoderConfig(layer=0, kind="mxd", variant="../x")
     with pytest.raises(ValueError, match=r"coder.hidden is 0; expected a number above 0"):
         CoderConfig(layer=0, kind="mxd", hidden=0)
     with pytest.raises(ValueError, match=r"coder.k is 60, more than the 56 features; lower coder.k"):

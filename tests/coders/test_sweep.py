@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from glassmoe.coders.configuration import learning_rate
+from glassmoe.coders.configuration import learning_rate, parameter_count
 from glassmoe.coders.sweep import sweep
 from text_files import made_up_texts, prepared, random_gpt2
 
@@ -31,3 +31,20 @@ def test_coders_are_matched_and_lengths_are_whole(tmp_path: Path) -> None:
     # 400 * 33 + 16 parameters of a transcoder, less 64 * 17 + 64 * 16 + 16 around the experts, 33 an expert
     assert mixture.features == (400 * 33 + 16 - 64 * 17 - 64 * 16 - 16) // 33
     assert sae.site == "stream" and sae.features == 400
+
+
+def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    prepared(text, made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", text))
+    names = ["mxd", "mxd-signed", "mxd-relu", "mxd-gelu", "mxd-glu"]
+    found = sweep(model, layers=[1], coders=names, ks=[4], data=str(text), out=tmp_path, context=32, features=400)
+    assert list(found.fits()) == [f"1/{name}-k4" for name in names]
+    forms = [(coder.gate, coder.activation, coder.glu) for coder in found.coders]
+    assert forms == [
+        ("one", "gelu-tanh", False), ("signed", "gelu-tanh", False), ("one", "relu", False), ("one", "gelu", False),
+        ("one", "gelu-tanh", True),
+    ]  # fmt: skip
+    totals = [parameter_count(coder, 16) for coder in found.coders]
+    assert all(400 * 33 + 16 - 33 < total <= 400 * 33 + 16 for total in totals)
+    assert found.coders[4].features < found.coders[0].features

@@ -22,6 +22,7 @@ from glassmoe.training.run import commit
 
 from .boards import board_rows
 from .checkouts import load_monet, load_nanogpt, load_peer_pytorch
+from .coders import coder_rows
 from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
@@ -34,7 +35,7 @@ from .steps import step_rows
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("shapes", "layers", "peers", "steps", "memory", "data", "boards", "startup")
+GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "startup")
 NEED_CHESS = ("memory", "data", "boards")
 
 
@@ -70,6 +71,7 @@ def bench(
         "layers": lambda: layer_rows(sizes, device, dtype),
         "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
         "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
+        "coders": lambda: coder_rows(sizes, device),
         "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
         "boards": lambda: board_rows(sizes),

@@ -31,6 +31,11 @@ class Sizes:
     peer_tokens: int = 2048
     step_rows: int = 32
     product: int = 2048
+    coder_width: int = 256
+    coder_features: int = 8192
+    coder_k: int = 32
+    coder_tokens: int = 4096
+    coder_steps: int = 16
     read_games: int = 2000
     board_games: int = 1000
     wide_features: int = 16384

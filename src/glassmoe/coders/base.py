@@ -236,16 +236,17 @@ class ListedCoder(Coder):
         self.auxiliary = self.config.auxiliary
 
     def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
-        """The features, and relu of all scores (T, F)."""
+        """The features, and all scores (T, F)."""
         with torch.no_grad():  # Gradients come from the few that are chosen.
-            positive_TF = F.relu(self.scores(x_TD))
-            ids_TK, positive_TK = self._choose(positive_TF)
-        return self._listed(x_TD, ids_TK, positive_TK), positive_TF
+            scores_TF = self.scores(x_TD)
+            ids_TK, positive_TK = self._choose(scores_TF)
+        return self._listed(x_TD, ids_TK, positive_TK), scores_TF
 
-    def _choose(self, positive_TF: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and strengths, both (T, K), of a token's features: a token with fewer than K lists some at 0."""
-        positive_TK, ids_TK = positive_TF.topk(self.config.k, dim=1)
-        return ids_TK, positive_TK
+    def _choose(self, scores_TF: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and strengths, both (T, K), of a token's features: a token with fewer than K above 0 lists some at 0."""
+        # relu comes last, for it costs as much as the product where it runs over all.
+        chosen_TK, ids_TK = scores_TF.topk(self.config.k, dim=1)
+        return ids_TK, F.relu(chosen_TK)
 
     def _listed(self, x_TD: Tensor, ids_TK: Tensor, positive_TK: Tensor) -> Features:
         values_TK = read_rows(self._centred(x_TD), self.w_enc, self.b_enc, ids_TK, positive_TK)
@@ -260,9 +261,8 @@ class ListedCoder(Coder):
         among = min(x_TD.shape[1] // 2, int(dead_F.sum()))
         if not among:
             return {"auxiliary": torch.zeros((), dtype=y_TD.dtype, device=y_TD.device)}
-        # At -1 the others come after all the dead.
-        dead_TA, ids_TA = chosen_by.masked_fill(~dead_F, -1.0).topk(among, dim=1)
-        dead = replace(self._listed(x_TD, ids_TA, dead_TA), context=features.context)
+        dead_TA, ids_TA = chosen_by.masked_fill(~dead_F, -torch.inf).topk(among, dim=1)
+        dead = replace(self._listed(x_TD, ids_TA, F.relu(dead_TA)), context=features.context)
         missing_TD = (y_TD - rebuilt_TD).detach()
         return {"auxiliary": self.auxiliary * self._size(missing_TD - self._help(dead), y_TD)}
 

@@ -3,8 +3,9 @@ here."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig, check_top, positive
 
@@ -13,14 +14,21 @@ Kind = Literal["topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated", "tran
 Site = Literal["stream", "mlp", "mlp-out"]
 Activation = Literal["gelu", "relu", "silu", "gelu-tanh", "sigmoid"]
 Normalise = Literal["none", "rms"]
+Gate = Literal["one", "signed"]
 
 MLP_KINDS: tuple[Kind, ...] = ("transcoder", "skip-transcoder", "mxd")
 """Kinds that read an MLP's input and rebuild its output; all others rebuild what they read."""
 LISTED_KINDS: tuple[Kind, ...] = ("topk", "batchtopk", *MLP_KINDS)
 """Kinds that use k features a token."""
 
-KINDS: dict[str, Kind] = {kind if kind in MLP_KINDS else f"sae-{kind}": kind for kind in get_args(Kind)}
-"""What a coder is called in tables and on the command line -> its kind."""
+CODERS: dict[str, dict[str, Any]] = {
+    **{kind if kind in MLP_KINDS else f"sae-{kind}": {"kind": kind} for kind in get_args(Kind)},
+    "mxd-signed": {"kind": "mxd", "variant": "signed", "gate": "signed"},
+    "mxd-relu": {"kind": "mxd", "variant": "relu", "activation": "relu", "glu": False},
+    "mxd-gelu": {"kind": "mxd", "variant": "gelu", "activation": "gelu", "glu": False},
+    "mxd-glu": {"kind": "mxd", "variant": "glu", "glu": True},
+}
+"""What a coder is called in tables and on the command line -> what that says of its configuration."""
 
 EXPANSION = 8
 """Features for each entry of the stream where `features` is not given: the smaller of the two widths of the chess
@@ -85,13 +93,19 @@ class CoderConfig:
     """`mxd`: hidden units are products of an activated and a linear branch, as in Llama's MLP."""
     activation: Activation = "gelu"
     """`mxd`: activation of the hidden units (`silu` with `glu` is Llama's)."""
+    gate: Gate = "one"
+    """`mxd`: where the experts' rows start. `one`: above 0, and such that their sum scales every entry by 1 on average,
+    so that all experts begin as one MLP. `signed`: around 0, as in the paper, so that chance decides which entries an
+    expert turns over."""
     unit_norm: bool = False
-    """`mxd`: hold each expert's row at norm 1."""
+    """`mxd` with `gate: signed`: hold each expert's row at norm 1."""
     paper_counts: bool = False
     """`mxd`: count experts as the paper's code does, which is 14 fewer for GPT-2."""
+    variant: str = ""
+    """What tells it from others of its kind, in its name."""
 
     def __post_init__(self) -> None:
-        choices = {"kind": Kind, "site": Site, "normalise": Normalise, "activation": Activation}
+        choices = {"kind": Kind, "site": Site, "normalise": Normalise, "activation": Activation, "gate": Gate}
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in get_args(known) and not (name == "site" and value is None):
@@ -106,6 +120,12 @@ class CoderConfig:
                 f"coder.site is 'mlp'; {self.kind} rebuilds what it reads: give stream or mlp-out, or one of the kinds "
                 + ", ".join(MLP_KINDS)
             )
+        if self.unit_norm and self.gate != "signed":
+            raise ValueError(
+                f"coder.unit_norm is true and coder.gate is {self.gate}; give gate: signed, or no unit_norm"
+            )
+        if not re.fullmatch("[a-z0-9-]*", self.variant):
+            raise ValueError(f"coder.variant is {self.variant!r}, a part of a folder's name: give a-z, 0-9 and - alone")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -131,8 +151,9 @@ class CoderConfig:
 
     @property
     def label(self) -> str:
-        """The kind as tables call it: autoencoders are `sae-KIND`."""
-        return self.kind if self.kind in MLP_KINDS else f"sae-{self.kind}"
+        """The kind and variant as tables call it: autoencoders are `sae-KIND`."""
+        kind = self.kind if self.kind in MLP_KINDS else f"sae-{self.kind}"
+        return f"{kind}-{self.variant}" if self.variant else kind
 
     @property
     def name(self) -> str:
@@ -261,7 +282,9 @@ class SweepConfig(_Fit):
         names = [coder.name for coder in self.coders]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two coders would lie in {name}; coders of a sweep differ in layer, kind or k")
+                raise ValueError(
+                    f"two coders would lie in {name}; coders of a sweep differ in layer, kind, k or variant"
+                )
 
     def fits(self) -> dict[str, FitConfig]:
         """Folder of each coder -> its own configuration."""

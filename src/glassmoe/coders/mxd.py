@@ -7,8 +7,13 @@ MLP's output rebuilt by a sparse mixture of very many experts, each a linear map
 
 Expert n is the map W_n = D diag(c_n) from the hidden units: the sum over experts of a_n W_n^T z is (C^T a) * (D^T z),
 so N H D weights are held in (N + H) D, and every W_n has the rank of D where c_n has no zero. Loss and start are those
-of `transcoder.py`: D at 0, b at the mean of the targets, E, G and C as torch's linear maps (C that of a map from N
-inputs), all other biases 0. With `unit_norm` the rows of C start uniform in a cube and are held at norm 1.
+of `transcoder.py`: D at 0, b at the mean of the targets, E and G as torch's linear maps, all other biases 0.
+
+In the paper C, too, starts as a linear map (from N inputs). The gate C^T a is then around 0, of a sign that chance
+decides for every expert and entry, and what one token teaches D another undoes. That is `gate: signed`. Unless it is
+asked for, rows of C start uniform from 0 to twice the value at which the gate of the first batch is 1 on average: all
+experts begin as one MLP, which learns as such while they grow apart. With `unit_norm` the rows of C start uniform in a
+cube and are held at norm 1.
 
 Legend: T tokens, D width, F features (the experts), K experts of a token, H hidden units.
 """
@@ -19,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,12 +66,22 @@ class MxD(Transcoder):
 
     def _draw(self) -> None:
         super()._draw()
-        if self.unit_rows:
-            self.w_dec.copy_(F.normalize(self.w_dec.uniform_(-1, 1), dim=1))
+        self.w_dec.uniform_(-1, 1)
+        if self.config.gate == "one":
+            self.w_dec.add_(1)
+        elif self.unit_rows:
+            self.w_dec.copy_(F.normalize(self.w_dec, dim=1))
         else:
-            self.w_dec.uniform_(-1, 1).mul_(linear_bound(self.num_features))
+            self.w_dec.mul_(linear_bound(self.num_features))
         for w_HD in (self.w_hidden, *((self.w_linear,) if self.config.glu else ())):
             w_HD.uniform_(-1, 1).mul_(linear_bound(w_HD.shape[1]))
+
+    @torch.no_grad()
+    def initialise(self, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
+        super().initialise(x_TD, y_TD)
+        if self.config.gate == "one":
+            strength = self.features(x_TD).values.sum(1).mean()
+            self.w_dec.div_(torch.where(strength > 0, strength, 1.0))
 
     def hidden(self, x_TD: Tensor) -> Tensor:
         """(T, H): the hidden units z."""
@@ -73,8 +89,8 @@ class MxD(Transcoder):
         return z_TH * F.linear(x_TD, self.w_linear, self.b_linear) if self.config.glu else z_TH
 
     def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
-        features, positive_TF = super()._encode(x_TD)
-        return replace(features, context=self.hidden(x_TD) @ self.w_out), positive_TF
+        features, scores_TF = super()._encode(x_TD)
+        return replace(features, context=self.hidden(x_TD) @ self.w_out), scores_TF
 
     def _directions(self, features: Features) -> Tensor:
         u_TD: Tensor = features.context

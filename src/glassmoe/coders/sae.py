@@ -257,7 +257,8 @@ class BatchTopK(TopK):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("least", torch.zeros(()))
 
-    def _choose(self, positive_TF: Tensor) -> tuple[Tensor, Tensor]:
+    def _choose(self, scores_TF: Tensor) -> tuple[Tensor, Tensor]:
+        positive_TF = F.relu(scores_TF)
         if not self.training:
             kept_TF = (positive_TF >= self.threshold) & (positive_TF > 0)
             return _lists(positive_TF, kept_TF.flatten().nonzero().flatten())

@@ -12,7 +12,7 @@ from glassmoe.data.documents import prepare_text
 from glassmoe.data.tokens import TEXT
 from glassmoe.reading.subject import Subject, load_subject
 
-from .configuration import KINDS, LISTED_KINDS, CoderConfig, Site, SweepConfig, learning_rate, matched_experts
+from .configuration import CODERS, LISTED_KINDS, CoderConfig, Site, SweepConfig, learning_rate, matched_experts
 
 CONTEXT, BATCH_TOKENS = 128, 4096
 """Tokens of a row and of a step (Oldfield et al. 2025)."""
@@ -44,7 +44,7 @@ def sweep(
     precision: str = "auto",
     device: str = "auto",
 ) -> SweepConfig:
-    """The sweep of `coders` (names of `KINDS`) at every k, in every one of `layers` of `model`.
+    """The sweep of `coders` (names of `CODERS`) at every k, in every one of `layers` of `model`.
 
     `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
     as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
@@ -104,16 +104,18 @@ def _coders(
     activation: str | None,
 ) -> list[CoderConfig]:
     """The coders that one name means at one layer: one for each k, or one where the kind has none."""
-    kind = KINDS.get(name)
-    if kind is None:
-        raise ValueError(f"there is no coder {name!r}; known: {', '.join(KINDS)}")
-    given: dict[str, Any] = {"layer": layer, "kind": kind, "features": features}
+    if name not in CODERS:
+        raise ValueError(f"there is no coder {name!r}; known: {', '.join(CODERS)}")
+    kind = CODERS[name]["kind"]
+    given: dict[str, Any] = {"layer": layer, "features": features}
     if kind == "mxd":
         hidden, glu, own = subject.mlp_form()
         given |= {"hidden": hidden, "glu": glu, "activation": activation or own}
-        given["features"] = matched_experts(subject.width, hidden, glu, features)
     elif name.startswith("sae-"):
         given["site"] = site
+    given |= CODERS[name]
+    if kind == "mxd":
+        given["features"] = matched_experts(subject.width, given["hidden"], given["glu"], features)
     return [CoderConfig(**given, k=k) for k in (ks if kind in LISTED_KINDS else ks[:1])]
 
 

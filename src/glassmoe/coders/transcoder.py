@@ -56,8 +56,8 @@ class SkipTranscoder(Transcoder):
         (self.w_skip,) = empty_parameters((width, width))
 
     def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
-        features, positive_TF = super()._encode(x_TD)
-        return replace(features, context=F.linear(x_TD, self.w_skip)), positive_TF
+        features, scores_TF = super()._encode(x_TD)
+        return replace(features, context=F.linear(x_TD, self.w_skip)), scores_TF
 
     def _decode(self, features: Features) -> Tensor:
         skip_TD: Tensor = features.context

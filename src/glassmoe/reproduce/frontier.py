@@ -1,42 +1,76 @@
 """`glassmoe reproduce mxd-frontier`: accuracy against sparsity of the coders that stand for an MLP, as in the Mixture
-of Decoders paper (Oldfield et al. 2025, arXiv 2505.21364): one sweep a seed, what the model loses by each coder, and
-whether the mixture is ahead at every k.
+of Decoders paper (Oldfield et al. 2025, arXiv 2505.21364): one sweep a seed, what the model loses by each coder, for
+models of chess what the features tell of the board, and whether the mixture is ahead at every k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from glassmoe.coders.fit import evaluate_fidelity, fit
+from glassmoe.coders.configuration import SweepConfig
+from glassmoe.coders.files import load_coder
+from glassmoe.coders.fit import coder_folders, evaluate_fidelity, fit
 from glassmoe.coders.sweep import sweep
+from glassmoe.coders.task import corpus_for
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.device import describe, pick_device
+from glassmoe.measure.board_evaluation import evaluate_boards
 from glassmoe.measure.encoder_map import require_plots
+from glassmoe.reading.subject import Subject, load_subject
 from glassmoe.report.results import read_results
 from glassmoe.report.tables import table
 from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
-from .canvas import BLUE, GREEN, VERMILLION, drawing, write
+from .canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
 from .claims import interval
 from .tables import dumps
 
-CODERS = ("mxd", "transcoder", "skip-transcoder")
-SHOWN = {"normalised_mse": "normalised MSE", "loss_increase": "loss increase (nats a token)"}
-COLOURS = {"mxd": VERMILLION, "transcoder": BLUE, "skip-transcoder": GREEN}
+DEFAULT = ("mxd", "mxd-signed", "transcoder", "skip-transcoder")
+RIVALS = DEFAULT[2:]
+
+
+class Figure(NamedTuple):
+    """A figure of the rows: what it is called, and whether less of it is better."""
+
+    words: str
+    less: bool
+
+
+FIDELITY = {
+    "normalised_mse": Figure("normalised MSE", True),
+    "loss_increase": Figure("loss increase (nats a token)", True),
+}
+BOARDS = {
+    "held_out_coverage": Figure("held-out coverage", False),
+    "reconstruction": Figure("reconstruction", False),
+}
+STYLES = {
+    "mxd": (VERMILLION, "-"),
+    "mxd-signed": (VERMILLION, "--"),
+    "mxd-relu": (ORANGE, "-"),
+    "mxd-gelu": (ORANGE, "--"),
+    "mxd-glu": (ORANGE, ":"),
+    "transcoder": (BLUE, "-"),
+    "skip-transcoder": (GREEN, "-"),
+}
 FACTS = ("suite", "model", "layer", "data_sha256", "source_sha256")
 """What all rows of a file share."""
 
 LEGEND = (
     "Means over seeds, with half the 95% interval where there are several. Normalised MSE is the mean squared error as "
     "a share of the target's variance; increase is that of the loss with the coder in the MLP's place, in nats a "
-    "token; recovered is the share of the loss between zeros and the MLP. mxd and transcoder have the same "
-    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper."
+    "token; recovered is the share of the loss between zeros and the MLP. Every mxd and the transcoder have the same "
+    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper. mxd-signed "
+    "starts as in the paper, with experts around 0; all others start around one MLP. mxd-relu, mxd-gelu and mxd-glu "
+    "have that hidden layer instead of the model's own."
 )
+BOARDS_LEGEND = "Coverage and reconstruction are those of the features on {games} games, chosen on as many others."
 
 Row = dict[str, Any]
 
@@ -48,47 +82,64 @@ def frontier(
     data: str | None,
     ks: Sequence[int],
     seeds: Sequence[int],
+    coders: Sequence[str] = DEFAULT,
     rows: int = 512,
+    games: int = 0,
     out: Path = Path("runs/reproduce"),
     results: Path = Path("results"),
     **settings: Any,
 ) -> dict[str, Any]:
-    """Fit and measure the three coders of `layer` of `model` at every k and seed, and write
-    `results/mxd-frontier-MODEL-layerN.json`, `.md` and a figure. `settings`: those of `coders.sweep.sweep`. Sweeps that
-    are finished are used again, a stopped one goes on; the file is written after each seed. ValueError for a user's
-    mistake, before anything is fitted."""
+    """Fit and measure `coders` of `layer` of `model` at every k and seed, and add them to
+    `results/mxd-frontier-MODEL-layerN.json`, `.md` and a figure. `games`: of a model of chess, measure also what
+    features tell of the boards of so many games. `settings`: those of `coders.sweep.sweep`. Sweeps that are finished
+    are used again, a stopped one goes on; the file is written after each seed. ValueError for a user's mistake, before
+    anything is fitted."""
     require_plots("matplotlib.figure", "Drawing figures")
     name = f"mxd-frontier-{Path(model).name}-layer{layer}"
-    folder = out / name
     found: dict[str, Any] = {}
-    given = {name: value for name, value in settings.items() if value is not None and name != "device"}
-    options = "".join(f" --{option.replace('_', '-')} {value}" for option, value in given.items())
-    options = f" --k {','.join(map(str, ks))} --seeds {','.join(map(str, seeds))} --rows {rows}{options}"
+    given = {"k": ",".join(map(str, ks)), "seeds": ",".join(map(str, seeds)), "coders": ",".join(coders), "rows": rows}
+    given |= {"games": games or None, **settings, "device": None}
+    options = "".join(f" --{option.replace('_', '-')} {value}" for option, value in given.items() if value is not None)
+    subject = load_subject(model, settings.get("device", "auto"))
     for seed in seeds:
-        config = sweep(model, layers=[layer], coders=CODERS, ks=ks, data=data, out=folder, seed=seed, **settings)
-        say(f"seed {seed}: {folder / f'seed{seed}'}")
-        fit(config, folder / f"seed{seed}")
-        measured = evaluate_fidelity(folder / f"seed{seed}", rows=rows)
-        found = _save(results / name, _header(model, layer, config, measured, options), _rows(seed, config, measured))
+        folder = out / name / "+".join(coders) / f"seed{seed}"
+        config = sweep(model, layers=[layer], coders=coders, ks=ks, data=data, out=out / name, seed=seed, **settings)
+        say(f"seed {seed}: {folder}")
+        fit(config, folder)
+        measured = evaluate_fidelity(folder, rows=rows)
+        corpus = corpus_for(model, config.data.path, subject)
+        if games:
+            _measure_boards(measured, folder, subject, corpus, games)
+        header = {
+            "suite": "mxd-frontier",
+            "model": Path(model).name,
+            "layer": layer,
+            "command": f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} "
+            f"--data.path DATA{options}",
+            "commit": commit(),
+            "data_sha256": corpus.fingerprint,
+            "source_sha256": next(iter(measured.values()))["source_sha256"],
+            "hardware": describe(pick_device(config.train.device)),
+        }
+        found = _save(results / name, header, _rows(seed, config, measured))
     return found
 
 
-def _header(model: str, layer: int, config: Any, measured: dict[str, dict[str, Any]], options: str) -> dict[str, Any]:
-    corpus = Corpus.open(config.data.path, config.data.tokens)
-    return {
-        "suite": "mxd-frontier",
-        "model": Path(model).name,
-        "layer": layer,
-        "command": f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} "
-        f"--data.path DATA{options}",
-        "commit": commit(),
-        "data_sha256": corpus.fingerprint,
-        "source_sha256": next(iter(measured.values()))["source_sha256"],
-        "hardware": describe(pick_device(config.train.device)),
-    }
+def _measure_boards(
+    measured: dict[str, dict[str, Any]], folder: Path, subject: Subject, corpus: Corpus, games: int
+) -> None:
+    """Add to every coder's figures what its features tell of the board."""
+    device = next(subject.model.parameters()).device.type
+    for each in coder_folders(folder):
+        coder, config = load_coder(each, device)
+        layer, site = config.coder.layer, config.coder.site
+        assert site is not None
+        measure = partial(evaluate_boards, games=games, layers=[layer], site=site, brief=True)
+        (found,) = measure(subject.model, corpus, coder=coder)["layers"]
+        measured[str(each.relative_to(folder))] |= {"games": games, **{name: found[name] for name in BOARDS}}
 
 
-def _rows(seed: int, config: Any, measured: dict[str, dict[str, Any]]) -> list[Row]:
+def _rows(seed: int, config: SweepConfig, measured: dict[str, dict[str, Any]]) -> list[Row]:
     length = int(config.data.rows.split(":")[1]) - 1
     fitted = {"tokens_fitted": config.train.steps * config.train.batch_rows * length, "steps": config.train.steps}
     by_folder = config.fits()
@@ -108,8 +159,10 @@ def _save(path: Path, header: dict[str, Any], rows: Sequence[Row]) -> dict[str, 
             raise ValueError(
                 f"{json_path} holds results with {fact} {old[fact]}, these have {header[fact]}; give another --results"
             )
-    place = {name: at for at, name in enumerate(CODERS)}
-    kept = {(row["k"], place[row["name"]], row["seed"]): row for row in [*old["rows"], *rows]}
+    place = {name: at for at, name in enumerate(STYLES)}
+    kept = {
+        (row["k"], place.get(row["name"], len(place)), row["name"], row["seed"]): row for row in [*old["rows"], *rows]
+    }
     merged = {**old, **header, "rows": [kept[key] for key in sorted(kept)]}
     merged["claims"] = claims(merged["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,42 +175,49 @@ def _save(path: Path, header: dict[str, Any], rows: Sequence[Row]) -> dict[str, 
     return merged
 
 
+def shown(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The figures that these rows have."""
+    return {**FIDELITY, **(BOARDS if any("reconstruction" in row for row in rows) else {})}
+
+
 def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Is mxd ahead of its rivals at every k, in every figure of `SHOWN`? The mean difference over the seeds that both
-    have, half the 95% interval (None for one seed), and yes, no or undecided by it. The paper says yes to all."""
+    """Is a mixture of decoders ahead of the transcoders at every k, in every figure? Of `mxd` and, as the paper starts
+    it, `mxd-signed`: the mean difference over the seeds that both have, half the 95% interval (None for one seed), and
+    yes, no or undecided by it. The paper says yes to all (of boards it says nothing)."""
     found = []
-    for k, rival, figure in product(sorted({row["k"] for row in rows}), CODERS[1:], SHOWN):
+    ks = sorted({row["k"] for row in rows})
+    for k, name, rival, (figure, (_, less)) in product(ks, DEFAULT[:2], RIVALS, shown(rows).items()):
         ours, theirs = (
-            {row["seed"]: row[figure] for row in rows if (row["name"], row["k"]) == (name, k)}
-            for name in ("mxd", rival)
+            {row["seed"]: row[figure] for row in rows if (row["name"], row["k"]) == (each, k) and figure in row}
+            for each in (name, rival)
         )
         differences = [ours[seed] - theirs[seed] for seed in sorted({*ours} & {*theirs})]
         if differences:
             mean, half = interval(differences)
             decided = half is not None and abs(mean) > half
-            answer = ("yes" if mean < 0 else "no") if decided else "undecided"
-            facts = {"k": k, "rival": rival, "figure": figure, "mean": mean, "half": half, "n": len(differences)}
-            found.append({**facts, "answer": answer})
+            answer = ("yes" if (mean < 0) == less else "no") if decided else "undecided"
+            facts = {"k": k, "name": name, "rival": rival, "figure": figure, "mean": mean, "half": half}
+            found.append({**facts, "n": len(differences), "answer": answer})
     return found
 
 
 def render(title: str, results: dict[str, Any]) -> str:
     """The Markdown page of results, made from them alone."""
     rows: list[Row] = results["rows"]
-    lines = []
-    for k in sorted({row["k"] for row in rows}):
-        for name in CODERS:
-            group = [row for row in rows if (row["name"], row["k"]) == (name, k)]
-            if group:
-                lines.append(_line(name, k, group))
+    boards = [name for name in BOARDS if name in shown(rows)]
+    lines = [
+        _line(name, k, [row for row in rows if (row["name"], row["k"]) == (name, k)], boards)
+        for k, name in dict.fromkeys((row["k"], row["name"]) for row in rows)
+    ]
     header = ["coder", "k", "seeds", "features", "parameters", "normalised MSE", "increase", "recovered", "dead"]
+    header += [BOARDS[name].words for name in boards]
     asked = [
         [
-            f"mxd is ahead of {each['rival']} at k = {each['k']} in {SHOWN[each['figure']]}",
+            f"{each['name']} is ahead of {each['rival']} at k = {each['k']} in {shown(rows)[each['figure']].words}",
             each["answer"],
             f"{each['mean']:+.4f}" + ("" if each["half"] is None else f" +- {each['half']:.4f}"),
             each["n"],
-            "yes",
+            "-" if each["figure"] in BOARDS else "yes",
         ]
         for each in results["claims"]
     ]
@@ -166,6 +226,7 @@ def render(title: str, results: dict[str, Any]) -> str:
         _opening(results),
         table(header, lines),
         LEGEND,
+        *([BOARDS_LEGEND.format(games=max(row.get("games", 0) for row in rows))] if boards else []),
         *results.get("notes", []),
         "## What the paper claims",
         "Yes or no where the 95% interval of the difference within seeds decides.",
@@ -186,38 +247,40 @@ def _opening(results: dict[str, Any]) -> str:
     )
 
 
-def _line(name: str, k: int, group: Sequence[Row]) -> list[Any]:
-    def shown(figure: str, places: int = 4) -> str | None:
-        values = [row[figure] for row in group]
-        if None in values:
+def _line(name: str, k: int, group: Sequence[Row], boards: Sequence[str]) -> list[Any]:
+    def words(figure: str, places: int = 4) -> str | None:
+        values = [row[figure] for row in group if row.get(figure) is not None]
+        if len(values) < len(group):
             return None
         mean, half = interval(values)
         return f"{mean:.{places}f}" + ("" if half is None else f" +- {half:.{places}f}")
 
     facts = [f"{group[0]['features']:,}", f"{group[0]['parameters']:,}"]
-    figures = [shown("normalised_mse"), shown("loss_increase"), shown("loss_recovered", 3), shown("dead", 0)]
-    return [name, k, len(group), *facts, *figures]
+    figures = [words("normalised_mse"), words("loss_increase"), words("loss_recovered", 3), words("dead", 0)]
+    return [name, k, len(group), *facts, *figures, *(words(figure) for figure in boards)]
 
 
 def draw(results: dict[str, Any], path: Path) -> list[Path]:
-    """The frontier: both figures of `SHOWN` against L0, a line a coder, bars of half the 95% interval."""
+    """The frontier: every figure against k, a line a coder, bars of half the 95% interval."""
+    rows: list[Row] = results["rows"]
+    figures, every = shown(rows), sorted({row["k"] for row in rows})
     with drawing():
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure as Canvas
 
-        figure = Figure(figsize=(7.2, 2.9), layout="constrained")
-        panels = figure.subplots(1, len(SHOWN), squeeze=False)[0]
-        for panel, (key, words) in zip(panels, SHOWN.items(), strict=True):
-            for name in CODERS:
-                rows = [row for row in results["rows"] if row["name"] == name]
-                ks = sorted({row["k"] for row in rows})
-                points = [interval([row[key] for row in rows if row["k"] == k]) for k in ks]
+        canvas = Canvas(figsize=(7.2, 2.9 * len(figures) / 2), layout="constrained")
+        panels = canvas.subplots(len(figures) // 2, 2, squeeze=False).flat
+        for panel, (key, (words, _)) in zip(panels, figures.items(), strict=True):
+            for name in dict.fromkeys(row["name"] for row in rows):
+                own = [row for row in rows if row["name"] == name and key in row]
+                ks = sorted({row["k"] for row in own})
+                points = [interval([row[key] for row in own if row["k"] == k]) for k in ks]
                 means, halves = [mean for mean, _ in points], [half or 0.0 for _, half in points]
-                panel.errorbar(ks, means, halves, label=name, color=COLOURS[name], marker="o", capsize=2)
+                colour, dashes = STYLES.get(name, (GREY, "-"))
+                panel.errorbar(ks, means, halves, label=name, color=colour, linestyle=dashes, marker="o", capsize=2)
             panel.set_xscale("log", base=2)
             panel.set_xlabel("features a token (k)")
             panel.set_title(words)
-            every = sorted({row["k"] for row in results["rows"]})
             panel.set_xticks(every, [str(k) for k in every])
             panel.minorticks_off()
-        panels[0].legend()
-        return write(figure, path)
+        canvas.axes[0].legend()
+        return write(canvas, path)

@@ -84,13 +84,17 @@ def fidelity(words: list[str]) -> None:
 def frontier(words: list[str]) -> int:
     parser = make_parser(
         "reproduce mxd-frontier",
-        "Accuracy against sparsity: a mixture of decoders, a transcoder and a skip transcoder of one layer at every k.",
+        "Accuracy against sparsity: mixtures of decoders, a transcoder and a skip transcoder of one layer at every k.",
     )
     parser.add_argument("--model", required=True, help="a run directory, a folder of transformers files, or a hub id")
     parser.add_argument("--layer", required=True, type=int, help="whose MLP is rebuilt")
     parser.add_argument("--data.path", dest="data", help="prepared data, or text; default: those of the run")
     parser.add_argument("--k", default="8,16,32,64", help="features of a token")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of every coder")
+    parser.add_argument(
+        "--coders", help="default: mxd,mxd-signed,transcoder,skip-transcoder; others join the same file"
+    )
+    parser.add_argument("--games", type=count, default=0, help="of a chess model: measure features on so many boards")
     _add_lengths(parser)
     parser.add_argument("--features", type=count, help="features of a transcoder (default: 32 x the width)")
     parser.add_argument("--activation", help="hidden activation of mxd (default: that of the model's MLP)")
@@ -99,11 +103,13 @@ def frontier(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the coders lie")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
     args = parser.parse_args(words)
+    from glassmoe.reproduce.frontier import DEFAULT
     from glassmoe.reproduce.frontier import frontier as made
 
-    given = ("data", "rows", "out", "results", "features", "activation", "device", *LENGTHS)
-    ks, seeds = integers(args.k, "--k"), integers(args.seeds, "--seeds")
-    found = made(args.model, args.layer, ks=ks, seeds=seeds, **{name: getattr(args, name) for name in given})
+    given = ("data", "rows", "games", "out", "results", "features", "activation", "device", *LENGTHS)
+    options = {name: getattr(args, name) for name in given}
+    options |= {"ks": integers(args.k, "--k"), "seeds": integers(args.seeds, "--seeds")}
+    found = made(args.model, args.layer, coders=args.coders.split(",") if args.coders else DEFAULT, **options)
     show(args, found, "\n".join(found["files"]))
     return 0
 
