@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PEERS := .venv-peers/bin
+PEERS_READY := .venv-peers/.ready
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow test-peers check bench clean
 
 quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
@@ -13,6 +15,9 @@ test: $(READY)  ## the test suite, under ten minutes on two cores
 
 test-slow: $(READY)  ## the tests that need longer
 	$(BIN)/pytest -m slow
+
+test-peers: $(PEERS_READY)  ## our coders in SAELens and sparsify, and theirs here, in an environment of its own
+	$(PEERS)/pytest -m peers
 
 check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -24,7 +29,7 @@ bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, M
 	  $(if $(MONET),--monet $(MONET)) --out results/bench-cpu.json
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # torch goes first and alone: with it in place nothing that follows brings another build of it.
 $(READY): pyproject.toml constraints.txt
@@ -33,3 +38,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots]"
 	touch $(READY)
+
+$(PEERS_READY): pyproject.toml constraints.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	$(PEERS)/python -m pip install -q -c constraints.txt "pip>=25.1"
+	$(PEERS)/python -m pip install -q -c constraints.txt torch
+	$(PEERS)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,saelens]" eai-sparsify
+	touch $(PEERS_READY)

@@ -23,12 +23,13 @@ from transformers import (
 from glassmoe import config as configuration
 from glassmoe.cli import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig, SweepConfig, matched_experts
-from glassmoe.coders.files import weights_digest
-from glassmoe.coders.fit import evaluate_fidelity, fit, intrinsic_fidelity, load_coder
-from glassmoe.coders.splice import fidelity, spliced
+from glassmoe.coders.files import load_coder, weights_digest
+from glassmoe.coders.fit import evaluate_fidelity, fit, intrinsic_fidelity
+from glassmoe.coders.splice import fidelity
 from glassmoe.coders.task import CoderTask
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.reading.edit import spliced
 from glassmoe.reading.subject import activations, load_subject, place_in
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from glassmoe import config as configuration
 from glassmoe.coders.configuration import CoderConfig, FitConfig
-from glassmoe.coders.fit import CoderTask, evaluate_coder, fit, load_coder
+from glassmoe.coders.files import load_coder
+from glassmoe.coders.fit import CoderTask, evaluate_coder, fit
 from glassmoe.coders.sae import AUTOENCODERS
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glassmoe.data.corpus import Corpus

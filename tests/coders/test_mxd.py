@@ -181,14 +181,16 @@ def test_it_starts_as_the_mean_of_the_targets(glu: bool, gate: str) -> None:
 def test_a_gate_of_1_is_one_plain_mlp_whatever_the_experts() -> None:
     """With equal rows and strengths that add up to 1 the mixture is the MLP; the first batch makes it so on average."""
     torch.manual_seed(4)
-    coder = build_coder(CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K), WIDTH, 100, 3000)
+    coder = build_coder(CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K, gate="one"), WIDTH, 100, 3000)
     x = torch.randn(1, WIDTH).expand(7, -1) + 5  # one token, whose strengths are then exactly the mean
     with torch.no_grad():
         coder.w_dec.fill_(1)
         coder.w_out.normal_()
     coder.initialise(x, torch.zeros(7, WIDTH))
     torch.testing.assert_close(coder.eval()(x)[0], coder.hidden(x) @ coder.w_out)
-    silent = build_coder(CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K), WIDTH, 100, 3000)
+    silent = build_coder(
+        CoderConfig(layer=0, kind="mxd", features=40, hidden=HIDDEN, k=K, gate="one"), WIDTH, 100, 3000
+    )
     silent.b_enc.data.fill_(-100)
     silent.initialise(x)
     assert bool(silent.w_dec.isfinite().all())
@@ -208,10 +210,10 @@ def test_an_edited_expert_adds_its_scaled_map() -> None:
 
 def test_rows_of_norm_1_where_wanted() -> None:
     torch.manual_seed(0)
-    coder = build_coder(CoderConfig(layer=0, kind="mxd", unit_norm=True, gate="signed"), 16, 100, 3000)
+    coder = build_coder(CoderConfig(layer=0, kind="mxd", unit_norm=True), 16, 100, 3000)
     torch.testing.assert_close(coder.w_dec.norm(dim=1), torch.ones(coder.num_features))
     for unit_norm in (True, False):
-        coder, (x, y) = make(unit_norm=unit_norm, gate="signed"), data()
+        coder, (x, y) = make(unit_norm=unit_norm), data()
         sum(coder.loss(x, y).values()).backward()
         before = coder.w_dec.grad.clone()
         coder.before_update()
@@ -275,7 +277,7 @@ def test_impossible_settings_say_so() -> None:
     ):
         CoderConfig(layer=0, kind="mxd", activation="tanh")
     with pytest.raises(ValueError, match=r"unit_norm is true and coder.gate is one; give gate: signed"):
-        CoderConfig(layer=0, kind="mxd", unit_norm=True)
+        CoderConfig(layer=0, kind="mxd", unit_norm=True, gate="one")
     with pytest.raises(ValueError, match=r"coder.variant is '../x', a part of a folder's name"):
         CoderConfig(layer=0, kind="mxd", variant="../x")
     with pytest.raises(ValueError, match=r"coder.hidden is 0; expected a number above 0"):

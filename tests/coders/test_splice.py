@@ -10,9 +10,10 @@ import torch.nn.functional as F
 
 from glassmoe.coders.configuration import CoderConfig
 from glassmoe.coders.sae import AUTOENCODERS, Coder, build_coder
-from glassmoe.coders.splice import StreamFit, splice_loss, spliced
+from glassmoe.coders.splice import StreamFit, splice_loss
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.models import Dense, GlassConfig, GlassForCausalLM
+from glassmoe.reading.edit import spliced
 from glassmoe.reading.harvest import activations_at, harvest
 from glassmoe.reading.load import random_coder
 from glassmoe.reading.subject import place_in, replaced

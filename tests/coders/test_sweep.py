@@ -37,13 +37,13 @@ def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_pat
     text = tmp_path / "text"
     prepared(text, made_up_texts(100), valid_share=0.3)
     model = str(random_gpt2(tmp_path / "model", text))
-    names = ["mxd", "mxd-signed", "mxd-relu", "mxd-gelu", "mxd-glu"]
+    names = ["mxd", "mxd-one", "mxd-relu", "mxd-gelu", "mxd-glu"]
     found = sweep(model, layers=[1], coders=names, ks=[4], data=str(text), out=tmp_path, context=32, features=400)
     assert list(found.fits()) == [f"1/{name}-k4" for name in names]
     forms = [(coder.gate, coder.activation, coder.glu) for coder in found.coders]
     assert forms == [
-        ("one", "gelu-tanh", False), ("signed", "gelu-tanh", False), ("one", "relu", False), ("one", "gelu", False),
-        ("one", "gelu-tanh", True),
+        ("signed", "gelu-tanh", False), ("one", "gelu-tanh", False), ("signed", "relu", False),
+        ("signed", "gelu", False), ("signed", "gelu-tanh", True),
     ]  # fmt: skip
     totals = [parameter_count(coder, 16) for coder in found.coders]
     assert all(400 * 33 + 16 - 33 < total <= 400 * 33 + 16 for total in totals)

@@ -34,11 +34,11 @@ def test_claims_by_hand() -> None:
 
 
 def test_of_boards_more_is_better() -> None:
-    rows = [row("mxd-signed", 4, s, 0.5, 0.2, held_out_coverage=0.3 + s / 100, reconstruction=0.1) for s in (0, 1)]
+    rows = [row("mxd-one", 4, s, 0.5, 0.2, held_out_coverage=0.3 + s / 100, reconstruction=0.1) for s in (0, 1)]
     rows += [row("transcoder", 4, s, 0.5, 0.2, held_out_coverage=0.1 + s / 100, reconstruction=0.2) for s in (0, 1)]
     found = {each["figure"]: each for each in claims(rows)}
     assert found["held_out_coverage"]["answer"] == "yes" and found["reconstruction"]["answer"] == "no"
-    assert found["held_out_coverage"]["name"] == "mxd-signed"
+    assert found["held_out_coverage"]["name"] == "mxd-one"
 
 
 def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,7 +54,7 @@ def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     kept = json.loads((tmp_path / "results/mxd-frontier-small-layer1.json").read_text())
     rows = kept["rows"]
     assert len(rows) == 4 * 2 * 2 and kept["claims"] == found["claims"]
-    names = [(2, "mxd", 0), (2, "mxd", 1), (2, "mxd-signed", 0), (2, "mxd-signed", 1), (2, "transcoder", 0)]
+    names = [(2, "mxd", 0), (2, "mxd", 1), (2, "mxd-one", 0), (2, "mxd-one", 1), (2, "transcoder", 0)]
     assert [(r["k"], r["name"], r["seed"]) for r in rows[:5]] == names
     assert 0 <= rows[4]["parameters"] - rows[0]["parameters"] <= 2 * 16 + 1
     page = (tmp_path / "results/mxd-frontier-small-layer1.md").read_text()

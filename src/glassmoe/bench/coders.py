@@ -205,7 +205,7 @@ def _write_model(model: Path, data: Path, sizes: Sizes) -> None:
     # Words are one to three tokens each, so these are enough.
     texts = [" ".join(draw.choice(words, 1000)) for _ in range(needed // 1000 + 20)]
     (data.parent / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    prepare_text([data.parent / "text.jsonl"], data, tokenizer="train:1024", valid_share=0.05)
+    prepare_text([data.parent / "text.jsonl"], data, tokenizer="train:1024", valid_share=0.05, workers=1)
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=1024, n_positions=ROW, n_embd=sizes.coder_width, n_layer=LAYERS, n_head=HEADS, eos_token_id=0
@@ -269,7 +269,7 @@ def _sae_lens_fit(sizes: Sizes, model: Path, tokens: npt.NDArray[np.int64]) -> N
         training_tokens=sizes.coder_tokens * sizes.coder_steps,
         train_batch_size_tokens=sizes.coder_tokens,
         store_batch_size_prompts=sizes.coder_tokens // ROW,
-        n_batches_in_buffer=8,
+        n_batches_in_buffer=8 * sizes.coder_tokens // ROW,
         lr=LR,
         device="cpu",
         logger=LoggingConfig(log_to_wandb=False),

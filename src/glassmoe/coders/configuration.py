@@ -14,7 +14,7 @@ Kind = Literal["topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated", "tran
 Site = Literal["stream", "mlp", "mlp-out"]
 Activation = Literal["gelu", "relu", "silu", "gelu-tanh", "sigmoid"]
 Normalise = Literal["none", "rms"]
-Gate = Literal["one", "signed"]
+Gate = Literal["signed", "one"]
 
 MLP_KINDS: tuple[Kind, ...] = ("transcoder", "skip-transcoder", "mxd")
 """Kinds that read an MLP's input and rebuild its output; all others rebuild what they read."""
@@ -23,7 +23,7 @@ LISTED_KINDS: tuple[Kind, ...] = ("topk", "batchtopk", *MLP_KINDS)
 
 CODERS: dict[str, dict[str, Any]] = {
     **{kind if kind in MLP_KINDS else f"sae-{kind}": {"kind": kind} for kind in get_args(Kind)},
-    "mxd-signed": {"kind": "mxd", "variant": "signed", "gate": "signed"},
+    "mxd-one": {"kind": "mxd", "variant": "one", "gate": "one"},
     "mxd-relu": {"kind": "mxd", "variant": "relu", "activation": "relu", "glu": False},
     "mxd-gelu": {"kind": "mxd", "variant": "gelu", "activation": "gelu", "glu": False},
     "mxd-glu": {"kind": "mxd", "variant": "glu", "glu": True},
@@ -93,10 +93,10 @@ class CoderConfig:
     """`mxd`: hidden units are products of an activated and a linear branch, as in Llama's MLP."""
     activation: Activation = "gelu"
     """`mxd`: activation of the hidden units (`silu` with `glu` is Llama's)."""
-    gate: Gate = "one"
-    """`mxd`: where the experts' rows start. `one`: above 0, and such that their sum scales every entry by 1 on average,
-    so that all experts begin as one MLP. `signed`: around 0, as in the paper, so that chance decides which entries an
-    expert turns over."""
+    gate: Gate = "signed"
+    """`mxd`: where the experts' rows start. `signed`: around 0, as in the paper, so that chance decides which entries
+    an expert turns over. `one`: above 0, and such that a token's experts together scale every entry by 1 on average, so
+    that all begin as one MLP; ahead of the other where k is small beside the width (docs/coders.md)."""
     unit_norm: bool = False
     """`mxd` with `gate: signed`: hold each expert's row at norm 1."""
     paper_counts: bool = False

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,18 @@ def header(folder: Path) -> dict[str, str]:
     except SafetensorError:
         # Whoever goes on with the fit has it written again, from the newest checkpoint.
         return {}
+
+
+def coder_folders(path: Path, missing: bool = False) -> list[Path]:
+    """The coders in a directory that `fit` made, that of one or those of a sweep. ValueError when there is none, unless
+    `missing` ones are an answer."""
+    found = [path] if (path / WEIGHTS).exists() else sorted(each.parent for each in path.glob(f"*/*/{WEIGHTS}"))
+    if not found and not missing:
+        raise ValueError(f"there are no coders in {path}; give what `glassmoe decompose --out` made")
+    return sorted(found, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts the numbers in a path by their size."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -7,7 +7,6 @@ A fit leaves a directory like a run's: `coder.safetensors` and `config.yaml` (a 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,15 @@ import numpy as np
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.device import pick_device
 from glassmoe.measure.board_evaluation import evaluate_boards
-from glassmoe.reading.subject import Place, Subject, load_subject
+from glassmoe.reading.subject import load_subject
 from glassmoe.report.measures import save_measure
 from glassmoe.training import run
 from glassmoe.training.distributed import processes
 from glassmoe.training.loop import run_task
 
-from .base import Coder
 from .configuration import LISTED_KINDS, FitConfig, SweepConfig
-from .files import WEIGHTS, header, load_coder, weights_digest
+from .files import header
+from .opening import Reader, open_coders
 from .splice import fidelity, splice_loss
 from .task import CoderTask, corpus_for
 
@@ -67,21 +66,24 @@ def evaluate_coder(
     `source`: where the model lies now, if it was moved. ValueError when the coder or its model cannot be loaded, or
     the model has other weights than the coder was fitted to.
     """
-    coder, config, subject = _opened(path, source, device)
-    assert config.coder.site is not None
-    layer = config.coder.layer
+    subject, readers = open_coders(Path(path), source, device)
+    if len(readers) != 1:
+        raise ValueError(f"{path} holds {len(readers)} coders; give the directory of one")
+    (reader,) = readers.values()
+    config, coder = reader.config, reader.coder
+    assert config is not None and config.coder.site is not None
     valid = Rows(corpus_for(config.source, str(corpus.path), subject).split("valid"), config.data.rows)
-    place = subject.place(layer, config.coder.site, config.module)
+    read = np.arange(min(rows, len(valid)))
     values = {
-        **_about(path, coder, config),
+        **_about(reader),
         "source": subject.name,
-        "splice": splice_loss(subject.model, coder, place, valid, np.arange(min(rows, len(valid))), micro_rows),
+        "splice": splice_loss(subject.model, coder, reader.place, valid, read, micro_rows),
         "boards": evaluate_boards(
             subject.model,
             corpus,
             games=games,
             test_corpus=test_corpus,
-            layers=[layer],
+            layers=[reader.number],
             controls=controls,
             workers=workers,
             coder=coder,
@@ -90,14 +92,6 @@ def evaluate_coder(
     }
     save_measure(Path(path), "coder", values, corpus)
     return values
-
-
-def coder_folders(path: Path) -> list[Path]:
-    """The coders in a directory that `fit` made, that of one or those of a sweep. ValueError when there is none."""
-    found = [path] if (path / WEIGHTS).exists() else sorted(each.parent for each in path.glob(f"*/*/{WEIGHTS}"))
-    if not found:
-        raise ValueError(f"there are no coders in {path}; give what `glassmoe decompose --out` made")
-    return sorted(found, key=_natural)
 
 
 def evaluate_fidelity(
@@ -113,22 +107,17 @@ def evaluate_fidelity(
     prepared data at `data`, cut as for the fit: `splice.fidelity` with facts about each coder. Also saved as the
     measure `fidelity` of each coder's directory. ValueError when a coder or the model cannot be loaded, or the model
     has other weights than the coders were fitted to."""
-    loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
-    config = next(iter(loaded.values()))[1]
-    subject = load_subject(source or config.source, device)
-    corpus, digest = corpus_for(config.source, data or config.data.path, subject), weights_digest(subject.model)
-    coders: dict[str, tuple[Coder, Place]] = {}
-    folders: dict[str, Path] = {}
-    for folder, (coder, each) in loaded.items():
-        _check_weights(folder, subject.name, digest)
-        name = folder.name if folder == path else str(folder.relative_to(path))
-        assert each.coder.site is not None
-        coders[name], folders[name] = (coder, subject.place(each.coder.layer, each.coder.site, each.module)), folder
+    subject, readers = open_coders(path, source, device)
+    config = next(reader.config for reader in readers.values())
+    assert config is not None
+    corpus = corpus_for(config.source, data or config.data.path, subject)
     valid = Rows(corpus.split("valid"), config.data.rows)
+    coders = {name: (reader.layer, reader.place) for name, reader in readers.items()}
     found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
-    for name, folder in folders.items():
-        found[name] = {**_about(folder, *loaded[folder]), **found[name]}
-        save_measure(folder, "fidelity", found[name], corpus)
+    for name, reader in readers.items():
+        found[name] = {**_about(reader), **found[name]}
+        assert reader.folder is not None
+        save_measure(reader.folder, "fidelity", found[name], corpus)
     return found
 
 
@@ -160,36 +149,17 @@ def intrinsic_fidelity(
     return found
 
 
-def _opened(path: str | Path, source: str | None, device: str) -> tuple[Coder, FitConfig, Subject]:
-    """A coder, its configuration and its model; ValueError when the model is not the one that it was fitted to."""
-    coder, config = load_coder(path, device)
-    subject = load_subject(source or config.source, device)
-    _check_weights(Path(path), subject.name, weights_digest(subject.model))
-    return coder, config, subject
-
-
-def _check_weights(folder: Path, name: str, digest: str) -> None:
-    if header(folder).get("source_sha256") != digest:
-        raise ValueError(
-            f"the coder in {folder} was fitted to other weights than {name} holds; give its model as source"
-        )
-
-
-def _about(path: str | Path, coder: Coder, config: FitConfig) -> dict[str, Any]:
+def _about(reader: Reader) -> dict[str, Any]:
     """Facts about a coder. `dead`: how many features were silent when the fit ended."""
+    config, coder, folder = reader.config, reader.coder, reader.folder
+    assert config is not None and folder is not None
     return {
         "kind": config.coder.kind,
         "layer": config.coder.layer,
         "k": config.coder.k if config.coder.kind in LISTED_KINDS else None,
         "features": coder.num_features,
         "parameters": sum(p.numel() for p in coder.parameters()),
-        "step": int(header(Path(path))["step"]),
-        "source_sha256": header(Path(path))["source_sha256"],
+        "step": int(header(folder)["step"]),
+        "source_sha256": header(folder)["source_sha256"],
         "dead": int(coder.dead_F.sum()),
     }
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts the numbers in a path by their size."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

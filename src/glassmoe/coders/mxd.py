@@ -7,13 +7,12 @@ MLP's output rebuilt by a sparse mixture of very many experts, each a linear map
 
 Expert n is the map W_n = D diag(c_n) from the hidden units: the sum over experts of a_n W_n^T z is (C^T a) * (D^T z),
 so N H D weights are held in (N + H) D, and every W_n has the rank of D where c_n has no zero. Loss and start are those
-of `transcoder.py`: D at 0, b at the mean of the targets, E and G as torch's linear maps, all other biases 0.
+of `transcoder.py`: D at 0, b at the mean of the targets, E, G and C as torch's linear maps (C that of a map from N
+inputs), all other biases 0. With `unit_norm` the rows of C start uniform in a cube and are held at norm 1.
 
-In the paper C, too, starts as a linear map (from N inputs). The gate C^T a is then around 0, of a sign that chance
-decides for every expert and entry, and what one token teaches D another undoes. That is `gate: signed`. Unless it is
-asked for, rows of C start uniform from 0 to twice the value at which the gate of the first batch is 1 on average: all
-experts begin as one MLP, which learns as such while they grow apart. With `unit_norm` the rows of C start uniform in a
-cube and are held at norm 1.
+So the gate C^T a starts around 0, of a sign that chance decides for every expert and entry. With `gate: one`, which is
+ours, rows of C start uniform from 0 to twice the value at which the gate of the first batch is 1 on average: all
+experts begin as one MLP, which learns as such while they grow apart.
 
 Legend: T tokens, D width, F features (the experts), K experts of a token, H hidden units.
 """

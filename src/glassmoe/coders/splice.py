@@ -8,8 +8,7 @@ Legend: B rows, S positions, T tokens that are not padding, D width of the strea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -18,27 +17,11 @@ from torch import Tensor
 
 from glassmoe.data.corpus import Rows
 from glassmoe.models import FeedForward
-from glassmoe.models.features import Features
 from glassmoe.models.loss import count_labels, next_token_loss
+from glassmoe.reading.edit import spliced
 from glassmoe.reading.subject import Place, activations, replaced
 
 from .base import fired
-
-
-@contextmanager
-def spliced(model: Any, coder: FeedForward, place: Place, edit: Any = None) -> Iterator[None]:
-    """Within it, the coder's reconstruction stands at its place, in every forward pass, those of `generate` included.
-    The coder computes in float32, whatever the autocast state. `edit`: a function of the coder's `Features` that
-    returns what is written in their stead, such as `lambda f: f.ablate(7)`."""
-    with replaced(model, place, lambda x, _: rebuild(coder, x, edit)):
-        yield
-
-
-def rebuild(coder: FeedForward, x: Tensor, edit: Any = None) -> Tensor:
-    """A coder's reconstruction, float32, from what it reads (..., D)."""
-    with torch.autocast(x.device.type, enabled=False):
-        features: Features = coder.features(x.reshape(-1, x.shape[-1]).float())
-        return coder.write(features if edit is None else edit(features)).view(x.shape)
 
 
 def splice_loss(

@@ -32,20 +32,24 @@ class Loaded(NamedTuple):
 
     def kind(self) -> TokenKind:
         """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing."""
-        settings = self.model.config
-        if settings.tokens != TEXT:
-            return token_kind(settings.tokens)
-        file = self.path / "tokenizer.json"
-        if not self.path.exists():
-            file = Path(cached_file(str(self.path), file.name))
-        if not file.is_file():
-            raise ValueError(f"{self.path} has no tokenizer.json, so its tokens cannot be read; put it back")
-        kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
-        if kind.size != settings.vocab_size:
-            raise ValueError(
-                f"{file} has {kind.size} ids and the model {settings.vocab_size}; put back that of its training"
-            )
-        return kind
+        return kind_beside(self.path, self.model.config)
+
+
+def kind_beside(path: Path, settings: Any) -> TokenKind:
+    """What the tokens of a model of ours are, of these `settings` and with the files at `path`."""
+    if settings.tokens != TEXT:
+        return token_kind(settings.tokens)
+    file = path / "tokenizer.json"
+    if not path.exists():
+        file = Path(cached_file(str(path), file.name))
+    if not file.is_file():
+        raise ValueError(f"{path} has no tokenizer.json, so its tokens cannot be read; put it back")
+    kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
+    if kind.size != settings.vocab_size:
+        raise ValueError(
+            f"{file} has {kind.size} ids and the model {settings.vocab_size}; put back that of its training"
+        )
+    return kind
 
 
 def load(name: str, device: str = "auto") -> Loaded:

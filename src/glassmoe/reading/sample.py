@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from glassmoe.data.chess_moves import moves_of_line
 from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens, token_kind
-from glassmoe.models import GlassForCausalLM
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn: `tokens` to add at most, `samples` of it; `temperature` 0 takes the likeliest token each time;
+    `top_p`, from the likeliest tokens that have this share together; `frequency_penalty`, how much a logit falls for
+    each time that its token was written."""
+
+    tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, a share: give a number above 0, at most 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; give 0 or more")
+
+
+class FrequencyPenalty(LogitsProcessor):  # type: ignore[misc]
+    """Lowers the logit of every token by `penalty` for each time that it stands after the first `given` ones."""
+
+    def __init__(self, penalty: float, given: int):
+        self.penalty, self.given = penalty, given
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        written_BN = input_ids[:, self.given :]
+        counts = torch.zeros_like(scores).scatter_add_(1, written_BN, torch.ones_like(written_BN, dtype=scores.dtype))
+        return scores - self.penalty * counts
+
+
 def continuations(
-    model: GlassForCausalLM,
+    model: Any,
     prompt: str,
     tokens: int,
     temperature: float = 0.0,
@@ -28,26 +63,41 @@ def continuations(
     an illegal move, or one that fills the context.
     """
     kind = token_kind(model.config.tokens) if kind is None else kind
+    rows, _ = sampled(model, prompt, kind, Sampling(tokens, samples, temperature, seed=seed))
+    return [kind.decode(row) for row in rows]
+
+
+@torch.no_grad()
+def sampled(model: Any, prompt: str, kind: TokenKind, sampling: Sampling) -> tuple[list[Tokens], int]:
+    """Token ids of the continuations, prompt included, and how many of them the prompt has. What `continuations` says
+    of prompts holds here; the model may be of any family."""
     if not prompt.strip() and kind.name != TEXT:
         raise ValueError(f"the prompt is empty; a game begins with {kind.prompt!r}")
     given_ids = moves_of_line(prompt) if kind is MOVES and "." in prompt else kind.encode(prompt)
     ids = torch.from_numpy(np.array(given_ids)).long().to(next(model.parameters()).device)
-    room = model.config.context - len(ids)
+    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    room = context - len(ids)
     if room < 1:
-        raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {model.config.context}")
-    torch.manual_seed(seed)
-    given = ids.expand(samples, -1)
+        raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {context}")
+    torch.manual_seed(sampling.seed)
+    given = ids.expand(sampling.samples, -1)
     # top_k=0: sample from the whole distribution; transformers' own default keeps 50 tokens.
-    sampling: dict[str, float] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
-    if kind.name == TEXT:
-        sampling["pad_token_id"] = kind.start  # what fills up the samples that end before others
-    made = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=min(tokens, room), **sampling)
-    return [kind.decode(_until_end(row.cpu().numpy(), len(ids), kind)) for row in made]
+    settings: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        settings = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
+    if sampling.frequency_penalty:
+        penalty = FrequencyPenalty(sampling.frequency_penalty, len(ids))
+        settings["logits_processor"] = LogitsProcessorList([penalty])
+    ends = sorted({kind.start, model.config.eos_token_id or kind.start}) if kind.name == TEXT else []
+    if ends:
+        settings |= {"pad_token_id": kind.start, "eos_token_id": ends}  # the former fills up samples that end early
+    made = model.generate(
+        given, attention_mask=torch.ones_like(given), max_new_tokens=min(sampling.tokens, room), **settings
+    )
+    return [_until_end(row.cpu().numpy(), len(ids), ends) for row in made], len(ids)
 
 
-def _until_end(row: Tokens, given: int, kind: TokenKind) -> Tokens:
+def _until_end(row: Tokens, given: int, ends: list[int]) -> Tokens:
     """A made row without the token that ended its document and what fills it up after that."""
-    ends = np.flatnonzero(row[given:] == kind.start) if kind.name == TEXT else np.zeros(0)
-    return row[: given + int(ends[0])] if ends.size else row
+    found = np.flatnonzero(np.isin(row[given:], ends))
+    return row[: given + int(found[0])] if found.size else row

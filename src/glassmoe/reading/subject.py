@@ -22,11 +22,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from glassmoe.config import RunConfig
-from glassmoe.data.text_tokens import load_tokenizer
-from glassmoe.data.tokens import TEXT
+from glassmoe.data.text_tokens import load_tokenizer, text_kind
+from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 
-from .load import load
+from .load import kind_beside, load
 
 Site = Literal["stream", "mlp", "mlp-out"]
 
@@ -69,6 +69,14 @@ class Subject:
         """The MLP of a layer, or its block's output. `module`: path of the MLP, where the family is not known, or
         another is meant. ValueError for a layer or module that is not there."""
         return place_in(self.model, layer, site, module)
+
+    def kind(self) -> TokenKind:
+        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing."""
+        if self.model.config.model_type == "glassmoe":
+            return kind_beside(Path(self.name), self.model.config)
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer beside its weights; put its tokenizer.json there")
+        return text_kind(self.tokenizer, id_of_start=self.model.config.bos_token_id)
 
     def mlp_form(self) -> tuple[int, bool, str]:
         """Hidden units of its MLPs, whether these are gated (GLU), and their activation, in a coder's words; 4 units

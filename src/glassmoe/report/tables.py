@@ -129,6 +129,40 @@ def fidelity_table(found: dict[str, dict[str, Any]]) -> str:
     return table(header, rows)
 
 
+def probe_table(found: dict[str, Any]) -> str:
+    """One line a reader: F1 of the best feature of each class, chosen without the test texts."""
+    labels = list(found["labels"])[:6]
+    header = ["features", "mean F1", "+-", "random feature", "chosen by test", *(f"{label}" for label in labels)]
+    rows = []
+    for name, each in found["readers"].items():
+        by_label = {entry["label"]: f"{entry['f1']:.3f} ({entry['feature']})" for entry in each["classes"]}
+        half = None if each["half"] is None else f"{each['half']:.3f}"
+        figures = [f"{each['f1']:.3f}", half, f"{each['f1_random']:.3f}", f"{each['f1_chosen_by_test']:.3f}"]
+        rows.append([name, *figures, *(by_label[label] for label in labels)])
+    more = f"; {len(found['labels']) - 6} more classes are in --json" if len(found["labels"]) > 6 else ""
+    words = (
+        f"{found['task']}: {found['texts']:,} texts of {len(found['labels'])} classes, {found['read']}, "
+        f"{found['tokens']} tokens; in brackets the feature{more}"
+    )
+    skipped = f"; {found['unreadable']} texts could not be read" if found["unreadable"] else ""
+    return f"{table(header, rows)}\n\n{words}{skipped}"
+
+
+def steering_text(name: str, found: dict[str, Any]) -> str:
+    """What was written before and after, and the figures of the change."""
+    lines = [f"{name}: {found['edit']}", f"shift {found['shift']:.4f} nats a token"]
+    for when in ("before", "after"):
+        each = found[when]
+        facts = [f"perplexity {each['perplexity']:.1f}"] if each.get("perplexity") is not None else []
+        if "legal" in each:
+            moves = ", ".join(f"{move or '(none)'} {share:.0%}" for move, share in list(each["moves"].items())[:5])
+            facts = [f"{each['legal']:.0%} of first moves legal: {moves}"]
+        lines += ["", f"{when} " + " ".join(f"({fact})" for fact in facts), *(f"  {text!r}" for text in each["texts"])]
+    for word in ("raised", "lowered"):
+        lines += ["", f"{word}: " + ", ".join(f"{token!r} {change:+.3f}" for token, change in found[word])]
+    return "\n".join(lines)
+
+
 def perplexity_table(measured: dict[str, Any]) -> str:
     """One line; bits per character only where a token is one, bits per byte only of text."""
     per_byte = "bits per byte" + (" (bytes estimated)" if measured.get("bytes_are") == "estimated" else "")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glassmoe.coders.configuration import SweepConfig
-from glassmoe.coders.files import load_coder
-from glassmoe.coders.fit import coder_folders, evaluate_fidelity, fit
+from glassmoe.coders.fit import evaluate_fidelity, fit
+from glassmoe.coders.opening import open_coders
 from glassmoe.coders.sweep import sweep
 from glassmoe.coders.task import corpus_for
 from glassmoe.console import say
@@ -21,7 +21,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.board_evaluation import evaluate_boards
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.reading.subject import Subject, load_subject
+from glassmoe.reading.subject import load_subject
 from glassmoe.report.results import read_results
 from glassmoe.report.tables import table
 from glassmoe.training.checkpoint import write_text
@@ -31,7 +31,7 @@ from .canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
 from .claims import interval
 from .tables import dumps
 
-DEFAULT = ("mxd", "mxd-signed", "transcoder", "skip-transcoder")
+DEFAULT = ("mxd", "mxd-one", "transcoder", "skip-transcoder")
 RIVALS = DEFAULT[2:]
 
 
@@ -52,7 +52,7 @@ BOARDS = {
 }
 STYLES = {
     "mxd": (VERMILLION, "-"),
-    "mxd-signed": (VERMILLION, "--"),
+    "mxd-one": (VERMILLION, "--"),
     "mxd-relu": (ORANGE, "-"),
     "mxd-gelu": (ORANGE, "--"),
     "mxd-glu": (ORANGE, ":"),
@@ -66,9 +66,9 @@ LEGEND = (
     "Means over seeds, with half the 95% interval where there are several. Normalised MSE is the mean squared error as "
     "a share of the target's variance; increase is that of the loss with the coder in the MLP's place, in nats a "
     "token; recovered is the share of the loss between zeros and the MLP. Every mxd and the transcoder have the same "
-    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper. mxd-signed "
-    "starts as in the paper, with experts around 0; all others start around one MLP. mxd-relu, mxd-gelu and mxd-glu "
-    "have that hidden layer instead of the model's own."
+    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper. mxd starts "
+    "as in the paper, with experts around 0, mxd-one with all experts as one MLP. mxd-relu, mxd-gelu and mxd-glu have "
+    "that hidden layer instead of the model's own."
 )
 BOARDS_LEGEND = "Coverage and reconstruction are those of the features on {games} games, chosen on as many others."
 
@@ -109,7 +109,7 @@ def frontier(
         measured = evaluate_fidelity(folder, rows=rows)
         corpus = corpus_for(model, config.data.path, subject)
         if games:
-            _measure_boards(measured, folder, subject, corpus, games)
+            _measure_boards(measured, folder, corpus, games, settings.get("device", "auto"))
         header = {
             "suite": "mxd-frontier",
             "model": Path(model).name,
@@ -125,18 +125,13 @@ def frontier(
     return found
 
 
-def _measure_boards(
-    measured: dict[str, dict[str, Any]], folder: Path, subject: Subject, corpus: Corpus, games: int
-) -> None:
+def _measure_boards(measured: dict[str, dict[str, Any]], folder: Path, corpus: Corpus, games: int, device: str) -> None:
     """Add to every coder's figures what its features tell of the board."""
-    device = next(subject.model.parameters()).device.type
-    for each in coder_folders(folder):
-        coder, config = load_coder(each, device)
-        layer, site = config.coder.layer, config.coder.site
-        assert site is not None
-        measure = partial(evaluate_boards, games=games, layers=[layer], site=site, brief=True)
-        (found,) = measure(subject.model, corpus, coder=coder)["layers"]
-        measured[str(each.relative_to(folder))] |= {"games": games, **{name: found[name] for name in BOARDS}}
+    subject, readers = open_coders(folder, device=device)
+    measure = partial(evaluate_boards, subject.model, corpus, games=games, brief=True)
+    for name, reader in readers.items():
+        (found,) = measure(layers=[reader.number], coder=reader.layer, site=reader.place.site)["layers"]
+        measured[name] |= {"games": games, **{figure: found[figure] for figure in BOARDS}}
 
 
 def _rows(seed: int, config: SweepConfig, measured: dict[str, dict[str, Any]]) -> list[Row]:
@@ -181,8 +176,8 @@ def shown(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Is a mixture of decoders ahead of the transcoders at every k, in every figure? Of `mxd` and, as the paper starts
-    it, `mxd-signed`: the mean difference over the seeds that both have, half the 95% interval (None for one seed), and
+    """Is a mixture of decoders ahead of the transcoders at every k, in every figure? Of `mxd` as the paper starts it,
+    and of `mxd-one`: the mean difference over the seeds that both have, half the 95% interval (None for one seed), and
     yes, no or undecided by it. The paper says yes to all (of boards it says nothing)."""
     found = []
     ks = sorted({row["k"] for row in rows})

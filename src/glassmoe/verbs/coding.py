@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,9 +92,7 @@ def frontier(words: list[str]) -> int:
     parser.add_argument("--data.path", dest="data", help="prepared data, or text; default: those of the run")
     parser.add_argument("--k", default="8,16,32,64", help="features of a token")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of every coder")
-    parser.add_argument(
-        "--coders", help="default: mxd,mxd-signed,transcoder,skip-transcoder; others join the same file"
-    )
+    parser.add_argument("--coders", help="default: mxd,mxd-one,transcoder,skip-transcoder; others join the same file")
     parser.add_argument("--games", type=count, default=0, help="of a chess model: measure features on so many boards")
     _add_lengths(parser)
     parser.add_argument("--features", type=count, help="features of a transcoder (default: 32 x the width)")
@@ -112,6 +111,46 @@ def frontier(words: list[str]) -> int:
     found = made(args.model, args.layer, coders=args.coders.split(",") if args.coders else DEFAULT, **options)
     show(args, found, "\n".join(found["files"]))
     return 0
+
+
+def hub(words: list[str]) -> None:
+    kinds: dict[str, Callable[[list[str]], None]] = {"export": _export, "import": _import}
+    if not words or words[0] not in kinds:
+        given = f"got {words[0]!r}" if words and not words[0].startswith("-") else "got none"
+        raise ValueError(f"glassmoe hub takes one of {', '.join(kinds)}, then a folder; {given}")
+    kinds[words[0]](words[1:])
+
+
+def _export(words: list[str]) -> None:
+    parser = make_parser("hub export", "Write coders as the folders of SAELens or sparsify.")
+    parser.add_argument("coders", type=Path, help="what decompose made (one coder or all)")
+    parser.add_argument("--format", required=True, choices=["saelens", "sparsify"], help="whose folders")
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    args = parser.parse_args(words)
+    from glassmoe.coders.formats import export_coders
+
+    folders = [str(folder) for folder in export_coders(args.coders, args.out, args.format)]
+    show(args, {"format": args.format, "folders": folders}, "\n".join(folders))
+
+
+def _import(words: list[str]) -> None:
+    parser = make_parser("hub import", "Make a coder of a folder that SAELens or sparsify saved.")
+    parser.add_argument("folder", type=Path, help="cfg.json beside sae_weights.safetensors or sae.safetensors")
+    parser.add_argument("--model", required=True, help="a run directory, a folder of transformers files, or a hub id")
+    parser.add_argument("--layer", type=int, help="which it belongs to (default: what the folder says)")
+    parser.add_argument(
+        "--site",
+        choices=["stream", "mlp-out", "mlp"],
+        help="what it reads and rebuilds (default: what the folder says)",
+    )
+    parser.add_argument("--module", help="path of the MLP where the family is not known, such as model.h.{}.mlp")
+    parser.add_argument("--out", required=True, type=Path, help="directory to make, like that of a fit")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args(words)
+    from glassmoe.coders.formats import import_coder
+
+    import_coder(args.folder, args.model, args.layer, args.out, args.site, args.module, args.device)
+    show(args, {"coder": str(args.out)}, f"{args.out}\n\nnext: glassmoe eval fidelity {args.out}")
 
 
 def _add_lengths(parser: Any) -> None:

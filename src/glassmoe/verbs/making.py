@@ -8,7 +8,9 @@ from pathlib import Path
 
 from glassmoe.arguments import above_zero, count, seed, share
 
+from .coding import frontier
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
+from .features import probes, steering
 
 
 def data(words: list[str]) -> None:
@@ -172,15 +174,18 @@ def quickstart(words: list[str]) -> None:
 
 def reproduce(words: list[str]) -> int:
     if words[:1] == ["mxd-frontier"]:
-        from .coding import frontier
-
         return frontier(words[1:])
+    if words[:1] == ["mxd-probe"]:
+        return probes(words[1:])
+    if words[:1] == ["mxd-steering"]:
+        return steering(words[1:])
     parser = make_parser(
         "reproduce", "A table or figure of the MoE-X paper: train its rows, measure them, set the paper beside."
     )
     parser.add_argument(
         "name",
-        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; mxd-frontier (see its --help)",
+        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; mxd-frontier, mxd-probe or "
+        "mxd-steering (see their --help)",
     )
     parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")

@@ -9,10 +9,16 @@ from glassmoe.arguments import count, seed, temperature
 
 from .coding import fidelity
 from .common import add_run, corpus_of, integer, make_parser, record, show
+from .features import probe
 
 
 def evaluate(words: list[str]) -> None:
-    kinds: dict[str, Callable[[list[str]], None]] = {"boards": _boards, "ppl": _perplexity, "fidelity": fidelity}
+    kinds: dict[str, Callable[[list[str]], None]] = {
+        "boards": _boards,
+        "ppl": _perplexity,
+        "fidelity": fidelity,
+        "probe": probe,
+    }
     if not words or words[0] not in kinds:
         given = f"got {words[0]!r}" if words and not words[0].startswith("-") else "got none"
         raise ValueError(f"glassmoe eval takes one of {', '.join(kinds)}, then a run; {given}")

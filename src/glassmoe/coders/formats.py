@@ -1,0 +1,186 @@
+"""Coders in the folders of two other packages, SAELens 6 and sparsify, and theirs as ours. Neither package is needed,
+and nothing is ever unpickled: both keep a `cfg.json` beside a safetensors file, `layouts.py` has what is in them.
+
+What is written computes what the coder does outside training, and what is read becomes a directory like a fit's, which
+every verb that takes coders takes. Constants, the units of `normalise: rms` among them, are folded into the weights in
+float64 and rounded to float32, so that features and reconstructions agree up to that rounding; what depends on the
+token, or is not known, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig
+
+from glassmoe import config as configuration
+from glassmoe.config import DataConfig, TrainConfig
+from glassmoe.data.tokens import TEXT
+from glassmoe.reading.subject import MLPS, Subject, load_subject
+from glassmoe.training.checkpoint import write_atomically, write_text
+
+from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
+from .files import coder_folders, load_coder, save_coder, weights_digest
+from .layouts import CFG, WEIGHTS, Found, Reading, from_saelens, from_sparsify, refusal, to_saelens, to_sparsify
+from .sae import build_coder
+from .sweep import CONTEXT
+
+FORMATS = tuple(WEIGHTS)
+RECEIPT = "import.json"
+"""Where an imported coder came from, and what its `cfg.json` said."""
+
+
+def export_coders(path: Path, out: Path, format: str) -> list[Path]:
+    """Write the coder in `path`, or those of a sweep, in a format (`saelens`, `sparsify`) into the folder `out`;
+    returns the folder of each. ValueError when `out` is not free, or one of them is none of the format's kinds: then
+    nothing is written. OSError when the disk refuses it.
+
+    SAELens: one coder lies in `out`, those of a sweep in `out`/LAYER/KIND-kK. sparsify names folders for the place that
+    they read, such as `h.8.mlp`: one lies in `out`/PLACE, those of a sweep in `out`/KIND-kK/PLACE.
+    """
+    _require_free(out)
+    configs = {folder: load_coder(folder, "cpu")[1] for folder in coder_folders(path)}
+    for folder, config in configs.items():
+        _require_a_name(folder, config, format)
+    written = []
+    for folder, config in configs.items():
+        inside = Path() if folder == path else folder.relative_to(path)
+        if format == "sparsify":
+            inside = Path("" if folder == path else folder.name, _hookpoint(config))
+        written.append(export_coder(folder, out / inside, format))
+    return written
+
+
+def export_coder(folder: Path, out: Path, format: str) -> Path:
+    """Write one coder into the folder `out` itself. ValueError as for `export_coders`; OSError when the disk refuses
+    it."""
+    _require_free(out)
+    coder, config = load_coder(folder, "cpu")
+    _require_a_name(folder, config, format)
+    cfg, tensors = to_saelens(coder, config) if format == "saelens" else to_sparsify(coder)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        write_atomically(out / WEIGHTS[format], lambda temporary: save_file(tensors, temporary))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"could not write {out / WEIGHTS[format]}: {error}; free some space and start again") from error
+    write_text(out / CFG, json.dumps(cfg, indent=1) + "\n")
+    return out
+
+
+def import_coder(
+    folder: Path,
+    model: str,
+    layer: int | None,
+    out: Path,
+    site: Site | None = None,
+    module: str | None = None,
+    device: str = "auto",
+) -> Path:
+    """Make a directory like a fit's, `out`, of a folder of SAELens or sparsify, for `model` (a run, a folder of
+    transformers files, or a hub id).
+
+    `layer`, `site`: where it belongs; what the folder says where they are None. `module`: path of the MLP in a model
+    whose family is not known. ValueError, in one sentence, when the folder is none of theirs, computes what no coder of
+    ours does, does not say where it belongs, or does not fit the model, and when `out` is not free.
+    """
+    _require_free(out)
+    format, cfg, tensors = _open(folder)
+    reading = Reading(folder, cfg, tensors)
+    found = (from_saelens if format == "saelens" else from_sparsify)(reading, site)
+    layer = found.layer if layer is None else layer
+    named = f"it is named {found.name!r}, which" if found.name else "it"
+    if layer is None:
+        raise ValueError(f"{folder}: {named} does not say which layer it belongs to; give --layer")
+    if found.site is None:
+        raise ValueError(
+            f"{folder}: {named} does not say that it belongs to the stream after a block, to an MLP's output, or to a "
+            f"whole MLP, which are all that is read here; if it does, give --site stream, mlp-out or mlp"
+        )
+    subject = load_subject(model, device)
+    width = found.weights["w_dec"].shape[1]
+    if width != subject.width:
+        raise ValueError(
+            f"the coder in {folder} reads {width} numbers a token and {model} has {subject.width}; "
+            f"give the model that it was made for"
+        )
+    subject.place(layer, found.site, module)
+    config = _config(found, subject, layer, module)
+    coder = build_coder(config.coder, width, 0, 1)
+    coder.load_state_dict({**coder.state_dict(), **found.parameters()})
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / RECEIPT, json.dumps({"format": format, "folder": str(folder), "cfg": cfg}, indent=1) + "\n")
+    write_text(out / "config.yaml", configuration.to_yaml(config))
+    save_coder(out, coder, 0, weights_digest(subject.model))
+    return out
+
+
+def _config(found: Found, subject: Subject, layer: int, module: str | None) -> FitConfig:
+    """The configuration that a fit would have left, of 0 steps."""
+    features, width = found.weights["w_dec"].shape
+    named: dict[str, Any] = {"k": found.k} if found.kind in LISTED_KINDS else {}
+    coder = CoderConfig(layer=layer, kind=found.kind, site=found.site, features=features, **named)
+    unit = "packed" if subject.tokens == TEXT else "games"
+    data = DataConfig(rows=f"{unit}:{min(CONTEXT, subject.context) + 1}", tokens=cast(Any, subject.tokens))
+    return FitConfig(
+        source=subject.name,
+        module=module,
+        data=subject.config.data if subject.config else data,
+        train=TrainConfig(steps=0),
+        coder=coder.complete(width, 1),
+    )
+
+
+def _open(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Which format a folder has, its settings and its tensors."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; give one that SAELens or sparsify saved, downloaded if need be")
+    found = [format for format in FORMATS if (folder / WEIGHTS[format]).is_file()]
+    if not found:
+        inside = sorted(each.name for each in folder.iterdir() if (each / CFG).is_file())
+        advice = f"give one of the folders in it, such as {folder / inside[0]}" if inside else "give one of theirs"
+        raise ValueError(
+            f"{folder} is no coder of SAELens or sparsify, it has neither {' nor '.join(WEIGHTS.values())}; {advice} "
+            f"(other files than safetensors are not read)"
+        )
+    (format, *_), path = found, folder / CFG
+    try:
+        cfg = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} could not be read: {error}; give the folder as it was saved") from None
+    if not isinstance(cfg, dict):
+        raise ValueError(f"{path} holds {type(cfg).__name__}; expected keys and values, as it was saved")
+    path = folder / WEIGHTS[format]
+    try:
+        with safe_open(path, framework="pt") as file:
+            return format, cfg, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} could not be read: {error}; copy it again from where it came from") from None
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} is there already and not empty; give another --out")
+
+
+def _require_a_name(folder: Path, config: FitConfig, format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"there is no format {format!r}; known: {', '.join(FORMATS)}")
+    if why := refusal(config.coder, format):
+        raise ValueError(f"the coder in {folder} is of kind {config.coder.kind}; {why}")
+
+
+def _hookpoint(config: FitConfig) -> str:
+    """The path of the place below the base model, as sparsify names it. Of a model that is not at hand the blocks are
+    taken to be `layers`."""
+    try:
+        family = AutoConfig.from_pretrained(config.source).model_type
+    except (OSError, ValueError):
+        family = ""
+    path = (config.module or MLPS.get(family, "model.layers.{}.mlp")).replace("{}", str(config.coder.layer))
+    below = path.partition(".")[2]
+    return below.rpartition(".")[0] if config.coder.site == "stream" else below

@@ -1,0 +1,183 @@
+"""Sparse probing: planted features are found, scores by hand, texts read as stated, and bad tasks say what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+
+from glassmoe.data.labelled import LEAST, Labelled, checked, labelled, surnames
+from glassmoe.measure.probing import Protocol, _class, _encoded, _split, _strengths, f1, probe_task
+from glassmoe.reading.neurons import neurons
+from glassmoe.reading.subject import activations, load_subject
+from text_files import made_up_texts, prepared, random_gpt2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("probing")
+    prepared(folder / "text", made_up_texts(200), valid_share=0.3)
+    return str(random_gpt2(folder / "model", folder / "text"))
+
+
+def test_f1_by_hand() -> None:
+    """2 hits, 1 false alarm, 1 miss: 4 / (4 + 2)."""
+    assert f1(np.array([1, 1, 1, 0, 0], bool), np.array([1, 1, 0, 1, 0], bool)) == pytest.approx(4 / 6)
+    assert f1(np.zeros(3, bool), np.ones(3, bool)) == 0.0
+
+
+def test_a_planted_feature_is_found_and_noise_is_not() -> None:
+    draw = np.random.default_rng(0)
+    positive = draw.random(400) < 0.25
+    values = draw.random((400, 30)).astype(np.float32)
+    values[:, 17] = positive + 0.1 * draw.random(400)
+    found = _class(values, positive, Protocol(top=5, splits=3))
+    assert found["feature"] == 17 and found["f1"] == 1.0 and found["half"] == 0.0 and found["firing"] == 1.0
+    assert found["f1_random"] < 0.6 and found["f1_always"] == pytest.approx(2 * positive.mean() / (1 + positive.mean()))
+    noise = _class(draw.random((400, 30)).astype(np.float32), positive, Protocol(top=5, splits=3))
+    # What the test part chooses is ahead of what it did not choose.
+    assert noise["f1"] < 0.6 and noise["f1_chosen_by_test"] >= noise["f1"]
+    silent = values.copy()
+    silent[positive] = 0
+    none = _class(silent, positive, Protocol(top=5, splits=2))
+    assert none["feature"] is None and none["f1"] == 0.0 and none["firing"] is None
+
+
+def test_the_parts_of_a_split_do_not_overlap_and_have_the_stated_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from glassmoe.measure import probing
+
+    seen = []
+
+    def scores(*given: Any) -> list[np.ndarray]:
+        features, learn, parts = given[2:]
+        seen.append((learn, *parts))
+        return [np.zeros(len(features)) for _ in parts]
+
+    monkeypatch.setattr(probing, "_scores", scores)
+    positive = np.arange(200) < 50
+    _split(np.random.default_rng(1).random((200, 4)).astype(np.float32), positive, Protocol(), 0)
+    learn, choose, test = seen[0]
+    assert sorted([*learn, *choose, *test]) == list(range(200))
+    # A fifth tests; a quarter of the rest chooses; of each side.
+    assert [int(positive[part].sum()) for part in (test, choose, learn)] == [10, 10, 30]
+    assert [len(part) for part in (test, choose, learn)] == [40, 40, 120]
+    assert sorted(seen[1][1]) == sorted(test)
+
+
+def test_the_probe_is_the_stated_regression() -> None:
+    """Against a regression written out: weights that balance the sides, half the squared slope, 200 Newton steps."""
+    from glassmoe.measure.probing import _scores
+
+    draw = np.random.default_rng(2)
+    positive = draw.random(120) < 0.2
+    x = (draw.random(120) + 0.5 * positive).astype(np.float32)
+    weight = np.where(positive, 120 / (2 * positive.sum()), 120 / (2 * (~positive).sum()))
+    w = b = 0.0
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-(w * x + b)))
+        g = np.array([(weight * (p - positive) * x).sum() + w, (weight * (p - positive)).sum()])
+        r = weight * p * (1 - p)
+        h = np.array([[(r * x * x).sum() + 1, (r * x).sum()], [(r * x).sum(), r.sum()]])
+        w, b = np.array([w, b]) - np.linalg.solve(h, g)
+    everyone = np.arange(120)
+    (score,) = _scores(x[:, None], positive, np.array([0]), everyone, (everyone,))
+    assert score[0] == pytest.approx(f1(w * x + b > 0, positive))
+
+
+@pytest.mark.parametrize(("last", "token"), [(False, False), (True, False), (True, True)])
+def test_strengths_against_a_loop_over_texts(model: str, last: bool, token: bool) -> None:
+    """Means without the start token, of the first tokens, the last ones, or the last one alone."""
+    subject = load_subject(model)
+    layer, place = neurons(subject, 1), subject.place(1, "mlp")
+    texts = [*made_up_texts(7), "x"]
+    task = Labelled("t", texts, ["a"] * 8, last, token)
+    rows, kept, unreadable = _encoded(subject, texts, task, 5)
+    assert (kept, unreadable) == (list(range(8)), 0)
+    found = _strengths(subject, {"n": (layer, place)}, rows, token, batch=3)["n"]
+    kind = subject.kind()
+    for i, text in enumerate(texts):
+        content = np.asarray(kind.encode(text)).astype(np.int64)[1:]
+        content = content[-5:] if last else content[:5]
+        ids = torch.tensor([[kind.start, *content]])
+        assert rows[i].tolist() == ids[0].tolist()
+        x = activations(subject.model, [place], ids)[place].x[0]
+        dense = layer.features(x).to_dense()
+        naive = dense[-1] if token else dense[1:].mean(0)
+        np.testing.assert_allclose(found[i], naive.numpy(), atol=1e-5)
+
+
+def test_listed_features_are_summed_as_dense_ones() -> None:
+    from glassmoe.measure.probing import _sums
+    from glassmoe.models.features import Features
+
+    values, ids = torch.rand(5, 3), torch.tensor([[0, 2, 2], [1, 0, 3], [3, 3, 3], [0, 1, 2], [2, 1, 0]])
+    listed, text = Features(values, 4, ids), torch.tensor([0, 0, 1, 2, 2])
+    dense = Features(listed.to_dense(), 4)
+    torch.testing.assert_close(_sums(listed, text, 3), _sums(dense, text, 3))
+    torch.testing.assert_close(_sums(dense, text, 3)[0], listed.to_dense()[:2].sum(0))
+
+
+def test_a_task_from_end_to_end(model: str) -> None:
+    subject = load_subject(model)
+    texts = made_up_texts(60)
+    pairs = [(text.upper(), "loud") for text in texts] + [(text, "quiet") for text in texts]
+    task = checked("case", pairs, last=False, token=False)
+    found = probe_task(
+        subject,
+        {"1/neurons": (neurons(subject, 1), subject.place(1, "mlp"))},
+        task,
+        Protocol(tokens=16, splits=2, top=8),
+    )
+    (layer,) = found["readers"].values()
+    assert found["labels"] == {"loud": 60, "quiet": 60} and found["read"] == "beginning"
+    assert [each["label"] for each in layer["classes"]] == ["loud", "quiet"]
+    assert layer["f1"] == pytest.approx(np.mean([each["f1"] for each in layer["classes"]]))
+    assert layer["f1"] > 0.6 and layer["f1"] > layer["f1_random"]  # capitals are other tokens
+    with pytest.raises(ValueError, match=r"leaves too little to probe on 12 texts"):
+        probe_task(subject, {}, task, Protocol(samples=12))
+
+
+def test_tasks_from_files(tmp_path: Path) -> None:
+    lines = [{"text": f"t{i}", "label": i % 2} for i in range(40)] + [{"text": "rare", "label": 7}]
+    raw = "\n".join(json.dumps(line) for line in lines).encode()
+    (tmp_path / "odd.jsonl.zst").write_bytes(zstandard.compress(raw))
+    found = labelled(str(tmp_path / "odd.jsonl.zst"))
+    assert found.name == "odd" and len(found.texts) == 40 and set(found.labels) == {"0", "1"}
+    assert found.left_out == {"7": 1}
+    assert len(labelled(str(tmp_path / "odd.jsonl.zst"), limit=30).texts) == 30
+
+    def said(text: str) -> str:
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(ValueError) as caught:
+            labelled(str(tmp_path / "bad.jsonl"))
+        return str(caught.value)
+
+    good = json.dumps({"text": "a", "label": "x"})
+    assert "needs two labels with at least 10" in said("\n".join([good] * 30))
+    assert "needs two labels" in said("\n".join(json.dumps({"text": "a", "label": i % 2}) for i in range(LEAST)))
+    assert "line 2 of" in said(f'{good}\n{{"text": "a"}}') and "no label" in said('{"text": "a"}')
+    assert "line 1 of" in said("nonsense") and "has no text" in said('{"label": 1}')
+    assert "the labels none" in said("")
+    with pytest.raises(ValueError, match="there is no file"):
+        labelled(str(tmp_path / "missing.jsonl"))
+
+
+def test_made_up_surnames_are_told_by_their_endings() -> None:
+    pairs = surnames(200)
+    assert pairs == surnames(200) and len({text.split()[1] for text, _ in pairs}) == 200
+    from glassmoe.data.labelled import ENDINGS
+
+    for text, origin in pairs:
+        assert text.endswith(ENDINGS[origin])
+    task = labelled("surnames", 300)
+    assert task.token and task.last and len(set(task.labels)) == 5
+
+
+def test_settings_that_make_no_sense_say_so() -> None:
+    with pytest.raises(ValueError, match="splits is 0; give a number above 0"):
+        Protocol(splits=0)
+    with pytest.raises(ValueError, match="test is 1"):
+        Protocol(test=1)
