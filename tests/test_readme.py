@@ -26,6 +26,8 @@ SMALL = {
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "decompose": "--context 32 --tokens 4096",
     "eval fidelity": "--rows 4",
+    "eval probe": "--tokens 16 --splits 1 --layers 8",
+    "steer": "--tokens 8 --samples 2",
     "eval boards": "--games 5",
     "reproduce mxd-frontier": "--context 32 --tokens 4096 --seeds 0 --rows 4",
     "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
@@ -52,6 +54,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "text/some.jsonl").write_text(jsonl(made_up_texts(200)), encoding="utf-8")
     prepared(desk / "prepared", made_up_texts(200))
     random_gpt2(desk / "gpt2", desk / "prepared", layers=9)
+    pairs = [
+        {"text": text.upper() if i % 2 else text, "label": "AB"[i % 2]} for i, text in enumerate(made_up_texts(60))
+    ]
+    (desk / "labelled.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return desk
 
 
@@ -72,7 +78,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 16
+    assert len(ran) == 20
     assert (desk / "runs/moex/model.safetensors").exists()
     assert (desk / "results/table1-chess-small.md").exists()
 

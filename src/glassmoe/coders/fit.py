@@ -150,16 +150,18 @@ def intrinsic_fidelity(
 
 
 def _about(reader: Reader) -> dict[str, Any]:
-    """Facts about a coder. `dead`: how many features were silent when the fit ended."""
+    """Facts about a coder. `dead`: how many features were silent when the fit ended; None where there was none, as for
+    a coder that was imported."""
     config, coder, folder = reader.config, reader.coder, reader.folder
     assert config is not None and folder is not None
+    step = int(header(folder)["step"])
     return {
         "kind": config.coder.kind,
         "layer": config.coder.layer,
         "k": config.coder.k if config.coder.kind in LISTED_KINDS else None,
         "features": coder.num_features,
         "parameters": sum(p.numel() for p in coder.parameters()),
-        "step": int(header(folder)["step"]),
+        "step": step,
         "source_sha256": header(folder)["source_sha256"],
-        "dead": int(coder.dead_F.sum()),
+        "dead": int(coder.dead_F.sum()) if step else None,
     }

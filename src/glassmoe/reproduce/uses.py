@@ -202,10 +202,11 @@ def render_steering(title: str, results: dict[str, Any]) -> str:
         f"Each feature alone was raised by {results['amount']:g} at every token while {sampling['samples']} texts of "
         f"{sampling['tokens']} tokens were written after {results['prompt']!r} (temperature "
         f"{sampling['temperature']:g}, top-p {sampling['top_p']:g}, frequency penalty "
-        f"{sampling['frequency_penalty']:g}). Means over features, with half the 95% interval. Judged offline, and not by "
-        "language models as in the paper: agreement is the mean cosine between the texts of a feature in "
-        "the model's own last hidden states, less those of texts without a change; fluency the geometric mean "
-        "probability of their tokens under the model as it is. Texts that repeat one token agree too: read agreement beside fluency.",
+        f"{sampling['frequency_penalty']:g}). Means over features, with half the 95% interval. Judged offline, and not "
+        "by language models as in the paper: agreement is the mean cosine between the texts of a feature in the "
+        "model's own last hidden states, less those of texts without a change; fluency the geometric mean probability "
+        "of their tokens under the model as it is. Texts that repeat one token agree too: read agreement beside "
+        "fluency.",
         *results.get("notes", []),
         f"![{title}](figures/{title}.png)",
     ]
