@@ -35,6 +35,8 @@ from glassmoe.reading.subject import Place, Subject, activations
 
 from .encoder_map import require_plots
 
+RANDOM = 20
+"""How many random features stand for one."""
 Float32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
@@ -225,7 +227,7 @@ def _split(values_SF: Float32, positive_S: Bools, protocol: Protocol, split: int
     firing = (values_SF[np.ix_(train[positive_S[train]], candidates)] > 0).any(0)
     candidates = candidates[firing]
     alive = np.flatnonzero((values_SF[train[:: max(1, len(train) // 1000)]] != 0).any(0))
-    random = draw.choice(alive, min(protocol.top, len(alive)), replace=False) if len(alive) else alive
+    random = draw.choice(alive, min(RANDOM, len(alive)), replace=False) if len(alive) else alive
     if not len(candidates):
         return {"f1": 0.0, "feature": None, "f1_random": 0.0, "f1_chosen_by_test": 0.0}
     chosen, tested = _scores(values_SF, positive_S, candidates, learn, (choose, test))
