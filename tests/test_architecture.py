@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src/glassmoe"
-ROOMS = ["data", "models", "reading", "training", "measure", "report", "coders"]
+ROOMS = ["data", "models", "reading", "training", "measure", "report", "coders", "explaining"]
 BELOW = {"config", "console", "device", "__version__"}
 
 

@@ -145,6 +145,12 @@ def test_specialisation_of_a_feature_that_writes_one_word(gpt2: str) -> None:
     assert 0 < plain["fluency"] < 1
 
 
+def test_specialisation_of_a_model_of_our_own(chess: str) -> None:
+    subject = load_subject(chess)
+    found = specialisation(subject, neurons(subject, 0), subject.place(0, "mlp"), [5], 10.0, ";1.", EIGHT)
+    assert [row["feature"] for row in found] == [None, 5] and -1 <= found[1]["agreement"] <= 1
+
+
 @pytest.mark.parametrize("words", ["--feature 5 --add 30", "--expert 1 --ablate", "--feature 3,4 --set 9"])
 def test_the_verb_on_a_chess_model(chess: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     start = f"steer {chess} --layer 1 {words} --tokens 12 --samples 4"

@@ -156,6 +156,8 @@ def test_a_document_that_ends_at_once(run: Path) -> None:
 
 def test_the_verbs(run: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "ppl", str(run), "--results", str(tmp_path / "table")]) == 0
+    page = (tmp_path / "table.md").read_text()
+    assert "bits per byte" in page and "on the validation text" in page and "overage" not in page
     assert "bits per byte" in capsys.readouterr().out
     assert json.loads((tmp_path / "table.json").read_text())["token"] == "token"
     assert "nats per token" in (tmp_path / "table.md").read_text()

@@ -8,7 +8,7 @@ are written without and with the change.
 The protocol of the Mixture of Decoders paper (Oldfield et al. 2025) is `specialisation`: add an amount to one feature,
 write several texts, and ask how much they are about one thing and how fluent they are. The paper asks two language
 models. Offline, and said so wherever it is shown: `agreement` is the mean cosine between the texts of a feature, each
-the mean of the model's own last hidden states over what was written, less the mean of texts without a change; `fluency`
+the mean over what was written of what leaves the model's last block, less the mean of texts without a change; `fluency`
 is the geometric mean probability of the written tokens under the model as it is.
 
 Legend: B texts, N tokens, V vocabulary, D width.
@@ -33,7 +33,7 @@ from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens
 from glassmoe.models import FeedForward
 from glassmoe.reading.edit import Edit, spliced
 from glassmoe.reading.sample import Sampling, sampled
-from glassmoe.reading.subject import Place, Subject
+from glassmoe.reading.subject import Place, Subject, activations
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""
@@ -178,7 +178,7 @@ def specialisation(
         states, log_sum, count = [], 0.0, 0
         for row in rows:
             if len(row) > given:
-                state_D, losses = _read(subject.model, row, given)
+                state_D, losses = _read(subject, row, given)
                 states.append(state_D)
                 log_sum, count = log_sum - sum(losses), count + len(losses)
         if feature is None:
@@ -202,10 +202,9 @@ def agreement(states_BD: Tensor) -> float:
     return float(((unit_BD.sum(0) ** 2).sum() - texts) / (texts * (texts - 1)))
 
 
-def _read(model: Any, row: Tokens, given: int) -> tuple[Tensor, list[float]]:
-    """The mean of a text's last hidden states after the prompt, (D,) on the CPU, and the nats of its tokens there."""
-    ids_1N = torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(next(model.parameters()).device)
-    out = model(input_ids=ids_1N, use_cache=False, output_hidden_states=True)
-    log_NV = F.log_softmax(out.logits[0].float(), dim=-1)
-    losses = [-float(log_NV[i - 1, int(row[i])]) for i in range(given, len(row))]
-    return out.hidden_states[-1][0, given:].float().mean(0).cpu(), losses
+def _read(subject: Subject, row: Tokens, given: int) -> tuple[Tensor, list[float]]:
+    """The mean of what leaves the last block after the prompt, (D,) on the CPU, and the nats of the tokens there."""
+    last = subject.place(subject.layers - 1, "stream")
+    ids_1N = torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(next(subject.model.parameters()).device)
+    state_ND = activations(subject.model, [last], ids_1N)[last].y[0]
+    return state_ND[given:].mean(0).cpu(), _losses(subject.model, row, given)

@@ -79,11 +79,16 @@ def read_results(path: Path, *keys: str) -> dict[str, Any]:
 def render(title: str, found: dict[str, Any]) -> str:
     """The Markdown page of a results file: one line a model, then the layers of each."""
     parts = [f"# {title}", "", _summary(found["rows"]), ""]
+    token = found.get("token", "character")
+    boards = (
+        "Bits per byte are those of the same text. "
+        if token == "token"
+        else "Coverage, held-out coverage (features and threshold chosen on other games) and reconstruction are those "
+        "of the layer with the highest reconstruction; L0 counts features above 0 per token. "
+    )
     parts += [
-        f"Loss is in nats per {found.get('token', 'character')} on the validation games. Coverage, held-out coverage "
-        "(features and threshold chosen on other games) and reconstruction are those of the layer with the highest "
-        "reconstruction; L0 counts features above 0 per token. Active parameters are the weights multiplied for one "
-        "token; FLOPs are those of training.",
+        f"Loss is in nats per {token} on the validation {'text' if token == 'token' else 'games'}. {boards}Active "
+        "parameters are the weights multiplied for one token; FLOPs are those of training.",
         "",
         f"Data {found['data_sha256'][:16]}; {found['hardware']}; commit {found['commit']}. Tokens per second are those "
         "of the run itself; rows that shared the machine with other work are not comparable in speed "
@@ -126,35 +131,26 @@ def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
-    header = [
-        "model",
-        "seed",
-        "loss",
-        "coverage",
-        "held-out",
-        "reconstruction",
-        "layer",
-        "L0",
-        "alive",
-        "tokens",
-        "FLOPs",
-    ]
-    header += ["active", "parameters", "tokens/s"]
+    of_text = any(row.get("ppl", {}).get("bits_per_byte") is not None for row in rows)
+    read = ["bits per byte"] if of_text else ["coverage", "held-out", "reconstruction", "layer", "L0", "alive"]
+    header = ["model", "seed", "loss", *read, "tokens", "FLOPs", "active", "parameters", "tokens/s"]
     lines = []
     for row in rows:
         boards = row.get("boards", {"layers": [], "best_layer": None})
         best = {key: value for x in boards["layers"] if x["layer"] == boards["best_layer"] for key, value in x.items()}
+        told = [
+            *(best.get(key) for key in ("coverage", "held_out_coverage", "reconstruction", "layer")),
+            f"{best['l0']:.0f}" if best else None,
+            f"{best['alive']} of {best['width']}" if best else None,
+        ]
+        if of_text:
+            told = [row["ppl"].get("bits_per_byte") if "ppl" in row else None]
         lines.append(
             [
                 row["name"],
                 row["seed"],
                 f"{row['ppl']['loss']:.4f}" if "ppl" in row else None,
-                best.get("coverage"),
-                best.get("held_out_coverage"),
-                best.get("reconstruction"),
-                best.get("layer"),
-                f"{best['l0']:.0f}" if best else None,
-                f"{best['alive']} of {best['width']}" if best else None,
+                *told,
                 f"{row['tokens'] / 1e6:.2f}M",
                 f"{row['flops']:.2e}",
                 f"{row['active_parameters'] / 1e6:.3f}M",

@@ -1,0 +1,1 @@
+"""What language models say of features: asked through any OpenAI-compatible endpoint."""
