@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from glassmoe import cli
 from glassmoe.bench import GROUPS, Sizes, bench
+from glassmoe.bench.coders import PEERS
 from glassmoe.bench.compare import alternate, ratios, row, skipped
 from glassmoe.bench.parts import layer_parts, route
 from glassmoe.bench.steps import LAYERS
@@ -23,6 +25,11 @@ TOY = Sizes(
     peer_tokens=64,
     step_rows=2,
     product=64,
+    coder_width=16,
+    coder_features=128,
+    coder_k=4,
+    coder_tokens=256,
+    coder_steps=2,
     read_games=30,
     board_games=15,
     wide_features=256,
@@ -271,3 +278,17 @@ def test_a_folder_that_is_not_monet(tmp_path: Path) -> None:
     (tmp_path / "modeling_monet.py").write_text("class MonetRouter: ...\n")
     with pytest.raises(ValueError, match="no MonetMoHDE and MonetMoVDE"):
         bench(["peers"], TOY, monet=tmp_path)
+
+
+def test_coders_beside_each_other() -> None:
+    """Peers have lines where they are installed, and else say what it takes; all is real, and small."""
+    lines = measured("coders")
+    step = lines["mxd step of tokens/s of the transcoder with as many parameters"]
+    # A transcoder of 128 features has 128 * 33 + 16 parameters; 64 hidden units take 64 * 33 + 16 of them.
+    assert step["note"].startswith("64 experts, 64 hidden units")
+    assert lines["writing 4 of 256 features of speed of a dense product"]["difference"] < 1e-5
+    for module, package in PEERS.items():
+        if find_spec(module) is None:
+            assert f"pip install {package}" in lines[f"coders beside {package}"]["skipped"]
+        else:
+            assert lines[f"topk sae, whole fit of tokens/s of {package}"]["tokens_per_second_of_peer"] > 0
