@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from glassmoe.reproduce.claims import BASES, PAIRS, differences, interval, order, paired, value
+from glassmoe.measure.intervals import interval
+from glassmoe.reproduce.claims import BASES, PAIRS, differences, order, paired, value
 from glassmoe.reproduce.paper import PAPER, PUBLISHED_LAYERS, published
 from glassmoe.reproduce.suites import SUITES
 from result_rows import coder, row

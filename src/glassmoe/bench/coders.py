@@ -57,13 +57,12 @@ def coder_rows(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
         if name not in found:
             rows.append(skipped(f"coders beside {package}", f"install it beside glassmoe: pip install {package}"))
     with _quiet():
+        beside = {what: [name for name in found if kind == "topk" or name == "sparsify"] for what, kind in OURS.items()}
         for what, kind in OURS.items():
-            peers = [name for name in found if kind == "topk" or name == "sparsify"]
-            if peers:
+            if peers := beside[what]:
                 rows += _beside(f"{what} step", _steps(kind, peers, sizes, device), sizes, sizes.coder_tokens, device)
         for what, kind in OURS.items():
-            peers = [name for name in found if kind == "topk" or name == "sparsify"]
-            if peers and device.type == "cpu":
+            if (peers := beside[what]) and device.type == "cpu":
                 with tempfile.TemporaryDirectory() as folder:
                     passes = _fits(kind, peers, sizes, Path(folder))
                     tokens = sizes.coder_tokens * sizes.coder_steps

@@ -24,7 +24,7 @@ from glassmoe.training.loop import run_task
 
 from .configuration import LISTED_KINDS, FitConfig, SweepConfig
 from .files import header
-from .opening import Reader, open_coders
+from .opening import Reader, open_coders, sources
 from .splice import fidelity, splice_loss
 from .task import CoderTask, corpus_for
 
@@ -71,7 +71,7 @@ def evaluate_coder(
         raise ValueError(f"{path} holds {len(readers)} coders; give the directory of one")
     (reader,) = readers.values()
     config, coder = reader.config, reader.coder
-    assert config is not None and config.coder.site is not None
+    assert config is not None
     valid = Rows(corpus_for(config.source, str(corpus.path), subject).split("valid"), config.data.rows)
     read = np.arange(min(rows, len(valid)))
     values = {
@@ -87,7 +87,7 @@ def evaluate_coder(
             controls=controls,
             workers=workers,
             coder=coder,
-            site=config.coder.site,
+            site=reader.place.site,
         ),
     }
     save_measure(Path(path), "coder", values, corpus)
@@ -112,8 +112,7 @@ def evaluate_fidelity(
     assert config is not None
     corpus = corpus_for(config.source, data or config.data.path, subject)
     valid = Rows(corpus.split("valid"), config.data.rows)
-    coders = {name: (reader.layer, reader.place) for name, reader in readers.items()}
-    found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
+    found = fidelity(subject.model, sources(readers), valid, np.arange(min(rows, len(valid))), micro_rows)
     for name, reader in readers.items():
         found[name] = {**_about(reader), **found[name]}
         assert reader.folder is not None
@@ -154,7 +153,8 @@ def _about(reader: Reader) -> dict[str, Any]:
     a coder that was imported."""
     config, coder, folder = reader.config, reader.coder, reader.folder
     assert config is not None and folder is not None
-    step = int(header(folder)["step"])
+    written = header(folder)
+    step = int(written["step"])
     return {
         "kind": config.coder.kind,
         "layer": config.coder.layer,
@@ -162,6 +162,6 @@ def _about(reader: Reader) -> dict[str, Any]:
         "features": coder.num_features,
         "parameters": sum(p.numel() for p in coder.parameters()),
         "step": step,
-        "source_sha256": header(folder)["source_sha256"],
+        "source_sha256": written["source_sha256"],
         "dead": int(coder.dead_F.sum()) if step else None,
     }

@@ -83,6 +83,11 @@ def open_readers(
     return subject, {reader.name: reader for reader in found}
 
 
+def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place]]:
+    """What measures take: name -> what reads, and where."""
+    return {name: (reader.layer, reader.place) for name, reader in readers.items()}
+
+
 def one_reader(readers: Mapping[str, Reader], coder: str | None = None) -> Reader:
     """The only one there is, or the only one called `coder`. ValueError that lists them when there are several, or
     none of that name."""

@@ -16,7 +16,6 @@ Legend: S texts, B texts of a pass, N tokens of a text, T tokens that are read, 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,13 @@ import torch
 from torch import Tensor
 
 from glassmoe.console import bar
-from glassmoe.data.labelled import Labelled
+from glassmoe.data.labelled import LEAST, Labelled
 from glassmoe.models import FeedForward
 from glassmoe.models.features import Features
 from glassmoe.reading.subject import Place, Subject, activations
 
 from .encoder_map import require_plots
+from .intervals import interval
 
 RANDOM = 20
 """How many random features stand for one."""
@@ -69,7 +69,8 @@ def probe_task(
     """Probes of every class of a task on the features of every reader, as plain values.
 
     `readers`: name -> (layer or coder, where it reads); `readers` of the result: name -> `f1`, mean over classes and
-    splits, with `half`, half the 95% interval over splits (None for one); `f1_random`, `f1_chosen_by_test`; `classes`,
+    splits, with `half`, half the 95% interval over splits (None for one; splits share texts, so that
+    it is narrower than one over new texts would be); `f1_random`, `f1_chosen_by_test`; `classes`,
     a list of {"label", "f1", "half", "f1_random", "f1_chosen_by_test", "f1_always", "feature", "firing"}: the feature
     that most splits chose and the share of the class's texts in which it is above 0; feature None and f1 0 where none
     fires on the class. Also `task`, `texts`, `unreadable`, `labels`, `left_out` and the protocol. ValueError when the
@@ -81,7 +82,7 @@ def probe_task(
     rows, kept, unreadable = _encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
     labels = np.array([task.labels[i] for i in chosen])[kept]
     names, counts = np.unique(labels, return_counts=True)
-    if len(names) < 2 or counts.min() < 10:
+    if len(names) < 2 or counts.min() < LEAST:
         held = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) or "none"
         raise ValueError(
             f"{task.name} leaves too little to probe on {len(rows)} texts, with the labels {held}; "
@@ -94,7 +95,7 @@ def probe_task(
         by_split = np.array([each["splits"] for each in classes]).mean(0)
         found[name] = {
             "f1": float(by_split.mean()),
-            "half": _half(by_split),
+            "half": interval(by_split.tolist())[1],
             **{key: float(np.mean([each[key] for each in classes])) for key in ("f1_random", "f1_chosen_by_test")},
             "classes": [
                 {"label": str(label), **{key: value for key, value in each.items() if key != "splits"}}
@@ -198,7 +199,7 @@ def _class(values_SF: Float32, positive_S: Bools, protocol: Protocol) -> dict[st
     return {
         "splits": f1,
         "f1": float(np.mean(f1)),
-        "half": _half(np.array(f1)),
+        "half": interval(f1)[1],
         **{key: float(np.mean([each[key] for each in results])) for key in ("f1_random", "f1_chosen_by_test")},
         "f1_always": 2 * share / (1 + share),
         "feature": feature,
@@ -268,13 +269,3 @@ def f1(predicted_S: Bools, true_S: Bools) -> float:
     hits = int((predicted_S & true_S).sum())
     wrong = int((predicted_S != true_S).sum())
     return 2 * hits / (2 * hits + wrong) if hits else 0.0
-
-
-def _half(values: npt.NDArray[np.float64]) -> float | None:
-    """Half the 95% interval of the mean (Student's). Splits share texts, so that it is narrower than one over new texts
-    would be."""
-    if len(values) < 2:
-        return None
-    from scipy.stats import t as student
-
-    return float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))

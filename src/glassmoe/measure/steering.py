@@ -33,7 +33,7 @@ from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens
 from glassmoe.models import FeedForward
 from glassmoe.reading.edit import Edit, spliced
 from glassmoe.reading.sample import Sampling, sampled
-from glassmoe.reading.subject import Place, Subject, activations
+from glassmoe.reading.subject import Place, Subject, replaced
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""
@@ -204,7 +204,12 @@ def agreement(states_BD: Tensor) -> float:
 
 def _read(subject: Subject, row: Tokens, given: int) -> tuple[Tensor, list[float]]:
     """The mean of what leaves the last block after the prompt, (D,) on the CPU, and the nats of the tokens there."""
-    last = subject.place(subject.layers - 1, "stream")
-    ids_1N = torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(next(subject.model.parameters()).device)
-    state_ND = activations(subject.model, [last], ids_1N)[last].y[0]
-    return state_ND[given:].mean(0).cpu(), _losses(subject.model, row, given)
+    caught: list[Tensor] = []
+
+    def keep(_: Tensor, made: Tensor) -> Tensor:
+        caught.append(made.float())
+        return made
+
+    with replaced(subject.model, subject.place(subject.layers - 1, "stream"), keep):
+        losses = _losses(subject.model, row, given)
+    return caught[0].reshape(-1, subject.width)[given:].mean(0).cpu(), losses

@@ -26,12 +26,11 @@ class Neurons(FeedForward):
     """The neurons of one MLP. `hidden`: (T, D) -> (T, F); `out`: the module that maps them back, (T, F) -> (T, D). The
     parameters stay the model's."""
 
-    def __init__(self, hidden: Callable[[Tensor], Tensor], out: nn.Module, width: int, num_features: int):
+    def __init__(self, hidden: Callable[[Tensor], Tensor], out: nn.Module, num_features: int):
         super().__init__()
         self.num_features = num_features
         # Kept out of the module tree: they belong to the model.
         self._parts = (hidden, out)
-        self.width = width
 
     def features(self, x_TD: Tensor) -> Features:
         return Features(self._parts[0](x_TD), self.num_features)
@@ -59,4 +58,4 @@ def neurons(subject: Subject, layer: int) -> FeedForward:
     hidden, out = known[family](mlp)
     with torch.no_grad():
         count = hidden(torch.zeros(1, subject.width, device=next(subject.model.parameters()).device)).shape[-1]
-    return Neurons(hidden, out, subject.width, count)
+    return Neurons(hidden, out, count)

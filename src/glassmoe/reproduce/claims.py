@@ -7,13 +7,11 @@ expected to look decided.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import t as student
+from glassmoe.measure.intervals import interval
 
 from .paper import published
 
@@ -84,15 +82,6 @@ def value(row: Row, measure: str) -> float | None:
     else:
         found = (row.get("ppl") or {}).get("loss")
     return None if found is None else float(found)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% t-interval; None in place of the second for fewer than two values."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    quantile = float(student.ppf(0.975, len(values) - 1))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def paired(rows: Sequence[Row], name: str, base: str, measure: str) -> Difference | None:

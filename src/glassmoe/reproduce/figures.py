@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from glassmoe.measure.intervals import interval
+
 from .canvas import (
     BLACK,
     BLUE,
@@ -21,7 +23,7 @@ from .canvas import (
     title,
     write,
 )  # fmt: skip
-from .claims import best_layer, interval, value
+from .claims import best_layer, value
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 from .tables import Results, Row, by_name, curve_of, token_word
 

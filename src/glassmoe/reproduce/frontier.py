@@ -21,6 +21,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.board_evaluation import evaluate_boards
 from glassmoe.measure.encoder_map import require_plots
+from glassmoe.measure.intervals import interval
 from glassmoe.reading.subject import load_subject
 from glassmoe.report.results import read_results
 from glassmoe.report.tables import table
@@ -28,8 +29,7 @@ from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
-from .claims import interval
-from .tables import dumps
+from .tables import dumps, plus_minus
 
 DEFAULT = ("mxd", "mxd-one", "transcoder", "skip-transcoder")
 RIVALS = DEFAULT[2:]
@@ -210,7 +210,7 @@ def render(title: str, results: dict[str, Any]) -> str:
         [
             f"{each['name']} is ahead of {each['rival']} at k = {each['k']} in {shown(rows)[each['figure']].words}",
             each["answer"],
-            f"{each['mean']:+.4f}" + ("" if each["half"] is None else f" +- {each['half']:.4f}"),
+            plus_minus(each["mean"], each["half"], 4, "+"),
             each["n"],
             "-" if each["figure"] in BOARDS else "yes",
         ]
@@ -248,7 +248,7 @@ def _line(name: str, k: int, group: Sequence[Row], boards: Sequence[str]) -> lis
         if len(values) < len(group):
             return None
         mean, half = interval(values)
-        return f"{mean:.{places}f}" + ("" if half is None else f" +- {half:.{places}f}")
+        return plus_minus(mean, half, places)
 
     facts = [f"{group[0]['features']:,}", f"{group[0]['parameters']:,}"]
     figures = [words("normalised_mse"), words("loss_increase"), words("loss_recovered", 3), words("dead", 0)]

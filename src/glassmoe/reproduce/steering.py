@@ -19,14 +19,15 @@ from glassmoe.coders.opening import Reader, open_readers
 from glassmoe.console import say
 from glassmoe.explaining.judges import Chat, Counts, rate_texts
 from glassmoe.measure.encoder_map import require_plots
+from glassmoe.measure.intervals import interval
 from glassmoe.measure.steering import specialisation
 from glassmoe.reading.sample import Sampling
 from glassmoe.reading.subject import Subject
 from glassmoe.report.tables import table
 
 from .canvas import COLOURS, drawing, write
-from .claims import interval
-from .uses import Row, header_of, opening, plus_minus, save
+from .tables import plus_minus
+from .uses import Row, header_of, opening, save
 
 PROMPT = "Let's talk about "
 STEERING = Sampling(32, samples=10, temperature=1.0, top_p=0.1, frequency_penalty=1.0)
@@ -201,7 +202,7 @@ def _lines(
         (before,) = ([read(row).get(key) for key in pair] for row in rows if row["feature"] is None)
         own = [[read(row).get(key) for key in pair] for row in rows if row["feature"] is not None]
         whole = [values for values in own if None not in values]
-        means: list[Any] = [plus_minus(*interval(values), ".3f") for values in zip(*whole, strict=True)]
+        means: list[Any] = [plus_minus(*interval(values), 3) for values in zip(*whole, strict=True)]
         n = len(own) if len(whole) == len(own) else f"{len(whole)} of {len(own)}"
         lines.append([name + by, n, *(means or (None, None)), *before])
     return lines

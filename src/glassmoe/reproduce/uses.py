@@ -9,11 +9,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from glassmoe.coders.opening import open_readers
+from glassmoe.coders.opening import open_readers, sources
 from glassmoe.console import say
 from glassmoe.data.labelled import labelled
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
+from glassmoe.measure.intervals import interval
 from glassmoe.measure.probing import Protocol, probe_task
 from glassmoe.reading.subject import Subject
 from glassmoe.report.tables import table
@@ -21,8 +22,7 @@ from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .canvas import COLOURS, drawing, write
-from .claims import interval
-from .tables import dumps
+from .tables import dumps, plus_minus
 
 Row = dict[str, Any]
 
@@ -42,14 +42,13 @@ def probes(
     `results/mxd-probe-NAME.json`, `.md` and a figure. `ends`: tasks of which the end of a text is read. The file is
     written after each task. ValueError for a user's mistake, before anything is measured."""
     require_plots("matplotlib.figure", "Drawing figures")
-    found = {each: labelled(each, last=each in ends) for each in tasks}
+    found = [labelled(each, last=each in ends) for each in tasks]
     subject, readers = open_readers(path, layers, device=device)
-    given = {each: (reader.layer, reader.place) for each, reader in readers.items()}
     header = header_of("mxd-probe", path, subject, device) | {"tasks": []}
     rows: list[Row] = []
-    for task in found.values():
+    for task in found:
         say(f"{task.name}: {len(task.texts):,} texts, {len(readers)} sets of features")
-        measured = probe_task(subject, given, task, protocol or Protocol())
+        measured = probe_task(subject, sources(readers), task, protocol or Protocol())
         header["tasks"].append({key: value for key, value in measured.items() if key != "readers"})
         rows += [{"name": each, "task": task.name, **values} for each, values in measured["readers"].items()]
         made = {**header, "rows": rows, "differences": differences(rows)}
@@ -79,7 +78,7 @@ def render_probes(title: str, results: dict[str, Any]) -> str:
     lines = []
     for name in names:
         own = [by_place[name, task] for task in tasks]
-        cells = [f"{row['f1']:.3f}" + ("" if row["half"] is None else f" +- {row['half']:.3f}") for row in own]
+        cells = [plus_minus(row["f1"], row["half"], 3) for row in own]
         means = [sum(row[key] for row in own) / len(own) for key in ("f1_random", "f1_chosen_by_test")]
         lines.append([name, *cells, *(f"{mean:.3f}" for mean in means)])
     about = [
@@ -88,7 +87,7 @@ def render_probes(title: str, results: dict[str, Any]) -> str:
         for each in results["tasks"]
     ]
     pairs = [
-        [each["name"], each["than"], plus_minus(each["mean"], each["half"], "+.3f"), each["n"]]
+        [each["name"], each["than"], plus_minus(each["mean"], each["half"], 3, "+"), each["n"]]
         for each in results["differences"]
     ]
     parts = [
@@ -131,10 +130,6 @@ def draw_probes(results: dict[str, Any], path: Path) -> list[Path]:
         panels[0].invert_yaxis()
         canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         return write(canvas, path)
-
-
-def plus_minus(mean: float, half: float | None, form: str) -> str:
-    return format(mean, form) + ("" if half is None else f" +- {half:.3f}")
 
 
 def header_of(suite: str, path: str, subject: Subject, device: str) -> dict[str, Any]:

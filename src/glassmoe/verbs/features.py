@@ -28,7 +28,7 @@ def probe(words: list[str]) -> None:
     parser.add_argument("--source", help="of coders: where their model lies now, if it was moved")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(words)
-    from glassmoe.coders.opening import open_readers
+    from glassmoe.coders.opening import open_readers, sources
     from glassmoe.data.labelled import labelled
     from glassmoe.measure.probing import Protocol, probe_task
     from glassmoe.report.tables import probe_table
@@ -37,7 +37,7 @@ def probe(words: list[str]) -> None:
     task = labelled(args.task, last=args.last, token=args.last_token)
     layers = None if args.layers is None else integers(args.layers, "--layers")
     subject, readers = open_readers(args.path, layers, own=not args.no_neurons, source=args.source, device=args.device)
-    found = probe_task(subject, {name: (each.layer, each.place) for name, each in readers.items()}, task, protocol)
+    found = probe_task(subject, sources(readers), task, protocol)
     show(args, found, probe_table(found))
 
 
@@ -71,9 +71,8 @@ def steer(words: list[str]) -> None:
 
     if args.feature is None and args.expert is None:
         raise ValueError("steer takes --feature or --expert; see glassmoe steer --help")
-    own = not Path(args.path).is_dir() or (Path(args.path) / "config.json").exists()
     layers = None if args.layer is None else [args.layer]
-    subject, readers = open_readers(args.path, layers, own=own, source=args.source, device=args.device)
+    subject, readers = open_readers(args.path, layers, own=False, source=args.source, device=args.device)
     reader = one_reader(readers, args.coder)
     features = [] if args.feature is None else integers(args.feature, "--feature")
     experts = [] if args.expert is None else integers(args.expert, "--expert")
