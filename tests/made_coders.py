@@ -8,10 +8,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from glassmoe import config as configuration
 from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import CoderConfig, FitConfig
-from glassmoe.coders.files import save_coder, weights_digest
+from glassmoe.coders.files import save_coder
 from glassmoe.coders.sae import build_coder
 from glassmoe.config import DataConfig, TrainConfig
-from glassmoe.reading.subject import load_subject
+from glassmoe.reading.subject import load_subject, weights_digest
 
 WIDTH, FEATURES, K = 16, 40, 5
 SITES = {"transcoder": "mlp", "skip-transcoder": "mlp", "mxd": "mlp"}

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src/glassmoe"
 ROOMS = ["data", "models", "reading", "training", "measure", "report", "coders", "explaining"]
-BELOW = {"config", "console", "device", "__version__"}
+BELOW = {"atomic", "config", "console", "device", "__version__"}
 
 
 def imports(path: Path) -> set[str]:

@@ -23,14 +23,14 @@ from transformers import (
 from glassmoe import config as configuration
 from glassmoe.cli import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig, SweepConfig, matched_experts
-from glassmoe.coders.files import load_coder, weights_digest
+from glassmoe.coders.files import load_coder
 from glassmoe.coders.fit import evaluate_fidelity, fit, intrinsic_fidelity
 from glassmoe.coders.splice import fidelity
 from glassmoe.coders.task import CoderTask
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.reading.edit import spliced
-from glassmoe.reading.subject import activations, load_subject, place_in
+from glassmoe.reading.subject import activations, load_subject, place_in, weights_digest
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
 from text_files import jsonl, made_up_texts, prepared, random_gpt2

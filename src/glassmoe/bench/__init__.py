@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from glassmoe.atomic import write_text
 from glassmoe.device import compute_dtype, describe, pick_device
 from glassmoe.report.tables import bench_table
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .boards import board_rows

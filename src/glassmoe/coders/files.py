@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from glassmoe import config as configuration
+from glassmoe.atomic import write_atomically
 from glassmoe.device import pick_device
-from glassmoe.training.checkpoint import write_atomically
 
 from .base import Coder
 from .configuration import SCHEMA_VERSION, FitConfig
@@ -55,15 +53,6 @@ def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig
             f"going on with the fit writes it again from the newest checkpoint"
         ) from error
     return coder.to(pick_device(device)).eval(), config
-
-
-def weights_digest(model: Any) -> str:
-    """sha256 (hex) over a model's parameters and buffers, by name: which weights a coder belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def header(folder: Path) -> dict[str, str]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from glassmoe import config as configuration
+from glassmoe.atomic import write_atomically, write_text
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.tokens import TEXT
-from glassmoe.reading.subject import MLPS, Subject, load_subject
-from glassmoe.training.checkpoint import write_atomically, write_text
+from glassmoe.reading.subject import MLPS, Subject, load_subject, weights_digest
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
-from .files import coder_folders, load_coder, save_coder, weights_digest
+from .files import coder_folders, load_coder, save_coder
 from .layouts import CFG, WEIGHTS, Found, Reading, from_saelens, from_sparsify, refusal, to_saelens, to_sparsify
 from .sae import build_coder
 from .sweep import CONTEXT

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from glassmoe.models import FeedForward
 from glassmoe.reading.neurons import neurons
-from glassmoe.reading.subject import Place, Subject, load_subject
+from glassmoe.reading.subject import Place, Subject, load_subject, weights_digest
 
 from .base import Coder
 from .configuration import FitConfig
-from .files import coder_folders, header, load_coder, weights_digest
+from .files import coder_folders, header, load_coder
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,7 @@ def row_indices(num_rows: int, seed: int, step: int, batch_rows: int) -> Int64:
     places = step * batch_rows + np.arange(batch_rows, dtype=np.int64)
     epochs, within = np.divmod(places, num_rows)
     half = max(2, ((num_rows - 1).bit_length() + 1) // 2)
-    keys = _mix(epochs.astype(np.uint64) + _mix(np.array([seed & _MASK64], dtype=np.uint64)))
+    keys = mix(epochs.astype(np.uint64) + mix(np.array([seed & _MASK64], dtype=np.uint64)))
     values = _feistel(within.astype(np.uint64), keys, half)
     outside = values >= num_rows
     while outside.any():
@@ -307,8 +307,9 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 6
 
 
-def _mix(x: UInt64) -> UInt64:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014); arithmetic wraps at 2**64."""
+def mix(x: UInt64) -> UInt64:
+    """Each number as another, one to one, as if at random: the finaliser of splitmix64 (Steele, Lea, Flood 2014).
+    Arithmetic wraps at 2**64."""
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -319,6 +320,6 @@ def _feistel(values: UInt64, keys: UInt64, half: int) -> UInt64:
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     left, right = values >> shift, values & mask
     for number in range(_ROUNDS):
-        mixed = _mix(right ^ _mix(keys + np.uint64(number)))
+        mixed = mix(right ^ mix(keys + np.uint64(number)))
         left, right = right, left ^ (mixed & mask)
     return (left << shift) | right

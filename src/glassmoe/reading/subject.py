@@ -9,6 +9,7 @@ Legend: B rows, S positions, T = B * S tokens, D width of the stream.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,16 @@ def _tokenizer_of(name: str) -> str | None:
         return load_tokenizer(name)[0]
     except ValueError:
         return None
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 (hex) over a model's parameters and buffers, by name: what was made of a model says by it of which
+    weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> Place:

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glassmoe.atomic import write_text
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
-from glassmoe.training.checkpoint import latest, write_text
+from glassmoe.training.checkpoint import latest
 from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1

@@ -17,9 +17,9 @@ from markupsafe import Markup
 
 from glassmoe import __version__
 from glassmoe import config as configuration
+from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import CHARACTERS, TEXT, kind_of, token_kind
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.tracking import read_metrics
 
 from .charts import Line, board_map, board_position, line_chart

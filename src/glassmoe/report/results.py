@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import Loaded
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import seen_before
 from glassmoe.training.tracking import read_metrics
 

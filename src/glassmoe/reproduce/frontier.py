@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from glassmoe.atomic import write_text
 from glassmoe.coders.configuration import SweepConfig
 from glassmoe.coders.fit import evaluate_fidelity, fit
 from glassmoe.coders.opening import open_coders
@@ -25,7 +26,6 @@ from glassmoe.measure.intervals import interval
 from glassmoe.reading.subject import load_subject
 from glassmoe.report.results import read_results
 from glassmoe.report.tables import table
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from . import tables

@@ -24,10 +24,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from glassmoe.atomic import write_text
 from glassmoe.measure.intervals import interval
 from glassmoe.report.results import layers_table, read_results
 from glassmoe.report.tables import table
-from glassmoe.training.checkpoint import write_text
 
 from .claims import LOSS_MARGIN, MEASURES, best_layer, differences, order, value
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from glassmoe.atomic import write_text
 from glassmoe.coders.opening import open_readers, sources
 from glassmoe.console import say
 from glassmoe.data.labelled import labelled
@@ -18,7 +19,6 @@ from glassmoe.measure.intervals import interval
 from glassmoe.measure.probing import Protocol, probe_task
 from glassmoe.reading.subject import Subject
 from glassmoe.report.tables import table
-from glassmoe.training.checkpoint import write_text
 from glassmoe.training.run import commit
 
 from .canvas import COLOURS, drawing, write

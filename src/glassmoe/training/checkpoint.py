@@ -8,7 +8,6 @@ order of rows needs none (`data.corpus.row_indices` is a function of seed and st
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from glassmoe.atomic import write_atomically
 from glassmoe.config import NewerSchema, check_version
 from glassmoe.console import say
 
@@ -25,24 +25,6 @@ from .optimizer import named_state, restore_state
 SCHEMA_VERSION = 1
 KEEP = 2
 """How many checkpoints stay: the newest, and the one before in case the newest turns out unreadable."""
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`; on failure leave `path` as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text, in UTF-8."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def save(

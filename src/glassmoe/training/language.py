@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from glassmoe import config as configuration
+from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows, row_indices
@@ -25,7 +26,6 @@ from glassmoe.models.upcycle import describe_start, start_from
 from glassmoe.reading.load import load
 
 from . import run
-from .checkpoint import write_text
 from .distributed import Processes, barrier, processes, sum_values
 from .loop import Batch, run_task
 from .tracking import read_metrics

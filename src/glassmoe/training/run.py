@@ -21,10 +21,11 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe import __version__
 from glassmoe import config as configuration
+from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import CHARACTERS, TEXT, TokenKind, token_kind
 
-from .checkpoint import latest, write_text
+from .checkpoint import latest
 
 START = "start.json"
 """The receipt of a run that took its weights from another one."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_text
+from glassmoe.atomic import write_text
 
 
 class MetricsLog:
