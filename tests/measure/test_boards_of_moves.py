@@ -15,7 +15,7 @@ from glassmoe.data.chess_moves import VOCABULARY, decode_moves, moves_of_line
 from glassmoe.data.corpus import Corpus, Games, Rows
 from glassmoe.data.selfplay import generate, play_game
 from glassmoe.data.tokens import MOVES
-from glassmoe.measure.board_evaluation import DOTS, TOKENS_READ, _arrays, board_games, evaluate_boards
+from glassmoe.measure.board_evaluation import DOTS, TOKENS_READ, board_rows, board_games, evaluate_boards
 from glassmoe.measure.board_labels import boards_at_dots, dot_positions, label_games
 from glassmoe.measure.board_properties import HEADLINE, PROPERTIES
 from glassmoe.measure.perplexity import perplexity
@@ -73,7 +73,7 @@ def test_games_of_39_tokens_are_usable_and_cut_at_40() -> None:
     games = Games(np.concatenate([ids[:n] for n in lengths]), np.cumsum([0, *lengths]).astype(np.uint64), MOVES)
     texts = board_games(games, 10)
     assert [len(text.split()) for text in texts] == [39, 40, 40] and texts[2] == texts[1]
-    tokens_GN, lengths_G, positions_GP = _arrays(texts)
+    tokens_GN, lengths_G, positions_GP = board_rows(texts)
     assert tokens_GN.shape == (3, TOKENS_READ["moves"]) and lengths_G.tolist() == [39, 40, 40]
     assert positions_GP.tolist() == [list(range(0, 40, 2))] * 3
     assert decode_moves(tokens_GN[0][:39]) == texts[0] and tokens_GN[0][39] == 0

@@ -267,6 +267,38 @@ def _labels_of(tp_WTB: Float32, active_WT: Float32) -> tuple[NDArray[np.intp], .
     return feature[keep], threshold[keep], column[keep]
 
 
+def _counted(
+    acts: Acts, positives: _Positives, maxima_F: Float32, alive: Int32
+) -> Iterator[tuple[Int32, Float32, Float32]]:
+    """Block by block its features, TP counts [W, T, B] in the columns' order, and active counts [W, T]."""
+    blocks = _dense_blocks if isinstance(acts, np.ndarray) else _sparse_blocks
+    for block in blocks(acts, maxima_F, alive, positives.order_N):  # type: ignore[arg-type]
+        tp_WTB, active_WT = _histogram(block, positives)
+        yield alive[block.first : block.first + len(active_WT)], tp_WTB, active_WT
+
+
+def best_slots(
+    acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, wanted_B: NDArray[np.bool_], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
+    """For each of the features `alive` the `count` slots among `wanted_B` that it tells best, each at its own
+    threshold: (slots, numbers of thresholds, F1), each [len(alive), count], best first (ties: the lower slot). Fewer
+    than `count` wanted slots: as many."""
+    positives = _positives(labels)
+    columns = np.flatnonzero(wanted_B[positives.column_B])
+    columns = columns[np.argsort(positives.column_B[columns])]
+    count = min(count, len(columns))
+    found: list[tuple[Any, Any, Any]] = [(np.empty((0, count), int), np.empty((0, count), int), np.empty((0, count)))]
+    for _, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
+        f1_WTb = f1_score(tp_WTB[:, :, columns], active_WT[:, :, None], positives.true_B[columns])
+        best_Wb = f1_WTb.max(axis=1)
+        order = np.argsort(-best_Wb, axis=1, kind="stable")[:, :count]
+        rows = np.arange(len(order))[:, None]
+        threshold = f1_WTb.argmax(axis=1)[rows, order]
+        found.append((positives.column_B[columns][order], threshold, best_Wb[rows, order]))
+    slot, threshold, f1 = (np.concatenate(part) for part in zip(*found, strict=True))
+    return slot, threshold, f1
+
+
 def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, want_labels: bool = True) -> Scan:
     """One pass over training activations [N, F] and 0/1 labels [N, B]; `alive` lists the features to use."""
     boards, slots = labels.shape
@@ -278,14 +310,8 @@ def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, w
     tp_TB, predicted_TB = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     active_FT = np.zeros((acts.shape[1], len(THRESHOLDS)), dtype=np.float32)
     found: list[NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
-    if isinstance(acts, np.ndarray):
-        blocks = _dense_blocks(acts, maxima_F, alive, positives.order_N)
-    else:
-        blocks = _sparse_blocks(acts, maxima_F, alive, positives.order_N)
     true_B = np.maximum(positives.true_B, 1)  # a slot that is never true has no TP either: 0 / 1, not 0 / 0
-    for block in blocks:
-        tp_WTB, active_WT = _histogram(block, positives)
-        ids = alive[block.first : block.first + len(active_WT)]
+    for ids, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
         active_FT[ids] = active_WT
         # F1 / 2 but for e, which moves F1 by less than 1e-8: enough to compare, and a third of the work.
         half_WTB = active_WT[:, :, None] + true_B

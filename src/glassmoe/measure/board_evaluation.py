@@ -68,7 +68,7 @@ def evaluate_boards(
     single features, for curves over training. ValueError when a layer does not exist, the context is too short, or
     there are no games.
     """
-    chosen_layers = _check_layers(model, layers)
+    chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
         raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
     if model.config.tokens not in TOKENS_READ:
@@ -84,12 +84,12 @@ def evaluate_boards(
         )
     for given in (corpus, test_corpus or corpus):
         given.require(model.config.tokens)
-    splits = _choose_games(corpus, test_corpus, games)
+    splits = choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
     properties = (HEADLINE,) if brief else PROPERTIES
-    labels = {name: _labels(tuple(part), properties, workers) for name, part in splits.items()}
+    labels = {name: board_labels(tuple(part), properties, workers) for name, part in splits.items()}
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
-    inputs = [(*_arrays(part), sample if name == "train" else 0) for name, part in splits.items()]
+    inputs = [(*board_rows(part), sample if name == "train" else 0) for name, part in splits.items()]
 
     controls = controls and not brief
     progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
@@ -111,7 +111,7 @@ def evaluate_boards(
     found.clear()  # the twin's take as much memory again
     random_told = None
     if controls:
-        twins = _random_twins(model, coder, chosen_layers[0], site, inputs)
+        twins = random_twins(model, coder, chosen_layers[0], site, inputs)
         for entry, (layer, (train, test)) in zip(
             measured, harvests(twins[0], inputs, chosen_layers, twins[1], site=site).items(), strict=True
         ):
@@ -145,13 +145,13 @@ class _Told(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)
-def _labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
+def board_labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
     """`label_games`, kept because a suite measures many models on the same games; not to be changed by its readers."""
     say(f"labelling {len(texts) * DOTS:,} boards of {len(texts):,} games")
     return label_games(texts, properties, dots=DOTS, workers=workers)
 
 
-def _choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
+def choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
     """The texts to choose features on and, as many, to test them on."""
     where = f"the validation split of {corpus.path}"
     if test_corpus is None:
@@ -181,7 +181,7 @@ def _about(corpus: Corpus) -> str:
     return f"{made} ({corpus.fingerprint[:12]})"
 
 
-def _random_twins(
+def random_twins(
     model: GlassForCausalLM, coder: FeedForward | None, layer: int, site: Site, inputs: Sequence[Any]
 ) -> tuple[GlassForCausalLM, FeedForward | None]:
     """The random-weight twin of a model and, where there is a coder, one before its fit to the twin."""
@@ -226,7 +226,7 @@ def board_games(games: Games, limit: int) -> list[str]:
     return found
 
 
-def _arrays(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def board_rows(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Token ids (G, N), padded; lengths (G,) and the positions of the dots (G, 20), in tokens."""
     kind = kind_of(texts[0])
     tokens = [kind.encode(text) for text in texts]
@@ -268,7 +268,7 @@ def _summary(scores: LayerScores, train: Harvest) -> dict[str, Any]:
     }
 
 
-def _check_layers(model: GlassForCausalLM, layers: Sequence[int] | None) -> list[int]:
+def check_layers(model: GlassForCausalLM, layers: Sequence[int] | None) -> list[int]:
     count = model.config.layers
     chosen = list(range(count)) if layers is None else list(layers)
     for layer in chosen:

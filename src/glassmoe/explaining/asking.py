@@ -1,0 +1,97 @@
+"""A language model as explainer and judge: behind an endpoint (`judges.Chat`) or on this machine (`local.LocalChat`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import prompts
+from .judges import Counts, Messages
+from .scoring import FAILED, MALFORMED, Score, Verdicts, score
+from .trials import Case, Explanation, Judge, Trial
+
+SHOWN, LISTED = 200, 3
+"""Characters of an answer that cannot be read that are kept, and such answers of a feature."""
+
+
+class Asks(Protocol):
+    """Who can be asked many questions."""
+
+    counts: Counts
+
+    def ask(self, conversations: Sequence[Messages]) -> list[str | None]: ...
+
+    def summary(self) -> dict[str, Any]: ...
+
+
+def chat_judge(chat: Asks, tokens: str, name: str) -> Judge:
+    """The judge that a language model is. `tokens`: what a token of the model that is read is. `name`: of the judge, as
+    its file is called."""
+    unread: dict[int, list[str]] = {}
+
+    def note(feature: int, answer: str) -> None:
+        chat.counts.malformed += 1
+        kept = unread.setdefault(feature, [])
+        if len(kept) < LISTED:
+            kept.append(answer[:SHOWN])
+
+    def explain(trials: Sequence[Trial]) -> list[Explanation]:
+        found = []
+        able = [each for each in trials if (each.explaining.deciles_E >= 0).any()]
+        answers = dict(zip(able, chat.ask([prompts.to_explain(each, tokens) for each in able]), strict=True))
+        for trial in trials:
+            if trial not in answers:
+                found.append(Explanation(None, "llm", "it fires in no window that may explain it"))
+                continue
+            answer = answers[trial]
+            text = None if answer is None else prompts.parse_explanation(answer)
+            if answer is not None and text is None:
+                note(trial.feature, answer)
+            why = None if text else "the judge did not answer" if answer is None else "its answer cannot be read"
+            found.append(Explanation(text, "llm", why))
+        return found
+
+    def scorer(question: Callable[[str, Trial, Any], Messages]) -> Callable[[Sequence[Case]], list[Score]]:
+        def scores(cases: Sequence[Case]) -> list[Score]:
+            groups = [(case, group) for case in cases for group in _groups(case[1])]
+            answers = chat.ask([question(*case, group) for case, group in groups])
+            verdicts = [np.full(len(case[1].scoring), FAILED, np.int8) for case in cases]
+            of_case = iter(np.repeat(np.arange(len(cases)), [len(_groups(case[1])) for case in cases]))
+            for (case, group), answer in zip(groups, answers, strict=True):
+                at = next(of_case)
+                if answer is None:
+                    continue
+                said = prompts.parse_answers(answer, len(group))
+                if said is None:
+                    note(case[1].feature, answer)
+                verdicts[at][group] = MALFORMED if said is None else said
+            return [
+                score(each, trial.scoring.deciles_E, trial.asked)
+                for each, (_, trial) in zip(verdicts, cases, strict=True)
+            ]
+
+        return scores
+
+    def detect(explanation: str, trial: Trial, group: Any) -> Messages:
+        return prompts.to_detect(explanation, trial.scoring[group], tokens)
+
+    def fuzz(explanation: str, trial: Trial, group: Any) -> Messages:
+        return prompts.to_fuzz(explanation, trial.scoring[group], trial.marked_EL[group], tokens)
+
+    told = chat.summary()
+    about = {key: told[key] for key in ("model", "settings")}
+    return Judge(name, about, explain, {"detection": scorer(detect), "fuzzing": scorer(fuzz)}, chat.summary, unread)
+
+
+def _groups(trial: Trial) -> list[Verdicts]:
+    """The windows of a feature in a random order that is always the same, a question's worth at a time."""
+    order = np.random.default_rng([trial.feature, len(trial.scoring)]).permutation(len(trial.scoring))
+    return [order[start : start + prompts.AT_ONCE] for start in range(0, len(order), prompts.AT_ONCE)]
+
+
+def file_name(model: str) -> str:
+    """A model's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "judge"

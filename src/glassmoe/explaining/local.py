@@ -1,0 +1,121 @@
+"""A language model on this machine that answers the questions an endpoint would be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from glassmoe.console import bar
+from glassmoe.device import pick_device
+
+from .judges import Answers, Counts, Messages
+
+LONGEST_ANSWER = 256
+"""Tokens of an answer."""
+
+
+class LocalChat:
+    """Asks a causal model of transformers in a folder, greedily, one question after the other. `counts` says what
+    became of them; answers are kept as those of an endpoint are."""
+
+    def __init__(self, folder: Path, answers: Answers | None = None, device: str = "auto"):
+        """ValueError when the folder holds no model that can be asked."""
+        if not folder.is_dir():
+            raise ValueError(
+                f"there is no folder {folder}; give a local judge as local:PATH, a folder of transformers files"
+            )
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder), local_files_only=True, dtype="auto", use_safetensors=True
+            )
+        except Exception as error:  # what transformers raises depends on where it stumbles
+            reason = " ".join(str(error).split()[:30])
+            raise ValueError(
+                f"{folder} holds no language model ({reason}); give a folder of transformers files"
+            ) from None
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+        self._model: Any = model.to(pick_device(device)).eval()
+        self.folder, self.answers, self.counts = folder, answers, Counts()
+        file = folder / "config.json"
+        self._identity = hashlib.sha256(file.read_bytes() + str(_weights(folder)).encode()).hexdigest()
+
+    def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
+        """The answer to each conversation, None where it is longer than the model can read."""
+        found: list[str | None] = []
+        with bar(len(conversations), self.folder.name, "answer", show=len(conversations) > 1) as progress:
+            for messages in conversations:
+                found.append(self._answered(messages))
+                progress.update()
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Who was asked and the counts, as plain values."""
+        asked = {"model": self.folder.name, "settings": {"weights": self._identity, "max_new_tokens": LONGEST_ANSWER}}
+        return {**asked, **vars(self.counts), "failed": dict(self.counts.failed)}
+
+    def _answered(self, messages: Messages) -> str | None:
+        self.counts.asked += 1
+        question = json.dumps([self._identity, [dict(each) for each in messages]], sort_keys=True)
+        key = hashlib.sha256(question.encode()).hexdigest()
+        known = self.answers.get(key) if self.answers else None
+        if known is not None:
+            self.counts.cached += 1
+            return known
+        tokens_1N = self._prompt(messages).to(self._model.device)
+        context = getattr(self._model.config, "max_position_embeddings", None)
+        room = LONGEST_ANSWER if context is None else min(LONGEST_ANSWER, context - tokens_1N.shape[1])
+        if room < 1:
+            self.counts.failed["a question longer than the model's context"] += 1
+            return None
+        answer = self._written(tokens_1N, room)
+        self.counts.calls += 1
+        self.counts.answered += 1
+        if self.answers:
+            self.answers.add(key, answer)
+        return answer
+
+    def _prompt(self, messages: Messages) -> torch.Tensor:
+        """(1, N) token ids."""
+        plain = [dict(each) for each in messages]
+        if self._tokenizer.chat_template:
+            text = self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+        else:
+            text = "".join(f"{each['role'].title()}: {each['content']}\n\n" for each in plain) + "Assistant:"
+        ids: torch.Tensor = self._tokenizer(
+            text, return_tensors="pt", add_special_tokens=not self._tokenizer.chat_template
+        )["input_ids"]
+        return ids
+
+    @torch.no_grad()
+    def _written(self, tokens_1N: torch.Tensor, room: int) -> str:
+        made = self._model.generate(
+            tokens_1N,
+            attention_mask=torch.ones_like(tokens_1N),
+            max_new_tokens=room,
+            do_sample=False,
+            pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0,
+        )
+        return str(self._tokenizer.decode(made[0, tokens_1N.shape[1] :], skip_special_tokens=True))
+
+
+def _weights(folder: Path) -> list[tuple[str, int, str]]:
+    """Names, sizes and the beginnings' digests of the files of weights: what tells one model in a folder from the
+    next without reading all of it."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.append((path.name, path.stat().st_size, hashlib.sha256(file.read(1 << 20)).hexdigest()))
+    return found
