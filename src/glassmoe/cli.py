@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from glassmoe import __version__
 from glassmoe.arguments import explain_path
-from glassmoe.verbs import coding, features, making, reading
+from glassmoe.verbs import coding, explaining, features, making, reading
 from glassmoe.verbs.common import FAILURE, USAGE, write
 
 
@@ -66,6 +66,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "hub": (coding.hub, "coders of SAELens and sparsify: hub export CODER --format saelens, hub import FOLDER"),
     "eval": (reading.evaluate, "measure it: eval boards RUN, eval ppl RUN, eval probe RUN, eval fidelity DIR"),
     "steer": (features.steer, "change features while it writes: steer RUN --layer 3 --feature 17 --add 5"),
+    "explain": (explaining.explain, "say what features mean, and score it: explain RUN --layer 5 --judge rules"),
     "report": (reading.report, "draw it: report RUN [RUN ...] makes one HTML page"),
     "generate": (reading.generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),
     "reproduce": (making.reproduce, "the paper's tables and figures: reproduce table1 --data.path DIR"),

@@ -15,7 +15,7 @@ from glassmoe.data.chess_moves import VOCABULARY, decode_moves, moves_of_line
 from glassmoe.data.corpus import Corpus, Games, Rows
 from glassmoe.data.selfplay import generate, play_game
 from glassmoe.data.tokens import MOVES
-from glassmoe.measure.board_evaluation import DOTS, TOKENS_READ, board_rows, board_games, evaluate_boards
+from glassmoe.measure.board_evaluation import DOTS, TOKENS_READ, board_games, board_rows, evaluate_boards
 from glassmoe.measure.board_labels import boards_at_dots, dot_positions, label_games
 from glassmoe.measure.board_properties import HEADLINE, PROPERTIES
 from glassmoe.measure.perplexity import perplexity

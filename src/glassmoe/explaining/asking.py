@@ -1,4 +1,4 @@
-"""A language model as explainer and judge: behind an endpoint (`judges.Chat`) or on this machine (`local.LocalChat`)."""
+"""A language model as explainer and judge, behind an endpoint (`judges.Chat`) or here (`local.LocalChat`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from . import prompts
 from .judges import Counts, Messages
-from .scoring import FAILED, MALFORMED, Score, Verdicts, score
+from .scoring import FAILED, MALFORMED, Score, score
 from .trials import Case, Explanation, Judge, Trial
+from .windows import Int64
 
 SHOWN, LISTED = 200, 3
 """Characters of an answer that cannot be read that are kept, and such answers of a feature."""
@@ -27,9 +28,8 @@ class Asks(Protocol):
     def summary(self) -> dict[str, Any]: ...
 
 
-def chat_judge(chat: Asks, tokens: str, name: str) -> Judge:
-    """The judge that a language model is. `tokens`: what a token of the model that is read is. `name`: of the judge, as
-    its file is called."""
+def chat_judge(chat: Asks) -> Judge:
+    """The judge that a language model is."""
     unread: dict[int, list[str]] = {}
 
     def note(feature: int, answer: str) -> None:
@@ -41,7 +41,7 @@ def chat_judge(chat: Asks, tokens: str, name: str) -> Judge:
     def explain(trials: Sequence[Trial]) -> list[Explanation]:
         found = []
         able = [each for each in trials if (each.explaining.deciles_E >= 0).any()]
-        answers = dict(zip(able, chat.ask([prompts.to_explain(each, tokens) for each in able]), strict=True))
+        answers = dict(zip(able, chat.ask([prompts.to_explain(each) for each in able]), strict=True))
         for trial in trials:
             if trial not in answers:
                 found.append(Explanation(None, "llm", "it fires in no window that may explain it"))
@@ -76,17 +76,24 @@ def chat_judge(chat: Asks, tokens: str, name: str) -> Judge:
         return scores
 
     def detect(explanation: str, trial: Trial, group: Any) -> Messages:
-        return prompts.to_detect(explanation, trial.scoring[group], tokens)
+        return prompts.to_detect(explanation, trial.scoring[group], trial.token)
 
     def fuzz(explanation: str, trial: Trial, group: Any) -> Messages:
-        return prompts.to_fuzz(explanation, trial.scoring[group], trial.marked_EL[group], tokens)
+        return prompts.to_fuzz(explanation, trial.scoring[group], trial.marked_EL[group], trial.token)
 
     told = chat.summary()
     about = {key: told[key] for key in ("model", "settings")}
-    return Judge(name, about, explain, {"detection": scorer(detect), "fuzzing": scorer(fuzz)}, chat.summary, unread)
+    return Judge(
+        file_name(about["model"]),
+        about,
+        explain,
+        {"detection": scorer(detect), "fuzzing": scorer(fuzz)},
+        chat.summary,
+        unread,
+    )
 
 
-def _groups(trial: Trial) -> list[Verdicts]:
+def _groups(trial: Trial) -> list[Int64]:
     """The windows of a feature in a random order that is always the same, a question's worth at a time."""
     order = np.random.default_rng([trial.feature, len(trial.scoring)]).permutation(len(trial.scoring))
     return [order[start : start + prompts.AT_ONCE] for start in range(0, len(order), prompts.AT_ONCE)]

@@ -64,8 +64,8 @@ def explain_features(
 
     `boards`: of a chess model, feature -> the property of the board that it tells best
     (`measure.board_explanations`); with the judge `none` its words are the explanation. A line has `feature`,
-    `explanation` (None where there is none, and then `why`), `explainer`, `judge`, `scores` and, with the explanation of
-    another feature in its place, `control`, each scorer -> numbers (`scoring.score`, `ranking`); `board`; `silent`: it
+    `explanation` (None where there is none, and then `why`), `explainer`, `judge`, `scores` and, with the explanation
+    of another feature in its place, `control`, each scorer -> numbers (`scoring.score`, `ranking`); `board`; `silent`: it
     never fires. ValueError for a feature that is not there, and for a file that was made with other settings.
     """
     protocol = protocol or Protocol()
@@ -199,8 +199,8 @@ def _lines(
     found: dict[str, dict[int, dict[str, Any]]] = {"scores": {}, "control": {}}
     for key, cases in (("scores", own), ("control", control)):
         for name, scorer in judge.scorers.items():
-            for (_, each), score in zip(cases, scorer(cases), strict=True):
-                found[key].setdefault(each.feature, {})[name] = score
+            for (_, tried), score in zip(cases, scorer(cases), strict=True):
+                found[key].setdefault(tried.feature, {})[name] = score
     lines = []
     for feature in features:
         silent = feature not in said
@@ -225,3 +225,9 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
         "scores": summary([line["scores"] for line in lines if line["scores"]]),
         "control": summary([line["control"] for line in lines if line["control"]]),
     }
+
+
+def remove_explanations(folder: Path, judge: Judge) -> None:
+    """Remove what `explain_features` made of a judge's, and nothing else."""
+    for ending in (".jsonl", ".json"):
+        (folder / f"{judge.name}{ending}").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def best_rule(firing: Windows, silent: Windows) -> Found | None:
     return best
 
 
-def _balanced(said: Bool, true: Bool) -> float:
+def _balanced(said: Any, true: Any) -> float:
     """The mean of the shares of the true and of the false that are told; a side without any counts as half told."""
     yes, no = true.sum(), (~true).sum()
     told = (said & true).sum() / yes if yes else 0.5

@@ -48,7 +48,7 @@ def detect_by_rule(case: Case) -> Verdicts:
     rule = parse(explanation)
     if rule is None:
         return np.full(len(trial.scoring), MALFORMED, np.int8)
-    return rule.hits(trial.scoring).any(1).astype(np.int8)
+    return np.asarray(rule.hits(trial.scoring).any(1), np.int8)
 
 
 def fuzz_by_rule(case: Case) -> Verdicts:
@@ -58,7 +58,7 @@ def fuzz_by_rule(case: Case) -> Verdicts:
     if rule is None:
         return np.full(len(trial.scoring), MALFORMED, np.int8)
     named_E = (rule.hits(trial.scoring) & trial.marked_EL).sum(1)
-    return (2 * named_E > trial.marked_EL.sum(1)).astype(np.int8)
+    return np.asarray(2 * named_E > trial.marked_EL.sum(1), np.int8)
 
 
 def _scorer(judge: Callable[[Case], Verdicts]) -> Callable[[Sequence[Case]], list[Score]]:

@@ -75,7 +75,7 @@ class Judge(NamedTuple):
     explain: Callable[[Sequence[Trial]], list[Explanation]]
     scorers: Mapping[str, Callable[[Sequence[Case]], list[Score]]]
     counts: Callable[[], dict[str, Any]] | None = None
-    unread: Mapping[int, list[str]] = {}  # noqa: RUF012
+    unread: Mapping[int, list[str]] = {}
 
 
 def trial(reader: Reader, feature: int, protocol: Protocol) -> Trial:

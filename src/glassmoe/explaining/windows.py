@@ -51,7 +51,8 @@ class Windows:
     def __getitem__(self, chosen: Any) -> Windows:
         """Some of the windows, by numbers, a mask or a slice."""
         parts = (self.piece_EL, self.place_EL, self.strengths_EL, self.deciles_E)
-        return Windows(self.pieces, *(each[chosen] for each in parts))
+        piece_EL, place_EL, strengths_EL, deciles_E = (each[chosen] for each in parts)
+        return Windows(self.pieces, piece_EL, place_EL, strengths_EL, deciles_E)
 
     def tokens(self, window: int) -> list[str]:
         """What each token of a window spells."""
@@ -143,7 +144,8 @@ def joined(windows: Sequence[Windows]) -> Windows:
     rest = (
         np.concatenate([getattr(each, name) for each in windows]) for name in ("place_EL", "strengths_EL", "deciles_E")
     )
-    return Windows(*_once(pieces, piece_EL), *rest)
+    place_EL, strengths_EL, deciles_E = rest
+    return Windows(*_once(pieces, piece_EL), place_EL, strengths_EL, deciles_E)
 
 
 def with_marks(tokens: Sequence[str], marked: Sequence[bool]) -> str:
@@ -163,4 +165,5 @@ def random_marks(windows: Windows, count: float, rng: np.random.Generator) -> Bo
     length = windows.piece_EL.shape[1]
     order_EL = rng.random(windows.piece_EL.shape).argsort(1)
     counts_E1 = np.full((len(windows), 1), count) // 1 + (rng.random((len(windows), 1)) < count % 1)
-    return order_EL < np.clip(counts_E1, 1, length)
+    found: Bool = order_EL < np.clip(counts_E1, 1, length)
+    return found

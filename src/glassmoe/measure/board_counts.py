@@ -278,25 +278,22 @@ def _counted(
 
 
 def best_slots(
-    acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, wanted_B: NDArray[np.bool_], count: int
+    acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
-    """For each of the features `alive` the `count` slots among `wanted_B` that it tells best, each at its own
-    threshold: (slots, numbers of thresholds, F1), each [len(alive), count], best first (ties: the lower slot). Fewer
-    than `count` wanted slots: as many."""
+    """For each of the features `alive` the `count` slots (or all, if fewer) that it tells best, each at its own
+    threshold: (slots, numbers of thresholds, F1), each [len(alive), count], best first (ties: the lower slot)."""
     positives = _positives(labels)
-    columns = np.flatnonzero(wanted_B[positives.column_B])
-    columns = columns[np.argsort(positives.column_B[columns])]
-    count = min(count, len(columns))
+    back = np.argsort(positives.column_B)
+    count = min(count, len(back))
     found: list[tuple[Any, Any, Any]] = [(np.empty((0, count), int), np.empty((0, count), int), np.empty((0, count)))]
     for _, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
-        f1_WTb = f1_score(tp_WTB[:, :, columns], active_WT[:, :, None], positives.true_B[columns])
-        best_Wb = f1_WTb.max(axis=1)
-        order = np.argsort(-best_Wb, axis=1, kind="stable")[:, :count]
-        rows = np.arange(len(order))[:, None]
-        threshold = f1_WTb.argmax(axis=1)[rows, order]
-        found.append((positives.column_B[columns][order], threshold, best_Wb[rows, order]))
-    slot, threshold, f1 = (np.concatenate(part) for part in zip(*found, strict=True))
-    return slot, threshold, f1
+        f1_WTB = f1_score(tp_WTB, active_WT[:, :, None], positives.true_B)[:, :, back]
+        best_WB = f1_WTB.max(axis=1)
+        slot = np.argsort(-best_WB, axis=1, kind="stable")[:, :count]
+        rows = np.arange(len(slot))[:, None]
+        found.append((slot, f1_WTB.argmax(axis=1)[rows, slot], best_WB[rows, slot]))
+    slots, thresholds, f1 = (np.concatenate(part) for part in zip(*found, strict=True))
+    return slots, thresholds, f1
 
 
 def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, want_labels: bool = True) -> Scan:

@@ -47,6 +47,8 @@ TOLD = (
     *(name for name, one in PROPERTIES.items() if one.squares == 1),
 )
 """What may be said of a board: each property once (those that are left out mask some of these slots)."""
+START = (4, 2, 3, 5, 6, 3, 2, 4, *[1] * 8, *[0] * 32, *[-1] * 8, -4, -2, -3, -5, -6, -3, -2, -4)
+"""What stands on a1, b1, ... h8 when a game begins, by the codes of the piece property."""
 KEPT = 3
 """Properties of a feature that are told, the best first."""
 SURPRISING = 12
@@ -68,17 +70,17 @@ def explain_boards(
 
     `games`: how many choose, and again test; as for `evaluate_boards`, as are `corpus` and `test_corpus`. Returns
     `layer`, `games`, `boards`, `width`, `alive`; `properties`: how many slots are told; `features`: feature -> what it
-    tells (`tell`); `levels`: on how many features F1 reaches each of `LEVELS` on the test games, `always_on`: for how
-    many of these a feature that always fires would; with `controls` `random`: the levels of the same layer with random
-    weights, and `surprising`: features that tell what no feature of that layer tells. ValueError as for
-    `evaluate_boards`.
+    tells (`tell`); `levels`: how many features reach each F1 of `LEVELS` on the test games, and of how many of them
+    the property is told to that level by always firing, too (`always_on`), or is `at_home`; with `controls` `random`:
+    the levels of the same layer with random weights, and `surprising`: features that tell what no feature of that
+    layer tells. ValueError as for `evaluate_boards`.
     """
     check_layers(model, [layer])
     read = TOKENS_READ.get(model.config.tokens)
     if read is None or model.config.context < read:
         raise ValueError(
-            f"what features say of boards is read in chess games, {' or '.join(f'{n} {k}' for k, n in TOKENS_READ.items())} "
-            f"of each; this model reads {model.config.context} tokens of {model.config.tokens}"
+            f"what features say of boards is read in {' or '.join(f'{n} {k}' for k, n in TOKENS_READ.items())} of a "
+            f"chess game; this model reads {model.config.context} tokens of {model.config.tokens}"
         )
     splits = choose_games(corpus, test_corpus, games)
     labels = [_told(board_labels(tuple(part), TOLD, workers)) for part in (splits["train"], splits["test"])]
@@ -86,7 +88,8 @@ def explain_boards(
     inputs = [(*board_rows(splits["train"]), sample), (*board_rows(splits["test"]), 0)]
     wanted_B = _wanted(labels[0])
     train, test = harvests(model, inputs, [layer], coder, site=site)[layer]
-    features = tell(train, test, *labels, wanted_B)
+    features = tell(train, test, labels[0], labels[1], wanted_B)
+    told = list(features.values())
     found = {
         "layer": layer,
         "games": len(splits["train"]),
@@ -94,19 +97,17 @@ def explain_boards(
         "width": len(train.maxima_F),
         "alive": int((train.alive_F & (train.maxima_F > 0)).sum()),
         "properties": int(wanted_B.sum()),
-        "levels": levels(features),
-        "always_on": {
-            key: sum(each["f1"] >= float(key) <= each["f1_always_on"] for each in features.values())
-            for key in map(str, LEVELS)
-        },
+        "levels": levels(told),
+        "always_on": levels([{"f1": min(each["f1"], each["f1_always_on"])} for each in told]),
+        "at_home": levels([each for each in told if at_home(each["slot"])]),
         "features": features,
     }
     if controls:
         say("the same with random weights")
         twin, twin_coder = random_twins(model, coder, layer, site, inputs)
         train, test = harvests(twin, inputs, [layer], twin_coder, site=site)[layer]
-        found["random"] = levels(tell(train, test, *labels, wanted_B))
-        found["surprising"] = _surprising(features, _best_of_any(train, test, *labels))
+        found["random"] = levels(list(tell(train, test, labels[0], labels[1], wanted_B).values()))
+        found["surprising"] = _surprising(features, _best_of_any(train, test, labels[0], labels[1]))
     return found
 
 
@@ -118,40 +119,36 @@ def tell(
     `also`: the same of the next properties. Features without any F1 are left out."""
     acts, unseen = as_acts(train.rows), as_acts(test.rows)
     alive = np.flatnonzero(train.alive_F & (train.maxima_F > 0)).astype(np.int32)
-    # Squares that are blank and squares that hold no piece are the same slot in two properties.
-    slot_FK, threshold_FK, f1_FK = best_slots(acts, train_labels, train.maxima_F, alive, wanted_B, 2 * KEPT)
-    columns: Any = test_labels.tocsc()
-    always_B, boards = always_on_f1(test_labels), unseen.shape[0]
-    by_column: Any = unseen if isinstance(unseen, np.ndarray) else unseen.tocsc()
-    true_NB: dict[int, NDArray[np.bool_]] = {}
+    wanted = np.flatnonzero(wanted_B)
+    # Twice as many, for that a square is blank is a slot of two properties.
+    found_FK = best_slots(acts, as_labels(train_labels[:, wanted]), train.maxima_F, alive, 2 * KEPT)
+    always_B, by_column = always_on_f1(test_labels), unseen if isinstance(unseen, np.ndarray) else unseen.tocsc()
+    true_NB = np.zeros(test_labels.shape, dtype=bool)
+    true_NB[:, wanted] = test_labels[:, wanted].toarray()
 
-    def figures(feature: int, active_N: Any, slot: int, threshold: int, f1: float) -> dict[str, Any]:
-        if slot not in true_NB:
-            true_NB[slot] = columns[:, [slot]].toarray()[:, 0].astype(bool)
-        true_N = true_NB[slot]
-        tp, predicted, positives = int((active_N & true_N).sum()), int(active_N.sum()), int(true_N.sum())
+    def figures(active_N: NDArray[np.bool_], slot: int, threshold: int, f1: float) -> dict[str, Any]:
+        tp, predicted, positives = ((active_N & true_NB[:, slot]).sum(), active_N.sum(), true_NB[:, slot].sum())
         return {
             "property": told_name(slot),
             "slot": slot,
             "threshold": threshold_at(threshold),
             "f1_chosen": f1,
-            "precision": tp / predicted if predicted else 0.0,
-            "recall": tp / positives if positives else 0.0,
+            "precision": float(tp / max(1, predicted)),
+            "recall": float(tp / max(1, positives)),
             "f1": float(f1_score(tp, predicted, positives)),
-            "true_share": positives / boards,
+            "true_share": float(positives / len(active_N)),
             "f1_always_on": float(always_B[slot]),
         }
 
     found = {}
-    for at, feature in enumerate(alive.tolist()):
+    for feature, *kept in zip(alive.tolist(), *(part.tolist() for part in found_FK), strict=True):
         value_N = _column(by_column, feature)
         told: dict[str, dict[str, Any]] = {}
-        for slot, threshold, f1 in zip(
-            slot_FK[at].tolist(), threshold_FK[at].tolist(), f1_FK[at].tolist(), strict=True
-        ):
-            if f1 > 0 and len(told) < KEPT and told_name(slot) not in told:
+        for at, threshold, f1 in zip(*kept, strict=True):
+            name = told_name(slot := int(wanted[at]))
+            if f1 > 0 and len(told) < KEPT and name not in told:
                 active_N = value_N > np.float32(threshold_at(threshold)) * train.maxima_F[feature]
-                told[told_name(slot)] = figures(feature, active_N, slot, threshold, f1)
+                told[name] = figures(active_N, slot, threshold, f1)
         if told:
             best, *rest = told.values()
             found[feature] = {**best, "also": rest}
@@ -167,9 +164,24 @@ def _column(acts: Any, feature: int) -> NDArray[np.float32]:
     return value_N
 
 
-def levels(features: Mapping[int, Mapping[str, Any]]) -> dict[str, int]:
+def levels(told: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Level of F1 -> how many features reach it."""
-    return {str(level): sum(each["f1"] >= level for each in features.values()) for level in LEVELS}
+    return {str(level): sum(each["f1"] >= level for each in told) for level in LEVELS}
+
+
+def at_home(slot: int) -> bool:
+    """Whether a slot says that a square holds what it held at the start, or nothing: that tells the time of the game,
+    too."""
+    if slot < PROPERTIES[TOLD[0]].slots:
+        square, which = divmod(slot, len(PROPERTIES[TOLD[0]].classes))
+        value, start = PROPERTIES[TOLD[0]].classes[which], START[square]
+    else:
+        slot -= PROPERTIES[TOLD[0]].slots
+        square, which = divmod(slot, len(PROPERTIES[TOLD[1]].classes))
+        if square >= len(START):
+            return False
+        value, start = PROPERTIES[TOLD[1]].classes[which], (START[square] > 0) - (START[square] < 0)
+    return value in (0, start)
 
 
 def told_name(slot: int) -> str:

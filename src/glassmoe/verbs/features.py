@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 from glassmoe.arguments import count, seed
 
 from .common import integers, make_parser, show
+from .judging import add_judge, chats
 
 
 def probe(words: list[str]) -> None:
@@ -118,44 +118,15 @@ def steering(words: list[str]) -> int:
     parser.add_argument("--amount", type=float, default=100.0, help="what is added to a feature's strength")
     parser.add_argument("--prompt", default="Let's talk about ", help="text to go on from")
     parser.add_argument("--no-neurons", action="store_true", help="of coders: leave out the neurons of the MLP itself")
-    parser.add_argument(
-        "--judge", metavar="URL", help="an OpenAI-compatible endpoint, such as http://localhost:8000/v1"
-    )
-    parser.add_argument("--judge-model", metavar="NAME", help="models there that judge the texts (with commas)")
-    parser.add_argument(
-        "--judge-settings", metavar="JSON", default='{"temperature": 0}', help="what else every request says"
-    )
-    parser.add_argument("--judge-cache", type=Path, default=Path("runs/judges"), help="folder of the judges' answers")
-    parser.add_argument("--max-calls", type=count, help="requests to each judge at most")
+    add_judge(parser, "an OpenAI-compatible endpoint, such as http://localhost:8000/v1", "URL")
     args = parser.parse_args(words)
-    judges = _judges(args)
+    judges = chats(args)
     from glassmoe.reproduce.steering import steering as made
 
     options = {"features": args.features, "amount": args.amount, "prompt": args.prompt, "own": not args.no_neurons}
     found = made(args.path, **options, judges=judges, **_measured(args))
     show(args, found, "\n".join(found["files"]))
     return 0
-
-
-def _judges(args: Any) -> list[Any]:
-    """A chat with each model of --judge-model, all with one file of answers."""
-    from glassmoe.explaining.judges import Answers, Chat, Endpoint
-
-    if (args.judge is None) != (args.judge_model is None):
-        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
-    if args.judge is None:
-        return []
-    try:
-        settings = json.loads(args.judge_settings)
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"--judge-settings takes a JSON object such as {{}}, got {args.judge_settings!r}")
-    models = dict.fromkeys(name.strip() for name in args.judge_model.split(","))
-    if "" in models:
-        raise ValueError(f"--judge-model takes names separated by commas, got {args.judge_model!r}")
-    answers = Answers(args.judge_cache / "answers.jsonl")
-    return [Chat(Endpoint(args.judge, name, settings, calls=args.max_calls), answers) for name in models]
 
 
 def _add_measured(parser: Any) -> None:
