@@ -65,8 +65,8 @@ def explain_features(
     `boards`: of a chess model, feature -> the property of the board that it tells best
     (`measure.board_explanations`); with the judge `none` its words are the explanation. A line has `feature`,
     `explanation` (None where there is none, and then `why`), `explainer`, `judge`, `scores` and, with the explanation
-    of another feature in its place, `control`, each scorer -> numbers (`scoring.score`, `ranking`); `board`; `silent`: it
-    never fires. ValueError for a feature that is not there, and for a file that was made with other settings.
+    of another feature in its place, `control`, each scorer -> numbers (`scoring.score`, `ranking`); `board`; `silent`:
+    it never fires. ValueError for a feature that is not there, and for a file that was made with other settings.
     """
     protocol = protocol or Protocol()
     wrong = [feature for feature in features if not 0 <= feature < store.num_features]

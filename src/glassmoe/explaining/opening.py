@@ -61,7 +61,7 @@ def open_explained(
     wanted = gathering or Gathering()
     name = features.name if wanted.keep is None else f"{features.name}-k{wanted.keep}"
     where = store_path(path, name)
-    corpus_path = data or _data_of(subject, features)
+    corpus_path = data or data_of(path, subject, features)
     if again:
         remove_store(where)
     if (where / "manifest.json").is_file():
@@ -69,7 +69,7 @@ def open_explained(
         store = open_store(where, command, weights_digest(subject.model))
         _check(store, wanted, gathering is not None, data)
     else:
-        corpus = _corpus(path, subject, corpus_path)
+        corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
         say(f"examples of {name} are gathered into {where}")
         made = make_store(
             where, subject, features.layer, features.place, corpus, wanted, {"reader": name, "layer": features.number}
@@ -77,7 +77,7 @@ def open_explained(
         assert made is not None
         store = made
     folder = Path(path) / EXPLANATIONS / name.replace("/", "-")
-    return Explained(subject, features, store, name, folder, Path(corpus_path or ""))
+    return Explained(subject, features, store, name, folder, Path(corpus_path))
 
 
 def boards_of(found: Explained, games: int, data: str | None = None) -> dict[int, dict[str, Any]] | None:
@@ -99,18 +99,14 @@ def boards_of(found: Explained, games: int, data: str | None = None) -> dict[int
     return {feature: {key: each[key] for key in keys} for feature, each in features.items()}
 
 
-def _data_of(subject: Subject, features: Features) -> str | None:
-    config = features.config or subject.config
-    if config is None:
-        return None
-    held = None if subject.config is None else Path(subject.name) / "games"
-    return config.data.path or (str(held) if held and held.is_dir() else None)
-
-
-def _corpus(path: str, subject: Subject, data: str | None) -> Corpus:
-    if data is None:
+def data_of(path: str, subject: Subject, features: Features | None = None) -> str:
+    """Where the games or the text of a run's training, or of a coder's fit, lie. ValueError when nothing says so."""
+    config = subject.config if features is None or features.config is None else features.config
+    held = Path(subject.name) / "games"
+    found = None if config is None else config.data.path or (str(held) if held.is_dir() else None)
+    if found is None:
         raise ValueError(f"{path} does not say which games or text it was trained on; give --data.path")
-    return Corpus.open(data, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
+    return found
 
 
 def _check(store: FeatureStore, wanted: Gathering, given: bool, data: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from glassmoe.arguments import count, seed
@@ -21,6 +22,7 @@ def explain(words: list[str]) -> None:
     parser.add_argument("--features", default="1000", help="how many, drawn at random; or which, such as 3,17")
     parser.add_argument("--feature", type=int, help="this one alone")
     _add_protocol(parser)
+    parser.add_argument("--games", type=int, default=1000, help="of chess: games that choose properties (0: none)")
     parser.add_argument("--keep", type=count, help="of layers that are not sparse: the greatest so many of each token")
     parser.add_argument("--data.path", dest="data", help="prepared data to read (default: that of the run or the fit)")
     parser.add_argument("--again", action="store_true", help="gather the examples and explain anew")
@@ -75,7 +77,6 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--per-decile", type=count, default=10, help="windows of each tenth of strength to score on")
     parser.add_argument("--silent", type=count, default=100, help="windows in which a feature is silent to score on")
-    parser.add_argument("--games", type=int, default=1000, help="of chess: games that choose properties (0: none)")
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of features and windows")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
@@ -93,3 +94,54 @@ def _protocol(args: Any) -> Any:
     from glassmoe.explaining.trials import Protocol
 
     return Protocol(args.per_decile, args.silent, args.seed)
+
+
+def figure8(words: list[str]) -> int:
+    parser = make_parser(
+        "reproduce figure8", "How well explanations tell where features fire, tenth by tenth, model beside model."
+    )
+    parser.add_argument("runs", nargs="+", help="runs, or what decompose made")
+    parser.add_argument("--layer", type=int, required=True, help="layer of the features")
+    parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="300 features of each, or 1,000")
+    parser.add_argument("--features", type=count, help="features of each, drawn at random (default: by the scale)")
+    parser.add_argument(
+        "--keep", type=count, help="k of layers that are not sparse (default: L0 of the MoE-X), beside 32"
+    )
+    parser.add_argument("--data.path", dest="data", help="prepared data to read (default: that of each run)")
+    _add_protocol(parser)
+    _add_results(parser)
+    args = parser.parse_args(words)
+    judge = judge_of(args)
+    from glassmoe.reproduce.explained import FEATURES
+    from glassmoe.reproduce.explained import figure8 as made
+
+    given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device")}
+    features = args.features or FEATURES[args.scale]
+    found = made(
+        args.runs, judge, features=features, gathering=_gathering(args, None), protocol=_protocol(args), **given
+    )
+    show(args, found, "\n".join(found["files"]))
+    return 0
+
+
+def chess_explained(words: list[str]) -> int:
+    parser = make_parser("reproduce chess-explained", "How many features of each layer tell one property of the board.")
+    parser.add_argument("runs", nargs="+", help="runs of chess models")
+    parser.add_argument("--layers", "--layer", dest="layers", help="layers to measure, such as 0,3 (default: all)")
+    parser.add_argument("--games", type=count, default=1000, help="games that choose properties, and again that test")
+    parser.add_argument("--data.path", dest="data", help="prepared games (default: those of each run)")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    _add_results(parser)
+    args = parser.parse_args(words)
+    from glassmoe.reproduce.explained import chess_explained as made
+
+    given = {name: getattr(args, name) for name in ("name", "data", "games", "results", "device")}
+    layers = None if args.layers is None else integers(args.layers, "--layers")
+    found = made(args.runs, layers=layers, **given)
+    show(args, found, "\n".join(found["files"]))
+    return 0
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="what the results file is called (default: the first run's folder)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")

@@ -10,6 +10,7 @@ from glassmoe.arguments import above_zero, count, seed, share
 
 from .coding import frontier
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
+from .explaining import chess_explained, figure8
 from .features import probes, steering
 
 
@@ -172,20 +173,26 @@ def quickstart(words: list[str]) -> None:
     show(args, measured, f"{text}\n\nthe run: {args.out}\nits page, to open in a browser: {page}")
 
 
+OTHERS = {
+    "mxd-frontier": frontier,
+    "mxd-probe": probes,
+    "mxd-steering": steering,
+    "figure8": figure8,
+    "chess-explained": chess_explained,
+}
+"""What takes more than a recipe and data: it has options of its own."""
+
+
 def reproduce(words: list[str]) -> int:
-    if words[:1] == ["mxd-frontier"]:
-        return frontier(words[1:])
-    if words[:1] == ["mxd-probe"]:
-        return probes(words[1:])
-    if words[:1] == ["mxd-steering"]:
-        return steering(words[1:])
+    if words[:1] and words[0] in OTHERS:
+        return OTHERS[words[0]](words[1:])
     parser = make_parser(
         "reproduce", "A table or figure of the MoE-X paper: train its rows, measure them, set the paper beside."
     )
     parser.add_argument(
         "name",
-        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; mxd-frontier, mxd-probe or "
-        "mxd-steering (see their --help)",
+        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; figure8, chess-explained, "
+        "mxd-frontier, mxd-probe or mxd-steering (see their --help)",
     )
     parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")
