@@ -82,7 +82,7 @@ def chat_judge(chat: Asks) -> Judge:
         return prompts.to_fuzz(explanation, trial.scoring[group], trial.marked_EL[group], trial.token)
 
     told = chat.summary()
-    about = {key: told[key] for key in ("model", "settings")}
+    about = {**{key: told[key] for key in ("model", "settings")}, "prompts": prompts.digest()}
     return Judge(
         file_name(about["model"]),
         about,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .embedding import Embed
-from .from_examples import best_rule
+from .from_examples import best_rule, telling_words
 from .rules import parse
 from .scoring import MALFORMED, Score, Verdicts, cut, ranking, score
 from .trials import Case, Explanation, Judge, Trial
@@ -29,6 +29,17 @@ def _by_rule(trial: Trial) -> Explanation:
         side = "in no window" if not fires_E.any() else "in every window"
         return Explanation(None, "rules", f"it fires {side} that may explain it")
     return Explanation(found.rule.words(trial.token), "rules")
+
+
+def by_words(trials: Sequence[Trial]) -> list[Explanation]:
+    """The words that the explaining windows of each feature share, or its best rule where there are none."""
+    found = []
+    for each in trials:
+        fires_E = each.explaining.deciles_E >= 0
+        words = telling_words(each.explaining[fires_E], each.explaining[~fires_E])
+        said = Explanation(f"fires in texts with words such as {', '.join(words)}", "words")
+        found.append(said if words else _by_rule(each))
+    return found
 
 
 def no_judge() -> Judge:
@@ -66,8 +77,9 @@ def _scorer(judge: Callable[[Case], Verdicts]) -> Callable[[Sequence[Case]], lis
 
 
 def embedding_judge(embed: Embed) -> Judge:
-    """Explains from examples; judges by the cosine between an explanation and a window. For detection the cosine from
-    which on it says yes is chosen on the explaining windows of the feature that is tried, also in the control."""
+    """Explains by the words that windows share, or where they share none by the best rule; judges by the cosine between
+    an explanation and a window. For detection the cosine from which on it says yes is chosen on half the explaining
+    windows of the feature that is tried, in the control, too."""
     held: dict[int, tuple[Float32, Float32]] = {}
 
     def cosines(case: Case) -> tuple[Float32, Float32]:
@@ -76,7 +88,8 @@ def embedding_judge(embed: Embed) -> Judge:
         if trial.feature not in held:
             while len(held) >= REMEMBERED:
                 held.pop(next(iter(held)))
-            texts = [[each.text(e) for e in range(len(each))] for each in (trial.explaining, trial.scoring)]
+            parts = (trial.explaining[::2], trial.scoring)
+            texts = [[each.text(e) for e in range(len(each))] for each in parts]
             held[trial.feature] = (embed(texts[0]), embed(texts[1]))
         said = embed([explanation])[0]
         explaining_ED, scoring_ED = held[trial.feature]
@@ -85,14 +98,14 @@ def embedding_judge(embed: Embed) -> Judge:
     def detect(case: Case) -> Score:
         explaining_E, scoring_E = cosines(case)
         trial = case[1]
-        least = cut(explaining_E, trial.explaining.deciles_E >= 0)
+        least = cut(explaining_E, trial.explaining.deciles_E[::2] >= 0)
         return score((scoring_E > least).astype(np.int8), trial.scoring.deciles_E, trial.asked)
 
     def rank(case: Case) -> Score:
         return ranking(cosines(case)[1], case[1].fires_E, case[1].asked)
 
     scorers = {"detection": _each(detect), "embedding": _each(rank)}
-    return Judge("embedding", {"embedding": embed.name}, by_rules, scorers)
+    return Judge("embedding", {"embedding": embed.name}, by_words, scorers)
 
 
 def _each(one: Callable[[Case], Score]) -> Callable[[Sequence[Case]], list[Score]]:

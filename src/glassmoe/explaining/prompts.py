@@ -4,6 +4,7 @@ of delphi (Paulo et al. 2024). Windows are data and shown as JSON strings, out o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,12 @@ _DETECTED = (
     [1, 0, 1],
 )
 _FUZZED = ("names of colours", ["the old <<red>> barn by the river", "a pale blue <<envelope>>"], [1, 0])
+
+
+def digest() -> str:
+    """Of the wording: answers to another one are not compared with these."""
+    wording = repr((EXPLAIN, DETECT, FUZZ, _EXPLAINED, _DETECTED, _FUZZED, A_DECILE, PAIRS, STRENGTHS, AT_ONCE))
+    return hashlib.sha256(wording.encode()).hexdigest()[:12]
 
 
 def to_explain(trial: Trial) -> Messages:

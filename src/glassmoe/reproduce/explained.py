@@ -263,9 +263,9 @@ def render_chess(title: str, results: dict[str, Any]) -> str:
         f"Features whose best property of the board has at least that F1 on {first['games']:,} games "
         f"({first['boards']:,} boards{', synthetic' if first['synthetic'] else ''}; {first['data_sha256'][:12]}) that "
         f"chose neither property nor threshold, which as many others did; of {first['properties']} properties that "
-        "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always fires tells "
-        "to that level, too; `at home`: those that say that a square holds what it held at the start, or nothing, "
-        "which tells the time of the game as well; `random weights`: the same layer without training.",
+        "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always fires "
+        "tells to that level, too; `at home`: those that say that a square holds what it held at the start, or "
+        "nothing, which tells the time of the game as well; `random weights`: the same layer without training.",
         *results.get("notes", []),
         "## The most surprising",
         "Furthest above what always firing, and the best feature of random weights, reach on the same property.",

@@ -1,0 +1,187 @@
+"""Rules: said in words and read back, applied to the letter, and chosen from examples."""
+
+import random
+
+import numpy as np
+import pytest
+
+from glassmoe.explaining.from_examples import best_rule, telling_words
+from glassmoe.explaining.rules import CLASSES, Rule, What, parse
+from glassmoe.explaining.trials import Protocol, trial
+from glassmoe.explaining.windows import Reader, Windows
+from planted_stores import planted, words_kind
+
+ODD = [
+    "\U0001f642",
+    "\u05e9\u05dc\u05d5\u05dd",
+    '"',
+    "\\",
+    "<b>&amp;</b>",
+    "\x00\x1b",
+    "\n",
+    "\u2028",
+    " after ",
+    ' the token "x"',
+    ", ",
+]
+PIECES = [
+    " the",
+    " of",
+    " cat",
+    " dog",
+    " Runs",
+    " ran",
+    " running",
+    " seeing",
+    ".",
+    "!",
+    " He",
+    "7",
+    "\n",
+    " BIG",
+    *ODD,
+]
+
+
+def is_(*texts: str) -> What:
+    return What("is", texts)
+
+
+RULES = [
+    Rule(is_(" the")),
+    Rule(is_(" the", " of", '"', ", ")),
+    Rule(What(), is_(" of")),
+    Rule(is_(" cat"), is_(" the")),
+    Rule(What("ends", ("ing",))),
+    Rule(What("begins", ("run",)), What("class", ("the end of a sentence",))),
+    Rule(What("class", ("a capitalised word",)), is_(".")),
+    Rule(What("ends", (" that begins with ",))),
+    Rule(end=" the cat"),
+    Rule(first=8),
+    Rule(first=-64),
+    *(Rule(What("class", (name,))) for name in CLASSES),
+    *(Rule(is_(each), is_(each)) for each in ODD),
+    *(Rule(end=each + each) for each in ODD),
+]
+
+
+def windows(lines: list[list[str]], start: int = 0) -> Windows:
+    """Windows of these pieces, without strengths, from a place in their rows on."""
+    table = tuple(dict.fromkeys(piece for line in lines for piece in line))
+    piece_EL = np.array([[table.index(piece) for piece in line] for line in lines])
+    place_EL = np.broadcast_to(start + np.arange(piece_EL.shape[1]), piece_EL.shape)
+    return Windows(table, piece_EL, place_EL, np.zeros(piece_EL.shape, np.float32), np.full(len(lines), -1))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.words()[:60])
+def test_what_is_said_is_read_back(rule: Rule) -> None:
+    for token in ("token", "character", "move"):
+        assert parse(rule.words(token)) == rule
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "colours",
+        "fires on",
+        'fires on the token "a',
+        'fires on the token "\\q"',
+        "fires on a blue word",
+        "fires on the first 0 tokens of a row",
+    ],
+)
+def test_what_says_no_rule(text: str) -> None:
+    assert parse(text) is None
+
+
+def naive(rule: Rule, pieces: list[str], at: int, place: int) -> bool:
+    """Whether a rule names a token, by the words of its definition."""
+
+    def holds(what: What, piece: str) -> bool:
+        text = piece.strip()
+        return {
+            "any": lambda: True,
+            "is": lambda: piece in what.texts,
+            "class": lambda: CLASSES[what.texts[0]](piece),
+            "begins": lambda: text.startswith(what.texts[0]) and text != what.texts[0],
+            "ends": lambda: text.endswith(what.texts[0]) and text != what.texts[0],
+        }[what.how]()
+
+    if rule.first is not None:
+        return place < rule.first if rule.first > 0 else place >= -rule.first
+    if rule.end is not None:
+        return pieces[at] != "" and "".join(pieces[: at + 1]).endswith(rule.end)
+    if rule.before is not None and (at == 0 or not holds(rule.before, pieces[at - 1])):
+        return False
+    return holds(rule.what, pieces[at])
+
+
+def test_rules_are_applied_to_the_letter() -> None:
+    rng = random.Random(0)
+    lines = [rng.choices(PIECES, k=12) for _ in range(60)]
+    shown = windows(lines, start=3)
+    for rule in RULES:
+        expected = [[naive(rule, line, at, at + 3) for at in range(12)] for line in lines]
+        assert rule.hits(shown).tolist() == expected, rule.words()
+
+
+VOCABULARY = [
+    " the",
+    " of",
+    " cat",
+    " dog",
+    " Runs",
+    " ran",
+    " running",
+    " seeing",
+    " sleeping",
+    ".",
+    " He",
+    " She",
+    "7",
+    ",",
+    " a",
+    " b",
+]
+
+
+@pytest.mark.parametrize(
+    "fires, expected",
+    [
+        (lambda text, at: text[at] == " the", 'fires on the token " the"'),
+        (lambda text, at: text[at] in " cat dog", 'fires on one of the tokens " cat", " dog"'),
+        (lambda text, at: at > 0 and text[at - 1] == " of", 'fires on any token after the token " of"'),
+        (lambda text, at: text[at].endswith("ing"), 'fires on a token that ends in "ing"'),
+        (lambda text, at: text[at] == "7", "fires on a number"),
+        (
+            lambda text, at: at > 0 and text[at].istitle() and text[at - 1] == ".",
+            "fires on a capitalised word after the end of a sentence",
+        ),
+        (lambda _, at: at < 8 and 8 - at, "fires on the first 8 tokens of a row"),
+        (
+            lambda text, at: at > 0 and text[at - 1 : at + 1] == [" a", " cat"],
+            'fires on the token " cat" after the token " a"',
+        ),
+    ],
+)
+def test_planted_features_are_explained(fires: object, expected: str) -> None:
+    store = planted(VOCABULARY, [fires], rows=240)
+    shown = trial(Reader(store, words_kind(VOCABULARY)), 0, Protocol(10, 100)).explaining
+    fires_E = shown.deciles_E >= 0
+    found = best_rule(shown[fires_E], shown[~fires_E])
+    assert found is not None and found.rule.words() == expected
+    assert found.windows == 1.0 or "after" in expected
+
+
+def test_nothing_to_compare_gives_no_rule() -> None:
+    some = windows([["a", "b"]])
+    assert best_rule(some, some[:0]) is None and best_rule(some[:0], some) is None
+
+
+def test_telling_words_by_hand() -> None:
+    """Of 20 windows with "movie" against none: z is far above. Words of both sides and special tokens tell nothing."""
+    firing = windows([[" the", " Movie", "<|endoftext|>"]] * 20)
+    silent = windows([[" the", " cat", " of"]] * 20)
+    assert telling_words(firing, silent) == ["movie"]
+    assert telling_words(silent, silent) == []
