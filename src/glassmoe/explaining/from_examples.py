@@ -152,7 +152,8 @@ def _affixes(peaks: Sequence[str]) -> Iterator[Rule]:
             counts.update(word[:size] if how == "begins" else word[-size:] for size in AFFIX if size < len(word))
         several = (
             affix
-            for affix, _ in counts.most_common()
+            # As many peaks share "ng" as "ing": the longer says more.
+            for affix in sorted(counts, key=lambda affix: (-counts[affix], -len(affix)))
             if len({word for word in words if (word.startswith if how == "begins" else word.endswith)(affix)}) > 1
         )
         for affix in islice(several, PAIRS):

@@ -30,7 +30,7 @@ class Protocol:
         return 10 * self.per_decile + self.silent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One feature. `explaining`: windows that may be looked at to explain it, those where it does not fire last
     (decile -1). `scoring`: windows of other documents, likewise. `marked_EL`: the tokens of `scoring` that fuzzing
