@@ -53,7 +53,7 @@ class Embed:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(T, D) float32 of norm 1, of the mean over a text's tokens."""
+        """(T, D) float32 of norm 1, of the mean over a text's tokens; 0 for a text without any."""
         found_TD = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
         # Texts of a length share a batch, and need little padding.
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
@@ -62,8 +62,11 @@ class Embed:
             given = self._tokenizer(
                 [texts[at] for at in part], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
             )
+            if not given["input_ids"].numel():
+                continue
             x_TSD = self._model(**given).last_hidden_state
-            inside_TS1 = given["attention_mask"].unsqueeze(-1).to(x_TSD.dtype)
-            mean_TD = (x_TSD * inside_TS1).sum(1) / inside_TS1.sum(1).clamp_min(1)
+            inside_TS1 = given["attention_mask"].unsqueeze(-1) > 0
+            # Where no token is inside, attention may be anything.
+            mean_TD = torch.where(inside_TS1, x_TSD, 0).sum(1) / inside_TS1.sum(1).clamp_min(1)
             found_TD[part] = torch.nn.functional.normalize(mean_TD, dim=1).numpy()
         return found_TD

@@ -161,9 +161,11 @@ def parse_explanation(answer: str) -> str | None:
     answer = _spoken(answer)
     found = find_json(answer, ["explanation"])
     said = found["explanation"] if found else None
-    if not isinstance(said, str):
+    if found is None:
         lines = re.findall(r"(?im)^\W*explanation\W*?:\s*(.+)$", answer)
         said = lines[-1].strip().strip("*\"'") if lines else ""
+    if not isinstance(said, str):
+        return None
     said = "".join(each for each in " ".join(said.split()) if each.isprintable())
     return said[:LONGEST_EXPLANATION] or None
 
