@@ -1,6 +1,7 @@
 """Explanations from a store to the file: what is scored, what is listed, and going on after a stop."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,24 @@ def test_a_stopped_run_goes_on(store: PlantedStore, tmp_path: Path, monkeypatch:
     again = explain(store, rule_judge(), tmp_path / "stopped")
     assert path.read_text() == expected
     assert again["scores"] == whole["scores"] and again["control"] == whole["control"]
+
+
+def test_a_disk_that_fills_up_loses_nothing(
+    store: PlantedStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain(store, rule_judge(), tmp_path / "whole")
+    expected = (tmp_path / "whole/rules.jsonl").read_bytes()
+    monkeypatch.setattr(explained, "CHUNK", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(expected) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            explain(store, rule_judge(), tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert expected.startswith((tmp_path / "full/rules.jsonl").read_bytes())
+    explain(store, rule_judge(), tmp_path / "full")
+    assert (tmp_path / "full/rules.jsonl").read_bytes() == expected
 
 
 def test_other_settings_are_refused(store: PlantedStore, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ AFTER = ("the end of a sentence", "punctuation", "a number", "a capitalised word
 """Classes that are tried as what stands before a class."""
 
 
+VERSION = 1
+"""Of this search: explanations of another one are not gone on with."""
 WORDS, CLEARLY = 8, 1.64
 """Words that are told at most, and by how many standard errors a word must be more frequent where the feature fires."""
 

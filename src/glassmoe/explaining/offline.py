@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .embedding import Embed
-from .from_examples import best_rule, telling_words
+from .from_examples import VERSION, best_rule, telling_words
 from .rules import parse
 from .scoring import MALFORMED, Score, Verdicts, cut, ranking, score
 from .trials import Case, Explanation, Judge, Trial
@@ -44,13 +44,13 @@ def by_words(trials: Sequence[Trial]) -> list[Explanation]:
 
 def no_judge() -> Judge:
     """Explains from examples, and scores nothing."""
-    return Judge("none", {}, by_rules, {})
+    return Judge("none", {"examples": VERSION}, by_rules, {})
 
 
 def rule_judge() -> Judge:
     """Explains from examples and applies what it reads to the letter; what is no rule it cannot judge."""
     scorers = {"detection": _scorer(detect_by_rule), "fuzzing": _scorer(fuzz_by_rule)}
-    return Judge("rules", {}, by_rules, scorers)
+    return Judge("rules", {"examples": VERSION}, by_rules, scorers)
 
 
 def detect_by_rule(case: Case) -> Verdicts:
@@ -105,7 +105,7 @@ def embedding_judge(embed: Embed) -> Judge:
         return ranking(cosines(case)[1], case[1].fires_E, case[1].asked)
 
     scorers = {"detection": _each(detect), "embedding": _each(rank)}
-    return Judge("embedding", {"embedding": embed.name}, by_words, scorers)
+    return Judge("embedding", {"examples": VERSION, "embedding": embed.name}, by_words, scorers)
 
 
 def _each(one: Callable[[Case], Score]) -> Callable[[Sequence[Case]], list[Score]]:
