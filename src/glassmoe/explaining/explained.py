@@ -50,6 +50,13 @@ def choose_features(store: FeatureStore, count: int, seed: int = 0) -> list[int]
     return sorted(order[:count].tolist())
 
 
+def check_features(store: FeatureStore, features: Sequence[int]) -> None:
+    """ValueError for a feature that is not there."""
+    wrong = [feature for feature in features if not 0 <= feature < store.num_features]
+    if wrong:
+        raise ValueError(f"feature {wrong[0]} is not in this layer: it has features 0 to {store.num_features - 1}")
+
+
 def explain_features(
     store: FeatureStore,
     kind: TokenKind,
@@ -59,8 +66,10 @@ def explain_features(
     *,
     protocol: Protocol | None = None,
     boards: Mapping[int, dict[str, Any]] | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Explain features and score their explanations, in `folder/JUDGE.jsonl` and `.json`; returns what the latter says.
+    What is there is gone on with, or with `again` made anew.
 
     `boards`: of a chess model, feature -> the property of the board that it tells best
     (`measure.board_explanations`); with the judge `none` its words are the explanation. A line has `feature`,
@@ -69,10 +78,10 @@ def explain_features(
     it never fires. ValueError for a feature that is not there, and for a file that was made with other settings.
     """
     protocol = protocol or Protocol()
-    wrong = [feature for feature in features if not 0 <= feature < store.num_features]
-    if wrong:
-        raise ValueError(f"feature {wrong[0]} is not in this layer: it has features 0 to {store.num_features - 1}")
+    check_features(store, features)
     path = folder / f"{judge.name}.jsonl"
+    for file in (path, path.with_suffix(".json")) if again else ():
+        file.unlink(missing_ok=True)
     settings = {
         "store": {key: store.manifest.get(key) for key in IDENTITY},
         "judge": dict(judge.about),
@@ -225,9 +234,3 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
         "scores": summary([line["scores"] for line in lines if line["scores"]]),
         "control": summary([line["control"] for line in lines if line["control"]]),
     }
-
-
-def remove_explanations(folder: Path, judge: Judge) -> None:
-    """Remove what `explain_features` made of a judge's, and nothing else."""
-    for ending in (".jsonl", ".json"):
-        (folder / f"{judge.name}{ending}").unlink(missing_ok=True)

@@ -54,6 +54,7 @@ def figure8(
     protocol: Protocol | None = None,
     results: Path = Path("results"),
     device: str = "auto",
+    again: bool = False,
 ) -> dict[str, Any]:
     """Explain and score random features of everything at `runs` with one judge, and write `results/figure8-NAME.json`,
     `.md` and a figure, after each. `keep`: k of the layers that are not sparse, besides 32 (default: the mean L0 of the
@@ -78,8 +79,8 @@ def figure8(
         say(f"{run}, {reader}" + (f", the greatest {kept} of a token" if kept else ""))
         settings = replace(usual, keep=kept)
         number = int(reader.partition("/")[0])
-        one = open_explained(run, number, coder=reader, gathering=settings, data=data, device=device)
-        rows.append(_explained(one, run, kept, judge, features, protocol))
+        one = open_explained(run, number, coder=reader, gathering=settings, data=data, device=device, again=again)
+        rows.append(_explained(one, run, kept, judge, features, protocol, again))
         title = f"figure8-{name or Path(runs[0]).name}"
         return save(results, title, {**header, "rows": rows}, render_figure8, draw_figure8)
 
@@ -100,9 +101,11 @@ def _readers(run: str, layer: int | None, device: str) -> list[str]:
     return list(open_readers(run, None if layer is None else [layer], own=False, device=device)[1])
 
 
-def _explained(one: Explained, run: str, kept: int | None, judge: Judge, features: int, protocol: Protocol) -> Row:
+def _explained(
+    one: Explained, run: str, kept: int | None, judge: Judge, features: int, protocol: Protocol, again: bool
+) -> Row:
     chosen = choose_features(one.store, features, protocol.seed)
-    made = explain_features(one.store, one.subject.kind(), judge, chosen, one.folder, protocol=protocol)
+    made = explain_features(one.store, one.subject.kind(), judge, chosen, one.folder, protocol=protocol, again=again)
     keys = ("reader", "l0", "read_tokens", "features", "silent", "unexplained", "scored", "scores", "control")
     name = Path(run).name + (f", k = {kept}" if kept else "")
     if one.features.folder is not None:

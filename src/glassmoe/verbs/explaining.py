@@ -25,11 +25,10 @@ def explain(words: list[str]) -> None:
     parser.add_argument("--games", type=int, default=1000, help="of chess: games that choose properties (0: none)")
     parser.add_argument("--keep", type=count, help="of layers that are not sparse: the greatest so many of each token")
     parser.add_argument("--data.path", dest="data", help="prepared data to read (default: that of the run or the fit)")
-    parser.add_argument("--again", action="store_true", help="gather the examples and explain anew")
     parser.add_argument("--source", help="of coders: where their model lies now, if it was moved")
     args = parser.parse_args(words)
-    judge = judge_of(args)
-    from glassmoe.explaining.explained import choose_features, explain_features, remove_explanations
+    judge, features = judge_of(args), chosen(args)
+    from glassmoe.explaining.explained import check_features, choose_features, explain_features
     from glassmoe.explaining.opening import boards_of, open_explained
     from glassmoe.report.explanations import explanations_table
 
@@ -43,9 +42,7 @@ def explain(words: list[str]) -> None:
         again=args.again,
         device=args.device,
     )
-    features = chosen(args)
-    if args.again:
-        remove_explanations(found.folder, judge)
+    check_features(found.store, features)
     boards = boards_of(found, args.games) if args.games else None
     made = explain_features(
         found.store,
@@ -55,6 +52,7 @@ def explain(words: list[str]) -> None:
         found.folder,
         protocol=_protocol(args),
         boards=boards,
+        again=args.again,
     )
     show(args, made, explanations_table(made))
 
@@ -78,6 +76,7 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-decile", type=count, default=10, help="windows of each tenth of strength to score on")
     parser.add_argument("--silent", type=count, default=100, help="windows in which a feature is silent to score on")
     parser.add_argument("--seed", type=seed, default=0, help="of the choice of features and windows")
+    parser.add_argument("--again", action="store_true", help="gather the examples and explain anew")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
@@ -115,7 +114,7 @@ def figure8(words: list[str]) -> int:
     from glassmoe.reproduce.explained import FEATURES
     from glassmoe.reproduce.explained import figure8 as made
 
-    given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device")}
+    given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device", "again")}
     features = args.features or FEATURES[args.scale]
     found = made(
         args.runs, judge, features=features, gathering=_gathering(args, None), protocol=_protocol(args), **given
