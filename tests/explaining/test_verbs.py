@@ -83,6 +83,35 @@ def test_a_chess_run_is_explained_by_the_board(chess_run: Path, capsys: pytest.C
     assert all(line["scores"] == {} for line in lines)
 
 
+def test_processes_share_the_reading(
+    text_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to be done ends, the last explains; when the store is there the first process alone does."""
+    words = f"explain {text_runs / 'moe-x'} --layer 0 --features 5 {SMALL}".split()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    file = text_runs / "moe-x/explanations/0-moe-x/rules.jsonl"
+    for rank, done in (("0", False), ("1", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(words) == 0
+        assert file.exists() is done
+    file.unlink()
+    file.with_suffix(".json").unlink()
+    assert main(words) == 0 and not file.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0 and len(lines_of(file)) == 5
+    capsys.readouterr()
+
+
+def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 32, "vocab_size": 32, "context": 64}
+    GlassForCausalLM(GlassConfig(ffn="relu", **shape)).save_pretrained(tmp_path / "model")
+    generate(tmp_path / "games", games=60, seed=3, workers=1)
+    words = f"explain {tmp_path / 'model'} --features 5 --data.path {tmp_path / 'games'} {SMALL}".split()
+    assert main(words) == 2
+    assert "leave the board out with --games 0" in capsys.readouterr().err
+    assert main([*words, "--games", "0"]) == 0
+
+
 @pytest.mark.parametrize(
     "words, complaint",
     [

@@ -80,8 +80,8 @@ def explain_features(
     protocol = protocol or Protocol()
     check_features(store, features)
     path = folder / f"{judge.name}.jsonl"
-    for file in (path, path.with_suffix(".json")) if again else ():
-        file.unlink(missing_ok=True)
+    for old in (path, path.with_suffix(".json")) if again else ():
+        old.unlink(missing_ok=True)
     settings = {
         "store": {key: store.manifest.get(key) for key in IDENTITY},
         "judge": dict(judge.about),

@@ -14,7 +14,15 @@ from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.board_explanations import explain_boards
-from glassmoe.reading.store import FeatureStore, Gathering, make_store, open_store, remove_store, store_path
+from glassmoe.reading.store import (
+    FeatureStore,
+    Gathering,
+    make_store,
+    open_store,
+    remove_store,
+    shard_of_environment,
+    store_path,
+)
 from glassmoe.reading.subject import Subject, weights_digest
 
 EXPLANATIONS = "explanations"
@@ -49,8 +57,8 @@ def open_explained(
     """The features of a layer (or `coder`) at a path, and their store, which is gathered first where there is none.
 
     `gathering`: settings that a store must have; without, any will do, and a new one has the usual. `again`: gather
-    anew. ValueError when there is no such layer, when a store has other settings than given or is of other weights, and
-    when the data cannot be found.
+    anew. Under torchrun the processes share the reading, and all but one of them end here. ValueError when there is no
+    such layer, when a store has other settings than given or is of other weights, and when the data cannot be found.
     """
     if not Path(path).is_dir():
         raise ValueError(
@@ -67,14 +75,16 @@ def open_explained(
     if (where / "manifest.json").is_file():
         command = f"gather examples anew with: glassmoe explain {path} --layer {features.number}"
         store = open_store(where, command, weights_digest(subject.model))
+        if shard_of_environment()[0]:
+            raise SystemExit(0)
         _check(store, wanted, gathering is not None, data)
     else:
         corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
         say(f"examples of {name} are gathered into {where}")
-        made = make_store(
-            where, subject, features.layer, features.place, corpus, wanted, {"reader": name, "layer": features.number}
-        )
-        assert made is not None
+        about = {"reader": name, "layer": features.number}
+        made = make_store(where, subject, features.layer, features.place, corpus, wanted, about, shard_of_environment())
+        if made is None:  # the process that is done last goes on with all
+            raise SystemExit(0)
         store = made
     folder = Path(path) / EXPLANATIONS / name.replace("/", "-")
     return Explained(subject, features, store, name, folder, Path(corpus_path))
@@ -85,15 +95,18 @@ def boards_of(found: Explained, games: int, data: str | None = None) -> dict[int
     for what is no model of chess."""
     if found.subject.tokens == TEXT:
         return None
-    told = explain_boards(
-        found.subject.model,
-        Corpus.open(data or found.data, found.subject.tokens),
-        found.features.number,
-        games=games,
-        controls=False,
-        coder=None if found.features.config is None else found.features.layer,
-        site=found.features.place.site,
-    )
+    try:
+        told = explain_boards(
+            found.subject.model,
+            Corpus.open(data or found.data, found.subject.tokens),
+            found.features.number,
+            games=games,
+            controls=False,
+            coder=None if found.features.config is None else found.features.layer,
+            site=found.features.place.site,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}; or leave the board out with --games 0") from None
     keys = ("property", "precision", "recall", "f1", "f1_always_on")
     features: Mapping[int, Mapping[str, Any]] = told["features"]
     return {feature: {key: each[key] for key in keys} for feature, each in features.items()}
