@@ -137,6 +137,26 @@ def steering(words: list[str]) -> int:
     return 0
 
 
+def experts(words: list[str]) -> int:
+    parser = make_parser(
+        "reproduce experts", "How busy the experts of mixtures are, and what they say of their tokens."
+    )
+    parser.add_argument("runs", nargs="+", help="runs of switch or moe-x models")
+    parser.add_argument("--task", help="labelled texts to read, as in eval probe --task (default: validation rows)")
+    parser.add_argument("--data.path", dest="data", help="games or text to read (default: those of each run)")
+    parser.add_argument("--tokens", type=count, default=200_000, help="tokens to read at most")
+    parser.add_argument("--name", help="what the results file is called (default: the first run's)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args(words)
+    from glassmoe.reproduce.experts import experts as made
+
+    options = {"task": args.task, "data": args.data, "max_tokens": args.tokens, "name": args.name}
+    found = made(args.runs, **options, results=args.results, device=args.device)
+    show(args, found, "\n".join(found["files"]))
+    return 0
+
+
 def _judges(args: Any) -> list[Any]:
     """A chat with each model of --judge-model, all with one file of answers."""
     from glassmoe.explaining.judges import Answers, Chat, Endpoint
