@@ -10,7 +10,7 @@ from glassmoe.arguments import above_zero, count, seed, share
 
 from .coding import frontier
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
-from .features import experts, probes, steering
+from .features import experts, probes, steering, steering_games
 
 
 def data(words: list[str]) -> None:
@@ -173,21 +173,22 @@ def quickstart(words: list[str]) -> None:
 
 
 def reproduce(words: list[str]) -> int:
-    if words[:1] == ["mxd-frontier"]:
-        return frontier(words[1:])
-    if words[:1] == ["mxd-probe"]:
-        return probes(words[1:])
-    if words[:1] == ["mxd-steering"]:
-        return steering(words[1:])
-    if words[:1] == ["experts"]:
-        return experts(words[1:])
+    others = {
+        "mxd-frontier": frontier,
+        "mxd-probe": probes,
+        "mxd-steering": steering,
+        "steering-games": steering_games,
+        "experts": experts,
+    }
+    if words and words[0] in others:
+        return others[words[0]](words[1:])
     parser = make_parser(
         "reproduce", "A table or figure of the MoE-X paper: train its rows, measure them, set the paper beside."
     )
     parser.add_argument(
         "name",
         help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; mxd-frontier, mxd-probe, "
-        "mxd-steering or experts (see their --help)",
+        "mxd-steering, steering-games or experts (see their --help)",
     )
     parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")
