@@ -35,6 +35,8 @@ TOY = Sizes(
     wide_features=256,
     active_features=40,
     dense_features=32,
+    store_width=16,
+    store_tokens=2048,
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
@@ -201,6 +203,14 @@ def test_boards_scores_are_those_of_the_brute_force() -> None:
         assert line["met"] and line["value"] <= 1e-6 and line["coverage"] > 0 and line["reconstruction"] > 0
     (memory,) = [line for line in lines.values() if line["unit"] == "GiB"]
     assert memory["value"] > 0.1
+
+
+def test_gathering_examples_leaves_as_many_features_as_said() -> None:
+    lines = measured("stores")
+    (speed,), (memory,) = ([line for line in lines.values() if line["unit"] == unit] for unit in ("ratio", "GiB"))
+    assert speed["value"] > 0 and speed["tokens_per_second"] > 0 and memory["value"] > 0.1
+    active = float(speed["name"].split()[-3])
+    assert TOY.active_features / 2 < active < TOY.active_features * 2
 
 
 def test_starting() -> None:

@@ -10,7 +10,7 @@ import torch
 import zstandard
 
 from glassmoe.data.labelled import LEAST, Labelled, checked, labelled, surnames
-from glassmoe.measure.probing import Protocol, _class, _encoded, _split, _strengths, f1, probe_task
+from glassmoe.measure.probing import Protocol, _class, _split, _strengths, encoded, f1, probe_task
 from glassmoe.reading.neurons import neurons
 from glassmoe.reading.subject import activations, load_subject
 from text_files import made_up_texts, prepared, random_gpt2
@@ -94,7 +94,7 @@ def test_strengths_against_a_loop_over_texts(model: str, last: bool, token: bool
     layer, place = neurons(subject, 1), subject.place(1, "mlp")
     texts = [*made_up_texts(7), "x"]
     task = Labelled("t", texts, ["a"] * 8, last, token)
-    rows, kept, unreadable = _encoded(subject, texts, task, 5)
+    rows, kept, unreadable = encoded(subject, texts, task, 5)
     assert (kept, unreadable) == (list(range(8)), 0)
     found = _strengths(subject, {"n": (layer, place)}, rows, token, batch=3)["n"]
     kind = subject.kind()

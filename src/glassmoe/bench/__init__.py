@@ -31,11 +31,12 @@ from .peers import peer_rows
 from .shapes import shape_rows
 from .startup import startup_rows
 from .steps import step_rows
+from .stores import store_rows
 
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "startup")
+GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "stores", "startup")
 NEED_CHESS = ("memory", "data", "boards")
 
 
@@ -75,6 +76,7 @@ def bench(
         "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
         "boards": lambda: board_rows(sizes),
+        "stores": lambda: store_rows(sizes),
         "startup": lambda: startup_rows(sizes, quickstart),
     }
     if find_spec("chess") is None:

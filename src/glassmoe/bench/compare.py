@@ -41,6 +41,8 @@ class Sizes:
     wide_features: int = 16384
     active_features: int = 600
     dense_features: int = 4096
+    store_width: int = 512
+    store_tokens: int = 32768
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
     memory_steps: int = 3
     memory_games: int = 100

@@ -79,7 +79,7 @@ def probe_task(
     require_plots("sklearn.linear_model", "Probing")
     draw = np.random.default_rng(protocol.seed)
     chosen = draw.permutation(len(task.texts))[: protocol.samples]
-    rows, kept, unreadable = _encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
+    rows, kept, unreadable = encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
     labels = np.array([task.labels[i] for i in chosen])[kept]
     names, counts = np.unique(labels, return_counts=True)
     if len(names) < 2 or counts.min() < LEAST:
@@ -116,7 +116,7 @@ def probe_task(
     }
 
 
-def _encoded(
+def encoded(
     subject: Subject, texts: Sequence[str], task: Labelled, longest: int
 ) -> tuple[list[npt.NDArray[np.int64]], list[int], int]:
     """Token ids of the texts that the model can read, the start token first; their numbers; how many could not be."""

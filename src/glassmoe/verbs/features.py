@@ -129,6 +129,43 @@ def steering(words: list[str]) -> int:
     return 0
 
 
+def steering_games(words: list[str]) -> int:
+    parser = make_parser("reproduce steering-games", "Single features of chess models raised, and their moves.")
+    parser.add_argument("paths", nargs="+", help="runs of chess models, or what decompose made of them")
+    parser.add_argument("--data.path", dest="data", required=True, help="games of `glassmoe data`")
+    _add_measured(parser)
+    parser.add_argument("--features", type=count, default=100, help="so many of each layer, drawn from those that fire")
+    parser.add_argument("--positions", type=count, default=32, help="positions of validation games at most")
+    parser.add_argument("--no-neurons", action="store_true", help="of coders: leave out the layer itself")
+    args = parser.parse_args(words)
+    from glassmoe.reproduce.steering_games import steering_games as made
+
+    options = {"features": args.features, "count": args.positions, "own": not args.no_neurons}
+    found = made(args.paths, args.data, **options, **_measured(args))
+    show(args, found, "\n".join(found["files"]))
+    return 0
+
+
+def experts(words: list[str]) -> int:
+    parser = make_parser(
+        "reproduce experts", "How busy the experts of mixtures are, and what they say of their tokens."
+    )
+    parser.add_argument("runs", nargs="+", help="runs of switch or moe-x models")
+    parser.add_argument("--task", help="labelled texts to read, as in eval probe --task (default: validation rows)")
+    parser.add_argument("--data.path", dest="data", help="games or text to read (default: those of each run)")
+    parser.add_argument("--tokens", type=count, default=200_000, help="tokens to read at most")
+    parser.add_argument("--name", help="what the results file is called (default: the first run's)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    args = parser.parse_args(words)
+    from glassmoe.reproduce.experts import experts as made
+
+    options = {"task": args.task, "data": args.data, "max_tokens": args.tokens, "name": args.name}
+    found = made(args.runs, **options, results=args.results, device=args.device)
+    show(args, found, "\n".join(found["files"]))
+    return 0
+
+
 def _add_measured(parser: Any) -> None:
     parser.add_argument("--layers", "--layer", dest="layers", help="layers to measure, such as 0,3 (default: all)")
     parser.add_argument("--name", help="what the results file is called (default: the folder)")

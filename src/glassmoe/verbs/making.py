@@ -11,7 +11,7 @@ from glassmoe.arguments import above_zero, count, seed, share
 from .coding import frontier
 from .common import FAILURE, integer, make_parser, resolve_recipe, show, write
 from .explaining import chess_explained, figure8
-from .features import probes, steering
+from .features import experts, probes, steering, steering_games
 
 
 def data(words: list[str]) -> None:
@@ -177,6 +177,8 @@ OTHERS = {
     "mxd-frontier": frontier,
     "mxd-probe": probes,
     "mxd-steering": steering,
+    "steering-games": steering_games,
+    "experts": experts,
     "figure8": figure8,
     "chess-explained": chess_explained,
 }
@@ -192,7 +194,7 @@ def reproduce(words: list[str]) -> int:
     parser.add_argument(
         "name",
         help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; figure8, chess-explained, "
-        "mxd-frontier, mxd-probe or mxd-steering (see their --help)",
+        "mxd-frontier, mxd-probe, mxd-steering, steering-games or experts (see their --help)",
     )
     parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")

@@ -1,0 +1,187 @@
+"""What the experts of a mixture are for: how busy each is, and how much a token's experts say of the token, of its
+kind, of its place, and of the document that it stands in.
+
+Every choice of an expert is one observation; a token makes K of them. Between the expert and a property the mutual
+information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Those of finite samples say too much,
+so beside it stands the same with the property shuffled over tokens, and the difference as a share of the experts'
+entropy (1: the property decides the expert; 0: the two have nothing to do with each other).
+
+Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property,
+F hidden units of one expert.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from glassmoe.data.tokens import CHARACTERS, MOVES, TEXT, TokenKind
+from glassmoe.models import GlassForCausalLM, MoE
+from glassmoe.models.routers import choose
+from glassmoe.reading.subject import activations, place_in
+
+Int64 = npt.NDArray[np.int64]
+PLACES = 8
+"""Stretches of a row, equally long, between which positions are told apart."""
+LEAST = 20
+"""Times that a token must have been read to be named as one that an expert is sent often."""
+
+
+def experts_of(
+    model: GlassForCausalLM,
+    tokens_RN: npt.NDArray[Any],
+    lengths_R: Int64,
+    kind: TokenKind,
+    *,
+    labels_R: Sequence[str] | None = None,
+    micro_rows: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Load, sparsity and specialisation of every mixture layer on rows of tokens.
+
+    `labels_R`: what is known of each row's document, such as its source. Each entry of `layers` has `layer`, `load`
+    (share of the choices of each expert), `entropy` (of the load, bits; log2 E when all are equal), `l0` (units above 0
+    a token), `activity` (share of the chosen experts' units above 0), `information` (property -> `bits`, `shuffled`,
+    `share`) and `tokens` (of each expert the tokens that it is sent most often beyond its load, with how many times as
+    often). ValueError when no layer is a mixture.
+    """
+    mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
+    if not mixtures:
+        raise ValueError(f"a {model.config.ffn} model has no mixture of experts; give a switch or moe-x run")
+    chosen, active = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
+    properties = properties_of(tokens_RN, lengths_R, kind, labels_R)
+    order = np.random.default_rng(seed).permutation(int(lengths_R.sum()))
+    layers = []
+    for i, layer in mixtures.items():
+        experts_TK = np.concatenate(chosen[i])
+        load_E = np.bincount(experts_TK.ravel(), minlength=layer.num_experts) / experts_TK.size
+        l0 = active[i] / len(experts_TK)
+        entropy = float(-(load_E[load_E > 0] * np.log2(load_E[load_E > 0])).sum())
+        information = {
+            name: _information(experts_TK, value_T, value_T[order], layer.num_experts, entropy)
+            for name, value_T in properties.items()
+        }
+        layers.append(
+            {
+                "layer": i,
+                "load": [round(float(share), 4) for share in load_E],
+                "entropy": entropy,
+                "l0": l0,
+                "activity": l0 / (layer.experts_per_token * layer.expert_hidden),
+                "information": information,
+                "tokens": _favourites(experts_TK, properties["token"], load_E, kind),
+            }
+        )
+    labels = None if labels_R is None else sorted(set(labels_R))
+    return {"tokens": int(lengths_R.sum()), "rows": len(tokens_RN), "labels": labels, "layers": layers}
+
+
+def mutual_information(a_T: Int64, b_T: Int64) -> float:
+    """Bits that two properties of the same things, numbers from 0, share: sum of p(a, b) log2 p(a, b) / (p(a) p(b))."""
+    table = np.zeros((int(a_T.max()) + 1, int(b_T.max()) + 1))
+    np.add.at(table, (a_T, b_T), 1 / len(a_T))
+    independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
+    there = table > 0
+    return float((table[there] * np.log2(table[there] / independent[there])).sum())
+
+
+def properties_of(
+    tokens_RN: npt.NDArray[Any], lengths_R: Int64, kind: TokenKind, labels_R: Sequence[str] | None = None
+) -> dict[str, Int64]:
+    """What is known of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
+    itself, the one `before` it, its `class` (`token_classes`; not of moves), its `place` in the row and, where rows
+    have labels, the `document`'s."""
+    inside_RN = np.arange(tokens_RN.shape[1]) < lengths_R[:, None]
+    token_RN = tokens_RN.astype(np.int64)
+    # A row begins where nothing is before it: a value of its own.
+    before_RN = np.concatenate([np.full((len(token_RN), 1), kind.size), token_RN[:, :-1]], axis=1)
+    place_RN = np.broadcast_to(np.arange(tokens_RN.shape[1]) * PLACES // tokens_RN.shape[1], tokens_RN.shape)
+    found = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
+    if kind.name != MOVES.name:
+        names = token_classes(kind)
+        number = {name: n for n, name in enumerate(sorted(set(names)))}
+        found["class"] = np.array([number[name] for name in names])[found["token"]]
+    if labels_R is not None:
+        number = {name: n for n, name in enumerate(sorted(set(labels_R)))}
+        document_R = np.array([number[label] for label in labels_R])
+        found["document"] = np.broadcast_to(document_R[:, None], tokens_RN.shape)[inside_RN]
+    return found
+
+
+def token_classes(kind: TokenKind) -> list[str]:
+    """The class of every token of a vocabulary, by its spelling alone. Characters of games: piece, file, digit,
+    castling, mark (`x`, `+`, `#`, `=`), break. Text: start, space, word (with the space before it), Word (the same,
+    with a capital), inside (letters that go on), number, mark."""
+    if kind.name == CHARACTERS.name:
+        classes = {"piece": "KQRBN", "file": "abcdefgh", "digit": string.digits, "castling": "O-", "mark": "x+#="}
+        lookup = {letter: name for name, letters in classes.items() for letter in letters}
+        return [lookup.get(letter, "break") for letter in kind.vocabulary]
+    assert kind.name == TEXT
+    return ["start" if number == kind.start else _word_class(kind.decode([number])) for number in range(kind.size)]
+
+
+def _word_class(text: str) -> str:
+    bare = text.strip()
+    if not bare:
+        return "space"
+    if bare.isdigit():
+        return "number"
+    if not bare[0].isalpha():
+        return "mark"
+    if text[0].isspace():
+        return "Word" if bare[0].isupper() else "word"
+    return "Word" if bare[0].isupper() else "inside"
+
+
+@torch.no_grad()
+def _read(
+    model: GlassForCausalLM, mixtures: Mapping[int, MoE], tokens_RN: Any, lengths_R: Int64, micro_rows: int
+) -> tuple[dict[int, list[Int64]], dict[int, float]]:
+    """Of each layer the chosen experts of all tokens, (T, K) in parts, and how many units were above 0."""
+    chosen: dict[int, list[Int64]] = {i: [] for i in mixtures}
+    active = dict.fromkeys(mixtures, 0.0)
+    device = next(model.parameters()).device
+    places = {i: place_in(model, i, "mlp") for i in mixtures}
+    for start in range(0, len(tokens_RN), micro_rows):
+        part = slice(start, start + micro_rows)
+        tokens = torch.from_numpy(tokens_RN[part].astype(np.int64)).to(device)
+        inside = torch.from_numpy(np.arange(tokens_RN.shape[1]) < lengths_R[part, None]).to(device)
+        found = activations(model, list(places.values()), tokens)
+        for i, layer in mixtures.items():
+            x_TD: Tensor = found[places[i]].x[inside]
+            chosen[i].append(choose(layer.scores(x_TD), layer.experts_per_token)[1].cpu().numpy())
+            active[i] += float((layer.features(x_TD).values > 0).sum())
+    return chosen, active
+
+
+def _information(
+    experts_TK: Int64, value_T: Int64, shuffled_T: Int64, experts: int, entropy: float
+) -> dict[str, float]:
+    choices = experts_TK.ravel()
+    assert int(choices.max()) < experts
+    each = experts_TK.shape[1]
+    bits, chance = (mutual_information(choices, np.repeat(values, each)) for values in (value_T, shuffled_T))
+    return {"bits": bits, "shuffled": chance, "share": (bits - chance) / entropy if entropy else 0.0}
+
+
+def _favourites(
+    experts_TK: Int64, token_T: Int64, load_E: npt.NDArray[np.float64], kind: TokenKind, most: int = 8
+) -> list[list[list[Any]]]:
+    """Of each expert [token, times as often as chance] of those it is sent most beyond its load."""
+    table_VE = np.zeros((kind.size, len(load_E)))
+    np.add.at(table_VE, (np.repeat(token_T, experts_TK.shape[1]), experts_TK.ravel()), 1)
+    read_V = table_VE.sum(1) / experts_TK.shape[1]
+    known = np.flatnonzero(read_V >= LEAST)
+    lift_VE = table_VE[known] / np.maximum(table_VE[known].sum(1, keepdims=True) * load_E, 1e-12)
+    favourites = []
+    for expert in range(len(load_E)):
+        best = np.argsort(-lift_VE[:, expert], kind="stable")[:most]
+        named = [(kind.decode([int(known[b])]) or kind.vocabulary[known[b]], lift_VE[b, expert]) for b in best]
+        favourites.append([[text, round(float(lift), 2)] for text, lift in named if lift > 1])
+    return favourites

@@ -1,0 +1,109 @@
+"""What experts say of their tokens: by hand, and on real small models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glassmoe import cli
+from glassmoe.data.text_tokens import text_kind
+from glassmoe.data.tokens import CHARACTERS, MOVES
+from glassmoe.measure.specialisation import experts_of, mutual_information, properties_of, token_classes
+from glassmoe.models import GlassConfig, GlassForCausalLM
+from glassmoe.training.language import train
+from tiny_runs import tiny
+
+
+def test_mutual_information_by_hand() -> None:
+    assert mutual_information(np.array([0, 0, 1, 1]), np.array([5, 5, 2, 2])) == pytest.approx(1.0)
+    assert mutual_information(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])) == pytest.approx(0.0)
+    # p(0,0) = 1/2, p(1,0) = p(1,1) = 1/4: 1/2 log2(4/3) + 1/4 log2(2/3) + 1/4 log2 2.
+    expected = 0.5 * np.log2(4 / 3) + 0.25 * np.log2(2 / 3) + 0.25
+    assert mutual_information(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])) == pytest.approx(expected)
+
+
+def test_properties_by_hand() -> None:
+    tokens = np.array([[15, 6, 4, 23], [15, 6, 0, 0]])
+    found = properties_of(tokens, np.array([4, 2]), CHARACTERS, ["x", "a"])
+    assert found["token"].tolist() == [15, 6, 4, 23, 15, 6]
+    assert found["before"].tolist() == [32, 15, 6, 4, 32, 15]
+    assert found["place"].tolist() == [0, 2, 4, 6, 0, 2]
+    assert found["document"].tolist() == [1, 1, 1, 1, 0, 0]
+    names = sorted(set(token_classes(CHARACTERS)))
+    assert [names[c] for c in found["class"]] == ["break", "digit", "break", "file", "break", "digit"]
+    assert "class" not in properties_of(np.zeros((1, 2), int), np.array([2]), MOVES)
+
+
+def test_classes_of_text_by_spelling(tmp_path: Path) -> None:
+    from text_files import made_up_texts, prepared
+
+    prepared(tmp_path / "data", [*made_up_texts(60), "The end. 12 The the 9 it, The 12 the end."] * 4)
+    kind = text_kind((tmp_path / "data/tokenizer.json").read_text())
+    classes = token_classes(kind)
+    assert len(classes) == kind.size and classes[kind.start] == "start"
+    for text, expected in ((".", "mark"), (" ", "space"), ("t", "inside"), ("T", "Word"), ("1", "number")):
+        (token,) = kind.encode(text)[1:]
+        assert classes[int(token)] == expected, text
+    assert classes[kind.vocabulary.index("Ġthe")] == "word"
+
+
+def test_experts_that_a_token_decides() -> None:
+    """A layer that reads embeddings alone, with a router that takes them apart: what it says of the token is all."""
+    torch.manual_seed(0)
+    shape = {
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "active_width": 16,
+        "num_experts": 4,
+        "context": 12,
+        "vocab_size": 32,
+    }
+    model = GlassForCausalLM(GlassConfig(ffn="switch", experts_per_token=1, init_std=0.5, **shape)).eval()
+    with torch.no_grad():
+        model.model.layers[0].attention.out.weight.zero_()
+        model.model.positions.weight.zero_()
+    tokens = np.random.default_rng(0).integers(0, 32, (40, 12))
+    lengths = np.full(40, 12)
+    labels = ["even" if row % 2 else "odd" for row in range(40)]
+    found = experts_of(model, tokens, lengths, CHARACTERS, labels_R=labels, micro_rows=7)
+    (layer,) = found["layers"]
+    information = layer["information"]
+    load = np.array(layer["load"])
+    assert information["token"]["bits"] == pytest.approx(layer["entropy"], rel=1e-6)
+    assert abs(information["place"]["share"]) < 0.05 and abs(information["document"]["share"]) < 0.05
+    assert information["token"]["bits"] >= information["class"]["bits"] > 0
+    assert layer["entropy"] == pytest.approx(-(load[load > 0] * np.log2(load[load > 0])).sum(), abs=1e-3)
+    with torch.no_grad():
+        x = model.model.layers[0].ffn_norm(model.model.tokens(torch.from_numpy(tokens))).flatten(0, 1)
+        values = model.feed_forwards()[0].features(x).values
+    assert layer["l0"] == pytest.approx(float((values > 0).sum(1).float().mean()), rel=1e-5)
+    assert layer["activity"] == pytest.approx(layer["l0"] / 16, rel=1e-6)
+    # A token goes to one expert: it is sent there 1 / load times as often as chance.
+    for expert, favourites in enumerate(layer["tokens"]):
+        for _, lift in favourites:
+            assert lift == pytest.approx(1 / load[expert], rel=0.02)
+
+
+def test_the_verb_writes_results_and_names_mistakes(
+    noise_games: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ffn in ("moe-x", "gelu"):
+        train(tiny(noise_games, ffn, steps=2), tmp_path / ffn)
+    task = tmp_path / "openings.jsonl"
+    lines = [{"text": f";1.{first}4 e5 2.Nf3", "label": first} for first in "ed" for _ in range(12)]
+    task.write_text("\n".join(json.dumps(line) for line in [*lines, {"text": "!", "label": "e"}]))
+    words = ["reproduce", "experts", str(tmp_path / "moe-x"), "--results", str(tmp_path / "results")]
+    assert cli.main([*words, "--tokens", "500"]) == 0
+    assert cli.main([*words, "--task", str(task), "--name", "labelled", "--json"]) == 0
+    capsys.readouterr()
+    plain, with_task = (json.loads((tmp_path / f"results/experts-{n}.json").read_text()) for n in ("moe-x", "labelled"))
+    assert "document" not in plain["rows"][0]["layers"][0]["information"]
+    assert with_task["rows"][0]["labels"] == ["d", "e"] and "1 could not be read" in with_task["rows"][0]["read"]
+    page = (tmp_path / "results/experts-labelled.md").read_text()
+    assert "the document" in page and "24 texts of openings" in page
+    assert (tmp_path / "results/figures/experts-labelled.png").exists()
+    assert cli.main(["reproduce", "experts", str(tmp_path / "gelu")]) == 2
+    assert "a gelu model has no mixture of experts" in capsys.readouterr().err
