@@ -123,7 +123,7 @@ class _Collector:
 
     def _sample(self, features: Features) -> None:
         values, tokens = features.values.float(), len(features.values)
-        self.positive += int((values > 0).sum())
+        self.positive += int(self.layer.active(features).sum())
         self.tokens += tokens
         if features.ids is None:
             greatest, nonzero = values.amax(0), (values != 0).any(0)
