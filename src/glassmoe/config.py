@@ -142,10 +142,6 @@ class ModelConfig:
                 f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
                 f"a token can go to at most all experts"
             )
-        if self.active_width % self.experts_per_token:
-            raise ValueError(
-                f"model.active_width {self.active_width} cannot be shared among {self.experts_per_token} experts"
-            )
 
 
 @dataclass

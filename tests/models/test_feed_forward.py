@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from glassmoe.models import (
     FEED_FORWARD,
-    GEGLU,
+    GLU,
     Dense,
     Features,
     FeedForward,
@@ -77,7 +77,7 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
                 z = layer.w_enc[j] @ token + (layer.b_enc[j] if layer.b_enc is not None else 0)
                 parts[j] = gate.to(x.dtype) * act(layer.activation, z)
             rows.append(torch.cat(parts))
-        elif isinstance(layer, GEGLU):
+        elif isinstance(layer, GLU):
             rows.append(act("gelu", layer.w_enc @ token) * (layer.w_up @ token))
         else:
             z = layer.w_enc @ token + (layer.b_enc if layer.b_enc is not None else 0)

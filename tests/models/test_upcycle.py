@@ -101,7 +101,7 @@ def test_any_layer_goes_on_as_what_it_is(ffn: str) -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (("geglu", 48, {}), ("moe-x", 48, {}), "a GEGLU .* layer cannot become a MoE .* layer"),
+        (("geglu", 48, {}), ("moe-x", 48, {}), "a GLU .* layer cannot become a MoE .* layer"),
         (("moe-x", 48, {}), ("relu", 24, {}), "a MoE .* cannot become a Dense"),
         (("relu", 32, {}), ("moe-x", 48, {}), "32 hidden units and an expert 24; .* give model.active_width 64"),
         (("relu", 24, {"layers": 3}), ("moe-x", 48, {}), "does not fit: its model.layers.2.* here missing"),

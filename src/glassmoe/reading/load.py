@@ -45,9 +45,9 @@ def kind_beside(path: Path, settings: Any) -> TokenKind:
     if not file.is_file():
         raise ValueError(f"{path} has no tokenizer.json, so its tokens cannot be read; put it back")
     kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
-    if kind.size != settings.vocab_size:
+    if kind.size + settings.unused_ids != settings.vocab_size:
         raise ValueError(
-            f"{file} has {kind.size} ids and the model {settings.vocab_size}; put back that of its training"
+            f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that of its training"
         )
     return kind
 
