@@ -220,8 +220,8 @@ class StartConfig:
     """Where the first weights come from."""
 
     source: str | None = None
-    """A trained model (a run directory, a folder of transformers files, or a hub id) whose weights are taken over; a
-    dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
+    """A trained model (a run directory, or folder or hub id of ours or of a GPT-2, GPT-NeoX or Llama) whose weights are
+    taken over; a dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
     noise: float = 0.1
     """When a dense layer becomes experts: noise on each expert's encoder, as a share of its standard deviation.
     Without noise or redraw the experts are equal, and the sparsity-aware router cannot tell them apart."""

@@ -55,8 +55,8 @@ def expert_mlp(
     """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it; of gated
     experts s(W_enc x + b_enc) * (W_up x) for the latter part.
 
-    `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly, because
-    grouped products are not autocast-aware.
+    `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly,
+    because grouped products are not autocast-aware.
     """
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)

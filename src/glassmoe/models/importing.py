@@ -30,8 +30,8 @@ _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "relu": "reglu"}
 
 
 def imported_settings(foreign: Any) -> Settings:
-    """The fields of `GlassConfig`, but for the tokens', that make our decoder the model which `foreign`, a configuration
-    of transformers, describes. ValueError, in one sentence, for a family or an option that it cannot be."""
+    """The fields of `GlassConfig`, but for the tokens', that make our decoder the model which `foreign`, a
+    configuration of transformers, describes. ValueError, in one sentence, for a family or option that it cannot be."""
     family = foreign.model_type
     if family not in _FAMILIES:
         raise ValueError(f"a {family} model cannot be imported; supported are {SUPPORTED}")
@@ -61,14 +61,15 @@ def imported_model(foreign: Any, weights: Mapping[str, Tensor], **tokens: Any) -
         model = GlassForCausalLM(config)
     model.load_state_dict({name: weight.contiguous() for name, weight in found.items()}, assign=True)
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _refuse(foreign: Any, option: str) -> NoReturn:
     value = getattr(foreign, option)
     raise ValueError(
-        f"this {foreign.model_type} model has {option} {value!r}, which glassmoe's decoder cannot express; supported are "
-        f"{SUPPORTED} in their common forms"
+        f"this {foreign.model_type} model has {option} {value!r}, which glassmoe's decoder cannot express; supported "
+        f"are {SUPPORTED} in their common forms"
     )
 
 

@@ -23,10 +23,10 @@ from .routers import LearnedRouter, balance_loss, choose, encoder_statistics, sp
 class MoE(FeedForward):
     """E experts of F hidden units, K of them for each token.
 
-    `router`: "learned" or "sparsity". `activation`: one of `dense.ACTIVATIONS`. `balance`: weight of the Switch balance loss,
-    named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware router's
-    gradient reaches the encoder weights that it reads (a learned router always learns). `gated`: experts have `w_up`,
-    and, as gated dense layers do, no encoder bias.
+    `router`: "learned" or "sparsity". `activation`: one of `dense.ACTIVATIONS`. `balance`: weight of the Switch balance
+    loss, named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware
+    router's gradient reaches the encoder weights that it reads (a learned router always learns). `gated`: experts have
+    `w_up`, and, as gated dense layers do, no encoder bias.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """The one decoder: nanoGPT's block with a slot for the feed-forward layer, as a native transformers model.
 
 x + attention(LN(x)), then x + ffn(LN(x)); learned positions; embedding and head tied; no dropout (MoE-X Table 6 sets it
-to 0). The configuration makes of it the decoders of GPT-NeoX (x + attention(LN1(x)) + ffn(LN2(x)), rotary positions) and
-Llama (RMSNorm, rotary positions, key/value heads shared by groups of heads). Initialisation: N(0, 0.02), projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
+to 0). The configuration makes of it the decoders of GPT-NeoX (x + attention(LN1(x)) + ffn(LN2(x)), rotary positions)
+and Llama (RMSNorm, rotary positions, key/value heads shared by groups of heads). Initialisation: N(0, 0.02),
+projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
 
 Legend: B rows, S positions, T = B * S tokens, D model width (of a head where heads are named), H heads, G key/value
 heads, V vocabulary.

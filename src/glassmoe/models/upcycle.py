@@ -1,11 +1,11 @@
 """Starting a model from the weights of another: the same shape goes on, a dense layer becomes a mixture of experts.
 
-Sparse upcycling (Komatsuzaki et al. 2022; MoE-X reports its chess results for upcycled models, Table 4): a dense
-feed-forward layer is copied into every expert, everything else is copied as it is. The gates of a token sum to 1, so
-equal experts together give exactly what the dense layer gave, as long as the activations agree. A gated layer (a Llama's
-SwiGLU) becomes gated experts in the same way. Equal experts also get
-equal scores from the sparsity-aware router, which would then always choose the same ones; so noise on the encoders, or
-drawing some units anew (as Nakamura et al. 2025 do), makes them differ. Neither paper's amount is known for MoE-X.
+Sparse upcycling (Komatsuzaki et al. 2022; MoE-X reports its chess results for upcycled models, Table 4): a dense feed-
+forward layer is copied into every expert, everything else is copied as it is. The gates of a token sum to 1, so equal
+experts together give exactly what the dense layer gave, as long as the activations agree. A gated layer (a Llama's
+SwiGLU) becomes gated experts in the same way. Equal experts also get equal scores from the sparsity-aware router, which
+would then always choose the same ones; so noise on the encoders, or drawing some units anew (as Nakamura et al. 2025
+do), makes them differ. Neither paper's amount is known for MoE-X.
 
 Legend: E experts, F hidden units of one expert, D model width.
 """
@@ -24,7 +24,6 @@ from .dense import GLU, Dense
 from .features import FeedForward
 from .moe import MoE
 from .transformer import GlassForCausalLM
-
 
 SHARED = (
     "layers",
@@ -147,8 +146,8 @@ def _kind(index: int, old: FeedForward, new: FeedForward) -> str:
     if not isinstance(old, Dense | GLU) or not isinstance(new, MoE) or isinstance(old, GLU) != (new.w_up is not None):
         raise ValueError(
             f"layer {index}: a {_describe(old)} layer cannot become a {_describe(new)} layer; a gelu or relu layer can "
-            f"become a switch or moe-x layer, a gated one (geglu, swiglu, reglu) with model.gated true, and any layer can "
-            f"go on as what it is"
+            f"become a switch or moe-x layer, a gated one (geglu, swiglu, reglu) with model.gated true, and any layer "
+            f"can go on as what it is"
         )
     if old.num_features != new.expert_hidden:
         raise ValueError(

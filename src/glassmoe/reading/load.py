@@ -47,7 +47,8 @@ def kind_beside(path: Path, settings: Any) -> TokenKind:
     kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
     if kind.size + settings.unused_ids != settings.vocab_size:
         raise ValueError(
-            f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that of its training"
+            f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that of "
+            f"its training"
         )
     return kind
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from glassmoe.data.text_tokens import load_tokenizer, text_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
@@ -15,26 +13,25 @@ from glassmoe.models import GlassConfig
 from glassmoe.models.importing import imported_model, imported_settings
 
 from .load import Loaded, load
-from .subject import family, load_foreign
+from .subject import foreign_settings, load_foreign
 
 
 def source_settings(name: str) -> GlassConfig:
-    """The configuration of the model that `name` means, as one of ours; its weights are not read. ValueError, in one
-    sentence, when there is none, or it cannot be one of ours."""
-    if family(name) == "glassmoe":
-        path = Path(name) / "config.json"
-        settings: GlassConfig = AutoConfig.from_pretrained(name) if path.exists() else load(name, "cpu").model.config
-        return settings
-    foreign = AutoConfig.from_pretrained(name)
+    """The configuration of the model that `name` means, as one of ours. ValueError, in one sentence, when there is
+    none, or it cannot be one of ours."""
+    foreign = foreign_settings(name)
+    if foreign is None:
+        own: GlassConfig = load(name, "cpu").model.config
+        return own
     # What cannot be ours is refused before its tokenizer is asked for.
     return GlassConfig(**{**_settings(name, foreign), **_tokens(name, foreign)})
 
 
 def load_source(name: str, device: str = "auto") -> Loaded:
     """The model that `name` means, as one of ours, in float32 and evaluation mode. ValueError as `source_settings`."""
-    if family(name) == "glassmoe":
+    foreign = foreign_settings(name)
+    if foreign is None:
         return load(name, device)
-    foreign = AutoConfig.from_pretrained(name)
     _settings(name, foreign)
     tokens = _tokens(name, foreign)
     model = imported_model(foreign, load_foreign(name).state_dict(), **tokens)
@@ -70,5 +67,5 @@ def _kind(name: str) -> TokenKind:
         return text_kind(*load_tokenizer(name))
     except ValueError:
         raise ValueError(
-            f"{name} has no tokenizer beside its weights, with which text could be prepared; put its tokenizer.json there"
+            f"{name} has no tokenizer beside its weights to know its text by; put its tokenizer.json there"
         ) from None

@@ -98,7 +98,7 @@ class Subject:
 def load_subject(name: str, device: str = "auto") -> Subject:
     """The model that `name` means (one of ours, a folder of transformers files, or a hub id), in float32 and evaluation
     mode, without gradients. ValueError, in one sentence, when there is none or its weights are not all there."""
-    if family(name) == "glassmoe":
+    if foreign_settings(name) is None:
         loaded = load(name, device)
         settings = loaded.model.config
         model: Any = loaded.model
@@ -121,16 +121,18 @@ def load_subject(name: str, device: str = "auto") -> Subject:
     )
 
 
-def family(name: str) -> str:
-    """`model_type` of what `name` means; `glassmoe` where nothing can be read, as `load` finds the words for that."""
+def foreign_settings(name: str) -> Any | None:
+    """The configuration of another maker's model; None for one of ours, and where nothing can be read: `load` finds the
+    words for that."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
-        return str(AutoConfig.from_pretrained(name).model_type)
+        settings = AutoConfig.from_pretrained(name)
     except Exception:  # what transformers raises depends on where it stumbles
-        return "glassmoe"
+        return None
     finally:
         transformers_logging.set_verbosity(verbosity)
+    return None if settings.model_type == "glassmoe" else settings
 
 
 def load_foreign(name: str) -> Any:

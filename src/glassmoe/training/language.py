@@ -166,8 +166,8 @@ class LanguageTask:
 
 def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassForCausalLM:
     """The model of a run with fresh weights from torch's random state. Its context is a whole row where the
-    configuration has none: one position more than training uses as input, so that a whole row can be read. `kind`: what its tokens are; text needs it, for its
-    tokenizer."""
+    configuration has none: one position more than training uses as input, so that a whole row can be read. `kind`:
+    what its tokens are; text needs it, for its tokenizer. ValueError for rows longer than the context."""
     kind = token_kind(config.data.tokens) if kind is None else kind
     context = config.model.context or row_length
     if row_length > context:
