@@ -67,7 +67,7 @@ def expert_mlp(
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
     aligned = all(size * x_SD.element_size() % 16 == 0 for size in w_enc_EFD.shape[1:])
     kernel = _grouped if x_TD.is_cuda and aligned else _loop
-    y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, slots, activation)
+    y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD)
     y_TD: Tensor = _Combine.apply(y_SD, gates_TK, slots)  # type: ignore[no-untyped-call]
     return y_TD
 
@@ -128,10 +128,10 @@ def _grouped(
     x_SD: Tensor,
     w_enc_EFD: Tensor,
     b_enc_EF: Tensor | None,
-    w_up_EFD: Tensor | None,
     w_dec_EFD: Tensor,
     slots: Slots,
     activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     ends_E = slots.counts_E.cumsum(0).to(torch.int32)
     z_SF = F.grouped_mm(x_SD, w_enc_EFD.transpose(1, 2), offs=ends_E)
@@ -147,14 +147,14 @@ def _loop(
     x_SD: Tensor,
     w_enc_EFD: Tensor,
     b_enc_EF: Tensor | None,
-    w_up_EFD: Tensor | None,
     w_dec_EFD: Tensor,
     slots: Slots,
     activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     counts = slots.counts_E.tolist()
     y_SD: Tensor = _ExpertLoop.apply(  # type: ignore[no-untyped-call]
-        x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, counts, activation
+        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation
     )
     return y_SD
 
@@ -168,8 +168,8 @@ class _ExpertLoop(torch.autograd.Function):
         x_SD: Tensor,
         w_enc_EFD: Tensor,
         b_enc_EF: Tensor | None,
-        w_up_EFD: Tensor | None,
         w_dec_EFD: Tensor,
+        w_up_EFD: Tensor | None,
         counts: list[int],
         activation: str,
     ) -> Tensor:
@@ -213,7 +213,7 @@ class _ExpertLoop(torch.autograd.Function):
                 du_SF = dh_SF * gate_SF
                 torch.mm(du_SF.T, x_SD[rows], out=dw_up_EFD[e])
                 dx_SD[rows] += du_SF @ w_up_EFD[e]
-        return dx_SD, dw_enc_EFD, db_enc_EF, dw_up_EFD, dw_dec_EFD, None, None
+        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, dw_up_EFD, None, None
 
 
 def _activation_backward(z_SF: Tensor, ds_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:
