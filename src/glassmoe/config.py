@@ -131,17 +131,6 @@ class ModelConfig:
                 raise ValueError(
                     f"model.{great} {getattr(self, great)} is not a multiple of model.{small} {getattr(self, small)}"
                 )
-        turning = self.width // self.heads * self.rotary_share
-        if self.positions == "rotary" and (not 0 < self.rotary_share <= 1 or int(turning) < 2 or int(turning) % 2):
-            raise ValueError(
-                f"model.rotary_share {self.rotary_share} lets {turning:g} of a head's {self.width // self.heads} "
-                f"entries turn; give a share of an even number of them"
-            )
-        if self.experts_per_token > self.num_experts:
-            raise ValueError(
-                f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
-                f"a token can go to at most all experts"
-            )
 
 
 @dataclass

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig
 
-from glassmoe.models import GlassForCausalLM
+from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.models.importing import imported_model, imported_settings
 
 IDS = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0}
@@ -112,6 +112,20 @@ def test_an_imported_model_is_saved_loaded_and_trained_as_any(name: str, tmp_pat
     assert torch.equal(again(input_ids=ids).logits, ours(input_ids=ids).logits)
     again.train()(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in again.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rotary_share": 0.3}, "rotary_share 0.3 lets 9 of a head's 32 entries turn; give a share of an even number"),
+        ({"rotary_share": 0.0}, "lets 0 of a head's 32"),
+        ({"rotary_share": 1.5}, "lets 48 of a head's 32"),
+        ({"rotary_scaling": {"factor": 8.0}}, "rotary_scaling has factor; give factor, low_freq_factor"),
+    ],
+)
+def test_positions_that_cannot_turn_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GlassForCausalLM(GlassConfig(width=64, heads=2, layers=1, positions="rotary", **settings))
 
 
 def test_grouped_heads_under_bf16_are_close() -> None:

@@ -166,13 +166,28 @@ def test_a_run_directory_is_a_run_directory(
     assert capsys.readouterr().out.startswith("the cat")
     assert cli.main(["report", str(out)]) == 0
     assert "moe-x" in (out / "report.html").read_text()
-    fit = "--layer 1 --kind transcoder --width 16 --k 2 --train.steps 2 --train.batch_rows 4 --train.micro_rows 4"
-    fit += " --train.eval_rows 4 --data.rows packed:17"
+    fit = "--layer 1 --coders transcoder,mxd --features 128 --k 2 --tokens 128 --batch-tokens 64 --context 16"
     where = ["decompose", str(out), "--data.path", str(texts[name]), "--out", str(tmp_path / "coder")]
     capsys.readouterr()
     assert cli.main([*where, *fit.split()]) == 0, capsys.readouterr().err
-    steer = "--layer 1 --feature 3 --add 5 --prompt dog --tokens 4"
-    assert cli.main(["steer", str(out), *steer.split()]) == 0, capsys.readouterr().err
+    steer = ["--layer", "1", "--feature", "3", "--add", "5", "--prompt", "dog", "--tokens", "4"]
+    assert cli.main(["steer", str(out), *steer]) == 0, capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_what_steering_raises_are_tokens_though_the_embedding_has_more_rows(
+    sources: dict[str, Path], texts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    padded = tmp_path / "padded"
+    model = AutoModelForCausalLM.from_pretrained(sources["pythia"])
+    model.lm_head.weight[320:] *= 30  # the likeliest of all
+    model.save_pretrained(padded)
+    for file in sources["pythia"].glob("tokenizer*"):
+        (padded / file.name).write_bytes(file.read_bytes())
+    steer = ["--layer", "1", "--feature", "3", "--add", "50", "--prompt", "dog", "--tokens", "4"]
+    assert cli.main(["steer", str(padded), *steer]) == 0, capsys.readouterr().err
+    assert cli.main(words("pythia", {"pythia": padded}, texts, tmp_path / "run", "--train.steps", 0)) == 0
+    assert cli.main(["steer", str(tmp_path / "run"), *steer]) == 0, capsys.readouterr().err
 
 
 def test_mistakes(

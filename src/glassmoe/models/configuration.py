@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from .dense import gated_hidden
+from .rotary import rotary_size
 
 
 class GlassConfig(PreTrainedConfig):
@@ -77,5 +78,5 @@ class GlassConfig(PreTrainedConfig):
 
     @property
     def rotary_size(self) -> int:
-        """Entries of a head that turn with the position."""
-        return int(self.width // self.heads * self.rotary_share)
+        """Entries of a head that turn with the position; ValueError as `rotary.rotary_size`."""
+        return rotary_size(self.width // self.heads, self.rotary_share, self.rotary_scaling)

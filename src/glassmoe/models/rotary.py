@@ -23,6 +23,19 @@ SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positi
 Turns = tuple[Tensor, Tensor]
 
 
+def rotary_size(head: int, share: float, scaling: Mapping[str, float] | None) -> int:
+    """Entries of a head that turn, a `share` of them. ValueError when these are not an even number of its entries, or
+    the scaling is not Llama 3.1's."""
+    size = int(head * share)
+    if not 0 < size <= head or size % 2:
+        raise ValueError(
+            f"model.rotary_share {share:g} lets {size} of a head's {head} entries turn; give a share of an even number"
+        )
+    if scaling is not None and set(scaling) != set(SCALING):
+        raise ValueError(f"model.rotary_scaling has {', '.join(scaling)}; give {', '.join(SCALING)}")
+    return size
+
+
 def rotary_turns(position_ids_BS: Tensor, size: int, theta: float, scaling: Mapping[str, float] | None = None) -> Turns:
     """Cosines and sines of every position's angles, two (B, 1, S, size / 2) float32. `size`: R, even."""
     entry = torch.arange(0, size, 2, dtype=torch.float32, device=position_ids_BS.device)

@@ -223,6 +223,7 @@ class GlassModel(GlassPreTrainedModel):
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = make_norm(config)
+        self.turning = config.rotary_size if config.positions == "rotary" else 0
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -265,8 +266,7 @@ class GlassModel(GlassPreTrainedModel):
         if self.positions is not None:
             x_BSD = x_BSD + self.positions(position_ids)
         else:
-            size, theta, scaling = self.config.rotary_size, self.config.rotary_theta, self.config.rotary_scaling
-            turns = rotary_turns(position_ids, size, theta, scaling)
+            turns = rotary_turns(position_ids, self.turning, self.config.rotary_theta, self.config.rotary_scaling)
         losses: dict[str, list[Tensor]] = {}
         for block in self.layers:
             x_BSD, named = block(x_BSD, mask, past_key_values, turns)
