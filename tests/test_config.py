@@ -77,10 +77,7 @@ def test_recipes_of_language_have_the_papers_numbers(name: str, sizes: tuple[int
         ({"model": {"width": 100, "heads": 2}}, "model.width 100 is not a multiple of 8"),
         ({"model": {"active_width": 24}}, "active_width 24 shared among 2 experts"),
         ({"model": {"heads": 4, "kv_heads": 3}}, "model.heads 4 is not a multiple of model.kv_heads 3"),
-        (
-            {"model": {"positions": "rotary", "rotary_share": 0.02}},
-            "rotary_share 0.02 lets 1.28 of a head's 64 entries",
-        ),
+        ({"model": {"kv_heads": 0}}, "model.kv_heads is 0; expected a number above 0"),
         ({"train": {"steps": -1}}, "train.steps is -1; expected"),
         (
             {"train": {"batch_rows": 10, "micro_rows": 4}},

@@ -124,13 +124,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
-        positive(self, "model", "norm_eps", "rotary_theta", *(n for n in ("kv_heads", "context") if getattr(self, n)))
+        given = [name for name in ("kv_heads", "context") if getattr(self, name) is not None]
+        positive(self, "model", "norm_eps", "rotary_theta", *given)
         positive(self, "model", "balance", "init_std", "unused_ids", zero=True)
         for small, great in (("heads", "width"), ("kv_heads", "heads")):
             if getattr(self, great) % (getattr(self, small) or 1):
                 raise ValueError(
                     f"model.{great} {getattr(self, great)} is not a multiple of model.{small} {getattr(self, small)}"
                 )
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
+                f"a token can go to at most all experts"
+            )
 
 
 @dataclass
