@@ -114,6 +114,8 @@ class ModelConfig:
     """Whether the head is the embedding's matrix, or one of its own."""
     context: int | None = None
     """Positions that the model can read; without a number, those of a row."""
+    eos_token_id: int | None = None
+    """Id that ends a text beside the separator, where a source has one."""
     unused_ids: int = 0
     """Entries of the embedding beyond the ids of the tokens, as some models round their number up."""
     init_std: float = 0.02

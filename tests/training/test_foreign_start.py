@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from glassmoe import cli
 from glassmoe import config as configuration
@@ -33,6 +33,10 @@ FAMILIES = {
 }
 
 
+ENDS = 7
+"""The Llama's eos, which is not its bos."""
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "corpus"
@@ -48,7 +52,12 @@ def sources(text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         torch.manual_seed(1)
         made[name] = tmp_path_factory.mktemp(name)
         model = AutoModelForCausalLM.from_config(
-            config(**settings, vocab_size=vocab_size, bos_token_id=kind.start, eos_token_id=kind.start)
+            config(
+                **settings,
+                vocab_size=vocab_size,
+                bos_token_id=kind.start,
+                eos_token_id=ENDS if name == "llama" else kind.start,
+            )
         )
         model.save_pretrained(made[name])
         tokenizer_of(kind, 40).save_pretrained(made[name])
@@ -123,6 +132,9 @@ def test_where_the_activation_stays_the_start_is_exact(
         assert cli.main(words(name, sources, texts, out, "--model.ffn", ffn, "--train.steps", 0, *more)) == 0
         assert "(the same function)" in capsys.readouterr().err
         made = load(str(out))
+        settings, tokenizer = made.model.config, AutoTokenizer.from_pretrained(out)
+        assert settings.eos_token_id == tokenizer.eos_token_id == (ENDS if name == "llama" else settings.bos_token_id)
+        assert settings.bos_token_id == tokenizer.bos_token_id == source.model.config.bos_token_id
         with torch.no_grad():
             difference = (made.model(input_ids=ids).logits - source.model(input_ids=ids).logits).abs().max()
         assert difference < 1e-5

@@ -33,7 +33,7 @@ def imported_settings(foreign: Any) -> Settings:
     """The fields of `GlassConfig`, but for the tokens', that make our decoder the model which `foreign`, a
     configuration of transformers, describes. ValueError, in one sentence, for a family or option that it cannot be."""
     family = foreign.model_type
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise ValueError(f"a {family} model cannot be imported; supported are {SUPPORTED}")
     if getattr(foreign, "quantization_config", None) is not None:
         _refuse(foreign, "quantization_config")
@@ -44,7 +44,7 @@ def imported_settings(foreign: Any) -> Settings:
         "context": foreign.max_position_embeddings,
         "vocab_size": foreign.vocab_size,
         "tie_word_embeddings": foreign.tie_word_embeddings,
-        **_FAMILIES[family][0](foreign),
+        **FAMILIES[family][0](foreign),
     }
 
 
@@ -53,7 +53,7 @@ def imported_model(foreign: Any, weights: Mapping[str, Tensor], **tokens: Any) -
     """Our decoder with the weights (by transformers' names) of the model that `foreign` describes. `tokens`: the fields
     of `GlassConfig` that say what a token is. ValueError as `imported_settings`."""
     config = GlassConfig(**{**imported_settings(foreign), **tokens})
-    found = _FAMILIES[foreign.model_type][1](config, weights)
+    found = FAMILIES[foreign.model_type][1](config, weights)
     if config.tie_word_embeddings:
         found["lm_head.weight"] = found["model.tokens.weight"]
     # On the meta device nothing is drawn that would be overwritten.
@@ -199,8 +199,9 @@ def _llama_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weight
     return found
 
 
-_FAMILIES: dict[str, tuple[Callable[[Any], Settings], Callable[[GlassConfig, Mapping[str, Tensor]], Weights]]] = {
+FAMILIES: dict[str, tuple[Callable[[Any], Settings], Callable[[GlassConfig, Mapping[str, Tensor]], Weights]]] = {
     "gpt2": (_gpt2_settings, _gpt2_weights),
     "gpt_neox": (_neox_settings, _neox_weights),
     "llama": (_llama_settings, _llama_weights),
 }
+"""`model_type` -> how its configuration and its weights become ours."""

@@ -116,7 +116,8 @@ def describe_start(receipt: Mapping[str, Any]) -> str:
         lines.append(
             f"experts differ by noise of {receipt['noise']:g} standard deviations and {redrawn} redrawn units"
             if receipt["noise"] or redrawn
-            else "experts are equal: the sparsity-aware router will send every token to the same ones"
+            else "experts are equal"
+            + ("" if receipt["new_weights"] else ": the sparsity-aware router will send every token to the same ones")
         )
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from glassmoe.data.text_tokens import text_kind
 from glassmoe.data.tokens import TEXT, TokenKind, token_kind
 from glassmoe.device import pick_device
 from glassmoe.models import FeedForward, GlassForCausalLM
+from glassmoe.models.importing import FAMILIES
 
 UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -97,7 +98,8 @@ def load(name: str, device: str = "auto") -> Loaded:
     finally:
         transformers_logging.set_verbosity(verbosity)
     if kind != "glassmoe":
-        raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
+        advice = "; glassmoe upcycle makes one of it" if kind in FAMILIES else ""
+        raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained{advice}")
     return Loaded(model.to(pick_device(device)).eval(), config, path)
 
 

@@ -174,14 +174,14 @@ def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = Non
         raise ValueError(
             f"rows of {row_length} tokens are longer than model.context {context}; give --data.rows packed:{context}"
         )
-    document = {"bos_token_id": kind.start, "eos_token_id": kind.start} if kind.name == TEXT else {}
+    eos = config.model.eos_token_id
+    document = {"bos_token_id": kind.start, "eos_token_id": kind.start if eos is None else eos}
     return GlassForCausalLM(
         GlassConfig(
             tokens=kind.name,
             tokenizer_sha256=kind.tokenizer_sha256,
             vocab_size=kind.size + config.model.unused_ids,
-            **document,
-            **{**asdict(config.model), "context": context},
+            **{**asdict(config.model), "context": context, **(document if kind.name == TEXT else {})},
         )
     )
 

@@ -54,6 +54,8 @@ def complete(config: RunConfig, speak: bool = True) -> RunConfig:
 
 def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
     taken = {name: getattr(source, name) for name in (*SHARED, "context", "unused_ids")}
+    eos = source.eos_token_id if isinstance(source.eos_token_id, int | None) else source.eos_token_id[0]
+    taken["eos_token_id"] = None if eos == source.bos_token_id else eos
     if model.ffn == source.ffn:
         return taken | {name: getattr(source, name) for name in FEED_FORWARD}
     if model.ffn not in MIXTURES or source.ffn not in {**ACTIVATION, **GATED}:
