@@ -53,6 +53,15 @@ def test_another_activation_is_another_function_and_the_receipt_says_so() -> Non
     assert "1.0000 of the source, 1.5000 copied (the activation is another" in told and "experts are equal" in told
 
 
+def test_units_that_are_no_longer_cut_to_k_are_another_function() -> None:
+    source, target = model("relu-topk", 24, options={"k": 3}), model("moe-x", 48, seed=1)
+    started = start_from(source, target, noise=0.0)
+    assert (logits(source) - logits(target)).abs().max() > 1e-3
+    assert not any(layer["exact"] for layer in started.receipt["layers"])
+    again = start_from(source, model("relu-topk", 24, seed=1, options={"k": 3}))
+    assert all(layer["exact"] for layer in again.receipt["layers"])
+
+
 def test_going_on_with_another_activation_is_not_called_the_same_function() -> None:
     source, target = model("gelu", 24), model("relu", 24, seed=1)
     started = start_from(source, target)
@@ -163,3 +172,4 @@ def test_a_learned_router_keeps_its_fresh_weights() -> None:
     started = start_from(model("gelu", 24), target)
     assert torch.equal(target.feed_forwards()[0].router.weight, router)
     assert started.receipt["new_weights"] == 2 * 4 * 16
+    assert start_from(target, model("switch", 48, seed=2)).receipt["new_weights"] == 0  # going on, it is taken over

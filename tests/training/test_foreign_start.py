@@ -1,7 +1,7 @@
 """Runs that begin from a GPT-2, GPT-NeoX or Llama: shape from the source, receipt, verbs on what comes out."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,12 @@ from glassmoe import cli
 from glassmoe import config as configuration
 from glassmoe.config import ModelConfig, RunConfig, StartConfig
 from glassmoe.data.corpus import Corpus
+from glassmoe.models.upcycle import SHARED
 from glassmoe.reading.load import load
 from glassmoe.reading.source import load_source
 from glassmoe.training.language import train
 from glassmoe.training.run import read_start, tokenizer_of
-from glassmoe.training.start import complete
+from glassmoe.training.start import FEED_FORWARD, complete
 from text_files import made_up_texts, prepared
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny
 
@@ -256,4 +257,5 @@ def test_the_shape_of_a_run_of_ours(noise_games: Path, tmp_path: Path) -> None:
     assert (config.model.width, config.model.active_width, config.model.gated) == (16, 64, False)
     assert config.model.context == 64 and config.start == StartConfig(source=str(source))
     assert complete(config) is config
-    assert complete(replace(config, model=ModelConfig(ffn="switch"), start=start)).model.activation is None
+    assert complete(replace(config, model=ModelConfig(ffn="switch"), start=start)).model.activation == "relu"
+    assert {*SHARED, *FEED_FORWARD} <= {field.name for field in fields(ModelConfig)}

@@ -85,7 +85,7 @@ def start_from(
     layers = []
     for (old, new), kind in zip(pairs, kinds, strict=True):
         redrawn = _break_symmetry(new, noise, redraw, generator) if kind == "experts" else 0  # type: ignore[arg-type]
-        layers.append({"kind": kind, "exact": _activation(old) == _activation(new), "redrawn": redrawn})
+        layers.append({"kind": kind, "exact": _unit(old) == _unit(new), "redrawn": redrawn})
     receipt = {
         "layers": layers,
         "noise": noise,
@@ -93,7 +93,11 @@ def start_from(
         "copied_weights": sum(own.numel() for own, _ in shared),
         "source_parameters": source.num_parameters(),
         "parameters": target.num_parameters(),
-        "new_weights": sum(n.router.weight.numel() for _, n in pairs if isinstance(n, MoE) and n.router is not None),
+        "new_weights": sum(
+            new.router.weight.numel()
+            for (_, new), kind in zip(pairs, kinds, strict=True)
+            if kind == "experts" and isinstance(new, MoE) and new.router is not None
+        ),
     }
     return Started(copied, receipt)
 
@@ -169,8 +173,9 @@ def _describe(layer: FeedForward) -> str:
     return f"{type(layer).__name__} ({layer.num_features} features)"
 
 
-def _activation(layer: FeedForward) -> Any:
-    return getattr(layer, "activation", None)
+def _unit(layer: FeedForward) -> Any:
+    """What decides a hidden unit's strength beside its weights: the activation, and of relu-topk how many are kept."""
+    return getattr(layer, "activation", None), getattr(layer, "k", None)
 
 
 def _copy_into_experts(old: Dense | GLU, new: MoE) -> None:

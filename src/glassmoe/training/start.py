@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from glassmoe.config import ModelConfig, RunConfig
@@ -64,7 +64,7 @@ def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
     gated = source.ffn in GATED
     share = gated_hidden(source.active_width) * 3 // 2 if gated else source.active_width
     taken |= {"active_width": share * model.experts_per_token, "gated": gated}
-    if model.ffn == "switch" and model.activation is None and not source.ffn.startswith("relu"):
+    if model.ffn == "switch" and model.activation is None:
         # Switch's experts compute what its dense layers do; MoE-X's are ReLU whatever the source has.
         activation = {**ACTIVATION, **GATED}[source.ffn]
         taken["activation"] = None if activation == "gelu" else activation
@@ -74,6 +74,3 @@ def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
 def _rows(cut: str, context: int) -> str:
     kind, _, length = cut.partition(":")
     return f"{kind}:{context}" if length.isdecimal() and int(length) > context else cut
-
-
-assert {*SHARED, *FEED_FORWARD} <= {field.name for field in fields(ModelConfig)}
