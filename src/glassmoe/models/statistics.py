@@ -19,8 +19,8 @@ def layer_statistics(layer: FeedForward, x_TD: Tensor) -> dict[str, Any]:
 
     `l0`: active features per token (`FeedForward.active`: above 0, for GELU half of "non-zero": its features are never
     exactly 0). `alive`: share of the layer's features active on at least one of these tokens. For a mixture also
-    `load`: share of the token-expert slots that each expert got, and `activity`: share of the chosen experts' units that
-    are active.
+    `load`: share of the token-expert slots that each expert got, and `activity`: share of the chosen experts' units
+    that are active.
     """
     features = layer.features(x_TD)
     active = layer.active(features)
