@@ -144,7 +144,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=bias)
         self.out.into_stream = True  # type: ignore[assignment]
 
-    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None) -> Tensor:
         batch, length, width = x_BSD.shape
         qkv = self.qkv(x_BSD).view(batch, length, sum(self.parts), -1).transpose(1, 2)
         q_BHSD, k_BGSD, v_BGSD = qkv.split(self.parts, dim=1)
@@ -167,7 +167,7 @@ class Block(nn.Module):
         self.ffn = build_feed_forward(config)
 
     def forward(
-        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         attended_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache, turns)
         y_TD, losses = self.ffn(self.ffn_norm(x_BSD if self.parallel else attended_BSD).flatten(0, 1))
