@@ -58,7 +58,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "quickstart": (making.quickstart, "train a small MoE-X on synthetic games and show what its neurons track"),
     "data": (making.data, "prepare games or text: data chess FILES --out DIR, data text FILES ..."),
     "train": (making.train, "train a model: train --config RECIPE --data.path DIR --out RUN"),
-    "upcycle": (making.upcycle, "dense model to mixture: upcycle RUN --config RECIPE --out RUN2"),
+    "upcycle": (making.upcycle, "dense model to mixture: upcycle RUN_OR_MODEL --config RECIPE --out RUN2"),
     "decompose": (
         coding.decompose,
         "open a model that exists: decompose MODEL --layer 8 --data.path TEXT --out DIR",

@@ -88,7 +88,9 @@ def sampled(model: Any, prompt: str, kind: TokenKind, sampling: Sampling) -> tup
     if sampling.frequency_penalty:
         penalty = FrequencyPenalty(sampling.frequency_penalty, len(ids))
         settings["logits_processor"] = LogitsProcessorList([penalty])
-    ends = sorted({kind.start, model.config.eos_token_id or kind.start}) if kind.name == TEXT else []
+    eos = model.config.eos_token_id
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
+    ends = sorted({kind.start, *eos}) if kind.name == TEXT else []
     if ends:
         settings |= {"pad_token_id": kind.start, "eos_token_id": ends}  # the former fills up samples that end early
     made = model.generate(

@@ -94,8 +94,9 @@ def upcycle(words: list[str]) -> None:
     _train_run(
         words,
         "upcycle",
-        "Start a mixture of experts from a trained dense model, whose feed-forward layers are copied into every "
-        "expert; say what changed and by how much the loss moved (also in start.json), and go on training.",
+        "Start a mixture of experts from a trained dense model (a run, a GPT-2, a Pythia or a Llama), whose "
+        "feed-forward layers are copied into every expert; say what changed and by how much the loss moved (also in "
+        "start.json), and go on training.",
         source=True,
     )
 
