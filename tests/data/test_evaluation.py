@@ -60,14 +60,18 @@ def test_mistakes(on: str, message: str, tmp_path: Path) -> None:
 
 def test_a_name_alone_needs_the_package_and_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="which is not installed: pip install datasets, or give a file as lambada=FILE"):
+    with pytest.raises(
+        ValueError, match="which is not installed: pip install datasets, or give a file as lambada=FILE"
+    ):
         read_evaluation_texts("lambada")
 
     def refuse(*_: object, **__: object) -> None:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
-    with pytest.raises(ValueError, match=r"wikitext2 \(Salesforce/wikitext\) could not be had: no route to host; check"):
+    with pytest.raises(
+        ValueError, match=r"wikitext2 \(Salesforce/wikitext\) could not be had: no route to host; check"
+    ):
         read_evaluation_texts("wikitext2")
 
 

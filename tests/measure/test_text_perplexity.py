@@ -56,7 +56,9 @@ def test_windows_by_hand() -> None:
 def test_a_model_that_knows_nothing_by_hand(corpus: Path) -> None:
     """Zero weights give every one of V tokens the same chance: log V nats a token."""
     kind = Corpus.open(corpus).kind
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=kind.size, n_positions=16, **ENDS)).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=kind.size, n_positions=16, **ENDS)
+    ).eval()
     for p in model.parameters():
         p.data.zero_()
     texts = ["the cat runs", "a dog\n na\u00efve dog"]
@@ -79,7 +81,9 @@ def models(corpus: Path) -> dict[str, object]:
     small = {"vocab_size": size, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     small |= {"intermediate_size": 32, "max_position_embeddings": 40, "initializer_range": 0.3, **ENDS}
     return {
-        "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=size, n_positions=40, initializer_range=0.3, **ENDS),
+        "gpt2": GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, vocab_size=size, n_positions=40, initializer_range=0.3, **ENDS
+        ),
         "gpt_neox": GPTNeoXConfig(**small),
         "llama": LlamaConfig(**small, num_key_value_heads=1),
     }
@@ -176,7 +180,10 @@ def test_the_verb_on_a_run_a_foreign_model_and_a_coder(
     passages.write_text("the cat sees the dog\na big red tree\n")
     assert main(["eval", "ppl", str(run), "--on", f"{text},lambada={passages}", "--json"]) == 0
     ours = json.loads(capsys.readouterr().out)
-    assert [(one["what"], one["on"], one["window"]) for one in ours] == [("model", "held", 32), ("model", "lambada", 32)]
+    assert [(one["what"], one["on"], one["window"]) for one in ours] == [
+        ("model", "held", 32),
+        ("model", "lambada", 32),
+    ]
     kept = read_measure(run, "ppl-held")
     assert kept is not None and kept["values"]["loss"] == ours[0]["loss"] and kept["data_sha256"] == ours[0]["sha256"]
     assert main(["eval", "ppl", str(run), "--on", f"lambada={passages}"]) == 0
@@ -211,7 +218,9 @@ def test_mistakes(run: Path, corpus: Path, tmp_path: Path, capsys: pytest.Captur
         assert main(["eval", "ppl", str(run), *words]) == 2
         assert message in capsys.readouterr().err
     kind = Corpus.open(corpus).kind
-    small = GlassForCausalLM(type(load_subject(str(run), "cpu").model.config)(vocab_size=9, width=16, heads=2, layers=1))
+    small = GlassForCausalLM(
+        type(load_subject(str(run), "cpu").model.config)(vocab_size=9, width=16, heads=2, layers=1)
+    )
     with pytest.raises(ValueError, match=r"the tokenizer gives the id \d+ and the model has 9; give the model its own"):
         text_perplexity(small, kind, as_text(["the cat"]), 8)
     assert text_kind(kind.tokenizer or "").size == kind.size

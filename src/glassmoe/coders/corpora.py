@@ -29,12 +29,14 @@ def evaluate_corpora(
     stride: int | None = None,
     source: str | None = None,
     device: str = "auto",
+    base: bool = True,
 ) -> list[dict[str, Any]]:
     """`text_perplexity` of whatever lies at `path` on each text: a model (a run, a folder of transformers files, a hub
     id), or the coders of a fit, with the model that they were fitted to (`source`: where it lies now) before them.
 
     Each entry has `what` (`model`, or a coder's name) and `on` beside the measure. `window`: tokens that are read at
-    once, by default as many as the run trained on, or the model's whole context. Saved as the measure `ppl-TEXT` of the
+    once, by default as many as the run trained on, or the model's whole context. `base`: of coders, also the model
+    without them. Saved as the measure `ppl-TEXT` of the
     run or the coder. ValueError for what cannot be loaded, a window beyond the context, and a model of games.
     """
     folder = Path(path)
@@ -44,11 +46,13 @@ def evaluate_corpora(
         subject, readers = load_subject(source or path, device), {}
     kind = subject.kind()
     if kind.tokenizer is None:
-        raise ValueError(f"{subject.name} reads games as {kind.name}, not text; its loss is told by eval ppl without --on")
+        raise ValueError(
+            f"{subject.name} reads games as {kind.name}, not text; its loss is told by eval ppl without --on"
+        )
     window = _window(subject, window)
     found = []
     own = folder if not readers and subject.config is not None else None
-    for what, keep, splice in _forms(subject, readers, own):
+    for what, keep, splice in list(_forms(subject, readers, own))[0 if base or not readers else 1 :]:
         for text in texts:
             with splice():
                 values = text_perplexity(subject.model, kind, text, window, stride)

@@ -81,9 +81,7 @@ def _read(given: str, text_field: str) -> EvaluationText:
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"--on {given}: a text's name has letters, digits, `_`, `.` and `-`; give it as NAME=FILE")
     if not Path(file).is_file():
-        raise ValueError(
-            f"--on {given}: there is no file {file}; give a file, NAME=FILE, or one of {', '.join(KNOWN)}"
-        )
+        raise ValueError(f"--on {given}: there is no file {file}; give a file, NAME=FILE, or one of {', '.join(KNOWN)}")
     return _from_file(name, Path(file), text_field)
 
 
@@ -117,9 +115,7 @@ def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
     return EvaluationText(name, texts, path.name, source.sha256, about, passages, dict(skipped), mended)
 
 
-def _entries(
-    source: TextSource, path: Path, passages: bool, text_field: str
-) -> Iterator[tuple[str | Skip, bool]]:
+def _entries(source: TextSource, path: Path, passages: bool, text_field: str) -> Iterator[tuple[str | Skip, bool]]:
     ending = Path(_unpacked_name(path.name)).suffix
     if ending in (".jsonl", ".parquet"):
         for chunk in source.chunks():
@@ -170,4 +166,3 @@ def _from_datasets(name: str, known: Known) -> EvaluationText:
 
 def _limit(known: Known) -> Iterable[int]:
     return range(OPENWEBTEXT_DOCUMENTS if known.entry == "document" else 1 << 40)
-

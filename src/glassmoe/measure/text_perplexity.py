@@ -33,7 +33,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 class Window(NamedTuple):
-    """A document's ids from `begin` to before `end` are read; the last `new` places predict the ids that follow them."""
+    """A document's ids from `begin` to before `end` are read; their last `new` predict the ids that follow them."""
 
     begin: int
     end: int

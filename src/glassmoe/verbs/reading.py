@@ -122,7 +122,9 @@ def generate(words: list[str]) -> None:
     parser.add_argument(
         "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token; 1 samples as is"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share together")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share together"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens (default: all)")
     parser.add_argument(
         "--frequency-penalty", type=float, default=0.0, help="lower a logit by this for each time it was written"
