@@ -107,35 +107,29 @@ def _bars(results: Results) -> Any:
 
 
 def _perplexities(results: Results) -> Any:
-    """The loss on each text: bars of the rows, one panel a text; at most four."""
+    """The loss on each text: a dot a row, one panel a text; at most four. (Bars would have to begin at 0, where rows
+    cannot be told apart.)"""
     rows = _level(results)
     measures = [measure for measure in measures_of(rows) if measure != "loss"][:4]
     groups = {name: each for name, each in by_name(rows).items() if measures and _values(each, measures[0])}
     if not groups:
         return None
-    note = "bars: mean over seeds, whiskers: 95% t-interval, dots: seeds; written out: the perplexity of the mean loss"
+    note = "dots: mean over seeds, whiskers: 95% t-interval, small dots: seeds; written out: the perplexity of the mean"
     figure, axes = panels(results, len(measures), 1.5 + 0.27 * len(groups), note, sharey=True)
     for panel, measure in zip(axes, measures, strict=True):
-        found = [_values(each, measure) for each in groups.values()]
-        spread = {at: (*interval(each), each) for at, each in enumerate(found) if each}
-        panel.barh(list(spread), [mean for mean, *_ in spread.values()], height=0.62, color=SKY)
-        for at, (mean, half, each) in spread.items():
+        found = {at: each for at, rows in enumerate(groups.values()) if (each := _values(rows, measure))}
+        for at, each in found.items():
+            mean, half = interval(each)
+            panel.errorbar(mean, at, xerr=half, fmt="o", color=style(list(groups)[at], at)[0], markersize=5, capsize=2)
             if half is not None:
-                panel.errorbar(mean, at, xerr=half, color=BLACK, linewidth=0.9, capsize=2)
-                panel.plot(each, [at] * len(each), ".", color=BLUE, markersize=3)
+                panel.plot(each, [at] * len(each), ".", color=BLACK, markersize=2.5)
             panel.annotate(
-                f"{math.exp(mean):.1f}", (mean + (half or 0), at), (3, 0), textcoords="offset points", va="center",
-                fontsize=7,
-            )  # fmt: skip
-        # Losses of rows differ by little of their size.
-        least = min(mean - (half or 0) for mean, half, _ in spread.values())
-        most = max(mean + (half or 0) for mean, half, _ in spread.values())
-        room = max(most - least, 0.01)
-        panel.set_xlim(max(0.0, least - room), most + 0.6 * room)
+                f"{math.exp(mean):.1f}", (mean, at), (0, 5), textcoords="offset points", ha="center", fontsize=7
+            )
         panel.set_xlabel(f"{measure} (nats a token)")
-        panel.grid(axis="y", visible=False)
+        panel.margins(x=0.2)
     axes[0].set_yticks(range(len(groups)), list(groups))
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(groups) - 0.5, -0.7)
     title(figure, "Perplexity on texts that were not trained on")
     return figure
 
