@@ -162,7 +162,7 @@ def _boards(boards: dict[str, Any]) -> list[str]:
         rows.append([layer["layer"], *(layer[key] for key in keys), *random])
     names = ["coverage", "held-out", "reconstruction"]
     about = (
-        "How well single features track 23 kinds of board properties (1 is best), beside the same architecture with "
+        "How well single features track properties of the board (1 is best), beside the same architecture with "
         f"random weights; on {boards['games']:,} games to choose features and as many to test them."
     )
     return [about, table(["layer", *names, *(f"random {name}" for name in names)], rows)]
