@@ -63,7 +63,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
         coding.decompose,
         "open a model that exists: decompose MODEL --layer 8 --data.path TEXT --out DIR",
     ),
-    "hub": (coding.hub, "coders of SAELens and sparsify: hub export CODER --format saelens, hub import FOLDER"),
+    "hub": (coding.hub, "to other tools and back: hub export RUN FOLDER, hub export CODER --format saelens ..."),
     "eval": (reading.evaluate, "measure it: eval boards RUN, eval ppl RUN, eval probe RUN, eval fidelity DIR"),
     "steer": (features.steer, "change features while it writes: steer RUN --layer 3 --feature 17 --add 5"),
     "report": (reading.report, "draw it: report RUN [RUN ...] makes one HTML page"),
