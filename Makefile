@@ -16,7 +16,7 @@ test: $(READY)  ## the test suite, under ten minutes on two cores
 test-slow: $(READY)  ## the tests that need longer
 	$(BIN)/pytest -m slow
 
-test-peers: $(PEERS_READY)  ## our coders in SAELens and sparsify, and theirs here, in an environment of its own
+test-peers: $(PEERS_READY)  ## our coders in SAELens and sparsify, and theirs here; our models in lm-eval and nnsight; in an environment of its own
 	$(PEERS)/pytest -m peers
 
 check: $(READY)  ## formatting, lint and types
@@ -43,5 +43,5 @@ $(PEERS_READY): pyproject.toml constraints.txt
 	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
 	$(PEERS)/python -m pip install -q -c constraints.txt "pip>=25.1"
 	$(PEERS)/python -m pip install -q -c constraints.txt torch
-	$(PEERS)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,saelens]" eai-sparsify
+	$(PEERS)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,saelens,eval]" eai-sparsify nnsight
 	touch $(PEERS_READY)

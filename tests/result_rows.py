@@ -1,5 +1,6 @@
 """Rows of results as `glassmoe reproduce` makes them, with round numbers."""
 
+import math
 from typing import Any
 
 
@@ -45,4 +46,16 @@ def results(suite: str, rows: list[dict[str, Any]], **more: Any) -> dict[str, An
         "suite": suite, "scale": "cpu", "recipe": "chess-small", "token": "character", "commit": "abc",
         "command": f"glassmoe reproduce {suite}", "data_sha256": "0123456789abcdef0123", "hardware": "two cores",
         "rows": rows, "failed": [], **more,
+    }  # fmt: skip
+
+
+def text_row(name: str, seed: int, loss: float) -> dict[str, Any]:
+    """A row of text, measured on WikiText-2; its validation loss is 1 less."""
+    texts = {"wikitext2": {"loss": loss, "perplexity": math.exp(loss), "word_perplexity": 9.0, "bits_per_byte": 1.0}}
+    model = {"ffn": name, "active_width": 512, "num_experts": 8, "experts_per_token": 2}
+    return {
+        "name": name, "seed": seed, "tokens": 8_000_000, "own_tokens": 8_000_000, "flops": 4e13, "active_ratio": 1.0,
+        "active_parameters": 1_300_000, "total_parameters": 2_500_000, "model": model, "apart": False, "texts": texts,
+        "curve": [[4_000_000, loss], [8_000_000, loss - 1]], "ppl": {"loss": loss - 1, "bits_per_byte": 1.5},
+        "sparsity": [{"l0": 10.0, "alive": 1.0}, {"l0": 20.0, "alive": 0.5}],
     }  # fmt: skip

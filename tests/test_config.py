@@ -48,6 +48,22 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
     assert config.optimizer.lr * config.optimizer.final_lr == pytest.approx(3e-5)
 
 
+@pytest.mark.parametrize(("name", "sizes"), [("s", (12, 12, 768, 6144)), ("m", (24, 16, 1024, 8192))])
+def test_recipes_of_language_have_the_papers_numbers(name: str, sizes: tuple[int, ...]) -> None:
+    """Method 9: Small and Medium, 320 rows of 1,024 inputs a step, 3e-4 to 3e-5, and 8 experts, 2 a token."""
+    config = load(recipes()[f"fineweb-{name}"])
+    model, learning, training = config.model, config.optimizer, config.train
+    assert (model.layers, model.heads, model.width, model.active_width) == sizes
+    assert (model.num_experts, model.experts_per_token, config.data.rows) == (8, 2, "packed:1025")
+    assert (learning.name, learning.lr, learning.warmup_steps, learning.clip) == ("adamw", 3e-4, 5000, 1.0)
+    assert learning.lr * learning.final_lr == pytest.approx(3e-5)
+    assert (training.steps, training.batch_rows) == (100_000, 320)
+    with torch.device("meta"):
+        built = build_model(config, 1025, text_kind(train_tokenizer(["a text"], 257)))
+    layer = built.feed_forwards()[0]
+    assert (layer.expert_hidden, layer.num_experts) == (sizes[2] * 4, 8)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -60,6 +76,8 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
         ({"model": {"experts_per_token": 9}}, "experts_per_token 9 is more than model.num_experts 8"),
         ({"model": {"width": 100, "heads": 2}}, "model.width 100 is not a multiple of 8"),
         ({"model": {"active_width": 24}}, "active_width 24 shared among 2 experts"),
+        ({"model": {"heads": 4, "kv_heads": 3}}, "model.heads 4 is not a multiple of model.kv_heads 3"),
+        ({"model": {"kv_heads": 0}}, "model.kv_heads is 0; expected a number above 0"),
         ({"train": {"steps": -1}}, "train.steps is -1; expected"),
         (
             {"train": {"batch_rows": 10, "micro_rows": 4}},

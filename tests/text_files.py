@@ -55,3 +55,14 @@ def random_gpt2(folder: Path, corpus: Path, layers: int = 3) -> Path:
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer_of(kind, 40).save_pretrained(folder)
     return folder
+
+
+def text_run(out: Path, corpus: Path, ffn: str = "gelu", **settings: object) -> Path:
+    """A run of a few steps on a prepared text, rows of 33 tokens."""
+    from glassmoe.config import DataConfig
+    from glassmoe.training.language import train
+    from tiny_runs import tiny
+
+    config = tiny(corpus, ffn, **settings)
+    config.data = DataConfig(path=str(corpus), rows="packed:33", tokens="text")
+    return train(config, out)

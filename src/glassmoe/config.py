@@ -64,8 +64,8 @@ class ModelConfig:
     """The decoder."""
 
     ffn: str = "moe-x"
-    """Feed-forward layer: gelu, relu, relu-topk, geglu, solu, switch, moe-x, monet-hd, monet-vd, peer, or one of your
-    own."""
+    """Feed-forward layer: gelu, gelu-tanh, relu, relu-topk, geglu, swiglu, reglu, solu, switch, moe-x, monet-hd,
+    monet-vd, peer, or one of your own."""
     layers: int = 4
     """Number of blocks."""
     heads: int = 2
@@ -73,13 +73,16 @@ class ModelConfig:
     width: int = 128
     """Width of the residual stream."""
     active_width: int = 1024
-    """Hidden units that one token uses. A dense layer has this many; in a mixture a token's experts share them."""
+    """Hidden units that one token uses. A dense layer has this many; in a mixture a token's experts share them; gated
+    layers and experts have two thirds, as they have three matrices for two."""
     num_experts: int = 8
     """Experts of a mixture."""
     experts_per_token: int = 2
     """How many experts a token is sent to."""
-    activation: Literal["gelu", "relu"] | None = None
+    activation: Literal["gelu", "gelu-tanh", "relu", "silu"] | None = None
     """Activation of the experts, where it should differ from what `ffn` means."""
+    gated: bool = False
+    """Experts of switch and moe-x with a second encoder: s(W_enc x) * (W_up x), as an upcycled Llama has them."""
     router: Literal["learned", "sparsity"] | None = None
     """Router of a mixture, where it should differ from what `ffn` means."""
     balance: float = 0.01
@@ -87,7 +90,34 @@ class ModelConfig:
     router_gradient: bool = True
     """Whether the sparsity-aware router's gradient reaches the encoder weights."""
     bias: bool = False
-    """Biases in linear maps and layer norms."""
+    """Biases in linear maps and layer norms (not in the encoders of gated layers, nor in rmsnorm)."""
+    attention_bias: bool | None = None
+    """Biases in attention, where it should differ from `bias`."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Norm before attention, before the feed-forward layer and before the head."""
+    norm_eps: float = 1e-5
+    """What the norm adds to the variance."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """How positions are told: a learned vector of each, or queries and keys that turn."""
+    rotary_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rotary_share: float = 1.0
+    """Share of a head's entries that turn."""
+    rotary_scaling: dict[str, float] | None = None
+    """Llama 3.1's stretching of long wavelengths: factor, low_freq_factor, high_freq_factor and
+    original_max_position_embeddings."""
+    kv_heads: int | None = None
+    """Key/value heads, each shared by a group of attention heads; without a number, as many as `heads`."""
+    parallel_residual: bool = False
+    """Whether the feed-forward layer reads what attention reads (GPT-NeoX), not what attention left."""
+    tie_word_embeddings: bool = True
+    """Whether the head is the embedding's matrix, or one of its own."""
+    context: int | None = None
+    """Positions that the model can read; without a number, those of a row."""
+    eos_token_id: int | None = None
+    """Id that ends a text beside the separator, where a source has one."""
+    unused_ids: int = 0
+    """Entries of the embedding beyond the ids of the tokens, as some models round their number up."""
     init_std: float = 0.02
     """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
     options: dict[str, Any] | None = None
@@ -96,21 +126,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
-        positive(self, "model", "balance", "init_std", zero=True)
-        if self.width % self.heads:
-            raise ValueError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+        given = [name for name in ("kv_heads", "context") if getattr(self, name) is not None]
+        positive(self, "model", "norm_eps", "rotary_theta", *given)
+        positive(self, "model", "balance", "init_std", "unused_ids", zero=True)
+        for small, great in (("heads", "width"), ("kv_heads", "heads")):
+            if getattr(self, great) % (getattr(self, small) or 1):
+                raise ValueError(
+                    f"model.{great} {getattr(self, great)} is not a multiple of model.{small} {getattr(self, small)}"
+                )
         if self.experts_per_token > self.num_experts:
             raise ValueError(
                 f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
                 f"a token can go to at most all experts"
-            )
-        for name in ("width", "active_width"):
-            if getattr(self, name) % 8:
-                raise ValueError(f"model.{name} {getattr(self, name)} is not a multiple of 8, which the kernels need")
-        if self.active_width % (8 * self.experts_per_token):
-            raise ValueError(
-                f"model.active_width {self.active_width} shared among {self.experts_per_token} experts does not give "
-                f"a multiple of 8, which the kernels need"
             )
 
 
@@ -190,13 +217,16 @@ class StartConfig:
     """Where the first weights come from."""
 
     source: str | None = None
-    """A trained model (a run directory, a folder of transformers files, or a hub id) whose weights are taken over; a
-    dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
+    """A trained model (a run directory, or folder or hub id of ours or of a GPT-2, GPT-NeoX or Llama) whose weights are
+    taken over; a dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
     noise: float = 0.1
     """When a dense layer becomes experts: noise on each expert's encoder, as a share of its standard deviation.
     Without noise or redraw the experts are equal, and the sparsity-aware router cannot tell them apart."""
     redraw: float = 0.0
     """When a dense layer becomes experts: share of each expert's units, chosen at random, that are drawn anew."""
+    shape: Literal["model", "source"] = "model"
+    """Where layers, heads, width, norms, positions and the like come from: the section `model`, or the source, whose
+    values are then written there when the run begins."""
 
     def __post_init__(self) -> None:
         positive(self, "start", "noise", zero=True)
@@ -220,6 +250,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_top(self)
+        shared = self.model.active_width // self.model.experts_per_token
+        odd = [name for name in ("width", "active_width") if getattr(self.model, name) % 8]
+        if self.start.source is None and (odd or shared % 8):  # a source has the shape that it has
+            name = odd[0] if odd else "active_width"
+            among = "" if odd else f" shared among {self.model.experts_per_token} experts"
+            raise ValueError(
+                f"model.{name} {getattr(self.model, name)}{among} is not a multiple of 8, which the kernels need"
+            )
 
 
 def recipes(what: str = "") -> dict[str, Path]:

@@ -554,7 +554,7 @@ def test_the_verb_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixtu
         "hub": "hub takes one of export, import, then a folder; got none",
         "hub --json": "got none",
         "hub push": "got 'push'",
-        "hub export": "hub export: the following arguments are required: coders, --format, --out",
+        "hub export": "hub export: the following arguments are required: source",
         f"hub export {tmp_path} --format onnx --out x": "invalid choice: 'onnx'",
         f"hub export {tmp_path} --format saelens --out {tmp_path / 'x'}": "there are no coders in",
         f"hub import {tmp_path} --out x": "required: --model",

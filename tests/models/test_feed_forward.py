@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glassmoe.measure.routing import true_l0
 from glassmoe.models import (
     FEED_FORWARD,
-    GEGLU,
+    GLU,
     Dense,
     Features,
     FeedForward,
@@ -18,21 +19,23 @@ from glassmoe.models import (
     SoLU,
     build_feed_forward,
 )
-from glassmoe.models.dense import TopK
+from glassmoe.models.dense import ACTIVATIONS, TopK, gated_hidden
 from glassmoe.models.peer import Peer
+from glassmoe.models.statistics import layer_statistics
 from naive_peer import naive_peer_features
 
 WIDTH, TOKENS = 24, 37
 ELSEWHERE = {"monet-hd", "monet-vd"}
 """Layers whose naive twins are in a file of their own; any other layer of the table needs one here."""
-HERE = [name for name in FEED_FORWARD if name not in ELSEWHERE]
+HERE = [*(name for name in FEED_FORWARD if name not in ELSEWHERE), "moe-x gated", "switch gated"]
 
 
 def make(name: str, bias: bool = True, **overrides: object) -> FeedForward:
+    """A layer by its name in the table, with ` gated` after it for gated experts."""
     torch.manual_seed(0)
-    config = GlassConfig(
-        width=WIDTH, active_width=48, num_experts=5, experts_per_token=2, ffn=name, bias=bias, **overrides
-    )
+    ffn, _, gated = name.partition(" ")
+    sizes = {"width": WIDTH, "active_width": 48, "num_experts": 5, "experts_per_token": 2}
+    config = GlassConfig(ffn=ffn, bias=bias, gated=bool(gated), **sizes, **overrides)
     layer = build_feed_forward(config)
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.4)
@@ -50,6 +53,10 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
         return naive_peer_features(layer, x)
 
     def act(name: str, z: torch.Tensor) -> torch.Tensor:
+        if name == "silu":
+            return z / (1 + torch.exp(-z))
+        if name == "gelu-tanh":
+            return z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
         return z.clamp_min(0) if name == "relu" else z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
 
     rows = []
@@ -75,10 +82,11 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
             parts = [torch.zeros(layer.expert_hidden, dtype=x.dtype)] * layer.num_experts
             for gate, j in zip(gates, best.tolist(), strict=True):
                 z = layer.w_enc[j] @ token + (layer.b_enc[j] if layer.b_enc is not None else 0)
-                parts[j] = gate.to(x.dtype) * act(layer.activation, z)
+                up = layer.w_up[j] @ token if layer.w_up is not None else 1
+                parts[j] = gate.to(x.dtype) * act(layer.activation, z) * up
             rows.append(torch.cat(parts))
-        elif isinstance(layer, GEGLU):
-            rows.append(act("gelu", layer.w_enc @ token) * (layer.w_up @ token))
+        elif isinstance(layer, GLU):
+            rows.append(act(layer.activation, layer.w_enc @ token) * (layer.w_up @ token))
         else:
             z = layer.w_enc @ token + (layer.b_enc if layer.b_enc is not None else 0)
             rows.append(z * z.exp() / z.exp().sum() if isinstance(layer, SoLU) else act(layer.activation, z))
@@ -147,12 +155,13 @@ def test_one_edited_feature_does_what_a_naive_edited_forward_does(name: str, edi
     assert (layer.write(f) - layer.write(layer.features(x))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 3, 2), (37, 5, 1), (64, 8, 2), (13, 4, 4)])
-def test_mixture_against_a_loop_over_tokens(activation: str, tokens: int, experts: int, k: int) -> None:
+def test_mixture_against_a_loop_over_tokens(activation: str, tokens: int, experts: int, k: int, gated: bool) -> None:
     """Odd sizes, empty experts, one expert, all experts."""
     torch.manual_seed(tokens)
-    layer = MoE(WIDTH, 8, experts, k, activation, "learned", bias=False).double()
+    layer = MoE(WIDTH, 8, experts, k, activation, "learned", bias=False, gated=gated).double()
     for p in layer.parameters():
         torch.nn.init.normal_(p, std=0.5)
     x = torch.randn(tokens, WIDTH, dtype=torch.float64, requires_grad=True)
@@ -165,39 +174,75 @@ def test_mixture_against_a_loop_over_tokens(activation: str, tokens: int, expert
         torch.testing.assert_close(found[key], reference[key], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_expert_kernel_passes_gradcheck(activation: str) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_expert_kernel_passes_gradcheck(activation: str, gated: bool) -> None:
     from glassmoe.models.experts import expert_mlp
 
     torch.manual_seed(0)
+    w_up = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True) if gated else None
     x, w_enc, w_dec = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((6, 4), (3, 5, 4), (3, 5, 4)))
     b = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     gates = torch.rand(6, 2, dtype=torch.float64, requires_grad=True)
     experts = torch.tensor([[0, 2], [2, 0], [0, 2], [0, 2], [2, 0], [0, 2]])  # expert 1 stays empty
     assert torch.autograd.gradcheck(
-        lambda *a: expert_mlp(a[0], a[1], a[2], a[3], a[4], experts, activation), (x, w_enc, b, w_dec, gates)
+        lambda *a: expert_mlp(a[0], a[1], a[2], a[3], a[4], experts, activation, a[5]),
+        (x, w_enc, b, w_dec, gates, w_up),
     )
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_grouped_kernel_equals_the_loop_kernel(activation: str, bias: bool) -> None:
+def test_grouped_kernel_equals_the_loop_kernel(activation: str, bias: bool, gated: bool) -> None:
     from glassmoe.models import experts as kernels
 
     torch.manual_seed(0)
+    w_up = torch.randn(5, 24, 16, requires_grad=True) if gated else None
     x, w_enc, w_dec = (torch.randn(*s, requires_grad=True) for s in ((40, 16), (5, 24, 16), (5, 24, 16)))
     b = torch.randn(5, 24, requires_grad=True) if bias else None
     slots = kernels.sort_slots(torch.randint(0, 4, (40, 1)), 5)  # expert 4 stays empty
-    loop = kernels._loop(x[slots.token_S], w_enc, b, w_dec, slots, activation)
-    grouped = kernels._grouped(x[slots.token_S], w_enc, b, w_dec, slots, activation)
-    torch.testing.assert_close(grouped, loop, rtol=1e-5, atol=1e-5)
-    wanted = [x, w_enc, w_dec] + ([b] if bias else [])
+    loop = kernels._loop(x[slots.token_S], w_enc, b, w_dec, slots, activation, w_up)
+    grouped = kernels._grouped(x[slots.token_S], w_enc, b, w_dec, slots, activation, w_up)
+    torch.testing.assert_close(grouped, loop, rtol=1e-5, atol=1e-4)
+    wanted = [each for each in (x, w_enc, w_dec, b, w_up) if each is not None]
     for a, c in zip(
         torch.autograd.grad(grouped.square().sum(), wanted),
         torch.autograd.grad(loop.square().sum(), wanted),
         strict=True,
     ):
-        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-2 if gated else 1e-3)
+
+
+@pytest.mark.parametrize("name", ["moe-x gated", "reglu"])
+def test_what_counts_of_gated_relu_units_is_their_gate(name: str) -> None:
+    """L0 by hand: units whose W_enc x is above 0, whatever the sign of the product."""
+    layer, x = make(name), token_input().detach()
+    features = layer.features(x)
+    open_TEF = torch.einsum("td,efd->tef", x, layer.w_enc.view(-1, layer.w_enc.shape[-2], WIDTH)) > 0
+    chosen_TE = (
+        torch.zeros(TOKENS, 5, dtype=torch.bool).scatter(1, layer.scores(x).topk(2).indices, True)
+        if isinstance(layer, MoE)
+        else torch.ones(TOKENS, 1, dtype=torch.bool)
+    )
+    expected = (open_TEF & chosen_TE.unsqueeze(2)).sum() / TOKENS
+    assert layer.active(features).sum() / TOKENS == expected > 0
+    assert (features.values > 0).sum() / TOKENS < expected
+    assert layer_statistics(layer, x)["l0"] == pytest.approx(float(expected))
+    if isinstance(layer, MoE):
+        l0_TE = torch.where(chosen_TE, true_l0(layer, x), 0)
+        assert float(l0_TE.sum() / TOKENS) == pytest.approx(float(expected))
+        before = layer.scores(x)
+        with torch.no_grad():
+            layer.w_up.mul_(-3)
+        assert torch.equal(layer.scores(x), before)  # the router reads the statistics of W_enc alone
+
+
+def test_gated_layers_have_the_weights_of_plain_ones() -> None:
+    assert [gated_hidden(share) for share in (48, 258, 512, 1024, 16512)] == [32, 172, 344, 680, 11008]
+    plain, gated = make("moe-x", bias=False), make("moe-x gated", bias=False)
+    assert plain.active_parameters() == gated.active_parameters()
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in gated.parameters())
 
 
 def test_a_mixture_is_one_wide_sparse_mlp() -> None:

@@ -334,7 +334,7 @@ def test_the_activation_is_a_setting() -> None:
         ({"k": 2.0}, "k is 2.0; peer needs a whole number"),
         ({"d_key": True}, "d_key is True; peer needs a whole number"),
         ({"heads": "8"}, "heads is '8'; peer needs a whole number"),
-        ({"activation": "tanh"}, "activation is 'tanh'; peer has gelu and relu: give one of these"),
+        ({"activation": "tanh"}, "activation is 'tanh'; peer has gelu, gelu-tanh, relu, silu: give one of these"),
     ],
 )
 def test_impossible_options_say_what_to_do(options: dict[str, object], message: str) -> None:

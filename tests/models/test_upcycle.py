@@ -25,9 +25,19 @@ def logits(built: GlassForCausalLM) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("dense", "mixture"), [("relu", "moe-x"), ("gelu", "switch")])
-def test_equal_experts_give_what_the_dense_layer_gave(dense: str, mixture: str, bias: bool) -> None:
-    source, target = model(dense, 24, bias=bias), model(mixture, 48, seed=1, bias=bias)
+@pytest.mark.parametrize(
+    ("dense", "mixture", "settings"),
+    [
+        ("relu", "moe-x", {}),
+        ("gelu", "switch", {}),
+        ("gelu-tanh", "switch", {"activation": "gelu-tanh"}),
+        ("reglu", "moe-x", {"gated": True}),
+        ("swiglu", "switch", {"gated": True, "activation": "silu"}),
+        ("geglu", "moe-x", {"gated": True, "activation": "gelu"}),
+    ],
+)
+def test_equal_experts_give_what_the_dense_layer_gave(dense: str, mixture: str, settings: dict, bias: bool) -> None:
+    source, target = model(dense, 24, bias=bias), model(mixture, 48, seed=1, bias=bias, **settings)
     started = start_from(source, target, noise=0.0)
     assert (logits(source) - logits(target)).abs().max() < 1e-5
     assert all(layer == {"kind": "experts", "exact": True, "redrawn": 0} for layer in started.receipt["layers"])
@@ -41,6 +51,39 @@ def test_another_activation_is_another_function_and_the_receipt_says_so() -> Non
     loss = {"source": 1.0, "copied": 1.5, "start": 1.6}
     told = describe_start({"source": "run", "valid_loss": loss, **started.receipt})
     assert "1.0000 of the source, 1.5000 copied (the activation is another" in told and "experts are equal" in told
+
+
+def test_units_that_are_no_longer_cut_to_k_are_another_function() -> None:
+    source, target = model("relu-topk", 24, options={"k": 3}), model("moe-x", 48, seed=1)
+    started = start_from(source, target, noise=0.0)
+    assert (logits(source) - logits(target)).abs().max() > 1e-3
+    assert not any(layer["exact"] for layer in started.receipt["layers"])
+    again = start_from(source, model("relu-topk", 24, seed=1, options={"k": 3}))
+    assert all(layer["exact"] for layer in again.receipt["layers"])
+
+
+def test_going_on_with_another_activation_is_not_called_the_same_function() -> None:
+    source, target = model("gelu", 24), model("relu", 24, seed=1)
+    started = start_from(source, target)
+    assert (logits(source) - logits(target)).abs().max() > 1e-3
+    assert [layer["kind"] for layer in started.receipt["layers"]] == ["same"] * 2
+    assert not any(layer["exact"] for layer in started.receipt["layers"])
+    loss = {"source": 1.0, "copied": 1.5, "start": 1.5}
+    told = describe_start({"source": "run", "valid_loss": loss, **started.receipt})
+    assert "the activation is another, so the function is too: +0.5000" in told
+
+
+@torch.no_grad()
+def test_gated_experts_are_redrawn_whole_and_their_noise_is_on_what_the_router_reads() -> None:
+    source, target = model("reglu", 96), model("moe-x", 192, seed=1, gated=True)
+    start_from(source, target, noise=0.0, redraw=0.25)
+    dense, mixture = source.feed_forwards()[0], target.feed_forwards()[0]
+    changed = [(getattr(mixture, n) != getattr(dense, n)).all(-1) for n in ("w_enc", "w_up", "w_dec")]
+    assert changed[0].sum(1).tolist() == [16] * 4
+    assert torch.equal(changed[0], changed[1]) and torch.equal(changed[0], changed[2])
+    start_from(source, target, noise=0.3)
+    assert not torch.equal(mixture.w_enc[0], mixture.w_enc[1])
+    assert torch.equal(mixture.w_up, dense.w_up.expand_as(mixture.w_up))
 
 
 def test_without_noise_every_token_goes_to_the_same_experts_and_with_it_they_differ() -> None:
@@ -101,12 +144,18 @@ def test_any_layer_goes_on_as_what_it_is(ffn: str) -> None:
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (("geglu", 48, {}), ("moe-x", 48, {}), "a GEGLU .* layer cannot become a MoE .* layer"),
+        (("geglu", 48, {}), ("moe-x", 48, {}), "a GLU .* layer cannot become a MoE .* layer"),
         (("moe-x", 48, {}), ("relu", 24, {}), "a MoE .* cannot become a Dense"),
         (("relu", 32, {}), ("moe-x", 48, {}), "32 hidden units and an expert 24; .* give model.active_width 64"),
         (("relu", 24, {"layers": 3}), ("moe-x", 48, {}), "does not fit: its model.layers.2.* here missing"),
         (("relu", 24, {"context": 10}), ("moe-x", 48, {}), r"positions.weight is \(10, 16\), here \(12, 16\)"),
         (("relu", 24, {"bias": True}), ("moe-x", 48, {}), "here missing"),
+        (("relu", 24, {}), ("moe-x", 48, {"heads": 4}), "its heads is 2, here 4; give model.heads"),
+        (("relu", 24, {"norm": "rmsnorm"}), ("moe-x", 48, {}), "its norm is rmsnorm, here layernorm"),
+        (("relu", 24, {}), ("moe-x", 48, {"parallel_residual": True}), "its parallel_residual is False, here True"),
+        (("reglu", 24, {}), ("moe-x", 24, {}), "cannot become a MoE .* gated one .* with model.gated true"),
+        (("relu", 24, {}), ("moe-x", 48, {"gated": True}), "a Dense .* cannot become a MoE"),
+        (("reglu", 48, {}), ("moe-x", 48, {"gated": True}), "32 hidden units and an expert 16; .*active_width 96"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(source: tuple, target: tuple, message: str) -> None:
@@ -123,3 +172,4 @@ def test_a_learned_router_keeps_its_fresh_weights() -> None:
     started = start_from(model("gelu", 24), target)
     assert torch.equal(target.feed_forwards()[0].router.weight, router)
     assert started.receipt["new_weights"] == 2 * 4 * 16
+    assert start_from(target, model("switch", 48, seed=2)).receipt["new_weights"] == 0  # going on, it is taken over

@@ -13,7 +13,7 @@ from glassmoe.reproduce.canvas import drawing
 from glassmoe.reproduce.figures import FIGURES, draw
 from glassmoe.reproduce.suites import SUITES
 from glassmoe.reproduce.tables import dumps
-from result_rows import coder, results, row
+from result_rows import coder, results, row, text_row
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -34,6 +34,7 @@ def routed(name: str) -> dict[str, Any]:
 
 ROWS = {
     "table1": [row("gelu", 0), row("gelu", 1, coverage=0.3), row("moe-x-upcycled"), coder()],
+    "table2": [text_row("gelu", 0, 4.0), text_row("gelu", 1, 4.1), text_row("moe-x", 0, 3.9)],
     "table3": [row("switch"), row("moe-x-learned-router"), row("moe-x")],
     "table4": [row("gelu"), row("moe-x-upcycled-full", tokens=16_000_000, apart=True)],
     "figure3": [
@@ -54,7 +55,8 @@ ROWS = {
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_is_drawn_from_its_file(suite: str, tmp_path: Path) -> None:
-    given = json.loads(dumps(results(suite, ROWS[suite])))
+    texts = {"texts": {}} if SUITES[suite].of_text else {}
+    given = json.loads(dumps(results(suite, ROWS[suite], **texts)))
     written = draw(given, tmp_path / "figures")
     pngs = [path for path in written if path.suffix == ".png"]
     assert [path.stem for path in pngs] == [f"{suite}-chess-small-{what}" for what in FIGURES[suite]]
@@ -121,7 +123,7 @@ def test_pyplot_is_not_used(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="there are no figures of 'table9'; there are of table1, table3"):
+    with pytest.raises(ValueError, match="there are no figures of 'table9'; there are of table1, table2, table3"):
         draw(results("table9", []), tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r'needs matplotlib, which is not installed: pip install "glassmoe\[plots\]"'):

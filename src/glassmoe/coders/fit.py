@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.tokens import TEXT
 from glassmoe.device import pick_device
 from glassmoe.measure.board_evaluation import evaluate_boards
 from glassmoe.reading.subject import load_subject
@@ -60,9 +61,10 @@ def evaluate_coder(
     """What a fitted coder tells of the board and what it keeps of its model, as plain values; also saved as the measure
     `coder` of its directory.
 
-    `boards`: `measure.board_evaluation.evaluate_boards`, with its `games`, `test_corpus`, `controls` and `workers`;
-    `splice`: `splice.splice_loss` on the first `rows` validation rows of `corpus`, cut as for the fit; beside them
-    `kind`, `layer`, `features`, `source`, `step`, and `dead`, how many features were silent when the fit ended.
+    `boards`, of games: `measure.board_evaluation.evaluate_boards`, with its `games`, `test_corpus`, `controls` and
+    `workers`; `splice`: `splice.splice_loss` on the first `rows` validation rows of `corpus`, cut as for the fit;
+    beside them `kind`, `layer`, `features`, `source`, `step`, and `dead`, how many features were silent when the fit
+    ended.
     `source`: where the model lies now, if it was moved. ValueError when the coder or its model cannot be loaded, or
     the model has other weights than the coder was fitted to.
     """
@@ -78,7 +80,9 @@ def evaluate_coder(
         **_about(reader),
         "source": subject.name,
         "splice": splice_loss(subject.model, coder, reader.place, valid, read, micro_rows),
-        "boards": evaluate_boards(
+    }
+    if corpus.tokens != TEXT:
+        values["boards"] = evaluate_boards(
             subject.model,
             corpus,
             games=games,
@@ -88,8 +92,7 @@ def evaluate_coder(
             workers=workers,
             coder=coder,
             site=reader.place.site,
-        ),
-    }
+        )
     save_measure(Path(path), "coder", values, corpus)
     return values
 

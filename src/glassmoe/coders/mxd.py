@@ -19,26 +19,19 @@ Legend: T tokens, D width, F features (the experts), K experts of a token, H hid
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glassmoe.models import dense
 from glassmoe.models.features import Features, empty_parameters
 
 from .configuration import CoderConfig
 from .transcoder import Transcoder, linear_bound
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu-tanh": partial(F.gelu, approximate="tanh"),
-    "sigmoid": F.sigmoid,
-}
+ACTIVATIONS = {**dense.ACTIVATIONS, "sigmoid": F.sigmoid}
 
 
 class MxD(Transcoder):

@@ -95,7 +95,8 @@ def _shift(
         if first is None:
             first = log_NV[0][given - 1].exp(), log_NV[1][given - 1].exp()
     assert first is not None
-    change_V = first[1] - first[0]
+    # Some models have more rows in their embedding than there are tokens.
+    change_V = (first[1] - first[0])[: kind.size]
     order = change_V.argsort(descending=True).tolist()
     return {
         "shift": total / positions,

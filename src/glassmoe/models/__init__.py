@@ -1,7 +1,7 @@
 """What a network is made of. Importing this registers the model with transformers' auto classes."""
 
 from .configuration import GlassConfig
-from .dense import GEGLU, Dense, SoLU
+from .dense import GLU, Dense, SoLU
 from .features import Features, FeedForward, empty_parameters, linear_write
 from .moe import MoE
 from .monet import MonetHD, MonetVD
@@ -10,7 +10,7 @@ from .transformer import FEED_FORWARD, GlassForCausalLM, GlassModel, build_feed_
 
 __all__ = [
     "FEED_FORWARD",
-    "GEGLU",
+    "GLU",
     "Dense",
     "Features",
     "FeedForward",

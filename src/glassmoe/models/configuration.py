@@ -6,9 +6,13 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from .dense import gated_hidden
+from .rotary import rotary_size
+
 
 class GlassConfig(PreTrainedConfig):
-    """A nanoGPT-shaped decoder with one kind of feed-forward layer in every block (MoE-X Tables 6 and 7).
+    """A decoder with one kind of feed-forward layer in every block: nanoGPT's by default (MoE-X Tables 6 and 7), or
+    with the norms, positions, heads and biases of a GPT-2, GPT-NeoX or Llama.
 
     Field names are those of the run configuration (`glassmoe.config.ModelConfig`, which documents them), and `tokens`
     is what a token is (`DataConfig.tokens`). A model of text has the sha256 of its corpus' tokenizer file, and the
@@ -42,7 +46,18 @@ class GlassConfig(PreTrainedConfig):
     router: str | None = None
     balance: float = 0.01
     router_gradient: bool = True
+    gated: bool = False
     bias: bool = False
+    attention_bias: bool | None = None
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    positions: str = "learned"
+    rotary_theta: float = 10000.0
+    rotary_share: float = 1.0
+    rotary_scaling: dict[str, float] | None = None
+    kv_heads: int | None = None
+    parallel_residual: bool = False
+    unused_ids: int = 0
     init_std: float = 0.02
     options: dict[str, Any] | None = None
     tie_word_embeddings: bool = True
@@ -58,4 +73,10 @@ class GlassConfig(PreTrainedConfig):
     @property
     def expert_hidden(self) -> int:
         """Hidden units of one expert: the active width is shared out among a token's experts."""
-        return self.active_width // self.experts_per_token
+        share = self.active_width // self.experts_per_token
+        return gated_hidden(share) if self.gated else share
+
+    @property
+    def rotary_size(self) -> int:
+        """Entries of a head that turn with the position; ValueError as `rotary.rotary_size`."""
+        return rotary_size(self.width // self.heads, self.rotary_share, self.rotary_scaling)

@@ -1,4 +1,5 @@
-"""Dense feed-forward layers: GELU, ReLU, GEGLU and SoLU (the dense rows of MoE-X Table 1).
+"""Dense feed-forward layers: GELU, ReLU, gated ones (GEGLU, SwiGLU, ReGLU) and SoLU (the dense rows of MoE-X Table 1,
+and those that models from elsewhere have).
 
 Legend: T tokens, D model width, F hidden units (the features).
 """
@@ -6,6 +7,7 @@ Legend: T tokens, D model width, F hidden units (the features).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +16,17 @@ from torch import Tensor, nn
 
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""GELU is exact, or the approximation by tanh that GPT-2 was trained with: the two differ by up to 5e-4."""
 
 
 class Dense(FeedForward):
-    """y = W_dec^T s(W_enc x + b_enc) + b_dec, with s the exact GELU or ReLU.
+    """y = W_dec^T s(W_enc x + b_enc) + b_dec, with s one of `ACTIVATIONS`.
 
     `width`: D. `hidden`: F. Row f of `w_enc` is what feature f reads, row f of `w_dec` what it writes.
     """
@@ -54,20 +62,32 @@ class TopK(Dense):
         return Features(torch.zeros_like(z_TF).scatter(-1, kept.indices, kept.values), self.num_features)
 
 
-class GEGLU(FeedForward):
-    """y = W_dec^T (gelu(W_enc x) * (W_up x)) + b_dec (Shazeer 2020); a feature is one product.
+def gated_hidden(share: int) -> int:
+    """Hidden units of a gated layer that has as many weights as a plain one of `share` units: with three matrices in
+    place of two, two thirds of them; where that is no whole number, the next multiple of 8, which kernels like."""
+    return share * 2 // 3 if share % 3 == 0 else round(share * 2 / 3 / 8) * 8
 
-    `hidden` is two thirds of a plain layer's for equal parameters (method: MoE-X does not state its width).
+
+class GLU(FeedForward):
+    """y = W_dec^T (s(W_enc x) * (W_up x)) + b_dec (Shazeer 2020); a feature is one product.
+
+    GEGLU, SwiGLU and ReGLU are this with `activation` gelu, silu and relu. A product may be below zero, so a unit of
+    ReGLU is active where it is not zero, which is where W_enc x is above zero.
     """
 
-    def __init__(self, width: int, hidden: int, bias: bool = False):
+    def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = False):
         super().__init__()
         self.num_features = hidden
+        self.activation = activation
         self.w_enc, self.w_up, self.w_dec = empty_parameters(*[(hidden, width)] * 3)
         self.b_dec = bias_parameter((width,), bias)
 
+    @property
+    def signed(self) -> bool:
+        return self.activation == "relu"
+
     def features(self, x_TD: Tensor) -> Features:
-        values_TF = F.gelu(F.linear(x_TD, self.w_enc)) * F.linear(x_TD, self.w_up)
+        values_TF = ACTIVATIONS[self.activation](F.linear(x_TD, self.w_enc)) * F.linear(x_TD, self.w_up)
         return Features(values_TF, self.num_features)
 
     def write(self, features: Features) -> Tensor:

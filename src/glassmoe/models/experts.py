@@ -2,7 +2,9 @@
 
 Two kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their
 place (a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted
-tokens to `torch.nn.functional.grouped_mm`, for GPUs. Both compute in the dtype of `x_TD`; gates stay in float32.
+tokens to `torch.nn.functional.grouped_mm`, for GPUs, where rows are of whole 16 bytes, as it needs them. Both compute
+in the dtype of `x_TD`; gates stay in float32. Experts with a `w_up` are gated: s(W_enc x) * (W_up x) stands for s(W_enc
+x).
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S = T * K slots, a slot
 being one token at one of its experts; slots are sorted by expert.
@@ -48,20 +50,24 @@ def expert_mlp(
     gates_TK: Tensor,
     experts_TK: Tensor,
     activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it.
+    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it; of gated
+    experts s(W_enc x + b_enc) * (W_up x) for the latter part.
 
-    `activation`: "relu" or "gelu". Under autocast the weights are cast to the autocast dtype here, explicitly, because
-    grouped products are not autocast-aware.
+    `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly,
+    because grouped products are not autocast-aware.
     """
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
         b_enc_EF = None if b_enc_EF is None else b_enc_EF.to(dtype)
+        w_up_EFD = None if w_up_EFD is None else w_up_EFD.to(dtype)
     slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
-    kernel = _grouped if x_TD.is_cuda else _loop
-    y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation)
+    aligned = all(size * x_SD.element_size() % 16 == 0 for size in w_enc_EFD.shape[1:])
+    kernel = _grouped if x_TD.is_cuda and aligned else _loop
+    y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD)
     y_TD: Tensor = _Combine.apply(y_SD, gates_TK, slots)  # type: ignore[no-untyped-call]
     return y_TD
 
@@ -72,14 +78,16 @@ def expert_values(
     b_enc_EF: Tensor | None,
     experts_TK: Tensor,
     activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """(T, K, F): s(W_enc x + b_enc) of the chosen experts, before the gate."""
+    """(T, K, F): s(W_enc x + b_enc) of the chosen experts, of gated ones times W_up x, before the router's gate."""
     slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
     x_SD = x_TD[slots.token_S]
     parts = []
     for e, rows_SD in enumerate(x_SD.split(slots.counts_E.tolist())):
         z_SF = F.linear(rows_SD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e])
-        parts.append(ACTIVATIONS[activation](z_SF))
+        h_SF = ACTIVATIONS[activation](z_SF)
+        parts.append(h_SF if w_up_EFD is None else h_SF * F.linear(rows_SD, w_up_EFD[e]))
     return torch.cat(parts)[slots.place_TK]
 
 
@@ -117,27 +125,42 @@ class _Combine(torch.autograd.Function):
 
 
 def _grouped(
-    x_SD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, w_dec_EFD: Tensor, slots: Slots, activation: str
+    x_SD: Tensor,
+    w_enc_EFD: Tensor,
+    b_enc_EF: Tensor | None,
+    w_dec_EFD: Tensor,
+    slots: Slots,
+    activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     ends_E = slots.counts_E.cumsum(0).to(torch.int32)
     z_SF = F.grouped_mm(x_SD, w_enc_EFD.transpose(1, 2), offs=ends_E)
     if b_enc_EF is not None:
         z_SF = z_SF + torch.repeat_interleave(b_enc_EF, slots.counts_E, dim=0, output_size=len(x_SD))
-    return F.grouped_mm(ACTIVATIONS[activation](z_SF), w_dec_EFD, offs=ends_E)
+    h_SF = ACTIVATIONS[activation](z_SF)
+    if w_up_EFD is not None:
+        h_SF = h_SF * F.grouped_mm(x_SD, w_up_EFD.transpose(1, 2), offs=ends_E)
+    return F.grouped_mm(h_SF, w_dec_EFD, offs=ends_E)
 
 
 def _loop(
-    x_SD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, w_dec_EFD: Tensor, slots: Slots, activation: str
+    x_SD: Tensor,
+    w_enc_EFD: Tensor,
+    b_enc_EF: Tensor | None,
+    w_dec_EFD: Tensor,
+    slots: Slots,
+    activation: str,
+    w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     counts = slots.counts_E.tolist()
     y_SD: Tensor = _ExpertLoop.apply(  # type: ignore[no-untyped-call]
-        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, counts, activation
+        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation
     )
     return y_SD
 
 
 class _ExpertLoop(torch.autograd.Function):
-    """W_dec^T s(W_enc x + b_enc) for sorted slots, one expert after the other."""
+    """W_dec^T (s(W_enc x + b_enc) [* (W_up x)]) for sorted slots, one expert after the other."""
 
     @staticmethod
     def forward(
@@ -146,11 +169,13 @@ class _ExpertLoop(torch.autograd.Function):
         w_enc_EFD: Tensor,
         b_enc_EF: Tensor | None,
         w_dec_EFD: Tensor,
+        w_up_EFD: Tensor | None,
         counts: list[int],
         activation: str,
     ) -> Tensor:
         hidden = w_enc_EFD.shape[1]
         z_SF = x_SD.new_empty(len(x_SD), hidden)
+        u_SF = None if w_up_EFD is None else torch.empty_like(z_SF)
         y_SD = torch.empty_like(x_SD)
         for e, rows in enumerate(_ranges(counts)):
             torch.mm(x_SD[rows], w_enc_EFD[e].T, out=z_SF[rows])
@@ -158,33 +183,48 @@ class _ExpertLoop(torch.autograd.Function):
                 z_SF[rows] += b_enc_EF[e]
             # ReLU works in place: its output tells its derivative, so nothing else need be kept.
             h_SF = torch.relu_(z_SF[rows]) if activation == "relu" else ACTIVATIONS[activation](z_SF[rows])
+            if w_up_EFD is not None and u_SF is not None:
+                torch.mm(x_SD[rows], w_up_EFD[e].T, out=u_SF[rows])
+                h_SF = h_SF * u_SF[rows]
             torch.mm(h_SF, w_dec_EFD[e], out=y_SD[rows])
-        ctx.save_for_backward(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, z_SF)
+        ctx.save_for_backward(x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, z_SF, u_SF)
         ctx.counts, ctx.activation = counts, activation
         return y_SD
 
     @staticmethod
     def backward(ctx: Any, dy_SD: Tensor) -> tuple[Tensor | None, ...]:
-        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, z_SF = ctx.saved_tensors
+        x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, z_SF, u_SF = ctx.saved_tensors
         dy_SD = dy_SD.contiguous()
         dx_SD = torch.empty_like(x_SD)
         dw_enc_EFD, dw_dec_EFD = torch.empty_like(w_enc_EFD), torch.empty_like(w_dec_EFD)
         db_enc_EF = None if b_enc_EF is None else torch.empty_like(b_enc_EF)
+        dw_up_EFD = None if w_up_EFD is None else torch.empty_like(w_up_EFD)
         for e, rows in enumerate(_ranges(ctx.counts)):
-            h_SF, dz_SF = _activation_backward(z_SF[rows], dy_SD[rows] @ w_dec_EFD[e].T, ctx.activation)
+            dh_SF = dy_SD[rows] @ w_dec_EFD[e].T
+            dgate_SF = dh_SF if u_SF is None else dh_SF * u_SF[rows]
+            gate_SF, dz_SF = _activation_backward(z_SF[rows], dgate_SF, ctx.activation)
+            h_SF = gate_SF if u_SF is None else gate_SF * u_SF[rows]
             torch.mm(h_SF.T, dy_SD[rows], out=dw_dec_EFD[e])
             torch.mm(dz_SF.T, x_SD[rows], out=dw_enc_EFD[e])
             torch.mm(dz_SF, w_enc_EFD[e], out=dx_SD[rows])
             if db_enc_EF is not None:
                 torch.sum(dz_SF, 0, out=db_enc_EF[e])
-        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, None, None
+            if w_up_EFD is not None and dw_up_EFD is not None:
+                du_SF = dh_SF * gate_SF
+                torch.mm(du_SF.T, x_SD[rows], out=dw_up_EFD[e])
+                dx_SD[rows] += du_SF @ w_up_EFD[e]
+        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, dw_up_EFD, None, None
 
 
-def _activation_backward(z_SF: Tensor, dh_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+def _activation_backward(z_SF: Tensor, ds_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     """The activation's output again, and the gradient before it. For ReLU `z_SF` holds the output already."""
     if activation == "relu":
-        return z_SF, torch.ops.aten.threshold_backward(dh_SF, z_SF, 0)
-    return F.gelu(z_SF), torch.ops.aten.gelu_backward(dh_SF, z_SF)
+        return z_SF, torch.ops.aten.threshold_backward(ds_SF, z_SF, 0)
+    out_SF = ACTIVATIONS[activation](z_SF)
+    if activation == "silu":
+        return out_SF, torch.ops.aten.silu_backward(ds_SF, z_SF)
+    approximate = "tanh" if activation == "gelu-tanh" else "none"
+    return out_SF, torch.ops.aten.gelu_backward(ds_SF, z_SF, approximate=approximate)
 
 
 def _ranges(counts: list[int]) -> list[slice]:

@@ -120,6 +120,7 @@ class FeedForward(nn.Module):
     feature f belongs to expert f // (F / num_experts). `writes`: "linear" (a fixed vector per feature), "token" (the
     vector depends on the features' context) or "nonlinear". `output_weights`: names of the layer's own parameters that
     write into the residual stream; they start with the smaller standard deviation of residual projections.
+    `signed`: whether a feature below zero is active too; silent ones are then exactly 0.
     """
 
     num_features: int
@@ -141,6 +142,15 @@ class FeedForward(nn.Module):
         Layers with a faster way override this; the output must equal `write(features(x_TD))`.
         """
         return self.write(self.features(x_TD)), {}
+
+    @property
+    def signed(self) -> bool:
+        return False
+
+    def active(self, features: Features) -> Tensor:
+        """Bool, of the shape of the values: which features count into L0. Above 0; or, of gated ReLU units, whose
+        products have either sign, not 0, which they are where their gate is open."""
+        return features.values != 0 if self.signed else features.values > 0
 
     def active_parameters(self) -> int:
         """How many of the layer's weights are multiplied for one token."""

@@ -4,6 +4,9 @@ Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the spa
 of its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias
 is shared by all experts: the gates sum to 1, so this is exact when a dense layer is copied into every expert.
 
+Gated experts (those of an upcycled Llama) have a second encoder: a feature is gate * s(W_enc x) * (W_up x). What is
+sparse in them is s(W_enc x), which for ReLU alone decides L0; the sparsity-aware router reads the statistics of W_enc.
+
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
 """
 
@@ -20,9 +23,10 @@ from .routers import LearnedRouter, balance_loss, choose, encoder_statistics, sp
 class MoE(FeedForward):
     """E experts of F hidden units, K of them for each token.
 
-    `router`: "learned" or "sparsity". `activation`: "relu" or "gelu". `balance`: weight of the Switch balance loss,
-    named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware router's
-    gradient reaches the encoder weights that it reads (a learned router always learns).
+    `router`: "learned" or "sparsity". `activation`: one of `dense.ACTIVATIONS`. `balance`: weight of the Switch balance
+    loss, named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware
+    router's gradient reaches the encoder weights that it reads (a learned router always learns). `gated`: experts have
+    `w_up`, and, as gated dense layers do, no encoder bias.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class MoE(FeedForward):
         balance: float = 0.01,
         router_gradient: bool = True,
         bias: bool = False,
+        gated: bool = False,
     ):
         super().__init__()
         self.num_experts = num_experts
@@ -47,9 +52,14 @@ class MoE(FeedForward):
         self.router_gradient = router_gradient
         shape = (num_experts, expert_hidden, width)
         self.w_enc, self.w_dec = empty_parameters(shape, shape)
-        self.b_enc, self.b_dec = bias_parameter(shape[:2], bias), bias_parameter((width,), bias)
+        self.w_up = empty_parameters(shape)[0] if gated else None
+        self.b_enc, self.b_dec = bias_parameter(shape[:2], bias and not gated), bias_parameter((width,), bias)
         self.router = LearnedRouter(width, num_experts) if router == "learned" else None
         self._statistics: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def signed(self) -> bool:
+        return self.w_up is not None and self.activation == "relu"
 
     def scores(self, x_TD: Tensor) -> Tensor:
         """(T, E) float32: the router's score of every expert on every token."""
@@ -61,7 +71,7 @@ class MoE(FeedForward):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         scores_TE = self.scores(x_TD)
         gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
-        y_TD = expert_mlp(x_TD, self.w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation)
+        y_TD = expert_mlp(x_TD, self.w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up)
         if self.b_dec is not None:
             y_TD = y_TD + self.b_dec.to(y_TD.dtype)
         if self.training and self.balance:
@@ -70,7 +80,7 @@ class MoE(FeedForward):
 
     def features(self, x_TD: Tensor) -> Features:
         gates_TK, experts_TK = choose(self.scores(x_TD), self.experts_per_token)
-        values_TKF = expert_values(x_TD, self.w_enc, self.b_enc, experts_TK, self.activation)
+        values_TKF = expert_values(x_TD, self.w_enc, self.b_enc, experts_TK, self.activation, self.w_up)
         values_TKF = values_TKF * gates_TK.unsqueeze(-1).to(values_TKF.dtype)
         unit_F = torch.arange(self.expert_hidden, device=x_TD.device)
         ids_TKF = experts_TK.unsqueeze(-1) * self.expert_hidden + unit_F
@@ -82,9 +92,10 @@ class MoE(FeedForward):
     def active_parameters(self) -> int:
         """Weights multiplied for one token: K experts, biases, and the router; for the sparsity-aware router its mean
         and variance vectors count as the weights that it multiplies."""
-        experts = (self.w_enc[0].numel() + self.w_dec[0].numel()) * self.experts_per_token
-        if self.b_enc is not None and self.b_dec is not None:
-            experts += self.b_enc.shape[1] * self.experts_per_token + self.b_dec.numel()
+        matrices = 2 if self.w_up is None else 3
+        experts = matrices * self.w_enc[0].numel() * self.experts_per_token
+        experts += 0 if self.b_enc is None else self.b_enc.shape[1] * self.experts_per_token
+        experts += 0 if self.b_dec is None else self.b_dec.numel()
         router = self.num_experts * self.w_enc.shape[2]
         return experts + (router if self.router is not None else 2 * router)
 

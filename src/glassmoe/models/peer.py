@@ -273,7 +273,7 @@ def peer(
     `width`: D. `active_width`: hidden units of the dense layer to match in active parameters. `total_width`: hidden
     units of a mixture in all. `options`: `num_experts`, a square (default: the one nearest to `total_width`); `k` (the
     paper's 16) and `d_key` (half the width, lucidrains/PEER-pytorch's default); `heads` (as many as bring the active
-    parameters nearest to 2 * width * active_width); `activation` ("gelu" or "relu").
+    parameters nearest to 2 * width * active_width); `activation` (one of `dense.ACTIVATIONS`).
 
     The paper's shape is `ORIGINAL`: at width 512 and active width 4096 its active parameters are 0.66 of the dense
     layer's, those of the default 12 heads 0.98 (`glassmoe bench --only shapes` counts both). At width 128 the default
@@ -291,7 +291,7 @@ def peer(
     activation = given.pop("activation", activation or "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(
-            f"model.options.activation is {activation!r}; peer has {' and '.join(ACTIVATIONS)}: give one of these"
+            f"model.options.activation is {activation!r}; peer has {', '.join(ACTIVATIONS)}: give one of these"
         )
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -17,12 +17,13 @@ from .features import FeedForward
 def layer_statistics(layer: FeedForward, x_TD: Tensor) -> dict[str, Any]:
     """Statistics of one layer on T tokens of its own input (T, D).
 
-    `l0`: features above 0 per token (for GELU that is half of "non-zero": its features are never exactly 0). `alive`:
-    share of the layer's features above 0 on at least one of these tokens. For a mixture also `load`: share of the
-    token-expert slots that each expert got, and `activity`: share of the chosen experts' units above 0.
+    `l0`: active features per token (`FeedForward.active`: above 0, for GELU half of "non-zero": its features are never
+    exactly 0). `alive`: share of the layer's features active on at least one of these tokens. For a mixture also
+    `load`: share of the token-expert slots that each expert got, and `activity`: share of the chosen experts' units
+    that are active.
     """
     features = layer.features(x_TD)
-    active = features.values > 0
+    active = layer.active(features)
     ids = features.ids
     if ids is None:
         fired_F = active.any(0)

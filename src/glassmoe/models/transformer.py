@@ -1,9 +1,12 @@
 """The one decoder: nanoGPT's block with a slot for the feed-forward layer, as a native transformers model.
 
 x + attention(LN(x)), then x + ffn(LN(x)); learned positions; embedding and head tied; no dropout (MoE-X Table 6 sets it
-to 0). Initialisation: N(0, 0.02), projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
+to 0). The configuration makes of it the decoders of GPT-NeoX (x + attention(LN1(x)) + ffn(LN2(x)), rotary positions)
+and Llama (RMSNorm, rotary positions, key/value heads shared by groups of heads). Initialisation: N(0, 0.02),
+projections into the residual stream N(0, 0.02 / sqrt(2 * layers)), biases 0.
 
-Legend: B rows, S positions, T = B * S tokens, D model width, H heads, V vocabulary.
+Legend: B rows, S positions, T = B * S tokens, D model width (of a head where heads are named), H heads, G key/value
+heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,16 +29,16 @@ from transformers.utils import ModelOutput
 
 from .attention import causal_attention
 from .configuration import GlassConfig
-from .dense import GEGLU, Dense, SoLU, TopK
+from .dense import GLU, Dense, SoLU, TopK, gated_hidden
 from .features import FeedForward
 from .moe import MoE
 from .monet import MonetHD, MonetVD, monet_sizes
 from .peer import peer
+from .rotary import Turns, rotary_turns, turn
 
 
-def _geglu_hidden(config: GlassConfig) -> int:
-    # Three matrices instead of two: two thirds of the width, rounded to the multiple of 8 that kernels like.
-    return round(config.active_width * 2 / 3 / 8) * 8
+def _glu(config: GlassConfig, activation: str) -> GLU:
+    return GLU(config.width, gated_hidden(config.active_width), activation, config.bias)
 
 
 def _moe(config: GlassConfig, activation: str, router: str) -> MoE:
@@ -49,6 +52,7 @@ def _moe(config: GlassConfig, activation: str, router: str) -> MoE:
         balance=config.balance,
         router_gradient=config.router_gradient,
         bias=config.bias,
+        gated=config.gated,
     )
 
 
@@ -63,7 +67,10 @@ FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "gelu": lambda c: Dense(c.width, c.active_width, "gelu", c.bias),
     "relu": lambda c: Dense(c.width, c.active_width, "relu", c.bias),
     "relu-topk": lambda c: TopK(c.width, c.active_width, _k(c), c.bias),
-    "geglu": lambda c: GEGLU(c.width, _geglu_hidden(c), c.bias),
+    "gelu-tanh": lambda c: Dense(c.width, c.active_width, "gelu-tanh", c.bias),
+    "geglu": lambda c: _glu(c, "gelu"),
+    "swiglu": lambda c: _glu(c, "silu"),
+    "reglu": lambda c: _glu(c, "relu"),
     "solu": lambda c: SoLU(c.width, c.active_width, c.bias),
     "switch": lambda c: _moe(c, "gelu", "learned"),
     "moe-x": lambda c: _moe(c, "relu", "sparsity"),
@@ -102,9 +109,12 @@ def attention(
     SDPA, but for bf16 on a CPU without a cache or padding, where batched products of our own are more than twice as
     fast at these sizes (in float32 SDPA is level with them or ahead).
     """
+    groups = getattr(module, "num_key_value_groups", 1)
     if q_BHSD.device.type != "cpu" or q_BHSD.dtype != torch.bfloat16 or mask is not None or q_BHSD.shape[2] == 1:
         out, _ = sdpa_attention_forward(module, q_BHSD, k_BHSD, v_BHSD, mask, **kwargs)
         return out, None
+    if groups > 1:
+        k_BHSD, v_BHSD = (x.repeat_interleave(groups, dim=1) for x in (k_BHSD, v_BHSD))
     return causal_attention(q_BHSD, k_BHSD, v_BHSD).transpose(1, 2), None
 
 
@@ -112,39 +122,56 @@ ALL_ATTENTION_FUNCTIONS.register("glassmoe", attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register("glassmoe", sdpa_mask)
 
 
+def make_norm(config: GlassConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.width, eps=config.norm_eps)
+    return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
+
+
 class Attention(nn.Module):
     is_causal = True
 
     def __init__(self, config: GlassConfig, layer: int):
         super().__init__()
-        self.config, self.layer, self.heads = config, layer, config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.config, self.layer = config, layer
+        head, kv_heads = config.width // config.heads, config.kv_heads or config.heads
+        # Which of the heads that `qkv` makes are queries, keys and values.
+        self.parts = [config.heads, kv_heads, kv_heads]
+        if kv_heads < config.heads:  # transformers' attention functions look for this name
+            self.num_key_value_groups = config.heads // kv_heads
+        bias = config.bias if config.attention_bias is None else config.attention_bias
+        self.qkv = nn.Linear(config.width, sum(self.parts) * head, bias=bias)
+        self.out = nn.Linear(config.width, config.width, bias=bias)
         self.out.into_stream = True  # type: ignore[assignment]
 
-    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None) -> Tensor:
         batch, length, width = x_BSD.shape
-        qkv = self.qkv(x_BSD).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q_BHSD, k_BHSD, v_BHSD = qkv.unbind(0)
+        qkv = self.qkv(x_BSD).view(batch, length, sum(self.parts), -1).transpose(1, 2)
+        q_BHSD, k_BGSD, v_BGSD = qkv.split(self.parts, dim=1)
+        if turns is not None:
+            q_BHSD, k_BGSD = turn(q_BHSD, turns), turn(k_BGSD, turns)
         if cache is not None:
-            k_BHSD, v_BHSD = cache.update(k_BHSD, v_BHSD, self.layer)
+            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, self.layer)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
-        out_BSHD, _ = attend(self, q_BHSD, k_BHSD, v_BHSD, mask)
+        out_BSHD, _ = attend(self, q_BHSD, k_BGSD, v_BGSD, mask)
         return self.out(out_BSHD.reshape(batch, length, width))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     def __init__(self, config: GlassConfig, layer: int):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.parallel = config.parallel_residual
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.ffn_norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.ffn_norm = make_norm(config)
         self.ffn = build_feed_forward(config)
 
-    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None) -> tuple[Tensor, dict[str, Tensor]]:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache)
-        y_TD, losses = self.ffn(self.ffn_norm(x_BSD).flatten(0, 1))
-        return x_BSD + y_TD.view_as(x_BSD), losses
+    def forward(
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        attended_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache, turns)
+        y_TD, losses = self.ffn(self.ffn_norm(x_BSD if self.parallel else attended_BSD).flatten(0, 1))
+        return attended_BSD + y_TD.view_as(x_BSD), losses
 
 
 @dataclass
@@ -175,9 +202,9 @@ class GlassPreTrainedModel(PreTrainedModel):
                     init.zeros_(parameter)
                 else:
                     init.normal_(parameter, 0.0, residual_std if name in module.output_weights else std)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             init.ones_(module.weight)
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         else:
             for parameter in module.parameters(recurse=False):
@@ -193,9 +220,10 @@ class GlassModel(GlassPreTrainedModel):
     def __init__(self, config: GlassConfig):
         super().__init__(config)
         self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.positions = nn.Embedding(config.context, config.width)
+        self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, bias=config.bias)
+        self.norm = make_norm(config)
+        self.turning = config.rotary_size if config.positions == "rotary" else 0
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -234,10 +262,14 @@ class GlassModel(GlassPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        x_BSD = x_BSD + self.positions(position_ids)
+        turns = None
+        if self.positions is not None:
+            x_BSD = x_BSD + self.positions(position_ids)
+        else:
+            turns = rotary_turns(position_ids, self.turning, self.config.rotary_theta, self.config.rotary_scaling)
         losses: dict[str, list[Tensor]] = {}
         for block in self.layers:
-            x_BSD, named = block(x_BSD, mask, past_key_values)
+            x_BSD, named = block(x_BSD, mask, past_key_values, turns)
             for name, loss in named.items():
                 losses.setdefault(name, []).append(loss)
         mean_losses = {name: torch.stack(each).mean() for name, each in losses.items()}
@@ -245,7 +277,7 @@ class GlassModel(GlassPreTrainedModel):
 
 
 class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
-    """The decoder with its tied language-model head."""
+    """The decoder with its language-model head, tied to the embedding unless the configuration says otherwise."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.tokens.weight"}
 

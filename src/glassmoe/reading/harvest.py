@@ -32,7 +32,7 @@ class Harvest:
     `rows`: strengths at the chosen positions, games in order and positions within them: a float32 array (R, F), or a
     CSR array of the strengths above 0 for layers that list their features. `maxima_F`: absolute value of each feature's
     greatest strength over the sample's tokens. `alive_F`: non-zero at least once in the sample. `l0`: mean number of
-    features above 0 per token of the sample.
+    active features per token of the sample (`FeedForward.active`).
     """
 
     rows: Float32 | sp.csr_array
@@ -123,7 +123,7 @@ class _Collector:
 
     def _sample(self, features: Features) -> None:
         values, tokens = features.values.float(), len(features.values)
-        self.positive += int((values > 0).sum())
+        self.positive += int(self.layer.active(features).sum())
         self.tokens += tokens
         if features.ids is None:
             greatest, nonzero = values.amax(0), (values != 0).any(0)

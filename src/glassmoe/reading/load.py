@@ -19,6 +19,7 @@ from glassmoe.data.text_tokens import text_kind
 from glassmoe.data.tokens import TEXT, TokenKind, token_kind
 from glassmoe.device import pick_device
 from glassmoe.models import FeedForward, GlassForCausalLM
+from glassmoe.models.importing import FAMILIES
 
 UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -45,9 +46,10 @@ def kind_beside(path: Path, settings: Any) -> TokenKind:
     if not file.is_file():
         raise ValueError(f"{path} has no tokenizer.json, so its tokens cannot be read; put it back")
     kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
-    if kind.size != settings.vocab_size:
+    if kind.size + settings.unused_ids != settings.vocab_size:
         raise ValueError(
-            f"{file} has {kind.size} ids and the model {settings.vocab_size}; put back that of its training"
+            f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that of "
+            f"its training"
         )
     return kind
 
@@ -96,7 +98,8 @@ def load(name: str, device: str = "auto") -> Loaded:
     finally:
         transformers_logging.set_verbosity(verbosity)
     if kind != "glassmoe":
-        raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained")
+        advice = "; glassmoe upcycle makes one of it" if kind in FAMILIES else ""
+        raise ValueError(f"{name} is a {kind} model; this verb reads models that glassmoe trained{advice}")
     return Loaded(model.to(pick_device(device)).eval(), config, path)
 
 

@@ -26,6 +26,7 @@ from glassmoe.config import RunConfig
 from glassmoe.data.text_tokens import load_tokenizer, text_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
+from glassmoe.models.dense import GLU, Dense
 
 from .load import kind_beside, load
 
@@ -86,9 +87,8 @@ class Subject:
         family = settings.model_type
         if family == "glassmoe":
             layer = self.model.feed_forwards()[0]
-            forms = {"gelu": (False, "gelu"), "relu": (False, "relu"), "geglu": (True, "gelu")}
-            if settings.ffn in forms:
-                return (layer.num_features, *forms[settings.ffn])
+            if isinstance(layer, Dense | GLU):
+                return layer.num_features, isinstance(layer, GLU), layer.activation
             return 4 * self.width, False, "gelu"
         hidden = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * self.width
         named = getattr(settings, "hidden_act", None) or getattr(settings, "activation_function", None) or "gelu"
@@ -99,21 +99,13 @@ class Subject:
 def load_subject(name: str, device: str = "auto") -> Subject:
     """The model that `name` means (one of ours, a folder of transformers files, or a hub id), in float32 and evaluation
     mode, without gradients. ValueError, in one sentence, when there is none or its weights are not all there."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-    except Exception:  # what transformers raises depends on where it stumbles; `load` finds the words
-        kind = "glassmoe"
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if kind == "glassmoe":
+    if foreign_settings(name) is None:
         loaded = load(name, device)
         settings = loaded.model.config
         model: Any = loaded.model
         tokens, sha256, tokenizer, config = settings.tokens, settings.tokenizer_sha256, None, loaded.config
     else:
-        model = _load_foreign(name, verbosity)
+        model = load_foreign(name)
         settings, tokens, sha256, tokenizer, config = model.config, TEXT, None, _tokenizer_of(name), None
     context = getattr(settings, "max_position_embeddings", None) or 1 << 30
     return Subject(
@@ -130,7 +122,23 @@ def load_subject(name: str, device: str = "auto") -> Subject:
     )
 
 
-def _load_foreign(name: str, verbosity: int) -> Any:
+def foreign_settings(name: str) -> Any | None:
+    """The configuration of another maker's model; None for one of ours, and where nothing can be read: `load` finds the
+    words for that."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        settings = AutoConfig.from_pretrained(name)
+    except Exception:  # what transformers raises depends on where it stumbles
+        return None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return None if settings.model_type == "glassmoe" else settings
+
+
+def load_foreign(name: str) -> Any:
+    """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:

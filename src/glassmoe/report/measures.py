@@ -16,8 +16,9 @@ from glassmoe.training.run import commit
 SCHEMA_VERSION = 1
 
 
-def save_measure(run: Path, name: str, values: dict[str, Any], corpus: Corpus) -> Path:
-    """Write `values` as the run's measure `name`, in place of an older one; returns the file."""
+def save_measure(run: Path, name: str, values: dict[str, Any], data: Corpus | str) -> Path:
+    """Write `values` as the run's measure `name`, in place of an older one; returns the file. `data`: what was read, a
+    corpus or the sha256 of a text."""
     path = run / "measures" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     newest = latest(run / "state")
@@ -25,8 +26,8 @@ def save_measure(run: Path, name: str, values: dict[str, Any], corpus: Corpus) -
         "schema_version": SCHEMA_VERSION,
         "step": None if newest is None else int(newest.stem.split("-")[1]),
         "commit": commit(),
-        "data_sha256": corpus.fingerprint,
-        "synthetic": bool(corpus.manifest.get("synthetic")),
+        "data_sha256": data if isinstance(data, str) else data.fingerprint,
+        "synthetic": not isinstance(data, str) and bool(data.manifest.get("synthetic")),
         "values": values,
     }
     write_text(path, json.dumps(record, indent=1) + "\n")

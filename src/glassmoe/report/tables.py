@@ -180,6 +180,40 @@ def perplexity_table(measured: dict[str, Any]) -> str:
     return table(list(line), [list(line.values())])
 
 
+def corpora_table(found: Sequence[dict[str, Any]]) -> str:
+    """One line for each text, the last words of passages in one of their own; under it what was read."""
+    several = len({one["what"] for one in found}) > 1
+    lines, read = [], {}
+    for one in found:
+        name, last = one["on"], one.get("last_word")
+        head = [one["what"]] if several else []
+        error = one["loss_standard_error"]
+        numbers = [f"{one['loss']:.4f}", None if error is None else f"{error:.4f}", f"{one['perplexity']:.2f}"]
+        word = None if one["word_perplexity"] is None else f"{one['word_perplexity']:.2f}"
+        label = f"{name}, whole passage" if last else name
+        lines.append([*head, label, *numbers, word, one["bits_per_byte"], f"{one['tokens']:,}", None])
+        if last:
+            per_word = None if last["perplexity"] is None else f"{last['perplexity']:.2f}"
+            accuracy = None if last["accuracy"] is None else f"{last['accuracy']:.1%}"
+            lines.append([*head, f"{name}, last word", None, None, None, per_word, None, None, accuracy])
+        read[name] = _read_line(one)
+    header = ["on", "loss (nats)", "+-", "perplexity", "per word", "bits per byte", "tokens", "accuracy"]
+    if not any(one.get("last_word") for one in found):
+        header, lines = header[:-1], [line[:-1] for line in lines]
+    return "\n".join([table([*(["what"] if several else []), *header], lines), "", *read.values()])
+
+
+def _read_line(one: dict[str, Any]) -> str:
+    skipped = "".join(f"; {count:,} left out ({reason})" for reason, count in one["skipped"].items())
+    mended = f"; {one['not_utf8']:,} were not all UTF-8" if one["not_utf8"] else ""
+    stride = "non-overlapping" if one["stride"] == one["window"] else f"stride {one['stride']:,}"
+    return (
+        f"{one['on']}: {one['source']}, sha256 {one['sha256'][:16]}, {one['about']}; {one['documents']:,} documents, "
+        f"{one['words']:,} words, {one['bytes']:,} bytes, {one['windows']:,} windows of {one['window']:,} tokens, "
+        f"{stride}{skipped}{mended}"
+    )
+
+
 def bench_table(figures: dict[str, Any]) -> str:
     """Figures beside their targets; under the table what was compared exactly, and what was left out."""
     lines = [line for line in figures["rows"] if "skipped" not in line]

@@ -14,7 +14,8 @@ from typing import Any
 
 from glassmoe.measure.encoder_map import require_plots
 
-from .tables import Results, by_name, token_word
+from .claims import by_name
+from .tables import Results, token_word
 
 BLACK, GREY = "#222222", "#8a8a8a"
 ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (

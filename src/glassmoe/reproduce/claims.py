@@ -14,6 +14,7 @@ from typing import Any
 from glassmoe.measure.intervals import interval
 
 from .paper import published
+from .text_claims import CLAIMS, PREFIX, WORDS, answer, paper_answer, text_measures
 
 MEASURES = {
     "loss": "loss",
@@ -65,6 +66,21 @@ class Statement:
     paper: str | None
 
 
+def by_name(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Rows of all seeds under their name, in the order in which names come."""
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row["name"], []).append(row)
+    return groups
+
+
+def measures_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The measures that rows are compared in, with what they are called: those of `MEASURES`, or of text the loss on
+    the validation split and on each text."""
+    of_texts = text_measures(rows)
+    return {"loss": "loss", **of_texts} if of_texts else MEASURES
+
+
 def best_layer(row: Row) -> dict[str, Any]:
     """The boards measure of the row's layer with the highest reconstruction; empty when it was not measured."""
     boards = row.get("boards") or {"layers": [], "best_layer": None}
@@ -75,9 +91,11 @@ def best_layer(row: Row) -> dict[str, Any]:
 def value(row: Row, measure: str) -> float | None:
     """One measure of a row, None where it was not taken. The loss of an autoencoder is that with its reconstruction in
     place of the stream."""
-    if measure != "loss":
+    if measure.startswith(PREFIX):
+        found = row.get("texts", {}).get(measure.removeprefix(PREFIX), {}).get("loss")
+    elif measure != "loss":
         found = best_layer(row).get(measure)
-    elif row.get("splice") is not None:
+    elif row.get("splice") is not None and "texts" not in row:
         found = row["splice"]["loss_spliced"]
     else:
         found = (row.get("ppl") or {}).get("loss")
@@ -101,14 +119,17 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
     """Every row against each of `BASES` in every measure, where at least two seeds are shared."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     pairs = [(name, base) for at, base in enumerate(BASES) for name in names if name not in BASES[: at + 1]]
-    found = [paired(rows, name, base, measure) for name, base in pairs for measure in MEASURES]
+    found = [paired(rows, name, base, measure) for name, base in pairs for measure in measures_of(rows)]
     return [each for each in found if each is not None and each.n > 1]
 
 
-def order(rows: Sequence[Row], suite: str = "table1") -> list[Statement]:
+def order(rows: Sequence[Row], suite: str = "table1", recipe: str = "") -> list[Statement]:
     """The claims of `PAIRS` that these rows can speak to: ahead in coverage, held-out coverage and reconstruction, and
-    against the dense row a loss within `LOSS_MARGIN`. Rows that stand apart are left out."""
+    against the dense row a loss within `LOSS_MARGIN`; of rows of text those of `text_claims`. Rows that stand apart are
+    left out."""
     rows = [row for row in rows if not row.get("apart")]
+    if text_measures(rows):
+        return _text_order(rows, recipe)
     found = []
     for name, base in PAIRS:
         for measure, words in MEASURES.items():
@@ -122,6 +143,18 @@ def order(rows: Sequence[Row], suite: str = "table1") -> list[Statement]:
             else:
                 claim = f"{name} is ahead of {base} in {words}"
             found.append(Statement(claim, difference, _answer(difference), _paper(suite, difference)))
+    return found
+
+
+def _text_order(rows: Sequence[Row], recipe: str) -> list[Statement]:
+    found = []
+    for name, claim, base in CLAIMS:
+        for measure in measures_of(rows):
+            difference = paired(rows, name, base, measure)
+            if difference is not None:
+                words = f"{WORDS[claim].format(name, base)} in {'validation loss' if measure == 'loss' else measure}"
+                here = answer(claim, difference.mean, difference.half)
+                found.append(Statement(words, difference, here, paper_answer(claim, recipe, measure, name, base)))
     return found
 
 

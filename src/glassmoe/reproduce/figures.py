@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from .canvas import (
     title,
     write,
 )  # fmt: skip
-from .claims import best_layer, value
+from .claims import best_layer, by_name, measures_of, value
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
-from .tables import Results, Row, by_name, curve_of, token_word
+from .tables import Results, Row, curve_of, token_word
 
 WORDS = {"coverage": "coverage", "reconstruction": "reconstruction", "loss": "validation loss"}
 
@@ -105,6 +106,34 @@ def _bars(results: Results) -> Any:
     return figure
 
 
+def _perplexities(results: Results) -> Any:
+    """The loss on each text: a dot a row, one panel a text; at most four. (Bars would have to begin at 0, where rows
+    cannot be told apart.)"""
+    rows = _level(results)
+    measures = [measure for measure in measures_of(rows) if measure != "loss"][:4]
+    groups = {name: each for name, each in by_name(rows).items() if measures and _values(each, measures[0])}
+    if not groups:
+        return None
+    note = "dots: mean over seeds, whiskers: 95% t-interval, small dots: seeds; written out: the perplexity of the mean"
+    figure, axes = panels(results, len(measures), 1.5 + 0.27 * len(groups), note, sharey=True)
+    for panel, measure in zip(axes, measures, strict=True):
+        found = {at: each for at, rows in enumerate(groups.values()) if (each := _values(rows, measure))}
+        for at, each in found.items():
+            mean, half = interval(each)
+            panel.errorbar(mean, at, xerr=half, fmt="o", color=style(list(groups)[at], at)[0], markersize=5, capsize=2)
+            if half is not None:
+                panel.plot(each, [at] * len(each), ".", color=BLACK, markersize=2.5)
+            panel.annotate(
+                f"{math.exp(mean):.1f}", (mean, at), (0, 5), textcoords="offset points", ha="center", fontsize=7
+            )
+        panel.set_xlabel(f"{measure} (nats a token)")
+        panel.margins(x=0.2)
+    axes[0].set_yticks(range(len(groups)), list(groups))
+    axes[0].set_ylim(len(groups) - 0.5, -0.7)
+    title(figure, "Perplexity on texts that were not trained on")
+    return figure
+
+
 def _curves(results: Results) -> Any:
     """Loss, coverage and reconstruction against tokens; one line a seed. What an autoencoder's fit notes is no loss of
     a model, so it has no line."""
@@ -120,8 +149,10 @@ def _curves(results: Results) -> Any:
     }
     if not groups:
         return None
+    if "texts" in results:
+        lines = {"loss": lines["loss"]}
     note = "tokens of the run that a row started from are counted in; a line is a seed"
-    figure, axes = panels(results, 3, 3.4, note)
+    figure, axes = panels(results, len(lines), 3.4, note)
     for panel, (measure, points) in zip(axes, lines.items(), strict=True):
         for at, (name, rows) in enumerate(groups.items()):
             colour, dash = style(name, at)
@@ -139,8 +170,8 @@ def _curves(results: Results) -> Any:
                     )
         panel.set_title(WORDS[measure])
         panel.set_xlabel(f"million {token_word(results)}s")
-    axes[1].set_ylim(bottom=0)
-    axes[2].set_ylim(bottom=0)
+    for panel in axes[1:]:
+        panel.set_ylim(bottom=0)
     title(figure, "Along the training", axes[:1], columns=6)
     return figure
 
@@ -354,6 +385,7 @@ def _layer_sweep(results: Results) -> Any:
 _TABLE: Mapping[str, Callable[[Results], Any]] = {"bars": _bars, "curves": _curves}
 FIGURES: dict[str, Mapping[str, Callable[[Results], Any]]] = {
     "table1": _TABLE,
+    "table2": {"perplexity": _perplexities, "curves": _curves},
     "table3": _TABLE,
     "table4": _TABLE,
     "figure3": {"size": _figure3},

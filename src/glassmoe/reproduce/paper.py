@@ -56,6 +56,33 @@ PAPER: dict[str, dict[str, Published]] = {
 }
 """Suite -> row of ours -> the paper's row."""
 
+_SWITCH_S = {"openwebtext": 18.36, "lambada": 27.63, "wikitext103": 45.22, "wikitext2": 38.90}
+_MOE_X_S = {"openwebtext": 19.42, "lambada": 28.11, "wikitext103": 43.80, "wikitext2": 42.58}
+_MOE_X_M = {"openwebtext": 14.78, "lambada": 21.34, "wikitext103": 35.01, "wikitext2": 35.16}
+PERPLEXITIES: dict[str, dict[str, dict[str, float]]] = {
+    "small": {
+        "gelu": {"openwebtext": 22.83, "lambada": 32.71, "wikitext103": 49.89, "wikitext2": 44.36},
+        "sae-topk": {"openwebtext": 31.60, "lambada": 38.21, "wikitext103": 55.33, "wikitext2": 49.16},
+        "switch": _SWITCH_S,
+        "moe-x": _MOE_X_S,
+        "moe-x-upcycled": _MOE_X_S,
+    },
+    "medium": {
+        "gelu": {"openwebtext": 17.19, "lambada": 24.31, "wikitext103": 37.87, "wikitext2": 35.70},
+        "switch": {"openwebtext": 15.43, "lambada": 20.82, "wikitext103": 35.41, "wikitext2": 34.71},
+        "moe-x": _MOE_X_M,
+        "moe-x-upcycled": _MOE_X_M,
+    },
+}
+"""Table 2: size -> row of ours -> text -> perplexity of a token. The paper does not say how it cut windows, whether it
+detokenised, or whether LAMBADA is the last word or the passage; nor whether its MoE-X was upcycled."""
+
+
+def size_of(recipe: str) -> str:
+    """Which of the paper's sizes stands beside rows of a recipe."""
+    return "medium" if recipe == "fineweb-m" else "small"
+
+
 ROUTER_CORRELATION = -0.95
 """Figure 9: the paper's score and true L0 correlate below this in trained experts, as a secondary source quotes it."""
 

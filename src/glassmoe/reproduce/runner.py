@@ -21,6 +21,8 @@ from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.evaluation import EvaluationText
+from glassmoe.data.tokens import TEXT
 
 from .suites import CURVE_POINTS, RECIPES, Row
 
@@ -31,7 +33,8 @@ SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
 @dataclass(frozen=True)
 class Plan:
     """What decides the rows' runs. `recipe`: the configuration that rows change. `steps`: of a row that sees all T
-    tokens. `games`: to choose features on, and again to test them on."""
+    tokens. `games`: to choose features on, and again to test them on. `texts`: of a suite of text, what perplexity is
+    measured on."""
 
     name: str
     recipe: RunConfig
@@ -39,6 +42,7 @@ class Plan:
     out: Path
     games: int
     workers: int | None
+    texts: tuple[EvaluationText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,19 @@ def recipe_of(scale: str, tokens: str, data: str, given: str | None = None) -> t
     recipes = configuration.recipes()
     name = RECIPES.get((scale, tokens)) if given is None else given
     if name is None:
-        known = "; ".join(f"--scale {a} with games of {b}" for a, b in RECIPES)
-        raise ValueError(f"there is no recipe for --scale {scale} with games of {tokens}; there are: {known}")
+        known = "; ".join(f"--scale {a} with {_held(b)}" for a, b in RECIPES)
+        raise ValueError(f"there is no recipe for --scale {scale} with {_held(tokens)}; there are: {known}")
     if name not in recipes and not Path(name).is_file():
         raise ValueError(f"no recipe or file {name!r}; recipes: {', '.join(recipes)}")
     config = configuration.load(recipes.get(name, Path(name)))
     if config.data.tokens != tokens:
-        raise ValueError(f"{data} holds games of {tokens}, and {name} reads {config.data.tokens}; give other games")
+        raise ValueError(f"{data} holds {_held(tokens)}, and {name} reads {config.data.tokens}; give other data")
     config.data.path = data
     return Path(name).stem, config
+
+
+def _held(tokens: str) -> str:
+    return TEXT if tokens == TEXT else f"games of {tokens}"
 
 
 def tokens_per_step(config: RunConfig, corpus: Corpus) -> int:
@@ -93,6 +101,10 @@ def _run_config(plan: Plan, row: Row, seed: int, source: Path | None) -> RunConf
     config.model = replace(config.model, **row.model)
     config.start.source = None if source is None else str(source)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 10))
+    if config.data.tokens == TEXT:
+        # Nothing is measured along the way but the loss, so a run of `glassmoe train` at these steps is the same run.
+        config.train = replace(config.train, steps=steps)
+        return config
     every = max(1, plan.steps // (2 * CURVE_POINTS))
     config.train = replace(
         config.train,

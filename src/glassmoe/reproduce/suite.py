@@ -20,6 +20,7 @@ from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
+from glassmoe.data.evaluation import KNOWN, EvaluationText, read_evaluation_texts
 from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
@@ -50,6 +51,7 @@ def reproduce(
     minutes: float | None = None,
     games: int = 1000,
     processes: int = 1,
+    on: str | None = None,
     out: Path = Path("runs/reproduce"),
     results: Path = Path("results"),
 ) -> dict[str, Any]:
@@ -57,7 +59,8 @@ def reproduce(
 
     `tokens`: T, what every row sees (default: as the recipe has it). `minutes`: a wall-clock budget instead, from which
     T is worked out by timing a few steps of every row; it is kept beside the runs, so that a stopped suite goes on with
-    the same T. `processes`: rows made side by side. The results file is written after each row. Returns what it holds,
+    the same T. `processes`: rows made side by side. `on`: of a suite of text, what perplexity is measured on
+    (`data.evaluation.read_evaluation_texts`). The results file is written after each row. Returns what it holds,
     `failed` rows included. ValueError for a user's mistake, before anything is trained.
     """
     if name not in SUITES:
@@ -71,15 +74,15 @@ def reproduce(
     if "encoder_map" in SUITES[name].measures:
         require_plots("sklearn.manifold", "Mapping experts")
     corpus = Corpus.open(data)
-    if corpus.tokens == TEXT:
-        raise ValueError(f"{data} holds text, and {name} is of chess games; give games of glassmoe data chess")
+    _check_world(name, data, corpus, on)
     recipe_name, config = recipe_of(scale, corpus.tokens, data, recipe)
     if scale == "gpu" and tokens is None and minutes is None:
         raise ValueError("--scale gpu needs a budget: --minutes M for the whole suite, or --tokens T for every row")
     declared = SUITES[name].rows(config.model)
     chosen = wanted(declared, rows)
     workers = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
-    plan = Plan(recipe_name, config, config.train.steps, out, games, workers)
+    texts = tuple(read_evaluation_texts(on)) if on is not None else ()
+    plan = Plan(recipe_name, config, config.train.steps, out, games, workers, texts)
     if minutes is not None:
         tokens = _tokens_in(minutes, plan, chosen, seeds, processes, out / recipe_name / f"{name}-budget.json", corpus)
     per_step = tokens_per_step(config, corpus)
@@ -112,6 +115,20 @@ def reproduce(
     return found
 
 
+def _check_world(name: str, data: str, corpus: Corpus, on: str | None) -> None:
+    """ValueError when a suite of text is given games, or the other way round."""
+    if SUITES[name].of_text:
+        if corpus.tokens != TEXT:
+            raise ValueError(f"{data} holds games, and {name} is of text; give text of glassmoe data text")
+        if on is None:
+            raise ValueError(f"{name} measures perplexity on texts: give --on, such as --on {','.join(KNOWN)}")
+        return
+    if corpus.tokens == TEXT:
+        raise ValueError(f"{data} holds text, and {name} is of chess games; give games of glassmoe data chess")
+    if on is not None:
+        raise ValueError(f"--on belongs to {', '.join(each for each in SUITES if SUITES[each].of_text)}; leave it out")
+
+
 def _header(
     name: str, scale: str, recipe_name: str, declared: Sequence[Row], plan: Plan, corpus: Corpus
 ) -> dict[str, Any]:
@@ -120,14 +137,33 @@ def _header(
         "suite": name,
         "scale": scale,
         "recipe": recipe_name,
-        "token": "move" if corpus.tokens == "moves" else "character",
-        "command": f"glassmoe reproduce {name} --scale {scale} --data.path GAMES --tokens {plan.steps * per_step}",
+        "token": corpus.kind.one,
+        "command": _command(name, scale, plan, per_step),
         "commit": commit(),
         "data_sha256": corpus.fingerprint,
         "hardware": describe(pick_device(plan.recipe.train.device)),
         "names": [row.name for row in declared if row.listed],
         "rows": [],
         "failed": [],
+        **({"texts": {text.name: _about(text) for text in plan.texts}} if plan.texts else {}),
+    }
+
+
+def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
+    data, on = ("TEXT", f" --on {','.join(text.name for text in plan.texts)}") if plan.texts else ("GAMES", "")
+    return f"glassmoe reproduce {name} --scale {scale} --data.path {data} --tokens {plan.steps * per_step}{on}"
+
+
+def _about(text: EvaluationText) -> dict[str, Any]:
+    """What a results file says of a text that rows are measured on."""
+    return {
+        "source": text.source,
+        "sha256": text.sha256,
+        "about": text.about,
+        "documents": len(text.texts),
+        "words": sum(len(each.split()) for each in text.texts),
+        "bytes": sum(len(each.encode("utf-8", "surrogatepass")) for each in text.texts),
+        "skipped": text.skipped,
     }
 
 

@@ -18,6 +18,8 @@ RECIPES = {
     ("cpu", "characters"): "chess-small",
     ("cpu", "moves"): "chess-moves",
     ("gpu", "characters"): "chess-paper",
+    ("cpu", "text"): "text-small",
+    ("gpu", "text"): "fineweb-s",
 }
 """(scale, what a token is) -> recipe."""
 
@@ -47,11 +49,13 @@ class Row:
 @dataclass(frozen=True)
 class Suite:
     """A table or figure. `rows`: from the recipe's model to the rows, sources before what starts from them.
-    `measures`: what is measured besides the boards and the loss: `routing`, `encoder_map`."""
+    `measures`: what is measured besides the boards and the loss: `routing`, `encoder_map`. `of_text`: rows read text,
+    and in place of boards their perplexity is measured on texts that they did not train on."""
 
     about: str
     rows: Callable[[ModelConfig], list[Row]]
     measures: tuple[str, ...] = ()
+    of_text: bool = False
 
 
 def _plain(*names: str) -> list[Row]:
@@ -79,6 +83,11 @@ def _table1(base: ModelConfig) -> list[Row]:
     rows = _plain("gelu", "relu", "geglu", "solu", "monet-hd", "monet-vd", "peer", "switch", "moe-x")
     upcycled = [_upcycled("switch", "gelu-source"), _upcycled("moe-x", "relu-source")]
     return [*sources, *rows, *upcycled, _coder("topk")]
+
+
+def _table2(base: ModelConfig) -> list[Row]:
+    upcycled = _upcycled("moe-x", "relu-source")
+    return [_source(base, "relu"), *_plain("gelu", "switch", "moe-x"), upcycled, _coder("topk")]
 
 
 def _table3(_: ModelConfig) -> list[Row]:
@@ -162,6 +171,7 @@ def _routed(base: ModelConfig) -> list[Row]:
 
 SUITES: dict[str, Suite] = {
     "table1": Suite("every architecture at equal active parameters", _table1),
+    "table2": Suite("language models in perplexity on several texts", _table2, of_text=True),
     "table3": Suite("router and activation of the mixture, one at a time", _table3),
     "table4": Suite("from scratch, continued, upcycled", _table4),
     "figure3": Suite("width against model size, beside a sparse autoencoder", _figure3),

@@ -1,7 +1,8 @@
 """Results of a suite: NAME.json for programs, NAME.md for people, the paper's numbers beside ours; the second is made
 from the first.
 
-The JSON: `suite`, `scale`, `recipe`, `command`, `commit`, `data_sha256`, `hardware`; `token` (`character` or `move`);
+The JSON: `suite`, `scale`, `recipe`, `command`, `commit`, `data_sha256`, `hardware`; `token` (`character`, `move` or
+`token`); `texts`, of a suite of text, what was read (`text_tables.py` has its rows);
 `names`, the declared order of the rows; `figures`, drawings of them; `rows`, one for each name and seed; `failed`
 (`name`, `seed`, `reason`); `notes`, paragraphs that are shown, those that somebody added included; `order`, what the
 rows say about the paper's claims (`claims.order`).
@@ -21,6 +22,7 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,8 @@ from glassmoe.measure.intervals import interval
 from glassmoe.report.results import layers_table, read_results
 from glassmoe.report.tables import table
 
-from .claims import LOSS_MARGIN, MEASURES, best_layer, differences, order, value
+from . import text_tables
+from .claims import LOSS_MARGIN, best_layer, by_name, differences, measures_of, order, value
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 
 FACTS = ("suite", "scale", "recipe", "data_sha256")
@@ -65,7 +68,9 @@ def save(path: Path, results: Results) -> Results:
     earlier = [each for each in found.get("failed", []) if each["name"] in merged.get("names", [each["name"]])]
     failed = {_key(each): each for each in [*earlier, *results.get("failed", [])]}
     merged["failed"] = [each for key, each in sorted(failed.items()) if key not in there]
-    merged["order"] = [asdict(each) for each in order(merged["rows"], merged["suite"])]
+    if "texts" in merged:
+        merged["texts"] = _merge_texts(json_path, found.get("texts", {}), merged["texts"])
+    merged["order"] = [asdict(each) for each in order(merged["rows"], merged["suite"], merged["recipe"])]
     page = render(path.name, merged)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(json_path, dumps(merged))
@@ -95,8 +100,21 @@ def _merge_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
         old = kept.get(_key(row), {})
         same = all(old.get(fact) == row.get(fact) for fact in ("tokens", "flops", "model"))
         kept[_key(row)] = {**old, **row} if same else row
+        if same and "texts" in row:
+            kept[_key(row)]["texts"] = {**old.get("texts", {}), **row["texts"]}
     place = {name: i for i, name in enumerate(dict.fromkeys([*names, *(name for name, _ in kept)]))}
     return [kept[key] for key in sorted(kept, key=lambda key: (place[key[0]], key[1]))]
+
+
+def _merge_texts(json_path: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The texts of a file and those that come; ValueError for another text of the same name."""
+    for name in {*old} & {*new}:
+        if old[name]["sha256"] != new[name]["sha256"]:
+            raise ValueError(
+                f"{json_path} holds rows measured on another text of the name {name} ({old[name]['source']}); "
+                f"give this one another name, as --on NAME=FILE"
+            )
+    return {**old, **new}
 
 
 def curve_of(row: Row, key: str) -> list[list[float]]:
@@ -118,16 +136,21 @@ def render(title: str, results: Results) -> str:
     level = [row for row in rows if not row.get("apart")]
     apart = [row for row in rows if row.get("apart")]
     suite = results["suite"]
-    parts = [f"# {title}", _opening(results), _headline(suite, level), _legend(results)]
+    of_text = "texts" in results
+    headline = partial(text_tables.headline, results["recipe"]) if of_text else partial(_headline, suite)
+    legend = text_tables.legend if of_text else _legend
+    parts = [f"# {title}", _opening(results), headline(level), legend(results)]
     parts += _unequal(level)
     parts += results.get("notes", [])
     parts += _over_seeds(level)
-    parts += _claims(level, suite)
+    parts += _claims(level, results)
     if apart:
-        parts += ["## Shown apart", "These rows saw other numbers of tokens than those above.", _headline(suite, apart)]
+        parts += ["## Shown apart", "These rows saw other numbers of tokens than those above.", headline(apart)]
     if results.get("failed"):
         lines = [[each["name"], each["seed"], each["reason"]] for each in results["failed"]]
         parts += ["## Failed", table(["row", "seed", "reason"], lines)]
+    if of_text:
+        parts += text_tables.sections(rows)
     for section in (_starts, _coders, _routers, _maps, _curves):
         parts += section(rows)
     parts += _layers(rows)
@@ -151,7 +174,7 @@ def _opening(results: Results) -> str:
 
 
 def token_word(results: Results) -> str:
-    """`character` or `move`: what a token of these rows is."""
+    """`character`, `move` or, of text, `token`: what a token of these rows is."""
     if "token" in results:
         return str(results["token"])
     kinds = [row["model"]["tokens"] for row in results["rows"] if "tokens" in row.get("model", {})]
@@ -238,13 +261,6 @@ def _unequal(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def by_name(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    return groups
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     given = [each for each in values if each is not None]
     return statistics.fmean(given) if given else None
@@ -256,38 +272,38 @@ def plus_minus(mean: float, half: float | None, digits: int, sign: str = "") -> 
 
 
 def _digits(measure: str) -> int:
-    return 4 if measure == "loss" else 3
+    return 4 if measure.startswith("loss") else 3
 
 
 def _over_seeds(rows: Sequence[Row]) -> list[str]:
-    lines = []
+    lines, measures = [], measures_of(rows)
     for name, group in by_name(rows).items():
-        taken = {m: [v for row in group if (v := value(row, m)) is not None] for m in MEASURES}
+        taken = {m: [v for row in group if (v := value(row, m)) is not None] for m in measures}
         if max(map(len, taken.values())) > 1:
-            cells = [plus_minus(*interval(taken[m]), _digits(m)) if taken[m] else None for m in MEASURES]
+            cells = [plus_minus(*interval(taken[m]), _digits(m)) if taken[m] else None for m in measures]
             lines.append([name, len(group), *cells])
     if not lines:
         return []
-    parts = ["## Over seeds", "Mean and 95% t-interval.", table(["row", "seeds", *MEASURES.values()], lines)]
+    parts = ["## Over seeds", "Mean and 95% t-interval.", table(["row", "seeds", *measures.values()], lines)]
     found = {(each.name, each.base, each.measure): each for each in differences(rows)}
     pairs = list(dict.fromkeys((name, base) for name, base, _ in found))
     if pairs:
         lines = []
         for pair in pairs:
-            each_m = {m: found.get((*pair, m)) for m in MEASURES}
+            each_m = {m: found.get((*pair, m)) for m in measures}
             cells = [None if d is None else plus_minus(d.mean, d.half, _digits(m), "+") for m, d in each_m.items()]
             lines.append([*pair, max(d.n for d in each_m.values() if d is not None), *cells])
         parts += [
             "Differences within a seed (row less the other), mean and 95% t-interval over the n seeds that both have; "
             "above 0 is better but for the loss.",
-            table(["row", "less", "n", *MEASURES.values()], lines),
+            table(["row", "less", "n", *measures.values()], lines),
         ]
     return parts
 
 
-def _claims(rows: Sequence[Row], suite: str) -> list[str]:
+def _claims(rows: Sequence[Row], results: Results) -> list[str]:
     lines = []
-    for each in order(rows, suite):
+    for each in order(rows, results["suite"], results["recipe"]):
         difference = each.difference
         given = plus_minus(difference.mean, difference.half, _digits(difference.measure), "+")
         lines.append([each.claim, each.answer, given, difference.n, each.paper])
@@ -295,9 +311,10 @@ def _claims(rows: Sequence[Row], suite: str) -> list[str]:
         return []
     return [
         "## The order that the paper claims",
-        "Yes or no where the 95% interval of the difference within seeds decides (for the loss: lies within or without "
-        f"{LOSS_MARGIN} nats), undecided where it does not or there is one seed; each line stands alone. Last column: "
-        "what the paper's own numbers answer.",
+        "Yes or no where the 95% interval of the difference within seeds decides"
+        + ("" if "texts" in results else f" (for the loss: lies within or without {LOSS_MARGIN} nats)")
+        + ", undecided where it does not or there is one seed; each line stands alone. Last column: what the paper's "
+        "own numbers answer.",
         table(["claim", "here", "difference", "n", "paper"], lines),
     ]
 
@@ -379,6 +396,8 @@ def _curves(rows: Sequence[Row]) -> list[str]:
             loss = None if near is None else f"{near[1]:.4f}"
             lines.append([row["name"], row["seed"], f"{tokens / 1e6:.2f}M", loss, *shown, layer])
     header = ["row", "seed", "tokens", "loss", "coverage", "held-out", "reconstruction", "layer"]
+    if not any(row.get("board_curve") for row in rows):
+        header, lines = header[:4], [line[:4] for line in lines]
     text = "Along the training, the source's tokens counted in; the loss is that noted nearest, on part of the games."
     return _section("Against tokens", text, header, lines)
 

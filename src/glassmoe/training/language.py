@@ -23,11 +23,12 @@ from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.models.loss import count_labels, next_token_loss, total_loss
 from glassmoe.models.statistics import model_statistics
 from glassmoe.models.upcycle import describe_start, start_from
-from glassmoe.reading.load import load
+from glassmoe.reading.source import load_source
 
 from . import run
 from .distributed import Processes, barrier, processes, sum_values
 from .loop import Batch, run_task
+from .start import complete
 from .tracking import read_metrics
 
 STATISTICS_ROWS = 4
@@ -41,6 +42,7 @@ def train(config: RunConfig, out: Path) -> Path:
     """
     device = pick_device(config.train.device)
     with processes(device) as group:
+        config = complete(config, speak=group.first)
         run.check(out, config)
         task = LanguageTask(config, out, device, group)
         run_task(task, config.train, config.optimizer, out, group, device)
@@ -140,7 +142,7 @@ class LanguageTask:
     def _start(self, name: str) -> None:
         """Take the weights of another run, and write down what changed and by how much the loss moved."""
         start = self.config.start
-        source = load(name, self.device.type)
+        source = load_source(name, self.device.type)
         # Whether the source fits is checked first: reading it on games of another kind of token would fail.
         self.corpus.require(source.model.config.tokens, source.model.config.tokenizer_sha256)
         found = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
@@ -154,6 +156,7 @@ class LanguageTask:
             "source_tokens": (lines[-1]["tokens"] if lines else 0) + earlier["source_tokens"],
             "source_flops": (lines[-1]["flops"] if lines else 0) + earlier["source_flops"],
             "valid_loss": loss,
+            "jump": loss["copied"] - loss["source"],
             **found.receipt,
         }
         if self.group.first:
@@ -162,19 +165,23 @@ class LanguageTask:
 
 
 def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassForCausalLM:
-    """The model of a run with fresh weights from torch's random state. Its context is a whole row: one position more
-    than training uses as input, so that a whole row can be read. `kind`: what its tokens are; text needs it, for its
-    tokenizer."""
+    """The model of a run with fresh weights from torch's random state. Its context is a whole row where the
+    configuration has none: one position more than training uses as input, so that a whole row can be read. `kind`:
+    what its tokens are; text needs it, for its tokenizer. ValueError for rows longer than the context."""
     kind = token_kind(config.data.tokens) if kind is None else kind
-    document = {"bos_token_id": kind.start, "eos_token_id": kind.start} if kind.name == TEXT else {}
+    context = config.model.context or row_length
+    if row_length > context:
+        raise ValueError(
+            f"rows of {row_length} tokens are longer than model.context {context}; give --data.rows packed:{context}"
+        )
+    eos = config.model.eos_token_id
+    document = {"bos_token_id": kind.start, "eos_token_id": kind.start if eos is None else eos}
     return GlassForCausalLM(
         GlassConfig(
-            context=row_length,
             tokens=kind.name,
             tokenizer_sha256=kind.tokenizer_sha256,
-            vocab_size=kind.size,
-            **document,
-            **asdict(config.model),
+            vocab_size=kind.size + config.model.unused_ids,
+            **{**asdict(config.model), "context": context, **(document if kind.name == TEXT else {})},
         )
     )
 

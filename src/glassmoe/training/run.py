@@ -102,7 +102,7 @@ def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        tokenizer_of(kind, model.config.context).save_pretrained(staging)
+        tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
         (staging / "README.md").write_text(model_card(config, step, kind), encoding="utf-8")
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
@@ -126,7 +126,7 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
     try:
         model.save_pretrained(staging)
         if kind.name == TEXT:
-            tokenizer_of(kind, model.config.context).save_pretrained(staging)
+            tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
         # A killed run passes this step again, with the same weights.
         shutil.rmtree(path, ignore_errors=True)
         staging.rename(path)
@@ -137,14 +137,15 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
     return path
 
 
-def tokenizer_of(kind: TokenKind, context: int) -> PreTrainedTokenizerFast:
-    """The tokens of a corpus as a transformers tokenizer; of text, the tokenizer that it was prepared with."""
+def tokenizer_of(kind: TokenKind, context: int, eos: int | None = None) -> PreTrainedTokenizerFast:
+    """The tokens of a corpus as a transformers tokenizer; of text, the tokenizer that it was prepared with, whose eos
+    token is that of the id `eos` or else the separator."""
     if kind.tokenizer is None:
         return chess_tokenizer(context, kind.name)
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(kind.tokenizer),
         bos_token=kind.start_token,
-        eos_token=kind.start_token,
+        eos_token=kind.start_token if eos is None else kind.vocabulary[eos],
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )

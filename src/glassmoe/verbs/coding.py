@@ -122,15 +122,43 @@ def hub(words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    parser = make_parser("hub export", "Write coders as the folders of SAELens or sparsify.")
-    parser.add_argument("coders", type=Path, help="what decompose made (one coder or all)")
-    parser.add_argument("--format", required=True, choices=["saelens", "sparsify"], help="whose folders")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser = make_parser(
+        "hub export",
+        "Write a model as a folder that transformers opens without glassmoe, with a model card; or coders as the "
+        "folders of SAELens or sparsify.",
+    )
+    parser.add_argument("source", help="a run of glassmoe's own, or what decompose made (one coder or all)")
+    parser.add_argument("folder", nargs="?", type=Path, help="folder to make")
+    parser.add_argument("--out", type=Path, help="the same")
+    parser.add_argument("--format", choices=["transformers", "saelens", "sparsify"], help="of coders: whose folders")
+    parser.add_argument("--license", help="of a model: what its card says (default: unknown), such as apache-2.0")
+    parser.add_argument("--push", metavar="REPO", help="of a model: upload the folder to this repository on the hub")
     args = parser.parse_args(words)
-    from glassmoe.coders.formats import export_coders
+    out = args.folder if args.out is None else args.out
+    if out is None or (args.folder is not None and args.out is not None):
+        raise ValueError("hub export: give the folder to make once, as in glassmoe hub export RUN FOLDER")
+    if args.format in ("saelens", "sparsify"):
+        if args.push or args.license:
+            raise ValueError(
+                f"hub export: --{'push' if args.push else 'license'} is of models; leave it out for coders"
+            )
+        from glassmoe.coders.formats import export_coders
 
-    folders = [str(folder) for folder in export_coders(args.coders, args.out, args.format)]
-    show(args, {"format": args.format, "folders": folders}, "\n".join(folders))
+        folders = [str(folder) for folder in export_coders(Path(args.source), out, args.format)]
+        show(args, {"format": args.format, "folders": folders}, "\n".join(folders))
+        return
+    from glassmoe.coders.files import coder_folders
+    from glassmoe.report.export import UNKNOWN, export_model, push
+
+    if Path(args.source).is_dir() and coder_folders(Path(args.source), missing=True):
+        raise ValueError(f"{args.source} holds coders; give --format saelens or --format sparsify")
+    export_model(args.source, out, args.license or UNKNOWN)
+    found = {"format": "transformers", "folders": [str(out)], "pushed": None}
+    text = f"{out}\n\nits card: {out / 'README.md'}"
+    if args.push:
+        found["pushed"] = push(out, args.push)
+        text += f"\npushed: {found['pushed']}"
+    show(args, found, text)
 
 
 def _import(words: list[str]) -> None:

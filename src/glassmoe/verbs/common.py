@@ -96,3 +96,9 @@ def show(args: argparse.Namespace, values: Any, table: str) -> None:
 
 def write(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def write_piece(text: str) -> None:
+    """A piece of a line that is still being made."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -95,8 +95,9 @@ def upcycle(words: list[str]) -> None:
     _train_run(
         words,
         "upcycle",
-        "Start a mixture of experts from a trained dense model, whose feed-forward layers are copied into every "
-        "expert; say what changed and by how much the loss moved (also in start.json), and go on training.",
+        "Start a mixture of experts from a trained dense model (a run, a GPT-2, a Pythia or a Llama), whose "
+        "feed-forward layers are copied into every expert; say what changed and by how much the loss moved (also in "
+        "start.json), and go on training.",
         source=True,
     )
 
@@ -193,10 +194,15 @@ def reproduce(words: list[str]) -> int:
     )
     parser.add_argument(
         "name",
-        help="table1, table3, table4, figure3, 4, 5, 6 or 9, ablations, calibration; figure8, chess-explained, "
+        help="table1, 2, 3 or 4, figure3, 4, 5, 6 or 9, ablations, calibration; figure8, chess-explained, "
         "mxd-frontier, mxd-probe, mxd-steering, steering-games or experts (see their --help)",
     )
-    parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="games of `glassmoe data`")
+    parser.add_argument("--data.path", dest="data", required=True, metavar="PATH", help="what `glassmoe data` made")
+    parser.add_argument(
+        "--on",
+        metavar="TEXTS",
+        help="of table2: files, NAME=FILE, or wikitext2, wikitext103, lambada, openwebtext (with commas)",
+    )
     parser.add_argument("--scale", choices=["cpu", "gpu"], default="cpu", help="gpu is the paper's size")
     parser.add_argument("--config", help="another recipe than the scale's")
     parser.add_argument("--rows", help="rows to make, such as gelu,moe-x (default: all)")
@@ -222,6 +228,7 @@ def reproduce(words: list[str]) -> int:
         minutes=args.minutes,
         games=args.games,
         processes=args.processes,
+        on=args.on,
         out=args.out,
         results=args.results,
     )

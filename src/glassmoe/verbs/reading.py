@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from glassmoe.arguments import count, seed, temperature
 
 from .coding import fidelity
-from .common import add_run, corpus_of, integer, make_parser, record, show
+from .common import add_run, corpus_of, integer, make_parser, record, show, write, write_piece
 from .features import probe
 
 
@@ -58,11 +61,28 @@ def _boards(words: list[str]) -> None:
 
 
 def _perplexity(words: list[str]) -> None:
-    parser = make_parser("eval ppl", "Validation loss, perplexity and bits per character or byte.")
+    parser = make_parser(
+        "eval ppl", "Validation loss, perplexity and bits per character or byte; with --on, those of texts."
+    )
     add_run(parser)
     parser.add_argument("--rows", type=count, help="rows to read (default: the whole validation split)")
     parser.add_argument("--cut", help="how rows are cut, such as games:256 (default: as in training)")
+    parser.add_argument(
+        "--on",
+        metavar="TEXTS",
+        help="instead: files (.txt, .jsonl; .zst .gz), NAME=FILE, or wikitext2, wikitext103, lambada, openwebtext "
+        "(with commas); the run may then be any causal model, or coders, which are spliced in",
+    )
+    parser.add_argument("--window", type=count, help="of --on: tokens read at once (default: as in training)")
+    parser.add_argument("--stride", type=count, help="of --on: tokens that a window adds (default: the window)")
+    parser.add_argument("--field", default="text", help="of --on: what holds the text in .jsonl and .parquet")
+    parser.add_argument("--source", help="of --on: where the coders' model lies now, if it was moved")
     args = parser.parse_args(words)
+    if args.on is not None:
+        return _on_texts(args)
+    given = next((name for name in ("window", "stride", "source") if getattr(args, name) is not None), None)
+    if given is not None:
+        raise ValueError(f"eval ppl: --{given} belongs to --on TEXTS; give that, or leave it out")
     from glassmoe.data.corpus import Rows
     from glassmoe.measure.perplexity import bytes_per_token, perplexity
     from glassmoe.reading.load import load
@@ -77,6 +97,21 @@ def _perplexity(words: list[str]) -> None:
     measured = {**perplexity(loaded.model, rows, args.rows, bytes_per_token=ratio), "cut": cut}
     record(args, loaded, corpus, {"ppl": measured})
     show(args, measured, perplexity_table(measured))
+    return None
+
+
+def _on_texts(args: Any) -> None:
+    given = next((name for name in ("rows", "cut", "data", "results", "row") if getattr(args, name) is not None), None)
+    if given is not None:
+        raise ValueError(f"eval ppl: --{given.replace('data', 'data.path')} does not go with --on; leave one out")
+    from glassmoe.coders.corpora import evaluate_corpora
+    from glassmoe.data.evaluation import read_evaluation_texts
+    from glassmoe.report.tables import corpora_table
+
+    texts = read_evaluation_texts(args.on, args.field)
+    options = {name: getattr(args, name) for name in ("window", "stride", "source", "device")}
+    found = evaluate_corpora(args.run, texts, **options)
+    show(args, found, corpora_table(found))
 
 
 def generate(words: list[str]) -> None:
@@ -87,17 +122,40 @@ def generate(words: list[str]) -> None:
     parser.add_argument(
         "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token; 1 samples as is"
     )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this share together"
+    )
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens (default: all)")
+    parser.add_argument(
+        "--frequency-penalty", type=float, default=0.0, help="lower a logit by this for each time it was written"
+    )
     parser.add_argument("--samples", type=count, default=1, help="continuations")
     parser.add_argument("--seed", type=seed, default=0, help="of the sampling")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="show tokens as they are made (default: in a terminal, for one sample)",
+    )
     args = parser.parse_args(words)
+    if args.stream and args.json:
+        raise ValueError("generate: --stream and --json do not go together; leave one out")
     from glassmoe.reading.load import load
-    from glassmoe.reading.sample import continuations
+    from glassmoe.reading.sample import Sampling, sampled
 
+    sampling = Sampling(
+        args.tokens, args.samples, args.temperature, args.top_p, args.frequency_penalty, args.seed, args.top_k
+    )
     loaded = load(args.run, args.device)
     kind = loaded.kind()
     prompt = kind.prompt if args.prompt is None else args.prompt
-    texts = continuations(loaded.model, prompt, args.tokens, args.temperature, args.samples, args.seed, kind)
-    show(args, {"prompt": prompt, "texts": texts}, "\n".join(texts))
+    in_terminal = sys.stdout.isatty() and args.samples == 1 and not args.json
+    stream = in_terminal if args.stream is None else args.stream
+    rows, _ = sampled(loaded.model, prompt, kind, sampling, write_piece if stream else None)
+    texts = [kind.decode(row) for row in rows]
+    if stream:
+        write("")
+    else:
+        show(args, {"prompt": prompt, "texts": texts}, "\n".join(texts))
 
 
 def report(words: list[str]) -> None:

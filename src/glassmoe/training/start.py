@@ -1,0 +1,76 @@
+"""The shape that a run takes over from the model it begins from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from glassmoe.config import ModelConfig, RunConfig
+from glassmoe.console import say
+from glassmoe.models import GlassConfig
+from glassmoe.models.dense import gated_hidden
+from glassmoe.models.upcycle import SHARED
+from glassmoe.reading.source import source_settings
+
+ACTIVATION = {"gelu": "gelu", "gelu-tanh": "gelu-tanh", "relu": "relu", "relu-topk": "relu"}
+GATED = {"geglu": "gelu", "swiglu": "silu", "reglu": "relu"}
+"""Dense layers and their activation; those of the latter are gated."""
+
+MIXTURES = ("switch", "moe-x")
+FEED_FORWARD = ("active_width", "num_experts", "experts_per_token", "activation", "gated", "router", "options")
+
+
+def complete(config: RunConfig, speak: bool = True) -> RunConfig:
+    """The configuration with the shape of its source in its section `model`, where `start.shape` asks for that; such a
+    configuration needs its source no more to be read. Rows that are longer than the source's context are cut to it.
+
+    ValueError when there is no source, or when a field of `model` was given that the source has otherwise.
+    """
+    start = config.start
+    if start.shape == "model":
+        return config
+    if start.source is None:
+        raise ValueError("start.shape is source and no source is given: name one, as in glassmoe upcycle FOLDER")
+    settings = source_settings(start.source)
+    taken = _shape(settings, config.model)
+    defaults = ModelConfig()
+    for name, value in taken.items():
+        given = getattr(config.model, name)
+        if given not in (value, getattr(defaults, name)):
+            raise ValueError(
+                f"model.{name} is {given}, and {value} for the source {start.source}; leave it out, as start.shape "
+                f"source takes it from there"
+            )
+    rows = _rows(config.data.rows, settings.context)
+    if speak and rows != config.data.rows:
+        say(f"rows are {rows} instead of {config.data.rows}: the source's context is {settings.context}")
+    return replace(
+        config,
+        data=replace(config.data, rows=rows),
+        model=replace(config.model, **taken),
+        start=replace(start, shape="model"),
+    )
+
+
+def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
+    taken = {name: getattr(source, name) for name in (*SHARED, "context", "unused_ids")}
+    eos = source.eos_token_id if isinstance(source.eos_token_id, int | None) else source.eos_token_id[0]
+    taken["eos_token_id"] = None if eos == source.bos_token_id else eos
+    if model.ffn == source.ffn:
+        return taken | {name: getattr(source, name) for name in FEED_FORWARD}
+    if model.ffn not in MIXTURES or source.ffn not in {**ACTIVATION, **GATED}:
+        return taken | {"active_width": source.active_width}
+    # A source's whole layer becomes one expert, and a token has several of them.
+    gated = source.ffn in GATED
+    share = gated_hidden(source.active_width) * 3 // 2 if gated else source.active_width
+    taken |= {"active_width": share * model.experts_per_token, "gated": gated}
+    if model.ffn == "switch" and model.activation is None:
+        # Switch's experts compute what its dense layers do; MoE-X's are ReLU whatever the source has.
+        activation = {**ACTIVATION, **GATED}[source.ffn]
+        taken["activation"] = None if activation == "gelu" else activation
+    return taken
+
+
+def _rows(cut: str, context: int) -> str:
+    kind, _, length = cut.partition(":")
+    return f"{kind}:{context}" if length.isdecimal() and int(length) > context else cut
