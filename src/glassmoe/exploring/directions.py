@@ -30,8 +30,8 @@ EXAMPLES = 4
 HOW = {
     "linear": "What one unit of the feature's strength adds to each logit, by the unembedding alone: before the final "
     "norm, minus the mean over the vocabulary.",
-    "token": f"What the feature writes depends on the token. This is the mean over its {EXAMPLES} strongest examples of "
-    "what it adds there, for each unit of strength, through the unembedding alone: before the final norm, minus the "
+    "token": f"What the feature writes depends on the token. This is the mean over its {EXAMPLES} strongest examples "
+    "of what it adds there, for each unit of strength, through the unembedding alone: before the final norm, minus the "
     "mean over the vocabulary.",
     "nonlinear": "The layer's own norm is held still (its mean and scale are those of no token): the feature's row "
     "times the norm's gain, through the unembedding alone, before the final norm, minus the mean over the vocabulary. "
@@ -119,11 +119,8 @@ def example_writes(
 def added(layer: FeedForward, x_TD: Tensor, feature_T: Tensor) -> tuple[Tensor, Tensor]:
     """(T, D), (T,): what feature `feature_T[t]` adds at token t, with the context as it is, and its strength."""
     found = layer.features(x_TD)
-    own_TA = feature_T.unsqueeze(1)
-    if found.ids is None:
-        hit_TA = F.one_hot(feature_T, found.width).bool()
-    else:
-        hit_TA = found.ids == own_TA
+    own_T1 = feature_T.unsqueeze(1)
+    hit_TA = F.one_hot(feature_T, found.width).bool() if found.ids is None else found.ids == own_T1
     without = replace(found, values=found.values.masked_fill(hit_TA, 0.0))
     strength_T = (found.values * hit_TA).sum(1).float()
     return (layer.write(found) - layer.write(without)).float(), strength_T

@@ -2,8 +2,8 @@
 
 Load is the share of the tokens' choices that the router gives it, where the run recorded that. Strength is the share of
 the sum of all strengths in the store. A feature is the more typical the greater its part of its expert's strength. A
-token is typical by how much more often it is the peak of a window in which a feature of the expert fires than of one of
-any feature (windows of the fair sample, each standing for as many as the feature has).
+token is typical by how much more often (`TYPICAL` times, at least) it is the peak of a window in which a feature of the
+expert fires than of one of any feature (windows of the fair sample, each standing for as many as the feature has).
 
 Legend: X experts, F features, V vocabulary.
 """
@@ -23,7 +23,7 @@ from .records import Recorder, rounded
 from .sources import Source, part
 
 FEATURES, TOKENS = 12, 16
-LEAST_SHARE = 0.005
+LEAST_SHARE, TYPICAL = 0.005, 1.2
 """A token of a rarer part than this of the expert's peaks is not typical, whatever its ratio."""
 
 
@@ -46,7 +46,7 @@ def experts_of(recorder: Recorder) -> list[dict[str, Any]]:
         best = np.argsort(-sums_XF[expert], kind="stable")[:FEATURES]
         own_V = peaks_XV[expert] / max(float(peaks_XV[expert].sum()), 1e-12)
         ratio_V = np.divide(own_V, all_V, out=np.zeros_like(own_V), where=(all_V > 0) & (own_V >= LEAST_SHARE))
-        tokens = [int(t) for t in np.argsort(-ratio_V, kind="stable")[:TOKENS] if ratio_V[t] > 0]
+        tokens = [int(t) for t in np.argsort(-ratio_V, kind="stable")[:TOKENS] if ratio_V[t] >= TYPICAL]
         found.append(
             {
                 "load": None if load is None else rounded(load[expert]),

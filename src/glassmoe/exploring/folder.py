@@ -34,7 +34,8 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"--out {out} is not empty, and not what `glassmoe explore` made; give a new or empty folder")
     if others := sorted(files - ours):
         raise ValueError(
-            f"--out {out} holds {others[0]}, which `glassmoe explore` did not make; move it away, or give another folder"
+            f"--out {out} holds {others[0]}, which `glassmoe explore` did not make; move it away, or give another "
+            f"folder"
         )
 
 

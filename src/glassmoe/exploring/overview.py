@@ -22,7 +22,6 @@ from glassmoe.training.tracking import read_metrics
 from .experts import load_of
 from .sources import Source, part
 
-CARDS = 4
 AROUND = 14
 """Tokens before the peak, and after it, on a card."""
 
@@ -30,9 +29,7 @@ AROUND = 14
 def overview(sources: Sequence[Source], written: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the template shows of the sources and of what was written of each."""
     names = list(dict.fromkeys(source.name for source in sources))
-    runs = [
-        _run(name, [(s, w) for s, w in zip(sources, written, strict=True) if s.name == name]) for name in names
-    ]
+    runs = [_run(name, [(s, w) for s, w in zip(sources, written, strict=True) if s.name == name]) for name in names]
     lines = [line for colour, run in enumerate(runs) for line in _learning(run["name"], run["lines"], colour)]
     return {
         "title": " / ".join(names),
@@ -135,9 +132,7 @@ def _card(source: Source, written: dict[str, Any], record: dict[str, Any]) -> di
         chosen = range(first, min(len(best["tokens"]), best["peak"] + AROUND))
         join = source.kind.separator
         card["before"] = "" if first else best["before"][-24:]
-        card["tokens"] = [
-            {"text": best["tokens"][i] + join, "tint": _tint(best, i, record["max"])} for i in chosen
-        ]
+        card["tokens"] = [{"text": best["tokens"][i] + join, "tint": _tint(best, i, record["max"])} for i in chosen]
         if "board" in best:
             squares = re.findall(r"\b([a-h])([1-8])\b", str(board.get("property", "")))
             framed = [(int(rank) - 1) * 8 + "abcdefgh".index(file) for file, rank in squares]

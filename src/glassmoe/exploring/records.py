@@ -90,7 +90,8 @@ class Recorder:
         sample = store.scoring(feature, PER_DECILE)
         examples = self.examples(sample)
         found["deciles"] = [
-            [each for each, decile in zip(examples, sample.deciles_E, strict=True) if decile == tenth] for tenth in range(10)
+            [each for each, decile in zip(examples, sample.deciles_E, strict=True) if decile == tenth]
+            for tenth in range(10)
         ]
         return found
 
@@ -107,10 +108,12 @@ class Recorder:
             self._peaks[feature] = self._peak(feature)
         return self._peaks[feature]
 
-    def label(self, feature: int) -> str:
-        """What a link to a feature says: its explanation, its board property, or its strongest token."""
-        said = (self.source.says(feature) or {}).get("explanation") or (self.source.board(feature) or {}).get("property")
-        return str(said)[:LABEL] if said else "".join(self.peak(feature) or ["silent"])
+    def label(self, feature: int) -> str | list[str] | None:
+        """What a link to a feature says: its explanation, its board property, or its strongest token as in `peak`."""
+        said = (self.source.says(feature) or {}).get("explanation") or (self.source.board(feature) or {}).get(
+            "property"
+        )
+        return str(said)[:LABEL] if said else self.peak(feature)
 
     def _peak(self, feature: int) -> list[str] | None:
         top = self.store.top(feature, 1)

@@ -38,13 +38,16 @@ HERE = Path(__file__).parent
 PIECES = HERE.parent / "report/templates/pieces.svg"
 SHARD, WORDS = 8, 1024
 """Features of a file of records, and of a file of words."""
-NEAR, LOGITS = 8, 10
+NEAR, LOGITS, CARDS = 8, 10, 4
+FEW = 0.02
+"""Part of the tokens on which a feature fires that is about few things."""
 
 
-def build_site(runs: Sequence[Path], out: Path, options: Options = Options()) -> dict[str, Any]:
+def build_site(runs: Sequence[Path], out: Path, options: Options | None = None) -> dict[str, Any]:
     """Write the pages of `runs` to `out` and return what was written: {"site", "layers": [{"run", "reader", "features",
     "silent", "explained", "page"}]}. ValueError for a run without examples, and for a folder that holds anything that
     was not made here."""
+    options = options or Options()
     check_folder(out)
     sources = open_sources(runs, options)
     with made_folder(out) as folder:
@@ -89,7 +92,7 @@ def write_layer(source: Source, folder: Path, place: str, options: Options) -> d
         "explained": sum(feature in source.explained for feature in order),
         "page": f"{place}/index.html",
     }
-    best = _write_records(recorder, order, target)
+    best = _write_records(recorder, order, cards_of(source, order), target)
     _write_list(recorder, order, target)
     data(target, "experts", experts)
     data(target, "meta", _meta(source, written, boards, experts))
@@ -124,6 +127,16 @@ def order_of(source: Source) -> list[int]:
     return sorted(range(source.store.num_features), key=key)
 
 
+def cards_of(source: Source, order: Sequence[int]) -> list[int]:
+    """The features that the first page shows: the first of the list, or where nothing is known of those, the strongest
+    of what fires on few tokens."""
+    if order and (source.says(order[0]) or source.board(order[0])):
+        return list(order[:CARDS])
+    density_F = source.store.counts_F / source.store.manifest["read_tokens"]
+    few = [feature for feature in order if 0 < density_F[feature] < FEW] or list(order)
+    return sorted(few, key=lambda feature: (-float(source.store.maxima_F[feature]), feature))[:CARDS]
+
+
 def _draws_boards(source: Source) -> bool:
     if source.of_text:
         return False
@@ -133,19 +146,20 @@ def _draws_boards(source: Source) -> bool:
     return True
 
 
-def _write_records(recorder: Recorder, order: Sequence[int], target: Path) -> list[dict[str, Any]]:
-    """`features-N.js`, and the records of the first features of the list."""
+def _write_records(
+    recorder: Recorder, order: Sequence[int], cards: Sequence[int], target: Path
+) -> list[dict[str, Any]]:
+    """`features-N.js`; the records of the features on `cards`."""
     best, chosen, shards = [], set(order), -(-recorder.store.num_features // SHARD)
-    first = {feature: place for place, feature in enumerate(order[:4])}
     with bar(len(order), f"pages of {recorder.source.reader.name}", "feature", lines=True) as progress:
         for shard in range(shards):
             features = [f for f in range(shard * SHARD, (shard + 1) * SHARD) if f in chosen]
             if features:
                 records = {feature: recorder.record(feature) for feature in features}
                 data(target, f"features-{shard}", records)
-                best += [records[feature] for feature in features if feature in first]
+                best += [records[feature] for feature in features if feature in cards]
                 progress.update(len(features))
-    return sorted(best, key=lambda record: first[record["id"]])
+    return sorted(best, key=lambda record: cards.index(record["id"]))
 
 
 def _write_list(recorder: Recorder, order: Sequence[int], target: Path) -> None:
@@ -215,5 +229,6 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pieces = Markup(PIECES.read_text(encoding="utf-8"))
+    # The pages' policy takes no inline style.
+    pieces = Markup(PIECES.read_text(encoding="utf-8").replace('style="position:absolute"', 'class="pieces"'))
     return environment.get_template(template).render(version=__version__, pieces=pieces, **values)

@@ -36,7 +36,11 @@ def explore(words: list[str]) -> None:
         from glassmoe.exploring.exports import export
 
         written = export(args.export, args.runs, args.out, options)
-        show(args, written, "\n".join(f"{each['reader']} of {each['run']}: {each['files']}" for each in written["layers"]))
+        show(
+            args,
+            written,
+            "\n".join(f"{each['reader']} of {each['run']}: {each['files']}" for each in written["layers"]),
+        )
         return
     from glassmoe.exploring.site import build_site
 

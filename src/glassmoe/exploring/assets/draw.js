@@ -41,6 +41,9 @@ function visible(text) {
   });
 }
 
+// A token by itself, where a space at its beginning is part of what it is.
+const named = (token) => visible(token).replace(/^ /, "\u2423");
+
 const isolated = (text) => el("bdi", {}, visible(text));
 
 // The tokens of an example, each the darker the more strongly the feature fires there; the peak is framed, too.
@@ -60,6 +63,13 @@ function tokenLine(example, maximum, separator) {
   });
   if (after) line.append(el("span", { class: "around" }, isolated(after)));
   return line;
+}
+
+// What a link to a feature says: its words, or else the token at which it is strongest and what stands before that.
+function label(given) {
+  if (!given) return el("span", { class: "quiet silent" }, "silent: it never fires");
+  if (typeof given === "string") return isolated(given);
+  return el("span", { class: "snippet" }, isolated(given[0]), el("bdi", { class: "tok t6 peak" }, named(given[1])));
 }
 
 const squaresOf = (text) => (text.match(/\b[a-h][1-8]\b/g) || []);
@@ -119,7 +129,7 @@ function histogram(found, edges, unit) {
   for (let place = (4 - (first % 4)) % 4; place <= counts.length; place += every) {
     const x = (left + step * place).toFixed(1);
     drawing.append(el("svg:path", { class: "axis", d: `M${x} ${base}v4` }));
-    drawing.append(el("svg:text", { x, y: base + 17, "text-anchor": "middle" }, show.number(edges[first + place])));
+    drawing.append(el("svg:text", { x, y: base + 17, "text-anchor": "middle" }, show.number(Number(edges[first + place].toPrecision(2)))));
   }
   return drawing;
 }

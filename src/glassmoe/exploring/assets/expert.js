@@ -4,7 +4,7 @@
 const expert = (() => {
   const load = () => Promise.all([glass.load("meta"), glass.load("experts")]);
   const chips = (tokens) => tokens.map(([token, share, ratio]) =>
-    el("bdi", { class: "chip", title: `${show.share(share)} of its peaks, ${show.number(ratio)} times as often as for all` }, visible(token)));
+    el("bdi", { class: "chip", title: `${show.share(share)} of its peaks, ${show.number(ratio)} times as often as for all` }, named(token)));
   const alive = (found, meta) => `${show.count(found.alive)} of ${show.count(meta.features_of_expert)}`;
 
   function all(meta, experts) {
@@ -14,7 +14,7 @@ const expert = (() => {
       el("h1", {}, "Experts", el("span", { class: "quiet of" }, " of ", isolated(meta.reader), " of ", isolated(meta.run))),
       el("p", { class: "quiet" }, about(meta)),
       el("div", { class: "scroll" }, el("table", { class: "experts" },
-        el("thead", {}, el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)))),
+        el("thead", {}, el("tr", {}, heads.map((name, at) => el("th", { scope: "col", class: at === heads.length - 1 ? "chips" : null }, name)))),
         el("tbody", {}, experts.map((found, number) => el("tr", {},
           el("th", { scope: "row" }, el("a", { href: `#expert-${number}` }, `expert ${number}`)),
           meta.routes ? el("td", {}, meter(found.load, most), " ", show.share(found.load)) : null,
@@ -25,7 +25,7 @@ const expert = (() => {
     ];
   }
 
-  const about = (meta) => `${meta.routes ? "Load: the share of the tokens' choices that it gets. " : ""}Strength: its share of all features' strength. L0: how many of its features fire on a token. Tokens: those that are the peak of its features far more often than of all features'.`;
+  const about = (meta) => `${meta.routes ? "Load: the share of the tokens' choices that it gets. " : ""}Strength: its share of all features' strength. L0: how many of its features fire on a token. Tokens: those that are the peak of its features more often than of all features'.`;
 
   function one(number, meta, experts) {
     const found = experts[number];
@@ -40,13 +40,13 @@ const expert = (() => {
         el("div", { class: "tile" }, el("b", {}, show.number(found.l0)), el("span", {}, `of its features fire on a ${meta.unit}`)),
         el("div", { class: "tile" }, el("b", {}, show.count(found.dead.length)), el("span", {}, `dead units of ${show.count(meta.features_of_expert)}`))),
       el("section", { class: "card" }, el("h2", {}, "What it reads"),
-        el("p", { class: "quiet small" }, "Tokens that are the peak of its features far more often than of all features'."),
+        el("p", { class: "quiet small" }, "Tokens that are the peak of its features more often than of all features'."),
         el("p", { class: "chips" }, found.tokens.length ? chips(found.tokens) : "no token stands out")),
       el("section", { class: "card" }, el("h2", {}, "Its most typical features"),
         el("p", { class: "quiet small" }, "Those that make up most of its strength."),
         el("table", { class: "typical" }, el("thead", {}, el("tr", {}, ["feature", "", "of its strength"].map((name) => el("th", { scope: "col" }, name)))),
-          el("tbody", {}, found.features.map(([id, share, label]) => el("tr", {}, el("th", { scope: "row" }, link(id)),
-            el("td", { class: "label-cell" }, label ? isolated(label) : ""),
+          el("tbody", {}, found.features.map(([id, share, said]) => el("tr", {}, el("th", { scope: "row" }, link(id)),
+            el("td", { class: "label-cell" }, label(said)),
             el("td", {}, meter(share, found.features[0][1]), " ", show.share(share))))))),
       el("section", { class: "card" }, el("h2", {}, "Dead units"),
         found.dead.length ? el("p", {}, `${show.count(found.dead.length)} of its features fire on none of the ${show.count(meta.tokens)} ${meta.unit}s that were read: `,

@@ -30,7 +30,7 @@ const feature = (() => {
   function sayings(record) {
     return record.said.map((said) => {
       const scores = Object.entries(SCORERS).filter(([name]) => said.scores[name]);
-      return card(`Explained by ${said.by || said.judge}`, said.judge && said.by ? `judged by ${said.judge}` : null,
+      return card("Explanation", [said.by ? `by ${said.by}` : "", said.judge ? `judged by ${said.judge}` : ""].filter(Boolean).join(", "),
         el("p", { class: "saying" }, isolated(said.text || "no explanation")),
         scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "bal. acc.", "F1", "precision", "recall", "control"]
           .map((name) => el("th", { scope: "col" }, name)))),
@@ -59,7 +59,7 @@ const feature = (() => {
     const column = (rows, title) => {
       const most = Math.abs(rows.length ? rows[0][1] : 1);
       return el("table", { class: "logits" }, el("caption", {}, title), el("tbody", {}, rows.map(([token, value]) =>
-        el("tr", {}, el("th", { scope: "row" }, el("bdi", { class: "chip" }, visible(token))),
+        el("tr", {}, el("th", { scope: "row" }, el("bdi", { class: "chip" }, named(token))),
           el("td", {}, meter(Math.abs(value), most)), el("td", {}, show.signed(value))))));
     };
     return card("What it writes", meta.how, el("div", { class: "pair" },
@@ -71,9 +71,9 @@ const feature = (() => {
     if (!columns.length) return null;
     return card("Nearest features", "By the cosine of what they read, and of what they write.",
       el("div", { class: "pair" }, columns.map(([name, title]) => el("table", { class: "near" }, el("caption", {}, title),
-        el("tbody", {}, record.near[name].map(([id, cosine, label]) => el("tr", {},
+        el("tbody", {}, record.near[name].map(([id, cosine, words]) => el("tr", {},
           el("th", { scope: "row" }, el("a", { href: `#${id}` }, String(id))),
-          el("td", { class: "label-cell" }, label ? isolated(label) : ""), el("td", {}, show.score(cosine)))))))));
+          el("td", { class: "label-cell" }, label(words)), el("td", {}, show.score(cosine)))))))));
   }
 
   function view(id, meta, record) {

@@ -94,8 +94,8 @@ const list = (() => {
     }
   }
 
-  const keys = () => ["id", ...(meta.experts ? ["expert"] : []), ...(meta.tells ? ["board", "f1"] : []),
-    ...(meta.scored ? ["score"] : []), "density", "max"];
+  const keys = () => ["id", ...(meta.tells ? ["board", "f1"] : []), ...(meta.scored ? ["score"] : []), "density", "max",
+    ...(meta.experts ? ["expert"] : [])];
 
   function head() {
     const cells = keys().map((key) => {
@@ -122,11 +122,7 @@ const list = (() => {
     }
   }
 
-  function peakOf(found) {
-    if (!found) return el("span", { class: "quiet" }, "\u2026");
-    if (!found.peak) return el("span", { class: "quiet silent" }, "silent: it never fires");
-    return el("span", { class: "snippet" }, isolated(found.peak[0]), el("bdi", { class: "tok t6 peak" }, visible(found.peak[1])));
-  }
+  const peakOf = (found) => (found ? label(found.peak) : el("span", { class: "quiet" }, "\u2026"));
 
   function rowOf(place) {
     const row = state.rows[place];
