@@ -11,6 +11,7 @@ import os
 import selectors
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,16 @@ SWITCHES = (
 )  # fmt: skip
 KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "/": 191}
 WAIT = 60.0
+START = """
+import os, sys
+given = [os.dup(int(number)) for number in sys.argv[1:3]]
+if given != [3, 4]:
+    given = [os.dup2(number, 100 + place) for place, number in enumerate(given)]
+for place, number in enumerate(given, start=3):
+    os.dup2(number, place)
+    os.set_inheritable(place, True)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_chromium() -> str | None:
@@ -142,9 +153,9 @@ def chromium() -> Iterator[Page]:
         raise RuntimeError("there is no chromium on this machine")
     commands, answers = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The shell gives the pipes the numbers that the browser expects.
+        # A step between gives the pipes the numbers that the browser expects, whatever they are here.
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{commands[0]} 4>&{answers[1]}', "sh", command, *SWITCHES,
+            [sys.executable, "-c", START, str(commands[0]), str(answers[1]), command, *SWITCHES,
              f"--user-data-dir={profile}"],
             pass_fds=(commands[0], answers[1]),
             stdout=subprocess.DEVNULL,

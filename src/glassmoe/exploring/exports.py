@@ -117,11 +117,16 @@ def _np_activations(recorder: Recorder, feature: int) -> Iterable[dict[str, Any]
     """Its strongest examples (without a bin), and those of each tenth (with the tenth's range as their bin)."""
     store = recorder.store
     top, sample = store.top(feature), store.scoring(feature)
-    yield from (_np_activation(recorder, feature, top, e) for e in range(len(top)))
+    yield from (_np_activation(recorder, feature, top, e) | {"id": f"{feature}-top-{e}"} for e in range(len(top)))
     peak_E = sample.strengths_EL.max(1, initial=0.0)
     for e in range(len(sample)):
         tenth_E = peak_E[sample.deciles_E == sample.deciles_E[e]]
-        bounds = {"binMin": rounded(tenth_E.min()), "binMax": rounded(tenth_E.max()), "binContains": 0.1}
+        bounds = {
+            "id": f"{feature}-tenth-{e}",
+            "binMin": rounded(tenth_E.min()),
+            "binMax": rounded(tenth_E.max()),
+            "binContains": 0.1,
+        }
         yield _np_activation(recorder, feature, sample, e) | bounds
 
 
@@ -129,7 +134,6 @@ def _np_activation(recorder: Recorder, feature: int, examples: Examples, e: int)
     tokens_L, strengths_L = recorder.store.tokens(examples[e : e + 1])[0], examples.strengths_EL[e]
     peak, row = int(strengths_L.argmax()), int(recorder.store.source_rows_R[examples.rows_E[e]])
     return {
-        "id": f"{feature}-{row}-{int(examples.starts_E[e])}-{int(examples.deciles_E[e])}",
         "index": str(feature),
         "tokens": recorder.words(tokens_L),
         "values": [rounded(value) for value in strengths_L],

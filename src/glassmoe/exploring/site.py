@@ -95,7 +95,7 @@ def write_layer(source: Source, folder: Path, place: str, options: Options) -> d
     best = _write_records(recorder, order, cards_of(source, order), target)
     _write_list(recorder, order, target)
     data(target, "experts", experts)
-    data(target, "meta", _meta(source, written, boards, experts))
+    data(target, "meta", _meta(source, written, boards, experts, order))
     title = f"{source.reader.name} of {source.name}"
     (target / "index.html").write_text(
         render("layer.html", root="../" * (place.count("/") + 1), title=title), encoding="utf-8"
@@ -191,10 +191,18 @@ def _write_list(recorder: Recorder, order: Sequence[int], target: Path) -> None:
         data(target, f"words-{number}", words)
 
 
-def _meta(source: Source, written: dict[str, Any], boards: bool, experts: list[dict[str, Any]]) -> dict[str, Any]:
+def _meta(
+    source: Source,
+    written: dict[str, Any],
+    boards: bool,
+    experts: list[dict[str, Any]],
+    order: Sequence[int],
+) -> dict[str, Any]:
+    """What is true of the whole layer. `shown`: the features that are, where some are not."""
     store, layer = source.store, source.reader.layer
     return {
         **written,
+        "shown": sorted(order) if len(order) < store.num_features else None,
         "shard": SHARD,
         "words": WORDS,
         "experts": len(experts),

@@ -13,7 +13,8 @@ const feature = (() => {
 
   async function load(id) {
     const meta = await glass.load("meta");
-    const records = await glass.load(`features-${Math.floor(id / meta.shard)}`).catch(() => ({}));
+    if (id >= meta.of || (meta.shown && !meta.shown.includes(id))) return [meta, null];
+    const records = await glass.load(`features-${Math.floor(id / meta.shard)}`);
     return [meta, records[id]];
   }
 
