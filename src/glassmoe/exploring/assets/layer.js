@@ -63,13 +63,14 @@
 
   // The next feature in the list's order, or the next expert.
   async function step(by) {
+    // From what the address says by then, so that of several quick steps none is lost.
     if (at.view === "expert") {
       const { experts } = await glass.load("meta");
-      location.hash = `#expert-${(at.id + by + experts) % experts}`;
+      location.hash = `#expert-${(asked().id + by + experts) % experts}`;
       return;
     }
     const ids = await list.order();
-    const place = ids.indexOf(at.id);
+    const place = ids.indexOf(asked().id);
     location.hash = `#${ids[place < 0 ? 0 : (place + by + ids.length) % ids.length]}`;
   }
 
