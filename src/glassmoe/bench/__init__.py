@@ -27,6 +27,7 @@ from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
 from .memory import memory_rows
+from .pages import page_rows
 from .peers import peer_rows
 from .shapes import shape_rows
 from .startup import startup_rows
@@ -35,8 +36,8 @@ from .steps import step_rows
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "startup")
-NEED_CHESS = ("memory", "data", "boards")
+GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "pages", "startup")
+NEED_CHESS = ("memory", "data", "boards", "pages")
 
 
 def bench(
@@ -75,6 +76,7 @@ def bench(
         "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
         "boards": lambda: board_rows(sizes),
+        "pages": lambda: page_rows(sizes),
         "startup": lambda: startup_rows(sizes, quickstart),
     }
     if find_spec("chess") is None:
