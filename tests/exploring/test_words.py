@@ -8,7 +8,7 @@ import pytest
 from explored import SCRIPTS
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import CHARACTERS, MOVES
-from glassmoe.exploring.words import LONGEST, Words
+from glassmoe.exploring.words import LONGEST, Words, visible
 from text_files import prepared
 
 
@@ -38,6 +38,10 @@ def test_parts_of_a_character_by_hand(words_and_kind: tuple[Words, object]) -> N
     assert words([spell["af"], spell["41"]]) == ["<af>", "A"]
     assert words([spell["c3"], spell["41"]]) == ["<c3>", "A"]
     assert words.one(spell["c3"]) == "<c3>" and words([]) == []
+
+
+def test_what_is_not_seen_is_shown() -> None:
+    assert visible("a\n\t\x07\u202eb\x7f") == "a\u21b5\u21e5\u2407\u2039U+202E\u203ab\u2039U+007F\u203a"
 
 
 def test_games() -> None:

@@ -21,6 +21,7 @@ from glassmoe.training.tracking import read_metrics
 
 from .experts import load_of
 from .sources import Source, part
+from .words import visible
 
 AROUND = 14
 """Tokens before the peak, and after it, on a card."""
@@ -35,11 +36,14 @@ def overview(sources: Sequence[Source], written: Sequence[dict[str, Any]]) -> di
         "title": " / ".join(names),
         "many": len(names) > 1,
         "experts": any(source.experts for source in sources),
+        "boards": any(run["boards"] for run in runs),
+        "explained": any(source.explained for source in sources),
         "runs": runs,
         "learning": line_chart(lines, "tokens", "loss (nats per token)") if lines else None,
         "groups": [
             {"run": w["run"], "reader": w["reader"], "cards": [_card(s, w, record) for record in w["best"]]}
-            for s, w in zip(sources, written, strict=True)
+            # What is explained is worth a look first.
+            for s, w in sorted(zip(sources, written, strict=True), key=lambda each: not each[0].explained)
             if w["best"]
         ],
     }
@@ -55,7 +59,6 @@ def _run(name: str, layers: list[tuple[Source, dict[str, Any]]]) -> dict[str, An
         "lines": lines,
         "summary": _summary(run, lines),
         "boards": any(source.reader.number in boards and source.reader.folder is None for source, _ in layers),
-        "experts": any(source.experts for source, _ in layers),
         "layers": [_layer(source, w, boards) for source, w in layers],
     }
 
@@ -87,6 +90,7 @@ def _layer(source: Source, written: dict[str, Any], boards: dict[int, Any]) -> d
         "features": f"{shown:,}" if shown == whole else f"{shown:,} of {whole:,}",
         "silent": f"{written['silent']:,}",
         "l0": f"{source.store.manifest['l0']:.1f}",
+        "experts": bool(source.experts),
         "load": _bars(load) if load else None,
         "load_range": f"{min(load):.0%} to {max(load):.0%}" if load else "",
         "reconstruction": _decimals(measured.get("reconstruction")),
@@ -118,10 +122,9 @@ def _card(source: Source, written: dict[str, Any], record: dict[str, Any]) -> di
     said = record["said"][0]["text"] if record["said"] else ""
     board = record["board"] or {}
     card: dict[str, Any] = {
-        "id": record["id"],
         "href": f"{written['page']}#{record['id']}",
         "title": said or board.get("property") or f"feature {record['id']}",
-        "score": f"F1 {board['f1']:.2f}" if board.get("f1") is not None else "",
+        "small": f"feature {record['id']}" if said or board else "",
         "drawing": None,
         "before": "",
         "tokens": [{"tint": "silent", "text": "it never fires"}],
@@ -131,8 +134,12 @@ def _card(source: Source, written: dict[str, Any], record: dict[str, Any]) -> di
         first = max(0, best["peak"] - AROUND)
         chosen = range(first, min(len(best["tokens"]), best["peak"] + AROUND))
         join = source.kind.separator
-        card["before"] = "" if first else best["before"][-24:]
-        card["tokens"] = [{"text": best["tokens"][i] + join, "tint": _tint(best, i, record["max"])} for i in chosen]
+        if board.get("f1") is not None:
+            card["small"] += f"; F1 {board['f1']:.2f}"
+        card["before"] = "" if first else visible(best["before"][-24:])
+        card["tokens"] = [
+            {"text": visible(best["tokens"][i]) + join, "tint": _tint(best, i, record["max"])} for i in chosen
+        ]
         if "board" in best:
             squares = re.findall(r"\b([a-h])([1-8])\b", str(board.get("property", "")))
             framed = [(int(rank) - 1) * 8 + "abcdefgh".index(file) for file, rank in squares]

@@ -38,7 +38,7 @@ HERE = Path(__file__).parent
 PIECES = HERE.parent / "report/templates/pieces.svg"
 SHARD, WORDS = 8, 1024
 """Features of a file of records, and of a file of words."""
-NEAR, LOGITS, CARDS = 8, 10, 4
+NEAR, LOGITS, CARDS = 8, 10, 6
 FEW = 0.02
 """Part of the tokens on which a feature fires that is about few things."""
 

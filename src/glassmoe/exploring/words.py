@@ -7,6 +7,7 @@ the tokens before it show their bytes as `<e6>`; whatever is no text at all show
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy.typing as npt
@@ -51,6 +52,20 @@ class Words:
     def text(self, tokens: npt.ArrayLike) -> str:
         """The text of some tokens, as it is written."""
         return self.separator.join(self(tokens))
+
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """What would not be seen, or would turn the line around, as something that is seen (as `assets/draw.js` has it)."""
+    return _UNSEEN.sub(lambda found: _sign(found.group()), text)
+
+
+def _sign(letter: str) -> str:
+    code = ord(letter)
+    named = {"\n": "\u21b5", "\t": "\u21e5"}
+    return named.get(letter) or (chr(0x2400 + code) if code < 32 else f"\u2039U+{code:04X}\u203a")
 
 
 def _is_byte_level(described: dict[str, Any]) -> bool:

@@ -98,7 +98,7 @@ const feature = (() => {
       expert === null ? null : tile(el("a", { href: `#expert-${expert}` }, String(expert)), "its expert"));
     const samples = record.count ? [
       el("section", {}, el("h2", {}, "Strongest examples"),
-        el("p", { class: "quiet small" }, `The darker a token, the more strongly the feature fires on it; the strongest is framed. ${
+        el("p", { class: "quiet small" }, `The deeper the tint of a token, the more strongly the feature fires on it; the strongest is framed. ${
           record.top.some((each) => each.board) ? `Boards show the position at that ${meta.unit}, the last move tinted${property && squaresOf(property).length ? ", and the square that its board property names framed" : ""}.` : ""}`),
         el("div", { class: "examples" }, record.top.map((each) => example(record, each, meta)))),
       el("section", {}, el("h2", {}, "From strong to weak"),

@@ -208,7 +208,7 @@ const list = (() => {
       empty: el("p", { class: "quiet none", hidden: true }, "No feature is like that."),
       tall: () => (matchMedia("(max-width: 720px)").matches ? 62 : 36),
     };
-    parts.grid = el("div", { role: "table", class: `grid${meta.explained ? " explained" : ""}`, "aria-label": "features" },
+    parts.grid = el("div", { role: "table", class: `grid${meta.explained ? " explained" : ""}${meta.scored ? " scored" : ""}`, "aria-label": "features" },
       el("div", { role: "rowgroup", class: "heads" }, parts.head), body);
     parts.grid.style.setProperty("--columns", template());
     sorted();
