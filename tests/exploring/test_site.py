@@ -10,10 +10,12 @@ from markupsafe import escape
 
 from explored import MARKUP, chess_model, chess_run, data_of, explain, games, store_of, text_run
 from glassmoe import cli
+from glassmoe.coders.opening import open_readers
+from glassmoe.data.corpus import Corpus
 from glassmoe.exploring.records import SHOWN
 from glassmoe.exploring.site import SHARD, WORDS, build_site
-from glassmoe.exploring.sources import Options, open_sources
-from glassmoe.reading.store import Gathering, open_store, store_path
+from glassmoe.exploring.sources import Options, open_sources, read_explanations
+from glassmoe.reading.store import Gathering, make_store, open_store, store_path
 
 ODD = "<b onclick=alert(1)>&\"'run"
 KB = 1000
@@ -30,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"feature": 5, "explanation": MARKUP, "explainer": MARKUP, "scores": scores, "board": board},
         {"feature": 2, "explanation": "less sure", "scores": {"detection": {"balanced_accuracy": 0.6}}, "board": None},
         "not json",
-        {"feature": 7, "explanation": None, "scores": None},
+        {"feature": 7, "explanation": None, "scores": None, "why": "nothing fits"},
     ]
     explain(run, "1/moe-x", lines)
     explain(run, "1/moe-x", [{"feature": 5, "explanation": "another judge"}], "other")
@@ -87,7 +89,36 @@ def test_explanations_are_read_as_they_come(made: Path) -> None:
     assert source.board(5)["property"] == "white knight on f3" and source.board(2) is None
     said = data_of(layer(made), "features-0")["5"]["said"]
     assert said[0]["scores"]["detection"]["balanced_accuracy"] == 0.8 and said[1]["scores"] == {}
-    assert data_of(layer(made), "meta")["explained"] == 3
+    assert data_of(layer(made), "meta")["explained"] == 2
+
+
+def test_the_judge_that_scored_comes_first(tmp_path: Path) -> None:
+    lines = {
+        "none": [{"feature": f, "explanation": "a board", "scores": {}} for f in range(3)],
+        "words": [{"feature": 1, "explanation": "words", "scores": {"embedding": {"auc": 0.7}}, "board": None}],
+    }
+    for judge, each in lines.items():
+        explain(tmp_path, "x", each, judge)
+    found = read_explanations(tmp_path / "explanations/x")
+    assert [line["judge"] for line in found[1]] == ["words", "none"] and [line["judge"] for line in found[0]] == [
+        "none"
+    ]
+
+
+def test_a_store_of_the_greatest_features_only(tmp_path: Path) -> None:
+    run, corpus = chess_model(tmp_path / "run", "gelu"), games(tmp_path / "games")
+    store_of(run, corpus, [1])
+    subject, readers = open_readers(str(run), [1], device="cpu")
+    (reader,) = readers.values()
+    gathering = Gathering(read=2000, window=16, each=4, strongest=2, pool=4, keep=3)
+    place, about = store_path(run, "1/gelu-k3"), {"reader": "1/gelu-k3", "layer": 1}
+    make_store(place, subject, reader.layer, reader.place, Corpus.open(corpus), gathering, about)
+    explain(run, "1/gelu-k3", [{"feature": 2, "explanation": "w", "scores": {"embedding": {"auc": 0.7}}}])
+    both = open_sources([run], Options())
+    assert [source.title for source in both] == ["1/gelu", "1/gelu-k3"]
+    assert both[1].score(2) == 0.7 and both[0].says(2) == ""
+    written = build_site([run], tmp_path / "site")
+    assert [each["page"] for each in written["layers"]] == ["run/1-gelu/index.html", "run/1-gelu-k3/index.html"]
 
 
 def test_boards_tell_features_that_have_no_explanation(made: Path, tmp_path: Path) -> None:
@@ -169,7 +200,6 @@ def test_rows_of_ten_thousand_tokens_make_no_heavy_page(tmp_path: Path) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from glassmoe.data.corpus import Corpus
     from glassmoe.training.run import tokenizer_of
     from text_files import prepared
 

@@ -52,7 +52,7 @@ def export(kind: str, runs: Sequence[Path], out: Path, options: Options | None =
             places = folders_of(sources)
             written = [one(source, folder / place, options) for source, place in zip(sources, places, strict=True)]
     layers = [
-        {"run": source.name, "reader": source.reader.name, "files": files}
+        {"run": source.name, "reader": source.title, "files": files}
         for source, files in zip(sources, written, strict=True)
     ]
     return {"export": kind, "out": str(out), "layers": layers}

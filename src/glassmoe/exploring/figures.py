@@ -29,7 +29,7 @@ def figures(sources: Sequence[Source], folder: Path) -> list[str]:
 
 
 def _label(source: Source) -> str:
-    return f"{source.reader.name} of {source.name}"
+    return f"{source.title} of {source.name}"
 
 
 def _style(at: int) -> dict[str, str]:
@@ -40,10 +40,12 @@ def _draw_density(sources: Sequence[Source], path: Path) -> None:
     """Features by the decimal logarithm of their density; silent ones, which have none, are named in the legend."""
     figure = matplotlib(".figure").Figure(figsize=(WIDTH, 2.8), layout="constrained")
     panel = figure.subplots()
+    least = min(1 / source.store.manifest["read_tokens"] for source in sources)
+    bins = np.arange(np.floor(np.log10(least)), 0.01, 0.2)
     for at, source in enumerate(sources):
         counts_F = source.store.counts_F
         alive_F = counts_F[counts_F > 0] / source.store.manifest["read_tokens"]
-        heights, edges = np.histogram(np.log10(alive_F), bins=np.arange(-7, 0.01, 0.2))
+        heights, edges = np.histogram(np.log10(alive_F), bins=bins)
         silent = int((counts_F == 0).sum())
         panel.stairs(heights / len(counts_F), edges, label=f"{_label(source)} ({silent:,} silent)", **_style(at))
     panel.set_xlabel("share of tokens on which a feature fires")

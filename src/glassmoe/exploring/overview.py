@@ -23,7 +23,7 @@ from .experts import load_of
 from .sources import Source, part
 from .words import visible
 
-AROUND = 14
+AROUND, CARD_TEXT = 14, 120
 """Tokens before the peak, and after it, on a card."""
 
 
@@ -37,13 +37,13 @@ def overview(sources: Sequence[Source], written: Sequence[dict[str, Any]]) -> di
         "many": len(names) > 1,
         "experts": any(source.experts for source in sources),
         "boards": any(run["boards"] for run in runs),
-        "explained": any(source.explained for source in sources),
+        "explained": any(w["explained"] for w in written),
         "runs": runs,
         "learning": line_chart(lines, "tokens", "loss (nats per token)") if lines else None,
         "groups": [
             {"run": w["run"], "reader": w["reader"], "cards": [_card(s, w, record) for record in w["best"]]}
             # What is explained is worth a look first.
-            for s, w in sorted(zip(sources, written, strict=True), key=lambda each: not each[0].explained)
+            for s, w in sorted(zip(sources, written, strict=True), key=lambda each: not each[1]["explained"])
             if w["best"]
         ],
     }
@@ -119,7 +119,7 @@ def _learning(name: str, lines: list[dict[str, Any]], colour: int) -> list[Line]
 
 def _card(source: Source, written: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """A feature at its strongest example."""
-    said = record["said"][0]["text"] if record["said"] else ""
+    said = source.says(record["id"])[:CARD_TEXT]
     board = record["board"] or {}
     card: dict[str, Any] = {
         "href": f"{written['page']}#{record['id']}",

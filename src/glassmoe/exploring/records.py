@@ -19,7 +19,7 @@ from glassmoe.reading.store import Examples
 
 from .directions import Logits, Nearest
 from .positions import Game, replay
-from .sources import Source, number, part
+from .sources import SCORES, Source, number, part
 from .words import Words
 
 TOP, PER_DECILE = 10, 2
@@ -31,7 +31,6 @@ BEFORE_TEXT, BEFORE_GAME, AFTER = 160, 1100, 48
 LABEL = 80
 SAID = 2000
 """Characters of an explanation that are shown."""
-SCORERS = ("detection", "fuzzing", "embedding")
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,7 @@ class Recorder:
 
     def label(self, feature: int) -> str | list[str] | None:
         """What a link to a feature says: its explanation, its board property, or its strongest token as in `peak`."""
-        said = (self.source.says(feature) or {}).get("explanation") or (self.source.board(feature) or {}).get(
-            "property"
-        )
+        said = self.source.says(feature) or (self.source.board(feature) or {}).get("property")
         return str(said)[:LABEL] if said else self.peak(feature)
 
     def _peak(self, feature: int) -> list[str] | None:
@@ -172,21 +169,22 @@ def _histogram(counts_B: npt.NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _said(line: dict[str, Any]) -> dict[str, Any]:
-    """An explanation with its scores, of which whatever is there is shown."""
+    """An explanation with its scores, of which whatever is there is shown. `why`: where there is no explanation."""
     scores = {}
-    for scorer in SCORERS:
+    for scorer in SCORES:
         given = part(line.get("scores"), scorer)
-        values = {key: number(given.get(key)) for key in ("balanced_accuracy", "f1", "precision", "recall")}
+        values = {key: number(given.get(key)) for key in ("balanced_accuracy", "auc", "f1", "precision", "recall")}
         deciles = given.get("per_decile")
         values = {key: rounded(value) for key, value in values.items() if value is not None}
         if values:
             several = isinstance(deciles, list) and [rounded(number(each)) for each in deciles[:10]]
-            scores[scorer] = {**values, "deciles": several or None, "asked": number(given.get("asked"))}
-    control = {scorer: number(part(line.get("control"), scorer).get("balanced_accuracy")) for scorer in SCORERS}
+            scores[scorer] = {**values, "deciles": several or None}
+    control = {scorer: number(part(line.get("control"), scorer).get(key)) for scorer, key in SCORES.items()}
     return {
         "judge": str(line.get("judge", "")),
         "by": str(line.get("explainer") or ""),
         "text": str(line.get("explanation") or "")[:SAID],
+        "why": str(line.get("why") or "")[:SAID],
         "scores": scores,
         "control": {scorer: rounded(value) for scorer, value in control.items() if value is not None},
     }

@@ -67,7 +67,7 @@ def folders_of(sources: Sequence[Source]) -> list[str]:
     found: list[str] = []
     for source in sources:
         place = "/".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip(".-") or "run" for part in
-                         (source.name, source.reader.name.replace("/", "-")))  # fmt: skip
+                         (source.name, source.title.replace("/", "-")))  # fmt: skip
         taken, number = place, 2
         while taken in found or taken.startswith("assets/"):
             taken, number = f"{place}-{number}", number + 1
@@ -85,18 +85,18 @@ def write_layer(source: Source, folder: Path, place: str, options: Options) -> d
     experts = experts_of(recorder)
     written = {
         "run": source.name,
-        "reader": source.reader.name,
+        "reader": source.title,
         "features": len(order),
         "of": source.store.num_features,
         "silent": sum(int(source.store.counts_F[feature] == 0) for feature in order),
-        "explained": sum(feature in source.explained for feature in order),
+        "explained": sum(bool(source.says(feature)) for feature in order),
         "page": f"{place}/index.html",
     }
     best = _write_records(recorder, order, cards_of(source, order), target)
     _write_list(recorder, order, target)
     data(target, "experts", experts)
     data(target, "meta", _meta(source, written, boards, experts, order))
-    title = f"{source.reader.name} of {source.name}"
+    title = f"{source.title} of {source.name}"
     (target / "index.html").write_text(
         render("layer.html", root="../" * (place.count("/") + 1), title=title), encoding="utf-8"
     )
@@ -151,7 +151,7 @@ def _write_records(
 ) -> list[dict[str, Any]]:
     """`features-N.js`; the records of the features on `cards`."""
     best, chosen, shards = [], set(order), -(-recorder.store.num_features // SHARD)
-    with bar(len(order), f"pages of {recorder.source.reader.name}", "feature", lines=True) as progress:
+    with bar(len(order), f"pages of {recorder.source.title}", "feature", lines=True) as progress:
         for shard in range(shards):
             features = [f for f in range(shard * SHARD, (shard + 1) * SHARD) if f in chosen]
             if features:
@@ -183,9 +183,9 @@ def _write_list(recorder: Recorder, order: Sequence[int], target: Path) -> None:
     )
     for number, begin in enumerate(range(0, len(order), WORDS)):
         some = order[begin : begin + WORDS]
-        said = [(source.says(feature) or {}).get("explanation") for feature in some]
+        said = [source.says(feature) for feature in some]
         words = {
-            "said": [str(text)[:200] if text else "" for text in said],
+            "said": [text[:200] for text in said],
             "peaks": [recorder.peak(feature) for feature in some],
         }
         data(target, f"words-{number}", words)

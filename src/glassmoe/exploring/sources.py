@@ -6,7 +6,7 @@ Explanations are read as they come: a file, a line or a field that is not there 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,20 @@ from glassmoe.reading.subject import Subject, weights_digest
 from glassmoe.report.measures import read_measure
 
 EXPLANATIONS = "explanations"
+SCORES = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auc"}
+"""Scorer -> its headline number; chance is 0.5 in each."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The features of one layer or coder. `run`: the path given; `name`: what tells it from the others. `explained`:
-    feature -> what was said of it, of the judge with most features first. `tracked`: feature -> the square of the board
-    that `eval boards` found it to tell best ({"property", "f1"}), for what has no explanation."""
+    """The features of one layer or coder. `run`: the path given; `name`: what tells it from the others; `title`: of the
+    reader, as its examples are called. `explained`: feature -> what was said of it, by the judge that scores first.
+    `tracked`: feature -> the square of the board that `eval boards` found it to tell best ({"property", "f1"}), for
+    what has no explanation."""
 
     run: Path
     name: str
+    title: str
     subject: Subject
     kind: TokenKind
     reader: Reader
@@ -46,24 +50,25 @@ class Source:
         layer = self.reader.layer
         return layer.num_experts if 1 < layer.num_experts < layer.num_features else 0
 
-    def says(self, feature: int) -> dict[str, Any] | None:
-        """The first explanation of a feature."""
-        found = self.explained.get(feature)
-        return found[0] if found else None
+    def says(self, feature: int) -> str:
+        """The first explanation of a feature; empty where there is none."""
+        texts = (line.get("explanation") for line in self.explained.get(feature, []))
+        return next((str(text) for text in texts if text), "")
 
     def score(self, feature: int) -> float | None:
-        """The balanced accuracy of its first explanation: in detection, or else in fuzzing or embedding."""
-        said = self.says(feature) or {}
-        for scorer in ("detection", "fuzzing", "embedding"):
-            value = number(part(said.get("scores"), scorer).get("balanced_accuracy"))
-            if value is not None:
-                return value
+        """How well the first explanation that is scored tells where the feature fires: balanced accuracy in detection,
+        or else in fuzzing, or the AUC of embedding."""
+        for line in self.explained.get(feature, []):
+            for scorer, key in SCORES.items():
+                value = number(part(line.get("scores"), scorer).get(key))
+                if value is not None:
+                    return value
         return None
 
     def board(self, feature: int) -> dict[str, Any] | None:
         """The board property that a feature tells, with its F1."""
-        said = self.says(feature) or {}
-        found = part(said, "board") or self.tracked.get(feature, {})
+        told = (part(line, "board") for line in self.explained.get(feature, []))
+        found = next((board for board in told if board), self.tracked.get(feature, {}))
         return found if isinstance(found.get("property"), str) else None
 
 
@@ -100,15 +105,19 @@ def _of_run(run: Path, name: str, options: Options) -> list[Source]:
     layers, device = options.layers, options.device
     make_it = f"glassmoe explain {run} --layer {layers[0] if layers else 'N'} --judge none"
     folders = sorted(path for path in (run / FOLDER).glob("*") if path.is_dir())
-    finished = {_reader_of(path): path for path in folders if (path / MANIFEST).is_file()}
+    finished = {_title_of(path): path for path in folders if (path / MANIFEST).is_file()}
     if not run.is_dir():
         raise ValueError(f"there is no run at {run}; give what `glassmoe train --out` made")
     if not finished:
         raise ValueError(f"{run} has no examples of its features yet; make them with: {make_it}")
     subject, readers = open_readers(str(run), layers, own=False, source=options.source, device=device)
-    if not finished.keys() <= readers.keys():
+    if any(_found(title, keep, readers) is None for title, keep in finished):
         subject, readers = open_readers(str(run), layers, source=options.source, device=device)
-    there = [reader for reader in readers.values() if reader.name in finished]
+    there = [
+        (reader, title, path)
+        for (title, keep), path in finished.items()
+        if (reader := _found(title, keep, readers)) is not None
+    ]
     if not there:
         asked = f"layer {', '.join(map(str, layers))} of {run}" if layers else f"what {run} holds now"
         raise ValueError(f"there are no examples of the features of {asked} yet; make them with: {make_it}")
@@ -119,20 +128,29 @@ def _of_run(run: Path, name: str, options: Options) -> list[Source]:
         Source(
             run=run,
             name=name,
+            title=title,
             subject=subject,
             kind=kind,
             reader=reader,
-            store=open_store(finished[reader.name], weights_sha256=digest),
-            explained=read_explanations(run / EXPLANATIONS / finished[reader.name].name),
+            store=open_store(path, weights_sha256=digest),
+            explained=read_explanations(run / EXPLANATIONS / path.name),
             tracked=_tracked(run, reader),
         )
-        for reader in sorted(there, key=lambda reader: (reader.number, reader.name))
+        for reader, title, path in sorted(there, key=lambda each: (each[0].number, each[1]))
     ]
 
 
-def _reader_of(path: Path) -> str:
+def _found(title: str, keep: int | None, readers: Mapping[str, Reader]) -> Reader | None:
+    """The reader that a store is of: it has its name, and where only the `keep` greatest features of a token count,
+    `-k` and that number."""
+    return readers.get(title) or readers.get(title.removesuffix(f"-k{keep}"))
+
+
+def _title_of(path: Path) -> tuple[str, int | None]:
+    """The name under which examples were gathered, and how many features of a token count."""
     try:
-        return str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["reader"])
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return str(manifest["reader"]), manifest["keep"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(
             f"{path / MANIFEST} is not that of a store of examples; make the store again with: "
@@ -141,8 +159,8 @@ def _reader_of(path: Path) -> str:
 
 
 def read_explanations(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """feature -> the lines about it in `folder/JUDGE.jsonl`, the judge with the most features first (of as many, the
-    first by name). Lines that are no explanation are counted, and the count is said."""
+    """feature -> the lines about it in `folder/JUDGE.jsonl`, the judge that scored the most features first (of as many,
+    the first by name). Lines that are no explanation are counted, and the count is said."""
     by_judge: dict[str, dict[int, dict[str, Any]]] = {}
     bad = 0
     for file in sorted(folder.glob("*.jsonl")):
@@ -156,7 +174,8 @@ def read_explanations(folder: Path) -> dict[int, list[dict[str, Any]]]:
     if bad:
         say(f"{folder}: {bad} lines are no explanations and are left out")
     found: dict[int, list[dict[str, Any]]] = {}
-    for judge in sorted(by_judge, key=lambda judge: (-len(by_judge[judge]), judge)):
+    scored = {judge: sum(bool(line.get("scores")) for line in lines.values()) for judge, lines in by_judge.items()}
+    for judge in sorted(by_judge, key=lambda judge: (-scored[judge], judge)):
         for feature, line in by_judge[judge].items():
             found.setdefault(feature, []).append(line)
     return found

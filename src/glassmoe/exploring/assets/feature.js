@@ -2,7 +2,8 @@
 "use strict";
 
 const feature = (() => {
-  const SCORERS = { detection: "detection", fuzzing: "fuzzing", embedding: "embedding" };
+  // Scorer -> its headline number.
+  const SCORERS = { detection: "balanced_accuracy", fuzzing: "balanced_accuracy", embedding: "auc" };
 
   const card = (title, about, ...children) => el("section", { class: "card" }, el("h2", {}, title),
     about ? el("p", { class: "quiet small" }, about) : null, ...children);
@@ -32,15 +33,16 @@ const feature = (() => {
     return record.said.map((said) => {
       const scores = Object.entries(SCORERS).filter(([name]) => said.scores[name]);
       return card("Explanation", [said.by ? `by ${said.by}` : "", said.judge ? `judged by ${said.judge}` : ""].filter(Boolean).join(", "),
-        el("p", { class: "saying" }, isolated(said.text || "no explanation")),
-        scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "bal. acc.", "F1", "precision", "recall", "control"]
+        said.text ? el("p", { class: "saying" }, isolated(said.text))
+          : el("p", { class: "quiet" }, "No explanation", said.why ? [": ", isolated(said.why)] : null, "."),
+        scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "score", "F1", "precision", "recall", "control"]
           .map((name) => el("th", { scope: "col" }, name)))),
-        el("tbody", {}, scores.map(([name, title]) => {
+        el("tbody", {}, scores.map(([name, headline]) => {
           const found = said.scores[name];
           const control = said.control[name];
-          return el("tr", {}, el("th", { scope: "row" }, title), ["balanced_accuracy", "f1", "precision", "recall"]
+          return el("tr", {}, el("th", { scope: "row", title: headline === "auc" ? "AUC" : "balanced accuracy" }, name), [headline, "f1", "precision", "recall"]
             .map((value) => el("td", {}, show.score(found[value]))), el("td", {}, show.score(control)));
-        }))) : el("p", { class: "quiet small" }, "not scored"),
+        }))) : said.text ? el("p", { class: "quiet small" }, "not scored") : null,
         scores.filter(([name]) => said.scores[name].deciles).slice(0, 1).map(([name]) => tenths(said.scores[name].deciles, name)));
     });
   }
@@ -83,16 +85,17 @@ const feature = (() => {
         el("p", {}, meta.features < meta.of ? `This site shows ${show.count(meta.features)} of the ${show.count(meta.of)} features of this layer.`
           : `This layer has features 0 to ${meta.of - 1}.`)];
     }
-    const said = record.said.length ? record.said[0].text : "";
+    const said = (record.said.find((each) => each.text) || {}).text || "";
     const property = record.board && record.board.property;
     const expert = meta.features_of_expert ? Math.floor(id / meta.features_of_expert) : null;
     const title = said || property;
-    const score = record.said.length ? Object.values(record.said[0].scores).map((found) => found.balanced_accuracy).find((value) => value !== undefined) : undefined;
+    const score = record.said.flatMap((each) => Object.entries(SCORERS).map(([name, headline]) => (each.scores[name] || {})[headline]))
+      .find((value) => value !== undefined);
     const tiles = el("div", { class: "tiles" },
       tile(show.share(record.count / meta.tokens), `of ${meta.unit}s: it fires on ${show.count(record.count)} of ${show.count(meta.tokens)}`),
       tile(show.number(record.max), "maximum"),
       tile(show.number(record.mean), "mean where it fires"),
-      score === undefined ? null : tile(show.score(score), "balanced accuracy of its explanation"),
+      score === undefined ? null : tile(show.score(score), "score of its explanation (chance: 0.5)"),
       property ? tile(show.score(record.board.f1), el("span", {}, "F1 for ", isolated(property)),
         record.board.precision === undefined ? null : `precision ${show.score(record.board.precision)}, recall ${show.score(record.board.recall)}`) : null,
       expert === null ? null : tile(el("a", { href: `#expert-${expert}` }, String(expert)), "its expert"));

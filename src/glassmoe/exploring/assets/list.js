@@ -12,7 +12,7 @@ const list = (() => {
     expert: { title: "expert", value: (row) => expertOf(columns.ids[row]) },
     board: { title: "board property", value: (row) => (columns.board[row] < 0 ? null : columns.board[row]) },
     f1: { title: "F1", down: true, value: (row) => columns.f1[row], about: "F1 of the board property" },
-    score: { title: "score", down: true, value: (row) => columns.score[row], about: "balanced accuracy of the explanation" },
+    score: { title: "score", down: true, value: (row) => columns.score[row], about: "how well the explanation tells where it fires: balanced accuracy, or AUC; 0.5 by chance" },
     density: { title: "fires on", down: true, value: (row) => columns.density[row] },
     max: { title: "maximum", down: true, value: (row) => columns.max[row] },
   };
