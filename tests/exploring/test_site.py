@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from glassmoe import cli
 from glassmoe.coders.opening import open_readers
 from glassmoe.data.corpus import Corpus
 from glassmoe.exploring.records import SHOWN
+from glassmoe.exploring.serve import address, server
 from glassmoe.exploring.site import SHARD, WORDS, build_site
 from glassmoe.exploring.sources import Options, open_sources, read_explanations
 from glassmoe.reading.store import Gathering, make_store, open_store, store_path
@@ -310,3 +313,14 @@ def test_examples_of_other_weights_are_refused(made: Path, tmp_path: Path) -> No
     save_file({name: w + 0.01 for name, w in weights.items()}, run / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="of other weights than the model's are now"):
         build_site([run], tmp_path / "site")
+
+
+def test_serving(made: Path) -> None:
+    with server(made / "site") as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        with urlopen(address(serving) + "index.html") as answer:
+            assert answer.read() == (made / "site/index.html").read_bytes()
+        assert address(serving).startswith("http://127.0.0.1:")
+        with pytest.raises(ValueError, match="cannot be served on"):
+            server(made / "site", serving.server_address[1])
+        serving.shutdown()
