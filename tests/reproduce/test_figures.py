@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from glassmoe.report.plots import drawing
 from glassmoe.reproduce import figures
+from glassmoe.reproduce.canvas import drawing
 from glassmoe.reproduce.figures import FIGURES, draw
 from glassmoe.reproduce.suites import SUITES
 from glassmoe.reproduce.tables import dumps

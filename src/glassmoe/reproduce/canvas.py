@@ -18,10 +18,32 @@ from glassmoe.report.plots import (
     VERMILLION,
     WIDTH,
     YELLOW,
+    drawing,
     matplotlib,
+    write,
 )
 
 from .tables import Results, by_name, token_word
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "COLOURS",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "STYLES",
+    "VERMILLION",
+    "YELLOW",
+    "drawing",
+    "panels",
+    "plain_ticks",
+    "style",
+    "title",
+    "write",
+]
 
 STYLES = {
     "gelu": (BLACK, "-"),

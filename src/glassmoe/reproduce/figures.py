@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.measure.intervals import interval
-from glassmoe.report.plots import BLACK, BLUE, COLOURS, GREEN, ORANGE, SKY, VERMILLION, drawing, write
 
-from .canvas import panels, plain_ticks, style, title
+from .canvas import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    drawing,
+    panels,
+    plain_ticks,
+    style,
+    title,
+    write,
+)  # fmt: skip
 from .claims import best_layer, value
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 from .tables import Results, Row, by_name, curve_of, token_word

@@ -24,11 +24,11 @@ from glassmoe.measure.board_evaluation import evaluate_boards
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval
 from glassmoe.reading.subject import load_subject
-from glassmoe.report.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
 from glassmoe.report.results import read_results
 from glassmoe.report.tables import table
 from glassmoe.training.run import commit
 
+from .canvas import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
 from .tables import dumps, plus_minus
 
 DEFAULT = ("mxd", "mxd-one", "transcoder", "skip-transcoder")

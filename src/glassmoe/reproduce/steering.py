@@ -23,9 +23,9 @@ from glassmoe.measure.intervals import interval
 from glassmoe.measure.steering import specialisation
 from glassmoe.reading.sample import Sampling
 from glassmoe.reading.subject import Subject
-from glassmoe.report.plots import COLOURS, drawing, write
 from glassmoe.report.tables import table
 
+from .canvas import COLOURS, drawing, write
 from .tables import plus_minus
 from .uses import Row, header_of, opening, save
 

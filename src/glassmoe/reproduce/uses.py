@@ -18,10 +18,10 @@ from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval
 from glassmoe.measure.probing import Protocol, probe_task
 from glassmoe.reading.subject import Subject
-from glassmoe.report.plots import COLOURS, drawing, write
 from glassmoe.report.tables import table
 from glassmoe.training.run import commit
 
+from .canvas import COLOURS, drawing, write
 from .tables import dumps, plus_minus
 
 Row = dict[str, Any]
