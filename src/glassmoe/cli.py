@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from glassmoe import __version__
 from glassmoe.arguments import explain_path
-from glassmoe.verbs import coding, explaining, features, making, reading
+from glassmoe.verbs import coding, explaining, exploring, features, making, reading
 from glassmoe.verbs.common import FAILURE, USAGE, write
 
 
@@ -68,6 +68,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "steer": (features.steer, "change features while it writes: steer RUN --layer 3 --feature 17 --add 5"),
     "explain": (explaining.explain, "say what features mean, and score it: explain RUN --layer 5 --judge rules"),
     "report": (reading.report, "draw it: report RUN [RUN ...] makes one HTML page"),
+    "explore": (exploring.explore, "pages of every feature and expert: explore RUN [RUN ...] --out site"),
     "generate": (reading.generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),
     "reproduce": (making.reproduce, "the paper's tables and figures: reproduce table1 --data.path DIR"),
     "bench": (making.bench, "speed, as ratios in one run"),

@@ -11,6 +11,7 @@ import torch
 
 from glassmoe import cli
 from glassmoe.bench import GROUPS, Sizes, bench
+from glassmoe.bench.browser import find_chromium
 from glassmoe.bench.coders import PEERS
 from glassmoe.bench.compare import alternate, ratios, row, skipped
 from glassmoe.bench.parts import layer_parts, route
@@ -40,6 +41,10 @@ TOY = Sizes(
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
+    page_features=64,
+    listed_features=128,
+    page_tokens=2000,
+    page_games=40,
     starts=1,
     quickstart=("--steps", "2", "--synthetic-games", "60", "--games", "2"),
 )
@@ -302,3 +307,10 @@ def test_coders_beside_each_other() -> None:
             assert f"pip install {package}" in lines[f"coders beside {package}"]["skipped"]
         else:
             assert lines[f"topk sae, whole fit of tokens/s of {package}"]["tokens_per_second_of_peer"] > 0
+
+
+def test_pages() -> None:
+    lines = measured("pages")
+    build, listed = lines["pages of 64 features"], lines["list of 128 features, from its address to its rows"]
+    assert build["target"] == {"at_most": 60.0} and build["value"] > 0
+    assert "chromium" in listed["skipped"] if find_chromium() is None else listed["target"] == {"at_most": 1.0}

@@ -71,7 +71,7 @@ def test_every_suite_is_drawn_from_its_file(suite: str, tmp_path: Path) -> None:
 
 
 def test_a_large_svg_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glassmoe.reproduce.canvas.SVG_BYTES", 10)
+    monkeypatch.setattr("glassmoe.report.plots.SVG_BYTES", 10)
     (tmp_path / "x-bars.svg").write_text("of an earlier run")
     assert [path.suffix for path in draw(results("table1", ROWS["table1"]), tmp_path, "x")] == [".png", ".png"]
     assert not (tmp_path / "x-bars.svg").exists()

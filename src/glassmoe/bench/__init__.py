@@ -27,6 +27,7 @@ from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
 from .memory import memory_rows
+from .pages import page_rows
 from .peers import peer_rows
 from .shapes import shape_rows
 from .startup import startup_rows
@@ -36,8 +37,8 @@ from .stores import store_rows
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "stores", "startup")
-NEED_CHESS = ("memory", "data", "boards")
+GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "stores", "pages", "startup")
+NEED_CHESS = ("memory", "data", "boards", "pages")
 
 
 def bench(
@@ -77,6 +78,7 @@ def bench(
         "data": lambda: data_rows(sizes, pgn),
         "boards": lambda: board_rows(sizes),
         "stores": lambda: store_rows(sizes),
+        "pages": lambda: page_rows(sizes),
         "startup": lambda: startup_rows(sizes, quickstart),
     }
     if find_spec("chess") is None:

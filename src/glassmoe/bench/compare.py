@@ -46,6 +46,11 @@ class Sizes:
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
     memory_steps: int = 3
     memory_games: int = 100
+    page_features: int = 4096
+    listed_features: int = 16384
+    page_tokens: int = 200_000
+    page_games: int = 1500
+    page_repeats: int = 1
     starts: int = 9
     quickstart: tuple[str, ...] = ()
 

@@ -154,17 +154,24 @@ class FeatureStore:
         """Every token at which a feature fires, as row * N + place, and its strengths there. ValueError when the store
         was made without `full`."""
         self._check(feature)
-        files = sorted(self.path.glob("full-*.safetensors"))
+        token_Z, _, strength_Z = self.block(feature, feature + 1)
+        return token_Z, strength_Z
+
+    def block(self, start: int, end: int) -> tuple[Int64, Int64, Float32]:
+        """The same of the features from `start` to before `end`: tokens, features and strengths, by token and then
+        feature."""
         if not self.manifest["full"]:
             raise ValueError(f"{self.path} keeps examples only; make it again with --full to keep every strength")
-        tokens, strengths = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-        for file in files:
+        found: list[tuple[Any, ...]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+        for file in sorted(self.path.glob("full-*.safetensors")):
             with safe_open(file, "np") as shard:
-                start, end = shard.get_slice("indptr")[feature : feature + 2]
-                tokens.append(_rows(shard, "token", start, end).astype(np.int64))
-                strengths.append(_rows(shard, "strength", start, end).astype(np.float32))
-        order = np.argsort(joined := np.concatenate(tokens))
-        return joined[order], np.concatenate(strengths)[order]
+                indptr = shard.get_slice("indptr")[start : end + 1]
+                token_Z, strength_Z = (_rows(shard, n, indptr[0], indptr[-1]) for n in ("token", "strength"))
+                feature_Z = np.repeat(np.arange(start, end), np.diff(indptr))
+                found.append((token_Z.astype(np.int64), feature_Z, strength_Z.astype(np.float32)))
+        token_Z, feature_Z, strength_Z = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.lexsort((feature_Z, token_Z))
+        return token_Z[order], feature_Z[order], strength_Z[order]
 
     def _check(self, feature: int) -> None:
         if not 0 <= feature < self.num_features:

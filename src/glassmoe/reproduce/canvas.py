@@ -1,27 +1,51 @@
-"""What the figures share: settings, colours, panels with a title, a legend and a line on what was run, and files.
-
-Matplotlib (the extra `plots`) is imported when something is drawn, and its state outside is left alone: no pyplot, and
-settings only within `drawing`. Colours are those of Okabe and Ito, told apart without red and green; lines of one
-colour differ in their dashes.
-"""
+"""What the figures of the suites share: which row is drawn how, panels with a title, a legend and a line on what was
+run."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from glassmoe.measure.encoder_map import require_plots
+from glassmoe.report.plots import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    YELLOW,
+    drawing,
+    matplotlib,
+    write,
+)
 
 from .claims import by_name
 from .tables import Results, token_word
 
-BLACK, GREY = "#222222", "#8a8a8a"
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILLION, PURPLE = (
-    "#E69F00", "#56B4E9", "#009E73", "#C9B400", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-COLOURS = (BLACK, BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, YELLOW)
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "COLOURS",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "STYLES",
+    "VERMILLION",
+    "YELLOW",
+    "drawing",
+    "panels",
+    "plain_ticks",
+    "style",
+    "title",
+    "write",
+]
+
 STYLES = {
     "gelu": (BLACK, "-"),
     "relu": (GREY, "-"),
@@ -39,52 +63,11 @@ STYLES = {
     "moe-x-upcycled-full": (VERMILLION, ":"),
     "moe-x-learned-router": (ORANGE, "-"),
 }
-SETTINGS = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "svg.hashsalt": "glassmoe",
-    "svg.fonttype": "path",
-}
-WIDTH, DPI, SVG_BYTES = 7.2, 160, 150_000
-"""Inches; dots an inch; the size up to which an SVG is written beside the PNG."""
-
-
-def drawing() -> Any:
-    """A context with the settings of all figures. ValueError without matplotlib."""
-    return _matplotlib("").rc_context(SETTINGS)
-
-
-def _matplotlib(part: str) -> Any:
-    return require_plots("matplotlib" + part, "Drawing figures")
-
-
-def write(figure: Any, path: Path) -> list[Path]:
-    """Write `path` (without ending) as PNG, and as SVG where that is small; returns the files."""
-    png, svg = path.with_name(path.name + ".png"), path.with_name(path.name + ".svg")
-    figure.savefig(png, dpi=DPI, format="png")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
-    svg.unlink(missing_ok=True)
-    if len(drawn.getvalue()) > SVG_BYTES:
-        return [png]
-    svg.write_bytes(drawn.getvalue())
-    return [png, svg]
 
 
 def panels(results: Results, count: int, height: float, note: str = "", **kwargs: Any) -> tuple[Any, Any]:
     """A figure with `count` panels side by side, and below them a line on scale, tokens and seeds, and `note`."""
-    figure = _matplotlib(".figure").Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = matplotlib(".figure").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, **kwargs)[0]
     text = f"scale: {_scale(results)}" + (f"\n{note}" if note else "")
     figure.supxlabel(text, fontsize=7, x=0.01, ha="left", color="#555555")
@@ -127,7 +110,7 @@ def title(figure: Any, text: str, of: Sequence[Any] = (), columns: int = 4) -> A
 
 def plain_ticks(panel: Any) -> None:
     """A few round numbers along a logarithmic axis, written out."""
-    ticker = _matplotlib(".ticker")
+    ticker = matplotlib(".ticker")
     panel.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(ticker.FuncFormatter(lambda number, _: f"{number:g}"))
     panel.minorticks_off()

@@ -1,0 +1,26 @@
+// The page's data: scripts that hand over one value each, loaded when they are wanted (a page that is opened from disk
+// may read no other file).
+"use strict";
+const glass = {
+  values: new Map(),
+  waiting: new Map(),
+  got(name, value) {
+    glass.values.set(name, value);
+  },
+  // The value of a data file, as a promise; each file is loaded once.
+  load(name) {
+    if (!glass.waiting.has(name)) {
+      glass.waiting.set(name, new Promise((resolve, reject) => {
+        const script = document.createElement("script");
+        script.src = `${name}.js`;
+        script.onload = () => resolve(glass.values.get(name));
+        script.onerror = () => {
+          glass.waiting.delete(name);
+          reject(new Error(`${name}.js is not there`));
+        };
+        document.head.append(script);
+      }));
+    }
+    return glass.waiting.get(name);
+  },
+};

@@ -1,0 +1,128 @@
+// The page of one feature.
+"use strict";
+
+const feature = (() => {
+  // Scorer -> its headline number.
+  const SCORERS = { detection: "balanced_accuracy", fuzzing: "balanced_accuracy", embedding: "auc" };
+
+  const card = (title, about, ...children) => el("section", { class: "card" }, el("h2", {}, title),
+    about ? el("p", { class: "quiet small" }, about) : null, ...children);
+
+  function tile(value, about, title) {
+    return el("div", { class: "tile", title: title || null }, el("b", {}, value), el("span", {}, about));
+  }
+
+  async function load(id) {
+    const meta = await glass.load("meta");
+    if (id >= meta.of || (meta.shown && !meta.shown.includes(id))) return [meta, null];
+    const records = await glass.load(`features-${Math.floor(id / meta.shard)}`);
+    return [meta, records[id]];
+  }
+
+  function example(record, each, meta) {
+    const squares = record.board ? squaresOf(record.board.property) : [];
+    const drawn = each.board ? board(each.board, each.move, squares) : null;
+    const share = record.max ? each.strengths[each.peak] / record.max : 0;
+    return el("article", { class: `example${drawn ? " with-board" : ""}` }, drawn, el("div", { class: "words" },
+      tokenLine(each, record.max, meta.separator),
+      el("p", { class: "quiet small where" },
+        `${show.number(each.strengths[each.peak])} (${show.share(share)} of the maximum), ${meta.text ? "document" : "game"} ${show.count(each.row)}, ${meta.unit} ${show.count(each.at)}`)));
+  }
+
+  function sayings(record) {
+    return record.said.map((said) => {
+      const scores = Object.entries(SCORERS).filter(([name]) => said.scores[name]);
+      return card("Explanation", [said.by ? `by ${said.by}` : "", said.judge ? `judged by ${said.judge}` : ""].filter(Boolean).join(", "),
+        said.text ? el("p", { class: "saying" }, isolated(said.text))
+          : el("p", { class: "quiet" }, "No explanation", said.why ? [": ", isolated(said.why)] : null, "."),
+        scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "score", "F1", "precision", "recall", "control"]
+          .map((name) => el("th", { scope: "col" }, name)))),
+        el("tbody", {}, scores.map(([name, headline]) => {
+          const found = said.scores[name];
+          const control = said.control[name];
+          return el("tr", {}, el("th", { scope: "row", title: headline === "auc" ? "AUC" : "balanced accuracy" }, name), [headline, "f1", "precision", "recall"]
+            .map((value) => el("td", {}, show.score(found[value]))), el("td", {}, show.score(control)));
+        }))) : said.text ? el("p", { class: "quiet small" }, "not scored") : null,
+        scores.filter(([name]) => said.scores[name].deciles).slice(0, 1).map(([name]) => tenths(said.scores[name].deciles, name)));
+    });
+  }
+
+  function tenths(values, name) {
+    const bars = values.map((value, place) => el("svg:g", {},
+      el("svg:rect", { class: "track", x: 20 * place, y: 0, width: 17, height: 40, rx: 2 }),
+      el("svg:rect", { x: 20 * place, y: 40 - 40 * (value || 0), width: 17, height: 40 * (value || 0), rx: 2 },
+        el("svg:title", {}, `tenth ${place + 1}: ${show.score(value)}`))));
+    return el("figure", {}, el("svg:svg", {
+      class: "tenths", viewBox: "0 0 200 40", role: "img", "aria-label": `${name} by tenths: ${values.map(show.score).join(", ")}`,
+    }, bars), el("figcaption", { class: "quiet small" }, `${name} by tenths of strength, strongest first`));
+  }
+
+  function logits(record, meta) {
+    if (!record.logits.up) return null;
+    const column = (rows, title) => {
+      const most = Math.abs(rows.length ? rows[0][1] : 1);
+      return el("table", { class: "logits" }, el("caption", {}, title), el("tbody", {}, rows.map(([token, value]) =>
+        el("tr", {}, el("th", { scope: "row" }, el("bdi", { class: "chip" }, named(token))),
+          el("td", {}, meter(Math.abs(value), most)), el("td", {}, show.signed(value))))));
+    };
+    return card("What it writes", meta.how, el("div", { class: "pair" },
+      column(record.logits.up, "logits up"), column(record.logits.down, "logits down")));
+  }
+
+  function nearest(record, meta) {
+    const columns = [["read", "read alike"], ["written", "write alike"]].filter(([name]) => record.near[name]);
+    if (!columns.length) return null;
+    return card("Nearest features", "By the cosine of what they read, and of what they write.",
+      el("div", { class: "pair" }, columns.map(([name, title]) => el("table", { class: "near" }, el("caption", {}, title),
+        el("tbody", {}, record.near[name].map(([id, cosine, words]) => el("tr", {},
+          el("th", { scope: "row" }, el("a", { href: `#${id}` }, String(id))),
+          el("td", { class: "label-cell" }, label(words)), el("td", {}, show.score(cosine)))))))));
+  }
+
+  function view(id, meta, record) {
+    if (!record) {
+      return [el("h1", {}, `Feature ${id} is not here`),
+        el("p", {}, meta.features < meta.of ? `This site shows ${show.count(meta.features)} of the ${show.count(meta.of)} features of this layer.`
+          : `This layer has features 0 to ${meta.of - 1}.`)];
+    }
+    const said = (record.said.find((each) => each.text) || {}).text || "";
+    const property = record.board && record.board.property;
+    const expert = meta.features_of_expert ? Math.floor(id / meta.features_of_expert) : null;
+    const title = said || property;
+    const score = record.said.flatMap((each) => Object.entries(SCORERS).map(([name, headline]) => (each.scores[name] || {})[headline]))
+      .find((value) => value !== undefined);
+    const tiles = el("div", { class: "tiles" },
+      tile(show.share(record.count / meta.tokens), `of ${meta.unit}s: it fires on ${show.count(record.count)} of ${show.count(meta.tokens)}`),
+      tile(show.number(record.max), "maximum"),
+      tile(show.number(record.mean), "mean where it fires"),
+      score === undefined ? null : tile(show.score(score), "score of its explanation (chance: 0.5)"),
+      property ? tile(show.score(record.board.f1), el("span", {}, "F1 for ", isolated(property)),
+        record.board.precision === undefined ? null : `precision ${show.score(record.board.precision)}, recall ${show.score(record.board.recall)}`) : null,
+      expert === null ? null : tile(el("a", { href: `#expert-${expert}` }, String(expert)), "its expert"));
+    const samples = record.count ? [
+      el("section", {}, el("h2", {}, "Strongest examples"),
+        el("p", { class: "quiet small" }, `The deeper the tint of a token, the more strongly the feature fires on it; the strongest is framed. ${
+          record.top.some((each) => each.board) ? `Boards show the position at that ${meta.unit}, the last move tinted${property && squaresOf(property).length ? ", and the square that its board property names framed" : ""}.` : ""}`),
+        el("div", { class: "examples" }, record.top.map((each) => example(record, each, meta)))),
+      el("section", {}, el("h2", {}, "From strong to weak"),
+        el("p", { class: "quiet small" }, "Examples from each tenth of a fair sample of the windows in which it fires."),
+        record.deciles.map((found, tenth) => found.length ? el("details", { open: tenth % 3 === 0 },
+          el("summary", {}, tenth === 0 ? "strongest tenth" : tenth === 9 ? "weakest tenth" : `tenth ${tenth + 1}`),
+          el("div", { class: "examples" }, found.map((each) => example(record, each, meta)))) : null)),
+    ] : [el("section", { class: "card" }, el("h2", {}, "Silent"), el("p", {}, `It fires on none of the ${show.count(meta.tokens)} ${meta.unit}s that were read.`))];
+    return [
+      el("p", { class: "quiet kicker" }, "feature ", el("b", {}, String(id)), expert === null ? null : [" of expert ", el("a", { href: `#expert-${expert}` }, String(expert))],
+        " \u00b7 ", isolated(meta.reader), " of ", isolated(meta.run)),
+      el("h1", { class: "saying" }, title ? isolated(title) : `Feature ${id}`),
+      tiles,
+      el("div", { class: "sheet" },
+        el("div", { class: "main" }, samples),
+        el("aside", {},
+          record.histogram.counts.length ? card("How strongly it fires", `Strength of each ${meta.unit} on which it fires; the axis is logarithmic.`,
+            histogram(record.histogram, meta.edges, meta.unit)) : null,
+          sayings(record), logits(record, meta), nearest(record, meta))),
+    ];
+  }
+
+  return { load, view };
+})();

@@ -1,0 +1,128 @@
+"""Token ids as the pieces of text that a reader sees.
+
+In byte-level BPE a token may hold a part of a character. The character then stands at the token that completes it, and
+the tokens before it show their bytes as `<e6>`; whatever is no text at all shows its bytes too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy.typing as npt
+
+from glassmoe.data.tokens import TEXT, TokenKind
+
+LONGEST = 60
+"""Characters of a single token that are shown."""
+
+
+class Words:
+    """The vocabulary of a kind of token, ready to be shown."""
+
+    def __init__(self, kind: TokenKind):
+        self.separator = kind.separator
+        self._bytes: list[bytes] | None = None
+        vocabulary = list(kind.vocabulary)
+        if kind.name == TEXT:
+            assert kind.tokenizer is not None
+            described = json.loads(kind.tokenizer)
+            added = {token["id"]: token["content"] for token in described["added_tokens"]}
+            if _is_byte_level(described):
+                self._bytes = _bytes_of(vocabulary, added)
+                vocabulary = [_alone(token) for token in self._bytes]
+            else:
+                vocabulary = [added.get(place, token.replace("\u2581", " ")) for place, token in enumerate(vocabulary)]
+        self._texts = [_short(text) for text in vocabulary]
+        # A token that is whole characters needs no neighbours to be read.
+        self._whole = [self._bytes is None or _is_whole(token) for token in self._bytes or vocabulary]
+
+    def one(self, token: int) -> str:
+        """A token by itself."""
+        return self._texts[token]
+
+    def __call__(self, tokens: npt.ArrayLike) -> list[str]:
+        """The pieces of a text, one a token."""
+        row: list[int] = [int(token) for token in tokens]  # type: ignore[union-attr, arg-type]
+        if self._bytes is None or all(map(self._whole.__getitem__, row)):
+            return [self._texts[token] for token in row]
+        return _pieces([self._bytes[token] for token in row])
+
+    def text(self, tokens: npt.ArrayLike) -> str:
+        """The text of some tokens, as it is written."""
+        return self.separator.join(self(tokens))
+
+
+_UNSEEN = re.compile("[\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """What would not be seen, or would turn the line around, as something that is seen (as `assets/draw.js` has it)."""
+    return _UNSEEN.sub(lambda found: _sign(found.group()), text)
+
+
+def _sign(letter: str) -> str:
+    code = ord(letter)
+    named = {"\n": "\u21b5", "\t": "\u21e5"}
+    return named.get(letter) or (chr(0x2400 + code) if code < 32 else f"\u2039U+{code:04X}\u203a")
+
+
+def _is_byte_level(described: dict[str, Any]) -> bool:
+    decoder = described.get("decoder") or {}
+    return any(step.get("type") == "ByteLevel" for step in [decoder, *decoder.get("decoders", [])])
+
+
+def _bytes_of(vocabulary: list[str], added: dict[int, str]) -> list[bytes]:
+    """The bytes of every token. Byte-level BPE spells bytes that print as themselves, the others from U+0100 on."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printed)]
+    byte_of = {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    found = []
+    for place, token in enumerate(vocabulary):
+        spelled = place not in added and all(letter in byte_of for letter in token)
+        found.append(bytes(byte_of[letter] for letter in token) if spelled else added.get(place, token).encode())
+    return found
+
+
+def _is_whole(token: Any) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _alone(token: bytes) -> str:
+    return "".join(_pieces([token]))
+
+
+def _pieces(tokens: list[bytes]) -> list[str]:
+    """Text of each token: characters stand where their last byte is."""
+    joined, found, begin = b"".join(tokens), [], 0
+    # Where each character ends, and what it is; a byte of no character is one by itself.
+    at, marks = 0, {}
+    while at < len(joined):
+        size = _length(joined[at])
+        try:
+            marks[at + size] = joined[at : at + size].decode()
+        except UnicodeDecodeError:
+            size, marks[at + 1] = 1, f"<{joined[at]:02x}>"
+        at += size
+    for token in tokens:
+        end = begin + len(token)
+        text = "".join(marks[place] for place in range(begin + 1, end + 1) if place in marks)
+        if token and not text:
+            text = "".join(f"<{byte:02x}>" for byte in token)
+        found.append(_short(text))
+        begin = end
+    return found
+
+
+def _length(first: int) -> int:
+    """Bytes of a character that begins with this one, as UTF-8 says."""
+    return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
