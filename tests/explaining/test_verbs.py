@@ -222,3 +222,19 @@ def test_a_store_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 2
     assert "of other weights" in capsys.readouterr().err
     assert main([*words, "--again"]) == 0
+
+
+def test_every_strength_is_kept_for_the_exports(
+    text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        f"explain {text_runs / 'gelu'} --layer 0 --keep 4 --features 2 --tokens 2000 --silent 6 --per-decile 1".split()
+    )
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--full"]) == 2
+    assert "keeps examples only; give --again --full" in capsys.readouterr().err
+    assert main([*words, "--full", "--again"]) == 0
+    export = f"explore {text_runs / 'gelu'} --export delphi --out {tmp_path / 'delphi'}".split()
+    assert main(export) == 0
+    assert list((tmp_path / "delphi").rglob("*.safetensors"))

@@ -26,7 +26,7 @@ from glassmoe.reading.store import (
 from glassmoe.reading.subject import Subject, weights_digest
 
 EXPLANATIONS = "explanations"
-GIVEN = ("read", "keep", "split", "window")
+GIVEN = ("read", "keep", "split", "window", "full")
 """Settings of a store that a user may give and another store may lack."""
 
 
@@ -129,6 +129,8 @@ def _check(store: FeatureStore, wanted: Gathering, given: bool, data: str | None
         asked, held = getattr(wanted, name), store.manifest[name]
         if given and asked != getattr(usual, name) and asked != held:
             option = {"read": "--tokens"}.get(name, f"--{name}")
+            if name == "full":
+                raise ValueError(f"{store.path} keeps examples only; give --again --full to keep every strength")
             raise ValueError(
                 f"the examples in {store.path} were gathered with {option} {held}, not {asked}; give --again to gather "
                 f"them anew, or leave {option} out"

@@ -24,6 +24,9 @@ def explain(words: list[str]) -> None:
     _add_protocol(parser)
     parser.add_argument("--games", type=int, default=1000, help="of chess: games that choose properties (0: none)")
     parser.add_argument("--keep", type=count, help="of layers that are not sparse: the greatest so many of each token")
+    parser.add_argument(
+        "--full", action="store_true", help="keep every strength, not examples alone (explore --export)"
+    )
     parser.add_argument("--data.path", dest="data", help="prepared data to read (default: that of the run or the fit)")
     parser.add_argument("--source", help="of coders: where their model lies now, if it was moved")
     args = parser.parse_args(words)
@@ -36,7 +39,7 @@ def explain(words: list[str]) -> None:
         args.path,
         args.layer,
         coder=args.coder,
-        gathering=_gathering(args, args.keep),
+        gathering=_gathering(args, args.keep, args.full),
         data=args.data,
         source=args.source,
         again=args.again,
@@ -80,13 +83,13 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
-def _gathering(args: Any, keep: int | None) -> Any:
+def _gathering(args: Any, keep: int | None, full: bool = False) -> Any:
     from glassmoe.reading.store import Gathering
 
     # Both halves keep as many windows of a tenth as are asked for.
     each = max(Gathering().each, 10 * args.per_decile)
     pool = max(Gathering().pool, 2 * args.silent)
-    return Gathering(read=args.tokens or Gathering().read, keep=keep, each=each, pool=pool)
+    return Gathering(read=args.tokens or Gathering().read, keep=keep, each=each, pool=pool, full=full)
 
 
 def _protocol(args: Any) -> Any:
