@@ -22,6 +22,7 @@ SMALL = {
     "--train.steps 2 --train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "train": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 32 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
+    "upcycle gpt2": "--train.steps 2 --train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "upcycle": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 64 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "decompose": "--context 32 --tokens 4096",
@@ -29,6 +30,7 @@ SMALL = {
     "eval probe": "--tokens 16 --splits 1 --layers 8",
     "steer": "--tokens 8 --samples 2",
     "eval boards": "--games 5",
+    "explain": "--features 20 --tokens 4000 --games 5 --silent 10 --per-decile 1",
     "reproduce mxd-frontier": "--context 32 --tokens 4096 --seeds 0 --rows 4",
     "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
 }
@@ -78,7 +80,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))
-    assert len(ran) == 20
+    assert len(ran) == 25
     assert (desk / "runs/moex/model.safetensors").exists()
     assert (desk / "results/table1-chess-small.md").exists()
 
@@ -122,11 +124,12 @@ def test_readme_shows_the_example_as_it_is() -> None:
 
 
 def test_readme_figures_come_from_results() -> None:
-    results = json.loads((ROOT / "results/chess-small.json").read_text())
+    results = json.loads((ROOT / "results/table1-chess-small.json").read_text())
     for row in results["rows"]:
         best = next(x for x in row["boards"]["layers"] if x["layer"] == row["boards"]["best_layer"])
         line = next(line for line in README.splitlines() if line.startswith(f"| {row['name']} "))
-        for value in (row["ppl"]["loss"], *(best[k] for k in ("coverage", "held_out_coverage", "reconstruction"))):
+        loss = row["ppl"]["loss"] if "ppl" in row else row["splice"]["loss_spliced"]
+        for value in (loss, *(best[k] for k in ("coverage", "held_out_coverage", "reconstruction"))):
             assert f"{value:.3f}" in line, (row["name"], value)
     bench = json.loads((ROOT / "results/bench-cpu.json").read_text())
     page = (ROOT / "results/bench-cpu.md").read_text()
