@@ -238,3 +238,11 @@ def test_every_strength_is_kept_for_the_exports(
     export = f"explore {text_runs / 'gelu'} --export delphi --out {tmp_path / 'delphi'}".split()
     assert main(export) == 0
     assert list((tmp_path / "delphi").rglob("*.safetensors"))
+
+
+def test_figure8_of_a_coder_by_its_own_folder(text_runs: Path, tmp_path: Path) -> None:
+    coder = text_runs / "coders/1/transcoder-k4"
+    words = f"reproduce figure8 {coder} --layer 1 --features 3 {SMALL} --results {tmp_path} --name one".split()
+    assert main(words) == 0
+    (row,) = json.loads((tmp_path / "figure8-one.json").read_text())["rows"]
+    assert row["reader"] == "transcoder-k4"

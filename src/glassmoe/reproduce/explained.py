@@ -78,8 +78,7 @@ def figure8(
     def add(run: str, reader: str, kept: int | None) -> dict[str, Any]:
         say(f"{run}, {reader}" + (f", the greatest {kept} of a token" if kept else ""))
         settings = replace(usual, keep=kept)
-        number = int(reader.partition("/")[0])
-        one = open_explained(run, number, coder=reader, gathering=settings, data=data, device=device, again=again)
+        one = open_explained(run, layer, coder=reader, gathering=settings, data=data, device=device, again=again)
         rows.append(_explained(one, run, kept, judge, features, protocol, again))
         title = f"figure8-{name or Path(runs[0]).name}"
         return save(results, title, {**header, "rows": rows}, render_figure8, draw_figure8)
