@@ -398,7 +398,10 @@ def _curves(rows: Sequence[Row]) -> list[str]:
     header = ["row", "seed", "tokens", "loss", "coverage", "held-out", "reconstruction", "layer"]
     if not any(row.get("board_curve") for row in rows):
         header, lines = header[:4], [line[:4] for line in lines]
-    text = "Along the training, the source's tokens counted in; the loss is that noted nearest, on part of the validation rows."
+    text = (
+        "Along the training, the source's tokens counted in; the loss is that noted nearest, on part of the validation "
+        "rows."
+    )
     return _section("Against tokens", text, header, lines)
 
 
