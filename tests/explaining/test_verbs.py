@@ -1,6 +1,7 @@
 """From the command line to the files: runs and coders are explained, compared, and mistakes told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -227,15 +228,16 @@ def test_a_store_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_every_strength_is_kept_for_the_exports(
     text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(text_runs / "gelu", tmp_path / "run", ignore=shutil.ignore_patterns("features", "explanations"))
     words = (
-        f"explain {text_runs / 'gelu'} --layer 0 --keep 4 --features 2 --tokens 2000 --silent 6 --per-decile 1".split()
+        f"explain {tmp_path / 'run'} --layer 0 --keep 4 --features 2 --tokens 2000 --silent 6 --per-decile 1".split()
     )
     assert main(words) == 0
     capsys.readouterr()
     assert main([*words, "--full"]) == 2
     assert "keeps examples only; give --again --full" in capsys.readouterr().err
     assert main([*words, "--full", "--again"]) == 0
-    export = f"explore {text_runs / 'gelu'} --export delphi --out {tmp_path / 'delphi'}".split()
+    export = f"explore {tmp_path / 'run'} --export delphi --out {tmp_path / 'delphi'}".split()
     assert main(export) == 0
     assert list((tmp_path / "delphi").rglob("*.safetensors"))
 
