@@ -33,7 +33,7 @@ GIVEN = ("read", "keep", "split", "window", "full")
 @dataclass(frozen=True)
 class Explained:
     """Features with their examples. `name`: the reader's, with what is kept of each token (`2/gelu-k32`). `folder`:
-    where explanations lie. `corpus`: what was read, opened; None where the store was there already and is enough."""
+    where explanations lie. `data`: where the games or text lie that were read."""
 
     subject: Subject
     features: Features

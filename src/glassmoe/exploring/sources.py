@@ -14,11 +14,12 @@ from typing import Any
 from glassmoe.coders.opening import Reader, open_readers
 from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.explaining.opening import EXPLANATIONS
 from glassmoe.reading.store import FOLDER, MANIFEST, FeatureStore, open_store
 from glassmoe.reading.subject import Subject, weights_digest
 from glassmoe.report.measures import read_measure
+from glassmoe.report.page import names_of
 
-EXPLANATIONS = "explanations"
 SCORES = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auc"}
 """Scorer -> its headline number; chance is 0.5 in each."""
 
@@ -89,16 +90,6 @@ def open_sources(runs: Sequence[Path], options: Options) -> list[Source]:
     if len({run.resolve() for run in runs}) < len(runs):
         raise ValueError("the same run is given twice; give each run once")
     return [each for run, name in zip(runs, names_of(runs), strict=True) for each in _of_run(run, name, options)]
-
-
-def names_of(runs: Sequence[Path]) -> list[str]:
-    """Directory names, with as many parents as it takes to tell the runs apart."""
-    paths = [run.resolve() for run in runs]
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _of_run(run: Path, name: str, options: Options) -> list[Source]:

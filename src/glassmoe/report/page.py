@@ -90,7 +90,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     runs given twice."""
     if len({run.resolve() for run in runs}) < len(runs):
         raise ValueError("the same run is given twice; give each run once")
-    records = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
+    records = [_read(run, name) for run, name in zip(runs, names_of(runs), strict=True)]
     page = render(records)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
@@ -137,7 +137,7 @@ def _read(run: Path, name: str) -> RunRecord:
     return RunRecord(run, name, config, environment, lines, read_measure(run, "boards"), read_measure(run, "ppl"))
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def names_of(runs: Sequence[Path]) -> list[str]:
     """Directory names, with as many parents as it takes to tell the runs apart."""
     paths = [run.resolve() for run in runs]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
