@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from chat_server import Reply, said, serving
 from glassmoe.cli import main
 from glassmoe.data.selfplay import generate
 from glassmoe.models import GlassConfig, GlassForCausalLM
-from glassmoe.reproduce.explained import render_chess, render_figure8
+from glassmoe.reading.store import open_store
+from glassmoe.reproduce.chess_explained import render_chess
+from glassmoe.reproduce.figure8 import render_figure8, speaks_of
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared
 from tiny_runs import tiny
@@ -193,8 +196,40 @@ def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: 
     page = (tmp_path / "figure8-small.md").read_text()
     assert page == render_figure8("figure8-small", found) and "not from RedPajama" in page
     assert (tmp_path / "figures/figure8-small.png").stat().st_size > 1000
+    for row in found["rows"]:
+        assert sum(each["own"]["n"] for each in row["of"].values()) == row["scored"]
+        scores = [each["balanced_accuracy"] for each in row["best"]]
+        assert scores == sorted(scores, reverse=True) and len({each["explanation"] for each in row["best"]}) == len(
+            scores
+        )
+        assert all("<<" in each["where"] and "tokens of a row" not in each["explanation"] for each in row["best"])
+    moe_x = found["rows"][0]
+    held = open_store(text_runs / "moe-x/features/1-moe-x", "").manifest
+    size = held["num_features"] // held["num_experts"]
+    assert moe_x["best"] and all(each["expert"] == each["feature"] // size for each in moe_x["best"])
+    assert found["rows"][-1]["best"][0]["expert"] is None
     assert main([*words, "--judge", "none"]) == 2
     assert "figure8 shows the accuracy of detection" in capsys.readouterr().err
+
+
+def test_rules_of_place_are_counted_apart() -> None:
+    def line(explanation: str, own: float, control: float) -> dict[str, Any]:
+        scores = [{"detection": {"balanced_accuracy": value}} for value in (own, control)]
+        return {"explanation": explanation, "scores": scores[0], "control": scores[1]}
+
+    lines = [
+        line("fires on the first 8 tokens of a row", 0.9, 0.6),
+        line("fires after the first 8 tokens of a row", 0.7, 0.2),
+        line('fires on the token " the"', 0.6, 0.5),
+    ]
+    lines[2]["control"] = {}  # no other explanation to shuffle with
+    found = speaks_of(lines)
+    assert [found["place"][key]["mean"] for key in ("own", "control")] == pytest.approx([0.8, 0.4])
+    assert found["place"]["own"]["n"] == 2
+    assert found["others"] == {
+        "own": {"mean": 0.6, "half": None, "n": 1},
+        "control": {"mean": None, "half": None, "n": 0},
+    }
 
 
 def test_chess_explained_from_a_run_to_the_page(

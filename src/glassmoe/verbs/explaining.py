@@ -114,8 +114,8 @@ def figure8(words: list[str]) -> int:
     _add_results(parser)
     args = parser.parse_args(words)
     judge = judge_of(args)
-    from glassmoe.reproduce.explained import FEATURES
-    from glassmoe.reproduce.explained import figure8 as made
+    from glassmoe.reproduce.figure8 import FEATURES
+    from glassmoe.reproduce.figure8 import figure8 as made
 
     given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device", "again")}
     features = args.features or FEATURES[args.scale]
@@ -135,7 +135,7 @@ def chess_explained(words: list[str]) -> int:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     _add_results(parser)
     args = parser.parse_args(words)
-    from glassmoe.reproduce.explained import chess_explained as made
+    from glassmoe.reproduce.chess_explained import chess_explained as made
 
     given = {name: getattr(args, name) for name in ("name", "data", "games", "results", "device")}
     layers = None if args.layers is None else integers(args.layers, "--layers")

@@ -1,9 +1,12 @@
 """`glassmoe reproduce figure8`: how well explanations tell where features fire, in each tenth of their strength and
-where they do not fire, model beside model (MoE-X, Figure 8 and Table 5). `glassmoe reproduce chess-explained`: how many
-features of each layer tell one property of the board.
+where they do not fire, model beside model (MoE-X, Figure 8); and the features that are told best, with a place where
+each fires (Table 5).
 
 Activations of GELU and its like are hardly ever 0, so there would be no windows in which such a neuron does not fire.
 As Paulo et al. 2024 do with neurons, the greatest k of a token are kept: k as many as MoE-X fires in the mean, and 32.
+
+A feature that fires from some token of a row on is told well by a rule that says so, and means nothing. Features whose
+explanation is a rule of place are therefore counted apart from the others.
 """
 
 from __future__ import annotations
@@ -15,17 +18,15 @@ from typing import Any
 
 from glassmoe.coders.opening import open_readers
 from glassmoe.console import say
-from glassmoe.data.corpus import Corpus
-from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
-from glassmoe.explaining.explained import choose_features, explain_features
-from glassmoe.explaining.opening import Explained, data_of, open_explained
+from glassmoe.explaining.explained import Line, choose_features, explain_features, read_lines
+from glassmoe.explaining.opening import Explained, open_explained
+from glassmoe.explaining.rules import parse
+from glassmoe.explaining.scoring import mean_of
 from glassmoe.explaining.trials import Judge, Protocol
-from glassmoe.measure.board_explanations import explain_boards
-from glassmoe.measure.board_features import LEVELS
+from glassmoe.explaining.windows import Reader, with_marks
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.reading.store import Gathering
-from glassmoe.reading.subject import load_subject
 from glassmoe.report.tables import table
 from glassmoe.training.run import commit
 
@@ -37,8 +38,11 @@ DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
 """Readers whose features are hardly ever 0."""
 CHECK = 32
 """The k that the neurons of delphi's article keep."""
+BEST = 8
+"""Features of a row that the table of findings shows."""
+BEFORE, AFTER = 8, 2
+"""Tokens around the strongest that are shown of a window."""
 FEATURES = {"cpu": 300, "gpu": 1000}
-KEPT = ("feature", "property", "precision", "recall", "f1", "true_share", "f1_always_on", "f1_random")
 
 
 def figure8(
@@ -110,7 +114,62 @@ def _explained(
     if one.features.folder is not None:
         name = f"{Path(run).name}/{one.features.name}"
     about = {"name": name, "run": Path(run).name, "keep": kept, "corpus": one.data.name}
-    return {**about, "data_sha256": one.store.manifest["data_sha256"], **{key: made[key] for key in keys}}
+    lines = {line["feature"]: line for line in read_lines(Path(made["file"]))}
+    scored = [lines[feature] for feature in chosen if "detection" in lines[feature]["scores"]]
+    found = {"of": speaks_of(scored), "best": _best(one, scored)}
+    return {**about, "data_sha256": one.store.manifest["data_sha256"], **{key: made[key] for key in keys}, **found}
+
+
+def speaks_of(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """Detection's balanced accuracy, own and with another's explanation, of the features whose explanation is a rule
+    of `place` in the row, and of the `others`: {"own", "control"}, each {"mean", "half", "n"}."""
+    places = [_of_place(line) for line in lines]
+    return {
+        kind: {
+            name: mean_of(
+                line[key]["detection"]["balanced_accuracy"]
+                for line, place in zip(lines, places, strict=True)
+                if place == wanted and "detection" in line[key]
+            )
+            for name, key in (("own", "scores"), ("control", "control"))
+        }
+        for kind, wanted in (("place", True), ("others", False))
+    }
+
+
+def _of_place(line: Line) -> bool:
+    rule = parse(line["explanation"])
+    return rule is not None and rule.first is not None
+
+
+def _best(one: Explained, lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """The features that detection scores highest, one an explanation, rules of place left out; each with its expert,
+    where there are experts, and the place where it fires most strongly in the windows that scored it."""
+    size = one.store.num_features // (one.store.manifest["num_experts"] or 1)
+    reader = Reader(one.store, one.subject.kind())
+    found: dict[str, dict[str, Any]] = {}
+    for line in sorted(lines, key=lambda line: -(line["scores"]["detection"]["balanced_accuracy"] or 0.0)):
+        if len(found) < BEST and not _of_place(line) and line["explanation"] not in found:
+            feature = line["feature"]
+            found[line["explanation"]] = {
+                "expert": feature // size if 1 < size < one.store.num_features else None,
+                "feature": feature,
+                "explanation": line["explanation"],
+                "balanced_accuracy": line["scores"]["detection"]["balanced_accuracy"],
+                "control": line["control"].get("detection", {}).get("balanced_accuracy"),
+                "fires": line["fires"] / one.store.manifest["read_tokens"],
+                "where": _where(reader, feature),
+            }
+    return list(found.values())
+
+
+def _where(reader: Reader, feature: int) -> str:
+    """Some tokens around the strongest of the windows that score a feature, those where it fires between << and >>."""
+    windows = reader.windows(reader.store.scoring(feature))
+    window, peak = divmod(int(windows.strengths_EL.argmax()), windows.strengths_EL.shape[1])
+    shown = slice(max(0, peak - BEFORE), peak + AFTER + 1)
+    marked = windows.marked(float(reader.store.maxima_F[feature]))[window]
+    return with_marks(windows.tokens(window)[shown], marked[shown].tolist())
 
 
 def render_figure8(title: str, results: dict[str, Any]) -> str:
@@ -138,11 +197,48 @@ def render_figure8(title: str, results: dict[str, Any]) -> str:
         f"and judge is a language model of 70B, so that its accuracies are not comparable.",
         *_fewer(rows),
         *results.get("notes", []),
+        *_findings(rows),
         "## Accuracy in each tenth, the strongest first, and where the feature does not fire",
         table(["features", *map(str, range(1, 11)), "not"], tenths),
         f"![{title}](figures/{title}.png)",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _findings(rows: Sequence[Row]) -> list[str]:
+    """What explanations speak of, and the best of them."""
+    header = [
+        "features",
+        *(f"{kind}, {what}" for kind in ("place", "others") for what in ("number", "own", "shuffled")),
+    ]
+    lines = []
+    for row in rows:
+        cells = [[each["own"]["n"], _mean(each, "own"), _mean(each, "control")] for each in row["of"].values()]
+        lines.append([row["name"], *(cell for part in cells for cell in part)])
+    best = []
+    for row in rows:
+        for each in row["best"]:
+            named = ["-" if each["expert"] is None else each["expert"], each["feature"], _cell(each["explanation"])]
+            scores = [each["balanced_accuracy"], each["control"], f"{each['fires']:.2%}"]
+            best.append([row["name"], *named, *scores, f"`{_cell(each['where'])}`"])
+    return [
+        "## What the explanations speak of",
+        "Balanced accuracy of the features whose explanation is only a place in the row, and of the others. Where a "
+        "layer's features follow the place, a lead in the table above is one of place.",
+        table(header, lines),
+        "## The features that are told best",
+        f"As in Table 5 of MoE-X: the {BEST} of each row that detection scores highest, one an explanation, rules of "
+        "place left out, each where it fires most strongly in the windows that scored it (between << and >>). "
+        "`fires`: of the tokens read.",
+        table(
+            ["features", "expert", "feature", "explanation", "balanced accuracy", "shuffled", "fires", "where"], best
+        ),
+    ]
+
+
+def _cell(text: str) -> str:
+    """A text in one line, without what would end a cell of a table or a piece of code."""
+    return text.replace("`", "'").replace("|", "/").replace("\n", "\\n")
 
 
 _OTHERS = (("fuzzing", "balanced_accuracy"), ("embedding", "auc"))
@@ -190,111 +286,4 @@ def draw_figure8(results: dict[str, Any], path: Path) -> list[Path]:
         corpus = ", ".join(sorted({row["corpus"] for row in results["rows"]}))
         panel.set_title(f"judge: {results['judge']['name']}; read from {corpus}")
         canvas.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        return write(canvas, path)
-
-
-def chess_explained(
-    runs: Sequence[str],
-    *,
-    name: str | None = None,
-    layers: Sequence[int] | None = None,
-    data: str | None = None,
-    games: int = 1000,
-    results: Path = Path("results"),
-    device: str = "auto",
-) -> dict[str, Any]:
-    """Of each layer of each of the chess models at `runs`, how many features tell one property of the board with which
-    F1 on games that did not choose it (`measure.board_explanations`), and the most surprising; writes
-    `results/chess-explained-NAME.json`, `.md` and a figure after each layer. ValueError for a user's mistake."""
-    require_plots("matplotlib.figure", "Drawing figures")
-    header = {
-        "suite": "chess-explained",
-        "command": f"glassmoe reproduce chess-explained {' '.join(Path(run).name for run in runs)}",
-        "commit": commit(),
-        "hardware": describe(pick_device(device)),
-    }
-    subjects = {run: load_subject(run, device) for run in runs}
-    for run, subject in subjects.items():
-        if subject.tokens == TEXT or subject.model.config.model_type != "glassmoe":
-            raise ValueError(f"chess-explained reads chess models that glassmoe trained, and {run} is none")
-    rows: list[Row] = []
-    for run, subject in subjects.items():
-        corpus = Corpus.open(data or data_of(run, subject), subject.tokens)
-        for layer in range(subject.layers) if layers is None else layers:
-            say(f"{run}, layer {layer}")
-            told = explain_boards(subject.model, corpus, layer, games=games)
-            told["best"] = _best(told.pop("features"))
-            synthetic = bool(corpus.manifest.get("synthetic"))
-            about = {"name": Path(run).name, "ffn": subject.model.config.ffn, "synthetic": synthetic}
-            rows.append({**about, "data_sha256": corpus.fingerprint, **told})
-            title = f"chess-explained-{name or Path(runs[0]).name}"
-            saved = save(results, title, {**header, "rows": rows}, render_chess, draw_chess)
-    return saved
-
-
-def _best(features: dict[int, dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
-    """The features with the best F1 on the games that chose, one a property."""
-    found: dict[str, dict[str, Any]] = {}
-    for feature, told in sorted(features.items(), key=lambda item: -item[1]["f1_chosen"]):
-        found.setdefault(
-            told["property"], {"feature": feature, **{k: told[k] for k in KEPT if k in told and k != "feature"}}
-        )
-    return list(found.values())[:count]
-
-
-def render_chess(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page of what features say of boards, made from the results alone."""
-    rows = results["rows"]
-    keys = list(map(str, LEVELS))
-    header = ["model", "layer", "alive", *(f"F1 >= {key}" for key in keys)]
-    header += [f"{what} >= {key}" for what in ("always on", "at home", "random weights") for key in keys[1:]]
-    lines = []
-    for row in rows:
-        beside = [row[what][key] for what in ("always_on", "at_home", "random") for key in keys[1:]]
-        lines.append([row["name"], row["layer"], row["alive"], *(row["levels"][key] for key in keys), *beside])
-    surprising = [
-        [row["name"], row["layer"], each["feature"], each["property"], *(each[key] for key in KEPT[2:])]
-        for row in rows
-        for each in row["surprising"][:4]
-    ]
-    first = rows[0]
-    parts = [
-        f"# {title}",
-        f"By `{results['command']}`; {results['hardware']}; commit {results['commit']}.",
-        table(header, lines),
-        f"Features whose best property of the board has at least that F1 on {first['games']:,} games "
-        f"({first['boards']:,} boards{', synthetic' if first['synthetic'] else ''}; {first['data_sha256'][:12]}) that "
-        f"chose neither property nor threshold, which as many others did; of {first['properties']} properties that "
-        "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always fires "
-        "tells to that level, too; `at home`: those that say that a square holds what it held at the start, or "
-        "nothing, which tells the time of the game as well; `random weights`: the same layer without training.",
-        *results.get("notes", []),
-        "## The most surprising",
-        "Furthest above what always firing, and the best feature of random weights, reach on the same property.",
-        table(["model", "layer", "feature", "property", *(key.replace("_", " ") for key in KEPT[2:])], surprising),
-        f"![{title}](figures/{title}.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def draw_chess(results: dict[str, Any], path: Path) -> list[Path]:
-    """A panel a level: the share of a layer's features that reach it, a line a model; dotted with random weights."""
-    rows = results["rows"]
-    with drawing():
-        from matplotlib.figure import Figure
-
-        canvas = Figure(figsize=(7.2, 2.8), layout="constrained")
-        panels = canvas.subplots(1, len(LEVELS), squeeze=False)[0]
-        for panel, level in zip(panels, map(str, LEVELS), strict=True):
-            for at, model in enumerate(dict.fromkeys(row["name"] for row in rows)):
-                own = [row for row in rows if row["name"] == model]
-                colour, dashes = style(own[0]["ffn"] if len({r["name"] for r in rows}) == 1 else model, at)
-                layers = [row["layer"] for row in own]
-                for what, line, label in (("levels", dashes, model), ("random", ":", None)):
-                    shares = [row[what][level] / max(1, row["alive"]) for row in own]
-                    panel.plot(layers, shares, color=colour, ls=line, marker="o", label=label)
-            panel.set_title(f"F1 >= {level}")
-            panel.set_xlabel("layer")
-        panels[0].set_ylabel("share of the features")
-        canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return write(canvas, path)
