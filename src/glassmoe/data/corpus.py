@@ -78,6 +78,14 @@ class Games:
         """One game as text, `;1.e4 e5 ...` or, as moves, `; e2e4 e7e5 ...`; one document without its separator."""
         return self.kind.decode(self.tokens(index))
 
+    def sources_of(self, documents: Int64) -> tuple[list[str], UInt16] | None:
+        """The names of the sources that some documents came from, and for each which of these; None where sources are
+        not kept."""
+        if self.sources is None:
+            return None
+        numbers, found = np.unique(self.sources[documents], return_inverse=True)
+        return [self.source_names[number] for number in numbers.tolist()], found.astype(np.uint16)
+
 
 class Corpus:
     """A prepared folder, opened for reading: `manifest`, `tokens`, `vocab_size`, `split(name)`, `fingerprint`."""
