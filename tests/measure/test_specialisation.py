@@ -13,7 +13,7 @@ from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.measure.specialisation import (
     DEALS,
     Sources,
-    dealt_sources,
+    dealt_documents,
     experts_of,
     mutual_information,
     properties_of,
@@ -45,14 +45,18 @@ def test_properties_by_hand() -> None:
 
 
 def test_sources_by_hand() -> None:
-    """Two rows of 4 and 2 tokens that hold documents 3 and 5, and 5; with the sources of 3 and 5 exchanged or not."""
+    """Two rows of 4 and 2 tokens that hold documents 3 and 5, and 5; which are dealt into groups of 3 tokens each."""
     sources = Sources(np.array([[3, 3, 3, 5], [5, 5, -1, -1]]), np.array([9, 9, 9, 1, 9, 0], np.uint16), "xy")
     lengths = np.array([4, 2])
     tokens = np.zeros((2, 4), np.int64)
     found = properties_of(tokens, lengths, CHARACTERS, sources=sources)
     assert found["source"].tolist() == [1, 1, 1, 0, 0, 0] and found["source"].dtype == np.int64
-    dealt = [each.tolist() for each in dealt_sources(sources, lengths)]
+    dealt = [each.tolist() for each in dealt_documents(sources, lengths)]
     assert len(dealt) == DEALS and {tuple(each) for each in dealt} == {(1, 1, 1, 0, 0, 0), (0, 0, 0, 1, 1, 1)}
+    # Documents of 1, 2 and 3 tokens, sources of 1 and 5: the group of source 0 gets the short one, or nothing.
+    uneven = Sources(np.array([[0, 1, 1, 2, 2, 2]]), np.array([0, 1, 1]), "xy")
+    dealt = {tuple(each.tolist()) for each in dealt_documents(uneven, np.array([6]), seed=1)}
+    assert dealt == {(0, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)}
     one = sources._replace(source_D=np.full(6, 2, np.uint16))
     assert "source" not in properties_of(tokens, lengths, CHARACTERS, sources=one)
 
@@ -111,7 +115,7 @@ def test_experts_that_a_token_decides() -> None:
 
 def test_experts_that_a_source_decides() -> None:
     """Documents of one source are made of other tokens than those of the other, and the token decides the expert: of
-    the source the experts say the mutual information by the formula; of sources dealt anew hardly anything."""
+    the source the experts say the mutual information by the formula; of documents dealt at random hardly anything."""
     torch.manual_seed(0)
     shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 16, "num_experts": 4, "context": 8, "vocab_size": 32}
     model = GlassForCausalLM(GlassConfig(ffn="switch", experts_per_token=1, init_std=0.5, **shape)).eval()
@@ -154,17 +158,17 @@ def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(row["sources"]) == set(names) and sum(row["sources"].values()) == row["tokens"]
     assert all(set(layer["information"]["source"]) == {"bits", "shuffled", "share", "dealt"} for layer in row["layers"])
     page = (tmp_path / "results/experts-run.md").read_text()
-    assert "| its source | sources dealt anew |" in page and "from 3 sources" in page
+    assert "| the document's source | documents dealt at random |" in page and "from 3 sources" in page
     # The same tokens of one file, and prepared as before there were sources.
     manifest = prepared(tmp_path / "one", [line["text"] for line in lines], str(tmp_path / "data"), valid_share=0.5)
     assert cli.main([*words, "--data.path", str(tmp_path / "one")]) == 0
     page = (tmp_path / "results/experts-run.md").read_text()
-    assert "its source" not in page and "from 1 source," in page
+    assert "document's source" not in page and "from 1 source," in page
     del manifest["sources"]
     (tmp_path / "one/manifest.json").write_text(json.dumps(manifest))
     assert cli.main([*words, "--data.path", str(tmp_path / "one")]) == 0
     page = (tmp_path / "results/experts-run.md").read_text()
-    assert "its source" not in page and "the text keeps no sources: prepare it again" in page
+    assert "document's source" not in page and "the text keeps no sources: prepare it again" in page
     capsys.readouterr()
 
 

@@ -6,7 +6,7 @@ information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts.
 so beside it stands the same with the property shuffled over tokens, and the difference as a share of the experts'
 entropy (1: the property decides the expert; 0: the two have nothing to do with each other). A source is one of whole
 documents, so what experts say of single documents looks like something that they say of sources; beside it stands what
-is left with the sources dealt to the documents at random.
+they say of documents dealt at random into groups as great as the sources.
 
 Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property,
 F hidden units of one expert, D documents of a split.
@@ -34,7 +34,7 @@ PLACES = 8
 LEAST = 20
 """Times that a token must have been read to be named as one that an expert is sent often."""
 DEALS = 10
-"""Times that sources are dealt to documents at random."""
+"""Times that documents are dealt into groups at random."""
 
 
 class Sources(NamedTuple):
@@ -62,9 +62,9 @@ def experts_of(
     `labels_R`: what is known of each row's document, such as its language. `sources`: where documents came from. Each
     entry of `layers` has `layer`, `load` (share of the choices of each expert), `entropy` (of the load, bits; log2 E
     when all are equal), `l0` (units above 0 a token), `activity` (share of the chosen experts' units above 0),
-    `information` (property -> `bits`, `shuffled`, `share`; of `source` also `dealt`, the share with sources dealt to
-    documents at random, mean of `DEALS`) and `tokens` (of each expert the tokens that it is sent most often beyond its
-    load, with how many times as often). ValueError when no layer is a mixture.
+    `information` (property -> `bits`, `shuffled`, `share`; of `source` also `dealt`, the share with documents dealt
+    into groups at random, `dealt_documents`) and `tokens` (of each expert the tokens that it is sent most often beyond
+    its load, with how many times as often). ValueError when no layer is a mixture.
     """
     mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
     if not mixtures:
@@ -72,7 +72,7 @@ def experts_of(
     chosen, active = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
     properties = properties_of(tokens_RN, lengths_R, kind, labels_R, sources)
     order = np.random.default_rng(seed).permutation(int(lengths_R.sum()))
-    dealt = dealt_sources(sources, lengths_R, seed) if sources and "source" in properties else []
+    dealt = dealt_documents(sources, lengths_R, seed) if sources and "source" in properties else []
     layers = []
     for i, layer in mixtures.items():
         experts_TK = np.concatenate(chosen[i])
@@ -104,13 +104,20 @@ def experts_of(
     return {**read, "labels": labels, "sources": named, "layers": layers}
 
 
-def dealt_sources(sources: Sources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
-    """`DEALS` times the source of every token, (T,), with the sources of the documents that are read given to them in
-    another order."""
+def dealt_documents(sources: Sources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
+    """`DEALS` times a group for every token, (T,): the documents that are read, in a random order, cut into groups of
+    about as many tokens as the sources have. A document goes where its middle token falls."""
     inside_RN = np.arange(sources.document_RN.shape[1]) < lengths_R[:, None]
     read, document_T = np.unique(sources.document_RN[inside_RN], return_inverse=True)
-    rng = np.random.default_rng([seed, 1])
-    return [rng.permutation(sources.source_D[read]).astype(np.int64)[document_T] for _ in range(DEALS)]
+    tokens_D, rng, dealt = np.bincount(document_T), np.random.default_rng([seed, 1]), []
+    ends = np.cumsum(np.bincount(sources.source_D[read], weights=tokens_D))
+    for _ in range(DEALS):
+        order = rng.permutation(len(read))
+        middles = np.cumsum(tokens_D[order]) - tokens_D[order] / 2
+        group_D = np.empty(len(read), np.int64)
+        group_D[order] = np.searchsorted(ends, middles, side="right")
+        dealt.append(group_D[document_T])
+    return dealt
 
 
 def mutual_information(a_T: Int64, b_T: Int64) -> float:

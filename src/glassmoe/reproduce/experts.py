@@ -31,9 +31,9 @@ PROPERTIES = {
     "before": "the token before",
     "place": "place in the row",
     "document": "the document",
-    "source": "its source",
+    "source": "the document's source",
 }
-DEALT = "sources dealt anew"
+DEALT = "documents dealt at random"
 NAMED = 20
 """Sources that are named, at most."""
 AGAIN = "prepare it again with glassmoe data text"
@@ -156,8 +156,8 @@ def _sources(rows: Sequence[dict[str, Any]]) -> str:
     shown = ", ".join(f"{name} {counts[name]:,}" for name in order[:NAMED])
     rest = f" and {len(order) - NAMED:,} more" if len(order) > NAMED else ""
     return (
-        f"Tokens by source: {shown}{rest}. Sources dealt anew: the same with the sources given to the documents at "
-        f"random (mean of {DEALS}), which is what documents that differ one by one would show of sources that do not."
+        f"Tokens by source: {shown}{rest}. Documents dealt at random: the same with the documents in groups as great "
+        f"as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
     )
 
 
