@@ -25,11 +25,18 @@ class PlantedStore:
         self.counts_F = (strengths_RNF > 0).sum((0, 1))
         self.windows_F = (self.windows_RWLF > 0).any(2).sum((0, 1))
         self.maxima_F = self.strengths_RNF.max((0, 1))
+        self.sources_R = None
         self.manifest = {"reader": "0/planted", "weights_sha256": "w", "data_sha256": "d", "window": window, "l0": 1.0}
 
     def tokens(self, examples: Examples) -> np.ndarray:
         places_EL = examples.starts_E[:, None] + np.arange(self.window)
         return self.rows_RN[examples.rows_E[:, None], places_EL]
+
+    def of_sources(self, names: Sequence[str]) -> "PlantedStore":
+        """The same store, each row a document of one of these, by name."""
+        self.manifest["source_names"] = sorted(set(names))
+        self.sources_R = np.array([self.manifest["source_names"].index(name) for name in names])
+        return self
 
     def _half(self, feature: int, half: int, fires: bool) -> Examples:
         found = [

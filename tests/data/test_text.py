@@ -66,7 +66,8 @@ def test_text_comes_back_without_duplicates_and_split_by_hash(tmp_path: Path) ->
     assert manifest["tokenizer"]["sha256"] == manifest["files"]["tokenizer.json"]["sha256"] == corpus.tokenizer_sha256
     names = {"train.bin", "valid.bin", "train.offsets.npy", "valid.offsets.npy", "tokenizer.json"}
     assert set(manifest["files"]) == names
-    assert {path.name for path in (tmp_path / "c").iterdir()} == names | {"manifest.json"}
+    sources = {"train.sources.npy", "valid.sources.npy"}
+    assert {path.name for path in (tmp_path / "c").iterdir()} == names | sources | {"manifest.json"}
 
 
 def test_result_does_not_depend_on_workers_or_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_where_a_stream_is_cut_changes_nothing(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr("glassmoe.data.sources._READ_BYTES", read_bytes)
         monkeypatch.setattr(documents, "CHUNK_BYTES", chunk_bytes)
         source = TextSource(str(tmp_path / f"t.{kind}"), 0, lambda _: None)
-        found = [text for chunk in source.chunks() for text, _ in documents.documents(chunk, "text")]
+        found = [each.text for chunk in source.chunks() for each in documents.documents(chunk, "text")]
         assert found == texts, (read_bytes, chunk_bytes)
 
 

@@ -147,6 +147,19 @@ def test_other_settings_are_refused(store: PlantedStore, tmp_path: Path) -> None
         explain(store, no_judge(), tmp_path, [0])
 
 
+def test_explanations_that_knew_other_sources_are_refused(tmp_path: Path) -> None:
+    """Those of a store without sources have the settings that they had before there were any."""
+    store = planted(VOCABULARY, FIRES)
+    explain(store, rule_judge(), tmp_path, [0])
+    settings = json.loads((tmp_path / "rules.json").read_text())["settings"]["store"]
+    assert list(settings) == list(explained.IDENTITY)
+    explain(store.of_sources(["web", "books"] * 60), rule_judge(), tmp_path / "sources", [0])
+    explain(store, rule_judge(), tmp_path / "sources", [0, 1])
+    for changed, folder in ((store, tmp_path), (store.of_sources(["web"] * 120), tmp_path / "sources")):
+        with pytest.raises(ValueError, match=r"made with other settings \(store\); give --again"):
+            explain(changed, rule_judge(), folder, [0])
+
+
 @pytest.mark.parametrize("features", [[0, 6], [-1]])
 def test_a_feature_that_is_not_there(store: PlantedStore, tmp_path: Path, features: list[int]) -> None:
     with pytest.raises(ValueError, match="is not in this layer: it has features 0 to 5"):

@@ -1,14 +1,16 @@
 """Rules: said in words and read back, applied to the letter, and chosen from examples."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from glassmoe.explaining.from_examples import best_rule, telling_words
+from glassmoe.explaining.offline import by_rules, by_words, detect_by_rule
 from glassmoe.explaining.rules import CLASSES, Rule, What, parse
 from glassmoe.explaining.trials import Protocol, trial
-from glassmoe.explaining.windows import Reader, Windows
+from glassmoe.explaining.windows import Reader, Windows, joined
 from planted_stores import planted, words_kind
 
 ODD = [
@@ -59,18 +61,24 @@ RULES = [
     Rule(end=" the cat"),
     Rule(first=8),
     Rule(first=-64),
+    Rule(source="web"),
+    *(Rule(source=each) for each in ODD),
     *(Rule(What("class", (name,))) for name in CLASSES),
     *(Rule(is_(each), is_(each)) for each in ODD),
     *(Rule(end=each + each) for each in ODD),
 ]
 
 
-def windows(lines: list[list[str]], start: int = 0) -> Windows:
-    """Windows of these pieces, without strengths, from a place in their rows on."""
+SOURCES = ["web", "books", *ODD]
+
+
+def windows(lines: list[list[str]], start: int = 0, sources: list[str] | None = None) -> Windows:
+    """Windows of these pieces, without strengths, from a place in their rows on, of documents of these sources."""
     table = tuple(dict.fromkeys(piece for line in lines for piece in line))
     piece_EL = np.array([[table.index(piece) for piece in line] for line in lines])
     place_EL = np.broadcast_to(start + np.arange(piece_EL.shape[1]), piece_EL.shape)
-    return Windows(table, piece_EL, place_EL, np.zeros(piece_EL.shape, np.float32), np.full(len(lines), -1))
+    source_E = None if sources is None else np.array(sources, dtype=object)
+    return Windows(table, piece_EL, place_EL, np.zeros(piece_EL.shape, np.float32), np.full(len(lines), -1), source_E)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.words()[:60])
@@ -89,13 +97,15 @@ def test_what_is_said_is_read_back(rule: Rule) -> None:
         'fires on the token "\\q"',
         "fires on a blue word",
         "fires on the first 0 tokens of a row",
+        "fires in documents of web",
+        'fires in documents of "web" after "x"',
     ],
 )
 def test_what_says_no_rule(text: str) -> None:
     assert parse(text) is None
 
 
-def naive(rule: Rule, pieces: list[str], at: int, place: int) -> bool:
+def naive(rule: Rule, pieces: list[str], at: int, place: int, source: str) -> bool:
     """Whether a rule names a token, by the words of its definition."""
 
     def holds(what: What, piece: str) -> bool:
@@ -108,6 +118,8 @@ def naive(rule: Rule, pieces: list[str], at: int, place: int) -> bool:
             "ends": lambda: text.endswith(what.texts[0]) and text != what.texts[0],
         }[what.how]()
 
+    if rule.source is not None:
+        return source == rule.source
     if rule.first is not None:
         return place < rule.first if rule.first > 0 else place >= -rule.first
     if rule.end is not None:
@@ -120,10 +132,38 @@ def naive(rule: Rule, pieces: list[str], at: int, place: int) -> bool:
 def test_rules_are_applied_to_the_letter() -> None:
     rng = random.Random(0)
     lines = [rng.choices(PIECES, k=12) for _ in range(60)]
-    shown = windows(lines, start=3)
+    sources = rng.choices(SOURCES, k=60)
+    shown = windows(lines, start=3, sources=sources)
     for rule in RULES:
-        expected = [[naive(rule, line, at, at + 3) for at in range(12)] for line in lines]
+        expected = [
+            [naive(rule, line, at, at + 3, source) for at in range(12)]
+            for line, source in zip(lines, sources, strict=True)
+        ]
         assert rule.hits(shown).tolist() == expected, rule.words()
+
+
+def test_documents_of_a_source_by_hand() -> None:
+    """Two windows of "web" and one of "books": the rule names all tokens of the two, and none where sources are not
+    known. Fires in both of "web" and not in that of "books": balanced accuracy 1; in the first alone: (1 + 1/2) / 2."""
+    lines, rule = [["a", "b"], ["b", "a"], ["a", "b"]], Rule(source="web")
+    shown = windows(lines, sources=["web", "web", "books"])
+    assert rule.hits(shown).tolist() == [[True, True], [True, True], [False, False]]
+    assert rule.hits(shown[[2, 0]]).tolist() == [[False, False], [True, True]]
+    assert not rule.hits(windows(lines)).any()
+    assert parse('fires in documents of "web"') == rule
+    # The pieces of all three windows are the same, so that nothing but the source tells them apart.
+    firing = replace(shown[[0, 1]], strengths_EL=np.ones((2, 2), np.float32))
+    found = best_rule(firing, shown[[2]])
+    assert found is not None and (found.rule, found.windows) == (rule, 1.0)
+    firing = replace(shown[[0]], strengths_EL=np.ones((1, 2), np.float32))
+    found = best_rule(firing, shown[[1, 2]])
+    assert found is not None and (found.rule, found.windows) == (rule, 0.75)
+
+
+def test_windows_keep_their_sources_when_they_are_joined() -> None:
+    web, books = windows([["a"]], sources=["web"]), windows([["b"], ["a"]], sources=["books", "web"])
+    assert joined([books, web]).of_source("web").tolist() == [False, True, True]
+    assert joined([books, windows([["a"]])]).source_E is None
 
 
 VOCABULARY = [
@@ -172,6 +212,27 @@ def test_planted_features_are_explained(fires: object, expected: str) -> None:
     found = best_rule(shown[fires_E], shown[~fires_E])
     assert found is not None and found.rule.words() == expected
     assert found.windows == 1.0 or "after" in expected
+
+
+NAMES = [["web", "books", "talk"][number % 7 % 3] for number in range(240)]
+
+
+def test_a_feature_of_a_source_is_explained_by_it() -> None:
+    """It fires somewhere in most windows of one source, on pieces that stand in all."""
+    rows, rng = iter(NAMES), np.random.default_rng(1)
+    of_row: dict[int, str] = {}
+
+    def fires(text: list[str], at: int) -> bool:
+        return of_row.setdefault(id(text), next(rows) if at == 0 else "") == "web" and rng.random() < 0.4
+
+    store = planted(VOCABULARY, [fires], rows=240).of_sources(NAMES)
+    shown = trial(Reader(store, words_kind(VOCABULARY)), 0, Protocol(10, 100))
+    (said,) = by_rules([shown])
+    assert said.text == 'fires in documents of "web"'
+    assert (detect_by_rule((said.text, shown)) == shown.fires_E).mean() > 0.9
+    # Those who judge by words are not told of sources.
+    (said,) = by_words([shown])
+    assert said.text and "documents" not in said.text
 
 
 def test_nothing_to_compare_gives_no_rule() -> None:

@@ -22,7 +22,7 @@ HARD = [
 
 def reader(kind: object, rows: list[list[int]]) -> tuple[Reader, Examples]:
     rows_EL = np.array(rows)
-    store = SimpleNamespace(tokens=lambda examples: rows_EL[examples.rows_E])
+    store = SimpleNamespace(tokens=lambda examples: rows_EL[examples.rows_E], sources_R=None)
     count = len(rows)
     examples = Examples(
         np.arange(count), np.zeros(count, int), np.zeros(rows_EL.shape, np.float32), np.zeros(count, int)

@@ -10,7 +10,15 @@ import torch
 from glassmoe import cli
 from glassmoe.data.text_tokens import text_kind
 from glassmoe.data.tokens import CHARACTERS, MOVES
-from glassmoe.measure.specialisation import experts_of, mutual_information, properties_of, token_classes
+from glassmoe.measure.specialisation import (
+    DEALS,
+    Sources,
+    dealt_documents,
+    experts_of,
+    mutual_information,
+    properties_of,
+    token_classes,
+)
 from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.training.language import train
 from tiny_runs import tiny
@@ -34,6 +42,23 @@ def test_properties_by_hand() -> None:
     names = sorted(set(token_classes(CHARACTERS)))
     assert [names[c] for c in found["class"]] == ["break", "digit", "break", "file", "break", "digit"]
     assert "class" not in properties_of(np.zeros((1, 2), int), np.array([2]), MOVES)
+
+
+def test_sources_by_hand() -> None:
+    """Two rows of 4 and 2 tokens that hold documents 3 and 5, and 5; which are dealt into groups of 3 tokens each."""
+    sources = Sources(np.array([[3, 3, 3, 5], [5, 5, -1, -1]]), np.array([9, 9, 9, 1, 9, 0], np.uint16), "xy")
+    lengths = np.array([4, 2])
+    tokens = np.zeros((2, 4), np.int64)
+    found = properties_of(tokens, lengths, CHARACTERS, sources=sources)
+    assert found["source"].tolist() == [1, 1, 1, 0, 0, 0] and found["source"].dtype == np.int64
+    dealt = [each.tolist() for each in dealt_documents(sources, lengths)]
+    assert len(dealt) == DEALS and {tuple(each) for each in dealt} == {(1, 1, 1, 0, 0, 0), (0, 0, 0, 1, 1, 1)}
+    # Documents of 1, 2 and 3 tokens, sources of 1 and 5: the group of source 0 gets the short one, or nothing.
+    uneven = Sources(np.array([[0, 1, 1, 2, 2, 2]]), np.array([0, 1, 1]), "xy")
+    dealt = {tuple(each.tolist()) for each in dealt_documents(uneven, np.array([6]), seed=1)}
+    assert dealt == {(0, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)}
+    one = sources._replace(source_D=np.full(6, 2, np.uint16))
+    assert "source" not in properties_of(tokens, lengths, CHARACTERS, sources=one)
 
 
 def test_classes_of_text_by_spelling(tmp_path: Path) -> None:
@@ -81,10 +106,70 @@ def test_experts_that_a_token_decides() -> None:
         values = model.feed_forwards()[0].features(x).values
     assert layer["l0"] == pytest.approx(float((values > 0).sum(1).float().mean()), rel=1e-5)
     assert layer["activity"] == pytest.approx(layer["l0"] / 16, rel=1e-6)
+    assert "source" not in information and found["sources"] is None
     # A token goes to one expert: it is sent there 1 / load times as often as chance.
     for expert, favourites in enumerate(layer["tokens"]):
         for _, lift in favourites:
             assert lift == pytest.approx(1 / load[expert], rel=0.02)
+
+
+def test_experts_that_a_source_decides() -> None:
+    """Documents of one source are made of other tokens than those of the other, and the token decides the expert: of
+    the source the experts say the mutual information by the formula; of documents dealt at random hardly anything."""
+    torch.manual_seed(0)
+    shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 16, "num_experts": 4, "context": 8, "vocab_size": 32}
+    model = GlassForCausalLM(GlassConfig(ffn="switch", experts_per_token=1, init_std=0.5, **shape)).eval()
+    with torch.no_grad():
+        model.model.layers[0].attention.out.weight.zero_()
+        model.model.positions.weight.zero_()
+        x = model.model.layers[0].ffn_norm(model.model.tokens.weight)
+        expert_V = model.feed_forwards()[0].scores(x).argmax(1).numpy()
+    busiest = np.bincount(expert_V).argmax()
+    groups = [np.flatnonzero(expert_V == busiest), np.flatnonzero(expert_V != busiest)]
+    rng = np.random.default_rng(0)
+    # A row of 8 tokens holds two documents; documents are of the sources by turns.
+    source_D = np.arange(120) % 2
+    document_RN = np.repeat(np.arange(120), 4).reshape(60, 8)
+    tokens = np.array([rng.choice(groups[source_D[d]]) for d in document_RN.flat]).reshape(60, 8)
+    sources = Sources(document_RN, source_D, ["one", "other"])
+    found = experts_of(model, tokens, np.full(60, 8), CHARACTERS, sources=sources)
+    (layer,) = found["layers"]
+    said = layer["information"]["source"]
+    assert found["sources"] == {"one": 240, "other": 240}
+    # Of the source that an expert decides all is said: 1 bit.
+    assert said["bits"] == pytest.approx(1.0) and said["shuffled"] < 0.03
+    assert said["share"] == pytest.approx((1 - said["shuffled"]) / layer["entropy"])
+    assert -0.02 < said["dealt"] < 0.06
+
+
+def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from glassmoe.data.documents import prepare_text
+    from text_files import made_up_texts, prepared, text_run
+
+    names = ["web", "books", "talk"]
+    lines = [{"text": text, "source": names[i % 3]} for i, text in enumerate(made_up_texts(150))]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0.5, "progress": False}
+    prepare_text([tmp_path / "t.jsonl"], tmp_path / "data", **options)
+    run = text_run(tmp_path / "run", tmp_path / "data", "moe-x", steps=2)
+    words = ["reproduce", "experts", str(run), "--results", str(tmp_path / "results"), "--tokens", "1000"]
+    assert cli.main(words) == 0
+    (row,) = json.loads((tmp_path / "results/experts-run.json").read_text())["rows"]
+    assert set(row["sources"]) == set(names) and sum(row["sources"].values()) == row["tokens"]
+    assert all(set(layer["information"]["source"]) == {"bits", "shuffled", "share", "dealt"} for layer in row["layers"])
+    page = (tmp_path / "results/experts-run.md").read_text()
+    assert "| the document's source | documents dealt at random |" in page and "from 3 sources" in page
+    # The same tokens of one file, and prepared as before there were sources.
+    manifest = prepared(tmp_path / "one", [line["text"] for line in lines], str(tmp_path / "data"), valid_share=0.5)
+    assert cli.main([*words, "--data.path", str(tmp_path / "one")]) == 0
+    page = (tmp_path / "results/experts-run.md").read_text()
+    assert "document's source" not in page and "from 1 source," in page
+    del manifest["sources"]
+    (tmp_path / "one/manifest.json").write_text(json.dumps(manifest))
+    assert cli.main([*words, "--data.path", str(tmp_path / "one")]) == 0
+    page = (tmp_path / "results/experts-run.md").read_text()
+    assert "document's source" not in page and "the text keeps no sources: prepare it again" in page
+    capsys.readouterr()
 
 
 def test_the_verb_writes_results_and_names_mistakes(

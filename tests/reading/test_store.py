@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from glassmoe.data.corpus import Corpus, Rows, mix
+from glassmoe.data.documents import prepare_text
+from glassmoe.explaining.windows import Reader
 from glassmoe.models import Features, GlassConfig, GlassForCausalLM
 from glassmoe.reading import store as stores
 from glassmoe.reading.examples import BINS, Gatherer, bin_edges, fired
@@ -189,6 +192,33 @@ def test_text_is_read_by_document_without_what_begins_it(tmp_path: Path) -> None
     for feature in range(0, store.num_features, 5):
         found = store.explaining(feature)
         assert not found.strengths_EL[found.starts_E == 0, 0].any()
+
+
+def test_rows_know_the_source_of_their_document(tmp_path: Path) -> None:
+    texts = made_up_texts(60)
+    lines = [json.dumps({"text": text, "source": ["web", "books", "rare"][i % 3 % 2]}) for i, text in enumerate(texts)]
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, json.dumps({"text": "unread", "source": "last"})]))
+    options = {"tokenizer": "train:320", "workers": 1, "valid_share": 0.1, "progress": False}
+    prepare_text([tmp_path / "t.jsonl"], tmp_path / "data", **options)
+    corpus = Corpus.open(tmp_path / "data")
+    split = corpus.split("train")
+    of = load_subject(str(random_gpt2(tmp_path / "gpt2", tmp_path / "data")))
+    gathering = Gathering(read=700, window=8, batch_rows=2, each=5, split="train")
+    store = made(tmp_path / "store", of, corpus, gathering)
+    sources = {text: json.loads(line)["source"] for text, line in zip(texts, lines, strict=True)}
+    names = store.manifest["source_names"]
+    assert [names[number] for number in store.sources_R] == [sources[split.text(d)] for d in store.source_rows_R]
+    # Windows know it; only names that occur are kept; and a store that was made before has none.
+    reader = Reader(store, corpus.kind)
+    found = store.explaining(int(store.windows_F.argmax()))
+    assert reader.windows(found).source_E.tolist() == [names[store.sources_R[row]] for row in found.rows_E]
+    assert sorted(names) == ["books", "web"]
+    arrays = load_file(store.path / "rows.safetensors")
+    del arrays["sources"], store.manifest["source_names"]
+    save_file(arrays, store.path / "rows.safetensors")
+    (store.path / "manifest.json").write_text(json.dumps(store.manifest))
+    old = open_store(store.path)
+    assert old.sources_R is None and Reader(old, corpus.kind).windows(found).source_E is None
 
 
 def test_a_full_disk_loses_nothing(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

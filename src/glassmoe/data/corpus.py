@@ -4,8 +4,9 @@ A prepared folder holds, for each split, `SPLIT.bin` (token ids of all games, on
 beginning with `;`: uint8 where a token is a character, little-endian uint16 where it is a move) and
 `SPLIT.offsets.npy` (uint64, games + 1 entries: where each game begins, and the end), and `manifest.json`, which is
 written last: a folder without it is an unfinished preparation. Text has documents for games, every one beginning with
-its tokenizer's separator, ids in uint16 (uint32 above 65,536 of them), and `tokenizer.json` beside. `writer.py` makes
-such folders.
+its tokenizer's separator, ids in uint16 (uint32 above 65,536 of them), and `tokenizer.json` beside; and where documents
+came from, as `SPLIT.sources.npy` (uint16, one a document, by which the manifest's names are numbered; absent in folders
+of before). `writer.py` makes such folders.
 
 Rows of games follow the packing of Karvonen's chess data, which MoE-X (arXiv 2503.07639) trains on: `packed:1024` rows
 all begin at the start of a game. `games:256` rows are the beginnings of single games. `packed:1024` rows of text are
@@ -17,6 +18,7 @@ Shape legend: R rows of a batch, N tokens of a row.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -34,20 +36,33 @@ TRAIN_EXAMPLE = "train:8192"
 SPLITS = ("train", "valid")
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+SOURCES = "{}.sources.npy"
+"""The file of a split's sources."""
 FILES = tuple(name for split in SPLITS for name in (f"{split}.bin", f"{split}.offsets.npy"))
 
 Int64 = npt.NDArray[np.int64]
+UInt16 = npt.NDArray[np.uint16]
 UInt64 = npt.NDArray[np.uint64]
 
 
 class Games:
     """The games or documents of one split: `data` [tokens] in the type of their kind, `offsets` uint64 [games + 1],
-    both memory-mapped."""
+    both memory-mapped. `sources` uint16 [documents]: where each came from, as a place in `source_names`; None, and no
+    names, where that is not kept."""
 
-    def __init__(self, data: Tokens, offsets: UInt64, kind: TokenKind = CHARACTERS) -> None:
+    def __init__(
+        self,
+        data: Tokens,
+        offsets: UInt64,
+        kind: TokenKind = CHARACTERS,
+        sources: UInt16 | None = None,
+        source_names: tuple[str, ...] = (),
+    ) -> None:
         self.data = data
         self.offsets = offsets
         self.kind = kind
+        self.sources = sources
+        self.source_names = source_names
 
     def __len__(self) -> int:
         return int(self.offsets.size) - 1
@@ -62,6 +77,14 @@ class Games:
     def text(self, index: int) -> str:
         """One game as text, `;1.e4 e5 ...` or, as moves, `; e2e4 e7e5 ...`; one document without its separator."""
         return self.kind.decode(self.tokens(index))
+
+    def sources_of(self, documents: Int64) -> tuple[list[str], UInt16] | None:
+        """The names of the sources that some documents came from, and for each which of these; None where sources are
+        not kept."""
+        if self.sources is None:
+            return None
+        numbers, found = np.unique(self.sources[documents], return_inverse=True)
+        return [self.source_names[number] for number in numbers.tolist()], found.astype(np.uint16)
 
 
 class Corpus:
@@ -93,7 +116,7 @@ class Corpus:
             digests = [manifest["files"][file]["sha256"] for file in (*FILES, *([TOKENIZER] if name == TEXT else []))]
             start = manifest["tokenizer"]["separator"] if name == TEXT else ""
             if not all(isinstance(count, int) for count in counts.values()) or not all(
-                isinstance(each, str) for each in (*digests, start)
+                isinstance(each, str) for each in (*digests, start, *_sources_in(manifest))
             ):
                 raise TypeError
         except NewerSchema:
@@ -156,8 +179,15 @@ class Corpus:
         return self._kind.tokenizer_sha256
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of the sources that a text's documents came from; none where these are not kept."""
+        found = self.manifest.get("sources")
+        return tuple(found["names"]) if found else ()
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the hashes of the files, a text's tokenizer among them: results name the data by it."""
+        """sha256 (hex) over the hashes of the files, a text's tokenizer among them: results name the data by it. Where
+        documents came from has no part in it: the same tokens are the same data."""
         lines = [f"{name} {entry['sha256']}\n" for name, entry in sorted(self.manifest["files"].items())]
         return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
 
@@ -177,7 +207,26 @@ class Corpus:
             ) from None
         if offsets.shape != (self.manifest[self._kind.unit][name] + 1,) or int(offsets[-1]) != data.size:
             raise ValueError(f"{file} and its offsets do not match the manifest; prepare {self.path} again")
-        return Games(np.asarray(data), np.asarray(offsets), self._kind)
+        return Games(np.asarray(data), np.asarray(offsets), self._kind, self._sources(name), self.source_names)
+
+    def _sources(self, split: str) -> UInt16 | None:
+        """Where the documents of a split came from; ValueError when the file is not the manifest's."""
+        if not self.source_names:
+            return None
+        file = self.path / SOURCES.format(split)
+        raw = file.read_bytes() if file.is_file() else b""
+        if hashlib.sha256(raw).hexdigest() != self.manifest["sources"]["files"][file.name]["sha256"]:
+            raise ValueError(f"{file} is not what the manifest says of it; prepare {self.path} again")
+        sources: UInt16 = np.load(io.BytesIO(raw), allow_pickle=False)
+        return sources
+
+
+def _sources_in(manifest: dict[str, Any]) -> list[Any]:
+    """The names and hashes that a manifest has of its sources."""
+    if "sources" not in manifest:
+        return []
+    found = manifest["sources"]
+    return [*found["names"], *(found["files"][SOURCES.format(split)]["sha256"] for split in SPLITS)]
 
 
 def shown(kind: TokenKind) -> str:
@@ -245,22 +294,34 @@ class Rows:
     def batch(self, indices: npt.ArrayLike) -> tuple[Tokens, Int64]:
         """`(tokens [R, N], lengths int64 [R])` of rows, the tokens in the games' type; places from `lengths[r]` on
         are padding (id 0)."""
+        places, lengths = self._places(indices)
+        tokens = self.games.data[np.minimum(places, self.games.data.size - 1)]
+        tokens[np.arange(self.length) >= lengths[:, None]] = 0
+        return tokens, lengths
+
+    def documents(self, indices: npt.ArrayLike) -> Int64:
+        """int64 [R, N]: the number of the game or document in which each token of rows stands, by which
+        `games.sources` says where it came from; -1 where `batch` pads. A packed row may hold several."""
+        places, lengths = self._places(indices)
+        # Not as signed numbers: numpy would compare those with the offsets as floats.
+        found = np.searchsorted(self.games.offsets, places.astype(np.uint64), side="right") - 1
+        found[np.arange(self.length) >= lengths[:, None]] = -1
+        return found
+
+    def _places(self, indices: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """`(places in data [R, N], lengths [R])` of rows; beyond a row's length places mean nothing."""
         rows = np.asarray(indices, dtype=np.int64)
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
             raise IndexError(f"rows are numbered 0..{len(self) - 1}, in one flat sequence")
-        if self._filled is not None:
-            tokens = self.games.data[rows[:, None] * self.length + np.arange(self.length)]
-            return tokens, np.full(rows.size, self.length, dtype=np.int64)
-        first = rows if self._first is None else self._first[rows]
-        starts = self.games.offsets[first].astype(np.int64)
         lengths = np.full(rows.size, self.length, dtype=np.int64)
-        if self._first is None:
-            lengths = np.minimum(lengths, self.games.offsets[first + 1].astype(np.int64) - starts)
-        columns = np.arange(self.length)
-        places = np.minimum(starts[:, None] + columns, self.games.data.size - 1)
-        tokens = self.games.data[places]
-        tokens[columns >= lengths[:, None]] = 0
-        return tokens, lengths
+        if self._filled is not None:
+            starts = rows * self.length
+        else:
+            first = rows if self._first is None else self._first[rows]
+            starts = self.games.offsets[first].astype(np.int64)
+            if self._first is None:
+                lengths = np.minimum(lengths, self.games.offsets[first + 1].astype(np.int64) - starts)
+        return starts[:, None] + np.arange(self.length), lengths
 
 
 def _packed_starts(offsets: UInt64, length: int) -> Int64:

@@ -3,7 +3,7 @@
 A .jsonl file holds one JSON object a line, whose field `text` (or another) is a document. A .txt file is one document,
 or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped. A document
 that cannot be used is counted with its reason, never fatal; bytes that are not UTF-8 are replaced by U+FFFD, and the
-documents that had some are counted.
+documents that had some are counted. Every document keeps the name of its source (`origins.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from glassmoe.console import bar, say
 
+from .origins import FIELD, LONGEST_NAME, NO_SOURCE, SourceNumbers, source_in, stem
 from .parallel import count_workers
 from .sources import CHUNK_BYTES, STDIN, Chunk, Skip, Source, discover, kind_of_file, one_newline
 from .tally import ChunkResult, Tally, gather
@@ -56,6 +57,7 @@ def prepare_text(
     *,
     tokenizer: str,
     field: str = "text",
+    source_field: str | None = None,
     workers: int | None = None,
     valid_share: float = 0.01,
     max_documents: int | None = None,
@@ -66,13 +68,16 @@ def prepare_text(
     """Prepares the corpus `out` from files of documents and returns its manifest.
 
     Inputs are .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them,
-    and `-` for standard input. `field` holds the text in .jsonl and .parquet. `tokenizer`: `train:N` for a byte-level
+    and `-` for standard input. `field` holds the text in .jsonl and .parquet, `source_field` the name of a document's
+    source, `no source` where it holds none; without it that is the field `source`, or else the file's name, as always
+    in .txt. `tokenizer`: `train:N` for a byte-level
     BPE of N ids trained on these documents (on those of the training split, drawn by `seed`, at most `SAMPLE_BYTES` of
     them and 2**20 characters of each), or the name or directory of a transformers tokenizer. `max_documents` counts
     usable documents before duplicates are removed. The result does not depend on `workers` (None: one a CPU).
 
     Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished corpus
-    already, for a tokenizer that is none, and when no document can be used.
+    already, for a tokenizer that is none, for a `source_field` that no document has or that has more than 65,535
+    values, and when no document can be used.
     """
     if max_documents is not None and max_documents < 1:
         raise ValueError(f"max_documents is a number of documents, at least 1, or None for all, not {max_documents}")
@@ -100,17 +105,24 @@ def prepare_text(
         del texts
     else:
         kind, trained = text_kind(*load_tokenizer(tokenizer)), {}
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=kind)
+    numbers = SourceNumbers(source_field)
+    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=kind, sources=numbers)
     with new as writer, bar(size, "preparing text", "B", show=progress, lines=True, unit_scale=True) as shown:
-        sources = [TextSource(name, number, shown.update, field) for number, name in enumerate(names)]
+        sources = [TextSource(name, number, shown.update, field, source_field) for number, name in enumerate(names)]
         tally = Tally(names, "document")
         digest = str(kind.tokenizer_sha256)
-        read = partial(read_chunk, field=field, tokenizer=(str(writer.tokenizer_file), digest), start=kind.start_token)
+        worker = (str(writer.tokenizer_file), digest)
+        read = partial(read_chunk, field=field, source_field=source_field, tokenizer=worker, start=kind.start_token)
         inputs_read = gather(writer, tally, sources, read, shown, workers, max_documents)
         if not writer.games:
             raise ValueError(
                 f"no usable document in {', '.join(names)}: {tally.summary()}; give .jsonl with a field "
                 f"{field!r} (--field), .txt or .parquet"
+            )
+        if numbers.names == [NO_SOURCE] and source_field is not None:
+            raise ValueError(
+                f"--source-field {source_field}: no document names its source there (a text of at most {LONGEST_NAME} "
+                "characters, or a whole number); give another field, or leave the option out for the files' names"
             )
         return writer.finish(
             {
@@ -141,9 +153,13 @@ def prepare_text(
 class TextSource(Source):
     """One input of documents being read; `error`, `bytes` and `sha256` are those of `Source`."""
 
-    def __init__(self, name: str, number: int, on_bytes: Any, field: str = "text") -> None:
+    def __init__(
+        self, name: str, number: int, on_bytes: Any, field: str = "text", source_field: str | None = None
+    ) -> None:
         super().__init__(name, number, on_bytes)
         self.field = field
+        self.source_field = source_field or FIELD
+        self.origin = stem(name)
 
     def chunks(self) -> Iterator[Chunk]:
         """Chunks of whole documents, about half a megabyte each, or one longer document."""
@@ -178,9 +194,9 @@ class TextSource(Source):
             data = b"".join(held)
             end = data.rfind(mark) + len(mark) if mark in data else 0
             if end:
-                yield Chunk(self.number, kind, data[:end])
+                yield Chunk(self.number, kind, data[:end], self.origin)
             elif kind == "documents":
-                yield Chunk(self.number, kind, data)
+                yield Chunk(self.number, kind, data, self.origin)
             else:
                 yield Chunk(self.number, "too long", b"")
                 skipping = True
@@ -191,7 +207,7 @@ class TextSource(Source):
             # The document at the break may lack its end.
             data = data[: max(data.rfind(mark), 0)]
         if data.strip():
-            yield Chunk(self.number, kind, data)
+            yield Chunk(self.number, kind, data, self.origin)
 
     def _parquet(self) -> Iterator[Chunk]:
         import pyarrow
@@ -204,15 +220,12 @@ class TextSource(Source):
                 if self.field not in file.schema_arrow.names:
                     self.error = f"has no column {self.field!r}, but {', '.join(file.schema_arrow.names)}"
                     return
-                for batch in file.iter_batches(batch_size=256, columns=[self.field]):
-                    lines = (json.dumps({self.field: _plain(value)}) for value in batch.column(0).to_pylist())
-                    yield Chunk(self.number, "jsonl", "\n".join(lines).encode())
+                for batch in file.iter_batches(batch_size=256, columns=[self.field, self.source_field]):
+                    # What JSON does not know is neither a text nor a name.
+                    lines = (json.dumps(row, default=lambda _: {}) for row in batch.to_pylist())
+                    yield Chunk(self.number, "jsonl", "\n".join(lines).encode(), self.origin)
         except (OSError, pyarrow.ArrowException) as error:
             self.error = f"cannot be read on: {str(error).partition(chr(10))[0]}"
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str) or value is None else {}
 
 
 def _then(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
@@ -220,22 +233,27 @@ def _then(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def read_chunk(chunk: Chunk, *, field: str, tokenizer: tuple[str, str], start: str) -> ChunkResult:
+def read_chunk(
+    chunk: Chunk, *, field: str, source_field: str | None, tokenizer: tuple[str, str], start: str
+) -> ChunkResult:
     """The usable documents of a chunk as token ids, packed; runs in a worker. `tokenizer`: its file, and the sha256 of
     that."""
+    unnamed = chunk.origin if source_field is None or chunk.kind != "jsonl" else NO_SOURCE
     worker, kind = _tokenizer(*tokenizer, start)
     texts: list[str] = []
+    sources: list[str] = []
     numbers: list[int] = []
     mended: list[int] = []
     skipped: list[tuple[int, str, str]] = []
     seen = 0
-    for seen, (found, changed) in enumerate(documents(chunk, field), start=1):
-        if isinstance(found, Skip):
-            skipped.append((seen - 1, found.reason, found.detail))
+    for seen, found in enumerate(documents(chunk, field, source_field or FIELD), start=1):
+        if isinstance(found.text, Skip):
+            skipped.append((seen - 1, found.text.reason, found.text.detail))
             continue
-        texts.append(found)
+        texts.append(found.text)
+        sources.append(found.source or unnamed)
         numbers.append(seen - 1)
-        if changed:
+        if found.mended:
             mended.append(seen - 1)
     raw = [text.encode("utf-8") for text in texts]
     ids = encode_documents(worker, texts, kind.start, kind.dtype)
@@ -244,6 +262,7 @@ def read_chunk(chunk: Chunk, *, field: str, tokenizer: tuple[str, str], start: s
         lengths=np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids)),
         hashes=hash_texts(raw),
         sizes=np.fromiter(map(len, raw), dtype=np.uint32, count=len(raw)),
+        sources=sources,
     )
     return ChunkResult(chunk.file, packed, numbers, skipped, seen, mended)
 
@@ -259,10 +278,19 @@ def _tokenizer(path: str, digest: str, start: str) -> tuple[Tokenizer, TokenKind
     return read_tokenizer(raw.decode("utf-8")), text_kind(raw.decode("utf-8"), start)
 
 
-def documents(chunk: Chunk, field: str) -> Iterator[tuple[str | Skip, bool]]:
-    """Each document of a chunk, or why it is none, and whether bytes that are not UTF-8 were replaced in it."""
+class Document(NamedTuple):
+    """A document's text, or why it is none; whether bytes that are not UTF-8 were replaced in it; and its source, where
+    it names one."""
+
+    text: str | Skip
+    mended: bool = False
+    source: str | None = None
+
+
+def documents(chunk: Chunk, field: str, source_field: str = FIELD) -> Iterator[Document]:
+    """Each document of a chunk."""
     if chunk.kind == "too long":
-        yield Skip("too long", f"more than {MAX_DOCUMENT_BYTES} bytes in a line"), False
+        yield Document(Skip("too long", f"more than {MAX_DOCUMENT_BYTES} bytes in a line"))
         return
     parts = chunk.data.split(_MARKS[chunk.kind])
     if not parts[-1].strip():
@@ -272,14 +300,18 @@ def documents(chunk: Chunk, field: str) -> Iterator[tuple[str | Skip, bool]]:
             continue
         try:
             text, changed = _utf8(part)
-            text = _field(text, field) if chunk.kind == "jsonl" else text.strip("\n")
+            source = None
+            if chunk.kind == "jsonl":
+                text, source = _fields(text, field, source_field)
+            else:
+                text = text.strip("\n")
             if not text.strip():
                 raise Skip("empty")
         except Skip as skip:
-            yield skip, False
+            yield Document(skip)
             continue
         whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _halves(text) else text
-        yield whole, changed or whole != text
+        yield Document(whole, changed or whole != text, source)
 
 
 def _utf8(raw: bytes) -> tuple[str, bool]:
@@ -298,8 +330,8 @@ def _halves(text: str) -> bool:
     return False
 
 
-def _field(line: str, field: str) -> str:
-    """The text in a line of JSON; raises Skip where there is none."""
+def _fields(line: str, field: str, source_field: str) -> tuple[str, str | None]:
+    """The text in a line of JSON, and the source that it names; raises Skip where there is no text."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -310,7 +342,7 @@ def _field(line: str, field: str) -> str:
     text = values[field]
     if not isinstance(text, str):
         raise Skip(f"field {field!r} is not text", type(text).__name__)
-    return text
+    return text, source_in(values, source_field)
 
 
 def _sample(
@@ -323,7 +355,7 @@ def _sample(
     met: set[int] = set()
     key = seed.to_bytes(8, "little")
     for chunk in (chunk for source in sources for chunk in source.chunks()):
-        texts = [found for found, _ in documents(chunk, field) if isinstance(found, str)]
+        texts = [found.text for found in documents(chunk, field) if isinstance(found.text, str)]
         if max_documents is not None:
             texts = texts[: max_documents - usable]
         usable += len(texts)

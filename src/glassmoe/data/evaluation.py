@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .documents import TextSource, documents
+from .origins import stem
 from .sources import PACKINGS, Skip, one_newline
 from .text_tokens import SEPARATOR
 
@@ -77,19 +78,12 @@ def _read(given: str, text_field: str) -> EvaluationText:
     if not equals:
         if given in KNOWN:
             return _from_datasets(given, KNOWN[given])
-        name, file = _stem(given), given
+        name, file = stem(given) or "text", given
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"--on {given}: a text's name has letters, digits, `_`, `.` and `-`; give it as NAME=FILE")
     if not Path(file).is_file():
         raise ValueError(f"--on {given}: there is no file {file}; give a file, NAME=FILE, or one of {', '.join(KNOWN)}")
     return _from_file(name, Path(file), text_field)
-
-
-def _stem(file: str) -> str:
-    name = Path(file).name
-    for packing in PACKINGS:
-        name = name.removesuffix(packing)
-    return Path(name).stem or "text"
 
 
 def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
@@ -119,7 +113,7 @@ def _entries(source: TextSource, path: Path, passages: bool, text_field: str) ->
     ending = Path(_unpacked_name(path.name)).suffix
     if ending in (".jsonl", ".parquet"):
         for chunk in source.chunks():
-            yield from documents(chunk, text_field)
+            yield from ((each.text, each.mended) for each in documents(chunk, text_field))
         return
     raw = b"".join(one_newline(source.unpacked())).removeprefix(b"\xef\xbb\xbf")
     for part in raw.split(b"\n" if passages else SEPARATOR.encode()):

@@ -43,11 +43,13 @@ class Skip(Exception):
 
 
 class Chunk(NamedTuple):
-    """Whole games or documents of input number `file`, written as `kind` says (for games PGN, or one a line)."""
+    """Whole games or documents of input number `file`, written as `kind` says (for games PGN, or one a line).
+    `origin`: what documents that do not name their source go by."""
 
     file: int
     kind: str
     data: bytes
+    origin: str = ""
 
 
 def discover(inputs: Sequence[str | Path], kinds: Mapping[str, str] = KINDS) -> tuple[list[str], int]:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .chess_text import encode
-from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SPLITS, TOKENIZER, UInt64, shown
+from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SOURCES, SPLITS, TOKENIZER, UInt64, shown
+from .origins import SourceNumbers
 from .tokens import CHARACTERS, TokenKind, Tokens, token_kind
 
 _PARTIAL = ".partial"
@@ -23,18 +24,21 @@ _TEXTS_A_PASS, _TOKENS_A_PASS = 1 << 16, 1 << 24
 
 class PackedGames(NamedTuple):
     """Games or documents on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each
-    text, and of documents the length of each text in bytes of UTF-8."""
+    text, and of documents the length of each text in bytes of UTF-8 and the name of its source."""
 
     tokens: Tokens
     lengths: npt.NDArray[np.uint32]
     hashes: UInt64
     sizes: npt.NDArray[np.uint32] | None = None
+    sources: Sequence[str] | None = None
 
     def first(self, count: int) -> PackedGames:
         """The first `count` of them."""
         lengths = self.lengths[:count]
         sizes = None if self.sizes is None else self.sizes[:count]
-        return PackedGames(self.tokens[: int(lengths.sum(dtype=np.int64))], lengths, self.hashes[:count], sizes)
+        sources = None if self.sources is None else self.sources[:count]
+        tokens = self.tokens[: int(lengths.sum(dtype=np.int64))]
+        return PackedGames(tokens, lengths, self.hashes[:count], sizes, sources)
 
 
 def hash_texts(texts: Sequence[bytes]) -> UInt64:
@@ -68,7 +72,7 @@ class CorpusWriter:
     They keep their order. Which split one falls into depends only on its text, so the same game always lands on the
     same side. Memory is under 32 bytes a game. Used as a context manager, it leaves nothing half-done behind.
     `tokens`: what a token is: `characters` or `moves` of games, or the kind of a text. The tokenizer of a text lies
-    at `tokenizer_file` while the writer is open.
+    at `tokenizer_file` while the writer is open. `sources`: the numbers of documents' sources, where these are kept.
     """
 
     def __init__(
@@ -78,15 +82,18 @@ class CorpusWriter:
         valid_share: float = 0.01,
         overwrite: bool = False,
         tokens: str | TokenKind = CHARACTERS.name,
+        sources: SourceNumbers | None = None,
     ) -> None:
         self.kind = token_kind(tokens) if isinstance(tokens, str) else tokens
         self.out = Path(out)
         check_target(self.out, valid_share, overwrite, self.kind.unit)
         self.valid_share = valid_share
+        self.sources = sources
         self.games = 0
         self._made_folder = not self.out.exists()
         self._published = FILES if self.kind.tokenizer is None else (*FILES, TOKENIZER)
         self._streams = ("tokens", "lengths", "hashes") + (() if self.kind.tokenizer is None else ("sizes",))
+        self._streams += () if sources is None else ("sources",)
         self.out.mkdir(parents=True, exist_ok=True)
         self._remove_partials()
         if self.kind.tokenizer is not None:
@@ -124,6 +131,9 @@ class CorpusWriter:
         if "sizes" in self._files:
             assert games.sizes is not None and games.sizes.size == lengths.size
             self._files["sizes"].write(games.sizes.astype("<u4").tobytes())
+        if self.sources is not None:
+            assert games.sources is not None and len(games.sources) == lengths.size
+            self._files["sources"].write(self.sources.numbers(games.sources).astype("<u2").tobytes())
         self.games += lengths.size
 
     def finish(self, about: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +146,7 @@ class CorpusWriter:
         counts, tokens = self._distribute(chosen)
         # From here to the last line the folder counts as unfinished, whatever it held before.
         (self.out / MANIFEST).unlink(missing_ok=True)
-        sizes = self._text_bytes(chosen)
+        sizes, sources = self._text_bytes(chosen), self._distribute_sources(chosen)
         for name in self._published:
             self._partial(name).replace(self.out / name)
         manifest = {
@@ -148,6 +158,7 @@ class CorpusWriter:
             self.kind.unit: counts,
             self.kind.counted: tokens,
             **sizes,
+            **sources,
             "duplicates": self.games - sum(counts.values()),
             "files": {name: file_digest(self.out / name) for name in self._published},
         }
@@ -199,6 +210,22 @@ class CorpusWriter:
         sizes = np.fromfile(self._partial("sizes"), dtype="<u4")
         return {"bytes": {split: int(sizes[mask].sum(dtype=np.int64)) for split, mask in chosen.items()}}
 
+    def _distribute_sources(self, chosen: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
+        """Publishes the sources of each split's documents; what the manifest says of them, hashes included, as they
+        have no part in the fingerprint of the tokens."""
+        if self.sources is None or not self.sources.kept:
+            return {}
+        numbers = np.fromfile(self._partial("sources"), dtype="<u2")
+        names, counts, files = self.sources.names, {}, {}
+        for split, mask in chosen.items():
+            name = SOURCES.format(split)
+            with self._partial(name).open("wb") as file:
+                np.save(file, numbers[mask])
+            self._partial(name).replace(self.out / name)
+            files[name] = file_digest(self.out / name)
+            counts[split] = np.bincount(numbers[mask], minlength=len(names)).tolist()
+        return {"sources": {"field": self.sources.field, "names": names, "documents": counts, "files": files}}
+
     def _partial(self, name: str) -> Path:
         return self.out / (name + _PARTIAL)
 
@@ -207,7 +234,8 @@ class CorpusWriter:
             file.close()
 
     def _remove_partials(self) -> None:
-        for name in ("tokens", "lengths", "hashes", "sizes", TOKENIZER, MANIFEST, *FILES):
+        streams, sources = ("tokens", "lengths", "hashes", "sizes", "sources"), map(SOURCES.format, SPLITS)
+        for name in (*streams, TOKENIZER, MANIFEST, *FILES, *sources):
             self._partial(name).unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ added as they are finished, so a run that was stopped goes on after the last who
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -83,7 +84,7 @@ def explain_features(
     for old in (path, path.with_suffix(".json")) if again else ():
         old.unlink(missing_ok=True)
     settings = {
-        "store": {key: store.manifest.get(key) for key in IDENTITY},
+        "store": {key: store.manifest.get(key) for key in IDENTITY} | _sources(store),
         "judge": dict(judge.about),
         "protocol": asdict(protocol),
         "boards": boards is not None,
@@ -109,6 +110,14 @@ def explain_features(
     made = {"schema_version": SCHEMA_VERSION, "settings": settings, **about(store, judge), **found, "questions": counts}
     write_text(path.with_suffix(".json"), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
     return {**made, "file": str(path)}
+
+
+def _sources(store: FeatureStore) -> dict[str, str]:
+    """What rules may know of sources; nothing of a store without, so that explanations of before are gone on with."""
+    if store.sources_R is None:
+        return {}
+    known = json.dumps(store.manifest["source_names"]).encode() + store.sources_R.astype("<u2").tobytes()
+    return {"sources_sha256": hashlib.sha256(known).hexdigest()}
 
 
 def about(store: FeatureStore, judge: Judge) -> dict[str, Any]:

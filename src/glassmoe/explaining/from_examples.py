@@ -2,10 +2,9 @@
 windows in which it does not.
 
 Candidates come from the tokens on which the feature is strongest: these tokens, those before them, both together, the
-text that ends there, how they begin and end, what kind of word they are, and where in the row they stand. The best is
-the one with the greatest balanced accuracy over windows; among rules that are as good to a hundredth, the one that
-also tells the tokens apart, and then the simpler one. A tokenised folder does not say from which source a document
-came, so no rule speaks of sources.
+text that ends there, how they begin and end, what kind of word they are, where in the row they stand, and from which
+source their document came, where that is known. The best is the one with the greatest balanced accuracy over windows;
+among rules that are as good to a hundredth, the one that also tells the tokens apart, and then the simpler one.
 
 `telling_words` are for a judge that cannot apply a rule but can compare meanings: the words that windows in which the
 feature fires have more often than others.
@@ -115,6 +114,8 @@ def _candidates(firing: Windows, both: Windows, fires_E: Bool) -> Iterator[Rule]
     for place in PLACES:
         yield Rule(first=place)
         yield Rule(first=-place)
+    if firing.source_E is not None:
+        yield from (Rule(source=name) for name in _common(firing.source_E.tolist()))
     yield from _affixes(peaks)
     yield from _unions(common, both, fires_E, Rule)
     yield from _unions(common_before, both, fires_E, lambda what: Rule(What(), what))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,9 +23,10 @@ def by_rules(trials: Sequence[Trial]) -> list[Explanation]:
     return [_by_rule(each) for each in trials]
 
 
-def _by_rule(trial: Trial) -> Explanation:
-    fires_E = trial.explaining.deciles_E >= 0
-    found = best_rule(trial.explaining[fires_E], trial.explaining[~fires_E])
+def _by_rule(trial: Trial, of_sources: bool = True) -> Explanation:
+    explaining = trial.explaining if of_sources else replace(trial.explaining, source_E=None)
+    fires_E = explaining.deciles_E >= 0
+    found = best_rule(explaining[fires_E], explaining[~fires_E])
     if found is None:
         side = "in no window" if not fires_E.any() else "in every window"
         return Explanation(None, "rules", f"it fires {side} that may explain it")
@@ -32,13 +34,14 @@ def _by_rule(trial: Trial) -> Explanation:
 
 
 def by_words(trials: Sequence[Trial]) -> list[Explanation]:
-    """The words that the explaining windows of each feature share, or its best rule where there are none."""
+    """The words that the explaining windows of each feature share, or its best rule where there are none; of sources
+    no rule, as those who judge by words are shown none."""
     found = []
     for each in trials:
         fires_E = each.explaining.deciles_E >= 0
         words = telling_words(each.explaining[fires_E], each.explaining[~fires_E])
         said = Explanation(f"fires in texts with words such as {', '.join(words)}", "words")
-        found.append(said if words else _by_rule(each))
+        found.append(said if words else _by_rule(each, of_sources=False))
     return found
 
 

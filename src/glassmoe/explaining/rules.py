@@ -1,12 +1,13 @@
 """A small language in which an explanation can be said in words and applied to the letter.
 
 A rule names tokens: by what they spell, how they begin or end, what kind of word they are, what stands before them,
-or where in the row they are. `words` says it, `parse` reads it back, `hits` applies it. The grammar, with TOKEN for
-what one token is called (token, character, move):
+where in the row they are, or where their document came from. `words` says it, `parse` reads it back, `hits` applies it.
+The grammar, with TOKEN for what one token is called (token, character, move):
 
     rule  = "fires on " what [ " after " what ]
           | "fires at the end of " TEXT              the text up to and including the token ends so
           | "fires on the first " N " TOKENs of a row" | "fires after the first " N " TOKENs of a row"
+          | "fires in documents of " TEXT            the source of the document, as the prepared text has it
     what  = "the TOKEN " TEXT | "one of the TOKENs " TEXT ", " TEXT ...
           | "a TOKEN that begins with " TEXT | "a TOKEN that ends in " TEXT
           | one of CLASSES, such as "a capitalised word"
@@ -91,15 +92,19 @@ class What:
 @dataclass(frozen=True)
 class Rule:
     """`what` (after `before`), or the end of the text `end`, or a place in the row: the first `first` tokens, or with
-    a negative number those after so many."""
+    a negative number those after so many; or all tokens of documents of the source `source`."""
 
     what: What = What()
     before: What | None = None
     end: str | None = None
     first: int | None = None
+    source: str | None = None
 
     def hits(self, windows: Windows) -> Bool:
-        """(E, L): the tokens on which it says that the feature fires."""
+        """(E, L): the tokens on which it says that the feature fires. A window lies within one document; where sources
+        are not known none is of a source."""
+        if self.source is not None:
+            return np.repeat(windows.of_source(self.source)[:, None], windows.piece_EL.shape[1], axis=1)
         if self.first is not None:
             early_EL: Bool = windows.place_EL < abs(self.first)
             return early_EL if self.first > 0 else ~early_EL
@@ -115,6 +120,8 @@ class Rule:
 
     def words(self, token: str = "token") -> str:
         """The explanation that says it."""
+        if self.source is not None:
+            return f"fires in documents of {_quoted(self.source)}"
         if self.first is not None:
             return f"fires {'on' if self.first > 0 else 'after'} the first {abs(self.first)} {token}s of a row"
         if self.end is not None:
@@ -142,6 +149,7 @@ _WHAT = (
 )
 _ON = re.compile(rf"fires on ({_WHAT})(?: after ({_WHAT}))?")
 _END = re.compile(rf"fires at the end of ({_TEXT})")
+_SOURCE = re.compile(rf"fires in documents of ({_TEXT})")
 _FIRST = re.compile(rf"fires (on|after) the first ([1-9]\d{{0,8}}) {_TOKEN}s of a row")
 
 
@@ -153,6 +161,8 @@ def parse(explanation: str) -> Rule | None:
             return Rule(first=int(found[2]) * (1 if found[1] == "on" else -1))
         if found := _END.fullmatch(text):
             return Rule(end=_unquoted(found[1]))
+        if found := _SOURCE.fullmatch(text):
+            return Rule(source=_unquoted(found[1]))
         if found := _ON.fullmatch(text):
             return Rule(_what(found[1]), _what(found[2]) if found[2] else None)
     except ValueError:  # a string that JSON does not know

@@ -36,13 +36,15 @@ class Test(Protocol):
 class Windows:
     """E windows of one feature. `pieces`: the V different pieces; `piece_EL`: which of them each token is;
     `place_EL`: how many tokens of its row stand before it; `strengths_EL`: of the feature there; `deciles_E`: 0 for
-    the strongest tenth to 9, -1 where the feature does not fire."""
+    the strongest tenth to 9, -1 where the feature does not fire. `source_E`: the name of the source of the document
+    that each is of; None where sources are not known."""
 
     pieces: tuple[str, ...]
     piece_EL: Int64
     place_EL: Int64
     strengths_EL: Float32
     deciles_E: Int64
+    source_E: npt.NDArray[Any] | None = None
     _held: dict[Test, Bool] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -52,7 +54,8 @@ class Windows:
         """Some of the windows, by numbers, a mask or a slice."""
         parts = (self.piece_EL, self.place_EL, self.strengths_EL, self.deciles_E)
         piece_EL, place_EL, strengths_EL, deciles_E = (each[chosen] for each in parts)
-        return Windows(self.pieces, piece_EL, place_EL, strengths_EL, deciles_E)
+        source_E = None if self.source_E is None else self.source_E[chosen]
+        return Windows(self.pieces, piece_EL, place_EL, strengths_EL, deciles_E, source_E)
 
     def tokens(self, window: int) -> list[str]:
         """What each token of a window spells."""
@@ -66,6 +69,13 @@ class Windows:
         if test not in self._held:
             self._held[test] = np.array([test.holds(piece) for piece in self.pieces], dtype=bool)
         found: Bool = self._held[test][self.piece_EL]
+        return found
+
+    def of_source(self, name: str) -> Bool:
+        """(E,): the windows whose document is of a source; none where sources are not known."""
+        if self.source_E is None:
+            return np.zeros(len(self), dtype=bool)
+        found: Bool = self.source_E == name
         return found
 
     def marked(self, maximum: float) -> Bool:
@@ -99,7 +109,11 @@ class Reader:
             piece_EL[window] = range(len(pieces), len(pieces) + len(whole))
             pieces += whole
         place_EL = examples.starts_E[:, None] + np.arange(tokens_EL.shape[1])
-        return Windows(*_once(pieces, piece_EL), place_EL, examples.strengths_EL, examples.deciles_E)
+        source_E = None
+        if self.store.sources_R is not None:
+            names = np.array(self.store.manifest["source_names"], dtype=object)
+            source_E = names[self.store.sources_R[examples.rows_E]]
+        return Windows(*_once(pieces, piece_EL), place_EL, examples.strengths_EL, examples.deciles_E, source_E)
 
     def piece(self, token: int) -> str:
         """What a token spells within a text."""
@@ -145,7 +159,9 @@ def joined(windows: Sequence[Windows]) -> Windows:
         np.concatenate([getattr(each, name) for each in windows]) for name in ("place_EL", "strengths_EL", "deciles_E")
     )
     place_EL, strengths_EL, deciles_E = rest
-    return Windows(*_once(pieces, piece_EL), place_EL, strengths_EL, deciles_E)
+    sources = [each.source_E for each in windows if each.source_E is not None]
+    source_E = np.concatenate(sources) if len(sources) == len(windows) else None
+    return Windows(*_once(pieces, piece_EL), place_EL, strengths_EL, deciles_E, source_E)
 
 
 def with_marks(tokens: Sequence[str], marked: Sequence[bool]) -> str:

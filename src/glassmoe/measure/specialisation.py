@@ -1,20 +1,22 @@
 """What the experts of a mixture are for: how busy each is, and how much a token's experts say of the token, of its
-kind, of its place, and of the document that it stands in.
+kind, of its place, of the document that it stands in, and of that document's source.
 
 Every choice of an expert is one observation; a token makes K of them. Between the expert and a property the mutual
 information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Those of finite samples say too much,
 so beside it stands the same with the property shuffled over tokens, and the difference as a share of the experts'
-entropy (1: the property decides the expert; 0: the two have nothing to do with each other).
+entropy (1: the property decides the expert; 0: the two have nothing to do with each other). A source is one of whole
+documents, so what experts say of single documents looks like something that they say of sources; beside it stands what
+they say of documents dealt at random into groups as great as the sources.
 
 Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property,
-F hidden units of one expert.
+F hidden units of one expert, D documents of a split.
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,17 @@ PLACES = 8
 """Stretches of a row, equally long, between which positions are told apart."""
 LEAST = 20
 """Times that a token must have been read to be named as one that an expert is sent often."""
+DEALS = 10
+"""Times that documents are dealt into groups at random."""
+
+
+class Sources(NamedTuple):
+    """Where tokens come from. `document_RN`: the document of each (`Rows.documents`); `source_D`: the source of each
+    document of the split, as a place in `names`."""
+
+    document_RN: Int64
+    source_D: npt.NDArray[np.integer[Any]]
+    names: Sequence[str]
 
 
 def experts_of(
@@ -40,23 +53,26 @@ def experts_of(
     kind: TokenKind,
     *,
     labels_R: Sequence[str] | None = None,
+    sources: Sources | None = None,
     micro_rows: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load, sparsity and specialisation of every mixture layer on rows of tokens.
 
-    `labels_R`: what is known of each row's document, such as its source. Each entry of `layers` has `layer`, `load`
-    (share of the choices of each expert), `entropy` (of the load, bits; log2 E when all are equal), `l0` (units above 0
-    a token), `activity` (share of the chosen experts' units above 0), `information` (property -> `bits`, `shuffled`,
-    `share`) and `tokens` (of each expert the tokens that it is sent most often beyond its load, with how many times as
-    often). ValueError when no layer is a mixture.
+    `labels_R`: what is known of each row's document, such as its language. `sources`: where documents came from. Each
+    entry of `layers` has `layer`, `load` (share of the choices of each expert), `entropy` (of the load, bits; log2 E
+    when all are equal), `l0` (units above 0 a token), `activity` (share of the chosen experts' units above 0),
+    `information` (property -> `bits`, `shuffled`, `share`; of `source` also `dealt`, the share with documents dealt
+    into groups at random, `dealt_documents`) and `tokens` (of each expert the tokens that it is sent most often beyond
+    its load, with how many times as often). ValueError when no layer is a mixture.
     """
     mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
     if not mixtures:
         raise ValueError(f"a {model.config.ffn} model has no mixture of experts; give a switch or moe-x run")
     chosen, active = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
-    properties = properties_of(tokens_RN, lengths_R, kind, labels_R)
+    properties = properties_of(tokens_RN, lengths_R, kind, labels_R, sources)
     order = np.random.default_rng(seed).permutation(int(lengths_R.sum()))
+    dealt = dealt_documents(sources, lengths_R, seed) if sources and "source" in properties else []
     layers = []
     for i, layer in mixtures.items():
         experts_TK = np.concatenate(chosen[i])
@@ -67,6 +83,9 @@ def experts_of(
             name: _information(experts_TK, value_T, value_T[order], layer.num_experts, entropy)
             for name, value_T in properties.items()
         }
+        if dealt:
+            found = [_information(experts_TK, each, each[order], layer.num_experts, entropy)["share"] for each in dealt]
+            information["source"]["dealt"] = float(np.mean(found))
         layers.append(
             {
                 "layer": i,
@@ -79,7 +98,26 @@ def experts_of(
             }
         )
     labels = None if labels_R is None else sorted(set(labels_R))
-    return {"tokens": int(lengths_R.sum()), "rows": len(tokens_RN), "labels": labels, "layers": layers}
+    counts = np.bincount(properties.get("source", np.zeros(0, np.int64))).tolist()
+    named = {sources.names[number]: count for number, count in enumerate(counts) if count} if sources else None
+    read = {"tokens": int(lengths_R.sum()), "rows": len(tokens_RN)}
+    return {**read, "labels": labels, "sources": named, "layers": layers}
+
+
+def dealt_documents(sources: Sources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
+    """`DEALS` times a group for every token, (T,): the documents that are read, in a random order, cut into groups of
+    about as many tokens as the sources have. A document goes where its middle token falls."""
+    inside_RN = np.arange(sources.document_RN.shape[1]) < lengths_R[:, None]
+    read, document_T = np.unique(sources.document_RN[inside_RN], return_inverse=True)
+    tokens_D, rng, dealt = np.bincount(document_T), np.random.default_rng([seed, 1]), []
+    ends = np.cumsum(np.bincount(sources.source_D[read], weights=tokens_D))
+    for _ in range(DEALS):
+        order = rng.permutation(len(read))
+        middles = np.cumsum(tokens_D[order]) - tokens_D[order] / 2
+        group_D = np.empty(len(read), np.int64)
+        group_D[order] = np.searchsorted(ends, middles, side="right")
+        dealt.append(group_D[document_T])
+    return dealt
 
 
 def mutual_information(a_T: Int64, b_T: Int64) -> float:
@@ -92,11 +130,15 @@ def mutual_information(a_T: Int64, b_T: Int64) -> float:
 
 
 def properties_of(
-    tokens_RN: npt.NDArray[Any], lengths_R: Int64, kind: TokenKind, labels_R: Sequence[str] | None = None
+    tokens_RN: npt.NDArray[Any],
+    lengths_R: Int64,
+    kind: TokenKind,
+    labels_R: Sequence[str] | None = None,
+    sources: Sources | None = None,
 ) -> dict[str, Int64]:
     """What is known of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
-    itself, the one `before` it, its `class` (`token_classes`; not of moves), its `place` in the row and, where rows
-    have labels, the `document`'s."""
+    itself, the one `before` it, its `class` (`token_classes`; not of moves), its `place` in the row, the label of its
+    `document` where rows have one, and the `source` of its document where there are several."""
     inside_RN = np.arange(tokens_RN.shape[1]) < lengths_R[:, None]
     token_RN = tokens_RN.astype(np.int64)
     # A row begins where nothing is before it: a value of its own.
@@ -111,6 +153,10 @@ def properties_of(
         number = {name: n for n, name in enumerate(sorted(set(labels_R)))}
         document_R = np.array([number[label] for label in labels_R])
         found["document"] = np.broadcast_to(document_R[:, None], tokens_RN.shape)[inside_RN]
+    if sources is not None:
+        source_T = sources.source_D[sources.document_RN[inside_RN]].astype(np.int64)
+        if len(np.unique(source_T)) > 1:
+            found["source"] = source_T
     return found
 
 

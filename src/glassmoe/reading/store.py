@@ -1,10 +1,11 @@
 """A store of examples on disk: of every feature of a layer where it fires, how often and how strongly, gathered in one
 pass over text or games that can be stopped, resumed, and divided among processes.
 
-A store is a folder: `manifest.json`, written last; `rows.safetensors` (the tokens that were read),
-`features.safetensors` (what is counted, per feature), `examples.safetensors` (windows, sorted by feature); with `full`
-also `full-*.safetensors`, every strength above 0, sorted by feature. While it is made, `part-*.safetensors` hold what
-each process has gathered so far. A store lies at `RUN/features/NAME`, and whatever explains or shows features reads it.
+A store is a folder: `manifest.json`, written last; `rows.safetensors` (the tokens that were read, and where each row's
+document came from, where text keeps that), `features.safetensors` (what is counted, per feature),
+`examples.safetensors` (windows, sorted by feature); with `full` also `full-*.safetensors`, every strength above 0,
+sorted by feature. While it is made, `part-*.safetensors` hold what each process has gathered so far. A store lies at
+`RUN/features/NAME`, and whatever explains or shows features reads it.
 
 Legend: R rows, N tokens of a row, E examples, L tokens of a window, F features, B bins, P windows of a half's pool.
 """
@@ -88,9 +89,10 @@ class Examples:
 
 
 class FeatureStore:
-    """A finished store. `manifest`: what was read and how. `rows_RN` and `lengths_R`: the tokens of every row.
-    `source_rows_R`: the number of its document or game in the split. `counts_F`: tokens at which a feature fires;
-    `windows_F`: windows; `maxima_F`, `sums_F`: of its strengths; `histogram_FB`: of them, in bins that `edges_B` ends.
+    """A finished store. `manifest`: what was read and how. `rows_RN`, `lengths_R`: the tokens of each row, beginning of
+    a document or game; `source_rows_R`: its number in the split; `sources_R`: where it came from, as a place in the
+    manifest's `source_names`, None where that is not kept. `counts_F`: tokens at which a feature fires; `windows_F`:
+    windows; `maxima_F`, `sums_F`: of its strengths; `histogram_FB`: of them, in bins that `edges_B` ends.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -98,6 +100,7 @@ class FeatureStore:
         rows, counted = (load_file(path / f"{name}.safetensors") for name in ("rows", "features"))
         self.rows_RN, self.lengths_R, self.source_rows_R = rows["tokens"], rows["lengths"], rows["source_rows"]
         self.counts_F, self.windows_F, self.maxima_F = (counted[f"{n}_F"] for n in ("counts", "windows", "maxima"))
+        self.sources_R = rows.get("sources")
         self.sums_F, self.histogram_FB, self.edges_B = counted["sums_F"], counted["histogram_FB"], bin_edges()
         self._pool = {half: (counted[f"pool.{half}"], counted[f"pool_fired.{half}"]) for half in HALVES}
         self._indptr = {part: counted[f"{part}.indptr"] for part in (*HALVES, "strongest")}
@@ -397,10 +400,9 @@ class _Pass:
                 return None
             whole.merge(found[1])
         tokens_RN, lengths_R = self.rows.batch(self.source_rows_R)
-        self._write(
-            self.path / "rows.safetensors",
-            {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": self.source_rows_R},
-        )
+        read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": self.source_rows_R}
+        sources = self.rows.games.sources_of(self.source_rows_R)
+        self._write(self.path / "rows.safetensors", read | ({"sources": sources[1]} if sources else {}))
         counted: Arrays = {n: a for n, a in whole.state().items() if n.endswith(("_F", "_FB"))}
         examples: Arrays = {}
         for part, kept in whole.kept.items():
@@ -417,6 +419,7 @@ class _Pass:
             "l0": l0,
             "alive": int((whole.counts_F > 0).sum()),
             "skipped_starts": self.skip,
+            **({"source_names": sources[0]} if sources else {}),
         }
         write_text(self.path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         for file in self.path.glob("part-*"):

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+SOURCES_SHOWN, MANY_SOURCES = 5, 1000
+"""How many sources of a text are named, and above how many that is said to be many."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table with aligned columns; numbers of type float get three decimals, None a dash."""
@@ -47,9 +50,22 @@ def _text_data_table(out: Path, manifest: dict[str, Any]) -> str:
     if "trained_on" in tokenizer:
         trained = tokenizer["trained_on"]
         lines.append(f"it was trained on {trained['bytes']:,} bytes of {trained['documents']:,} documents")
+    lines += _sources(manifest.get("sources"))
     if manifest["not_utf8"]:
         lines.append(f"{manifest['not_utf8']:,} documents were not all UTF-8; what was not became U+FFFD")
     return "\n".join([*lines, *_skipped(manifest, "document"), f"prepared text: {out}"])
+
+
+def _sources(sources: dict[str, Any] | None) -> list[str]:
+    """Where documents came from: how many sources, and the greatest."""
+    if sources is None:
+        return []
+    totals = [sum(each) for each in zip(*sources["documents"].values(), strict=True)]
+    order = sorted(range(len(totals)), key=lambda number: -totals[number])
+    shown = ", ".join(f"{sources['names'][number]} {totals[number]:,}" for number in order[:SOURCES_SHOWN])
+    rest = f", and {len(order) - SOURCES_SHOWN:,} more" if len(order) > SOURCES_SHOWN else ""
+    many = "; sources that many documents share say more: --source-field" if len(order) > MANY_SOURCES else ""
+    return [f"{len(order):,} {'source' if len(order) == 1 else 'sources'}: {shown}{rest}{many}"]
 
 
 def _skipped(manifest: dict[str, Any], unit: str) -> list[str]:

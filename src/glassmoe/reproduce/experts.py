@@ -13,10 +13,11 @@ import numpy as np
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.labelled import Labelled, labelled
+from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
-from glassmoe.measure.specialisation import experts_of
+from glassmoe.measure.specialisation import DEALS, Sources, experts_of
 from glassmoe.reading.subject import Subject, load_subject
 from glassmoe.report.tables import table
 from glassmoe.training.run import commit
@@ -30,7 +31,12 @@ PROPERTIES = {
     "before": "the token before",
     "place": "place in the row",
     "document": "the document",
+    "source": "the document's source",
 }
+DEALT = "documents dealt at random"
+NAMED = 20
+"""Sources that are named, at most."""
+AGAIN = "prepare it again with glassmoe data text"
 
 
 def experts(
@@ -45,15 +51,15 @@ def experts(
 ) -> dict[str, Any]:
     """Measure every run and write `results/experts-NAME.json`, `.md` and a figure. `task`: labelled texts
     (`data.labelled`), which are read in place of the runs' validation rows, so that what the experts say of a document
-    is known, too. ValueError for a user's mistake."""
+    is known, too. Text that was prepared with sources tells what they say of these. ValueError for a user's mistake."""
     require_plots("matplotlib.figure", "Drawing figures")
     texts = None if task is None else labelled(task)
     rows = []
     for path in runs:
         subject = load_subject(path, device)
         say(f"experts of {Path(path).name}")
-        tokens_RN, lengths_R, labels_R, read = _rows(subject, texts, data, max_tokens)
-        found = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), labels_R=labels_R)
+        tokens_RN, lengths_R, known, read = _rows(subject, texts, data, max_tokens)
+        found = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), **known)
         settings = subject.model.config
         rows.append({"name": Path(path).name, "ffn": settings.ffn, "read": read, "token": subject.kind().one, **found})
     made = {
@@ -68,8 +74,9 @@ def experts(
 
 def _rows(
     subject: Subject, task: Labelled | None, data: str | None, max_tokens: int
-) -> tuple[Any, Any, list[str] | None, str]:
-    """Tokens (R, N), lengths (R), labels of the rows, and what was read in words: rows with at most so many tokens."""
+) -> tuple[Any, Any, dict[str, Any], str]:
+    """Tokens (R, N), lengths (R), labels of the rows or sources of their tokens, and what was read in words: rows with
+    at most so many tokens."""
     if task is not None:
         each, kept, unreadable = encoded(subject, task.texts, task, subject.context - 1)
         lengths_R = np.array([len(ids) for ids in each])
@@ -79,17 +86,27 @@ def _rows(
             row[: len(ids)] = ids
         labels = [task.labels[number] for number in kept[:count]]
         missed = f"; {unreadable} could not be read" if unreadable else ""
-        return tokens_RN, lengths_R[:count], labels, f"{count:,} texts of {task.name}{missed}"
+        return tokens_RN, lengths_R[:count], {"labels_R": labels}, f"{count:,} texts of {task.name}{missed}"
     config = subject.config
     if config is None or (data or config.data.path) is None:
         raise ValueError(f"{subject.name} does not say what it was trained on; give --data.path or --task")
     corpus = Corpus.open(str(data or config.data.path), subject.tokens)
     rows = Rows(corpus.require(subject.tokens, subject.tokenizer_sha256).split("valid"), config.data.rows)
     count = min(len(rows), -(-max_tokens // rows.length))
+    # From all of the split: files often lie in it source by source.
+    chosen = np.arange(count) * len(rows) // count
     # The last token of a row is predicted and never read.
-    tokens, lengths = rows.batch(np.arange(count))
+    tokens, lengths = rows.batch(chosen)
     width = min(tokens.shape[1], subject.context)
-    return tokens[:, :width], np.minimum(lengths, width), None, f"{count:,} validation rows"
+    tokens, lengths, read = tokens[:, :width], np.minimum(lengths, width), f"{count:,} validation rows"
+    games = rows.games
+    if games.sources is None:
+        missing = f" (the text keeps no sources: {AGAIN})" if games.kind.name == TEXT else ""
+        return tokens, lengths, {}, read + missing
+    sources = Sources(rows.documents(chosen)[:, :width], games.sources, games.source_names)
+    inside = sources.document_RN[np.arange(width) < lengths[:, None]]
+    met = len(np.unique(games.sources[inside]))
+    return tokens, lengths, {"sources": sources}, f"{read} from {met} {'source' if met == 1 else 'sources'}"
 
 
 def render(title: str, results: dict[str, Any]) -> str:
@@ -98,7 +115,8 @@ def render(title: str, results: dict[str, Any]) -> str:
     named = [key for key in PROPERTIES if any(key in x["information"] for r in results["rows"] for x in r["layers"])]
     for row in results["rows"]:
         for layer in row["layers"]:
-            shares = [layer["information"].get(key) for key in named]
+            shares = [layer["information"].get(key, {}).get("share") for key in named]
+            shares += [layer["information"].get("source", {}).get("dealt")] if "source" in named else []
             load.append(
                 [
                     row["name"],
@@ -109,7 +127,7 @@ def render(title: str, results: dict[str, Any]) -> str:
                     f"{layer['activity']:.3f}",
                 ]
             )
-            told.append([row["name"], layer["layer"], *(None if s is None else f"{s['share']:.3f}" for s in shares)])
+            told.append([row["name"], layer["layer"], *(None if s is None else f"{s:.3f}" for s in shares)])
     read = "; ".join(f"{row['name']}: {row['read']}, {row['tokens']:,} {row['token']}s" for row in results["rows"])
     parts = [
         f"# {title}",
@@ -118,16 +136,29 @@ def render(title: str, results: dict[str, Any]) -> str:
         "Load is the share of all choices, least and greatest expert; entropy that of the load, in bits; L0 the units "
         "above 0 a token; activity the share of the chosen experts' units above 0.",
         "## What the choice of experts says",
-        table(["model", "layer", *(PROPERTIES[key] for key in named)], told),
+        table(["model", "layer", *(PROPERTIES[key] for key in named), *([DEALT] if "source" in named else [])], told),
         "Mutual information of a token's experts with each property, less that with the property shuffled, as a share "
         "of the experts' entropy: 1 where the property decides the expert, 0 where the two have nothing to do with "
         "each other. A token decides its class, so the first column is never far below the second.",
+        *([_sources(results["rows"])] if "source" in named else []),
         *results.get("notes", []),
         f"![{title}](figures/{title}.png)",
         "## Tokens that an expert is sent more often than others",
         *(_favourites(row) for row in results["rows"]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sources(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the text came from, and what the second column of sources is."""
+    counts = next(row["sources"] for row in rows if row.get("sources"))
+    order = sorted(counts, key=lambda name: -counts[name])
+    shown = ", ".join(f"{name} {counts[name]:,}" for name in order[:NAMED])
+    rest = f" and {len(order) - NAMED:,} more" if len(order) > NAMED else ""
+    return (
+        f"Tokens by source: {shown}{rest}. Documents dealt at random: the same with the documents in groups as great "
+        f"as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
+    )
 
 
 def _favourites(row: dict[str, Any]) -> str:
@@ -158,5 +189,7 @@ def draw(results: dict[str, Any], path: Path) -> list[Path]:
             panel.set_xticks(layers)
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("share of the experts' entropy")
-        canvas.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        # Of some models fewer properties are known than of others.
+        drawn = {x[1]: x[0] for panel in panels for x in zip(*panel.get_legend_handles_labels(), strict=True)}
+        canvas.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
         return write(canvas, path)

@@ -64,6 +64,12 @@ def _text_data(words: list[str]) -> None:
         help="train:8192 (a byte-level BPE of so many ids), or name or directory of a transformers tokenizer",
     )
     parser.add_argument("--field", default="text", help="what holds the text in .jsonl and .parquet (default: text)")
+    parser.add_argument(
+        "--source-field",
+        metavar="FIELD",
+        help="what names a document's source in .jsonl and .parquet, such as meta.source (default: `source`, or else "
+        "the file's name)",
+    )
     parser.add_argument("--workers", type=count, help="processes (default: one a core)")
     parser.add_argument("--max-documents", type=count, help="stop after this many documents")
     parser.add_argument("--valid-share", type=share, default=0.01, help="share of documents kept for validation")
@@ -78,6 +84,7 @@ def _text_data(words: list[str]) -> None:
         args.out,
         tokenizer=args.tokenizer,
         field=args.field,
+        source_field=args.source_field,
         workers=args.workers,
         valid_share=args.valid_share,
         max_documents=args.max_documents,
