@@ -221,11 +221,12 @@ def test_rules_of_place_are_counted_apart() -> None:
         line("fires on the first 8 tokens of a row", 0.9, 0.6),
         line("fires after the first 8 tokens of a row", 0.7, 0.2),
         line('fires on the token " the"', 0.6, 0.5),
+        line('fires in documents of "novels"', 0.8, 0.5),
     ]
     lines[2]["control"] = {}  # no other explanation to shuffle with
     found = speaks_of(lines)
     assert [found["place"][key]["mean"] for key in ("own", "control")] == pytest.approx([0.8, 0.4])
-    assert found["place"]["own"]["n"] == 2
+    assert found["place"]["own"]["n"] == 2 and found["source"]["own"] == {"mean": 0.8, "half": None, "n": 1}
     assert found["others"] == {
         "own": {"mean": 0.6, "half": None, "n": 1},
         "control": {"mean": None, "half": None, "n": 0},

@@ -38,6 +38,8 @@ DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
 """Readers whose features are hardly ever 0."""
 CHECK = 32
 """The k that the neurons of delphi's article keep."""
+KINDS = ("place", "source", "others")
+"""What rules can speak of without looking at a token, and the others."""
 BEST = 8
 """Features of a row that the table of findings shows."""
 BEFORE, AFTER = 8, 2
@@ -122,34 +124,37 @@ def _explained(
 
 def speaks_of(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     """Detection's balanced accuracy, own and with another's explanation, of the features whose explanation is a rule
-    of `place` in the row, and of the `others`: {"own", "control"}, each {"mean", "half", "n"}."""
-    places = [_of_place(line) for line in lines]
+    of `place` in the row or of the document's `source`, and of the `others`: {"own", "control"}, each {"mean", "half",
+    "n"}."""
+    kinds = [_speaks_of(line) for line in lines]
     return {
-        kind: {
+        wanted: {
             name: mean_of(
                 line[key]["detection"]["balanced_accuracy"]
-                for line, place in zip(lines, places, strict=True)
-                if place == wanted and "detection" in line[key]
+                for line, kind in zip(lines, kinds, strict=True)
+                if kind == wanted and "detection" in line[key]
             )
             for name, key in (("own", "scores"), ("control", "control"))
         }
-        for kind, wanted in (("place", True), ("others", False))
+        for wanted in KINDS
     }
 
 
-def _of_place(line: Line) -> bool:
+def _speaks_of(line: Line) -> str:
     rule = parse(line["explanation"])
-    return rule is not None and rule.first is not None
+    if rule is None or (rule.first is None and rule.source is None):
+        return "others"
+    return "source" if rule.first is None else "place"
 
 
 def _best(one: Explained, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """The features that detection scores highest, one an explanation, rules of place left out; each with its expert,
-    where there are experts, and the place where it fires most strongly in the windows that scored it."""
+    """The features that detection scores highest, one an explanation, rules of place and source left out; each with
+    its expert, where there are experts, and the place where it fires most strongly in the windows that scored it."""
     size = one.store.num_features // (one.store.manifest["num_experts"] or 1)
     reader = Reader(one.store, one.subject.kind())
     found: dict[str, dict[str, Any]] = {}
     for line in sorted(lines, key=lambda line: -(line["scores"]["detection"]["balanced_accuracy"] or 0.0)):
-        if len(found) < BEST and not _of_place(line) and line["explanation"] not in found:
+        if len(found) < BEST and _speaks_of(line) == "others" and line["explanation"] not in found:
             feature = line["feature"]
             found[line["explanation"]] = {
                 "expert": feature // size if 1 < size < one.store.num_features else None,
@@ -207,13 +212,12 @@ def render_figure8(title: str, results: dict[str, Any]) -> str:
 
 def _findings(rows: Sequence[Row]) -> list[str]:
     """What explanations speak of, and the best of them."""
-    header = [
-        "features",
-        *(f"{kind}, {what}" for kind in ("place", "others") for what in ("number", "own", "shuffled")),
-    ]
+    kinds = [kind for kind in KINDS if any(row["of"][kind]["own"]["n"] for row in rows)]
+    header = ["features", *(f"{kind}, {what}" for kind in kinds for what in ("number", "own", "shuffled"))]
     lines = []
     for row in rows:
-        cells = [[each["own"]["n"], _mean(each, "own"), _mean(each, "control")] for each in row["of"].values()]
+        of = [row["of"][kind] for kind in kinds]
+        cells = [[each["own"]["n"], _mean(each, "own"), _mean(each, "control")] for each in of]
         lines.append([row["name"], *(cell for part in cells for cell in part)])
     best = []
     for row in rows:
@@ -223,13 +227,13 @@ def _findings(rows: Sequence[Row]) -> list[str]:
             best.append([row["name"], *named, *scores, f"`{_cell(each['where'])}`"])
     return [
         "## What the explanations speak of",
-        "Balanced accuracy of the features whose explanation is only a place in the row, and of the others. Where a "
-        "layer's features follow the place, a lead in the table above is one of place.",
+        "Balanced accuracy of the features whose explanation is only a place in the row or the source of a document, "
+        "and of the others. Where a layer's features follow the place, a lead in the table above is one of place.",
         table(header, lines),
         "## The features that are told best",
         f"As in Table 5 of MoE-X: the {BEST} of each row that detection scores highest, one an explanation, rules of "
-        "place left out, each where it fires most strongly in the windows that scored it (between << and >>). "
-        "`fires`: of the tokens read.",
+        "place and source left out, each where it fires most strongly in the windows that scored it (between << and "
+        ">>). `fires`: of the tokens read.",
         table(
             ["features", "expert", "feature", "explanation", "balanced accuracy", "shuffled", "fires", "where"], best
         ),
