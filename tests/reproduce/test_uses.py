@@ -172,7 +172,7 @@ def test_a_cap_on_cost_is_a_cap_on_calls(coders: Path, tmp_path: Path, capsys: p
     (judge,) = json.loads(capsys.readouterr().out)["judges"]
     assert judge["failed"] == {} and judge["cached"] == 2 and judge["asked"] == missing + 2
     # Features whose texts are the same are one question.
-    assert len(server.asked) == 3 + judge["calls"] and judge["cost"] == pytest.approx(0.002 * judge["calls"]) > 0
+    assert len(server.asked) == 3 + judge["calls"] > 3 and judge["cost"] == pytest.approx(0.002 * judge["calls"])
 
 
 @pytest.mark.usefixtures("direct")
