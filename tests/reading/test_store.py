@@ -130,6 +130,7 @@ def test_the_histogram_by_hand() -> None:
 def test_what_is_kept_against_a_plain_sort(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many equal keys, the greatest among them: of these the first that came stay, however often it is settled."""
     monkeypatch.setattr(examples, "WAITING", waiting)
+    monkeypatch.setattr(examples, "MOST_PARTS", 3)
     rng = np.random.default_rng(0)
     kept, came = Kept(5, 4, 2), []
     for _ in range(30):
@@ -209,6 +210,13 @@ def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: P
     of.model.feed_forwards()[0].w_dec.data.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not all finite"):
         given(of.model, place, tokens)
+
+
+def test_features_that_are_no_numbers_are_told(corpus: Corpus, tmp_path: Path) -> None:
+    of = subject(tmp_path)
+    of.model.feed_forwards()[1].b_enc = torch.nn.Parameter(torch.full((4, 16), float("nan")))
+    with pytest.raises(RuntimeError, match="not all finite"):
+        made(tmp_path / "store", of, corpus)
 
 
 def test_text_is_read_by_document_without_what_begins_it(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ HALF_MAX = 65504.0
 """What float16 holds. Strengths of examples beyond it are kept as this; `maxima_F` is exact."""
 WAITING = 1 << 20
 """Windows of features that may wait until it is settled which of them stay; more where more are kept."""
+MOST_PARTS = 32
 PIECE = 1 << 14
 
 
@@ -115,6 +116,8 @@ class Kept:
             Part(*(_take(array, np.flatnonzero(mask)) for array in part))
             for part, mask in zip(self._parts, np.split(stays, ends[:-1]), strict=True)
         ]
+        if len(self._parts) > MOST_PARTS:
+            self._parts = [Part(*(np.concatenate(each) for each in zip(*self._parts, strict=True)))]
         self._settled, self._waiting = len(order), 0
         full = np.flatnonzero(np.diff(first_F) == self.each)
         self.last_F[full] = (rank[first_F[full + 1] - 1] & (2**32 - 1)) - 1

@@ -34,7 +34,7 @@ from glassmoe.data.tokens import MOVES, TEXT
 from glassmoe.models import FeedForward
 
 from .examples import HALVES, PARTS, Arrays, Fired, Float32, Gatherer, Int64, bin_edges, fired
-from .subject import Place, Subject, given, weights_digest
+from .subject import Place, Subject, given, require_finite, weights_digest
 
 SCHEMA_VERSION = 1
 FOLDER = "features"
@@ -343,7 +343,9 @@ class _Pass:
             # What begins every document is no text (delphi leaves it out, too).
             counted_RN[:, 0] = False
         counted_T = torch.from_numpy(counted_RN.flatten()).to(device)
-        each = fired(self.layer.features(x_TD.flatten(0, 1)), counted_T, self.manifest["keep"])
+        features = self.layer.features(x_TD.flatten(0, 1))
+        require_finite(self.place, features.values)
+        each = fired(features, counted_T, self.manifest["keep"])
         self.gatherer.add(each, first, len(tokens_RN), self.row, lengths_R, int(counted_RN.sum()))
         if self.manifest["full"]:
             self._write_all(first, each)
