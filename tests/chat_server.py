@@ -58,9 +58,12 @@ class Handler(BaseHTTPRequestHandler):
         """Standard error is the test's."""
 
 
-def said(content: object, **more: object) -> Reply:
-    """A chat completion with one answer."""
-    return Reply(json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}), **more)
+def said(content: object, used: tuple[int, int] | None = None, **more: object) -> Reply:
+    """A chat completion with one answer; `used`: tokens that it says it read and wrote."""
+    values: dict = {"choices": [{"message": {"role": "assistant", "content": content}}]}
+    if used:
+        values["usage"] = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
+    return Reply(json.dumps(values), **more)
 
 
 @contextmanager

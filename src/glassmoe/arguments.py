@@ -52,6 +52,16 @@ def above_zero(text: str) -> float:
     return value
 
 
+def prices(text: str) -> tuple[float, float]:
+    try:
+        read, written = (_number(part.strip(), math.inf, "") for part in text.split(","))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(
+            f"takes dollars per million tokens read and written, such as 0.15,0.6, got {text!r}"
+        ) from None
+    return read, written
+
+
 def _number(text: str, end: float, expected: str) -> float:
     try:
         value = float(text)

@@ -38,6 +38,7 @@ TOY = Sizes(
     dense_features=32,
     store_width=16,
     store_tokens=2048,
+    store_tokens_longer=4096,
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
@@ -212,9 +213,10 @@ def test_boards_scores_are_those_of_the_brute_force() -> None:
 
 def test_gathering_examples_leaves_as_many_features_as_said() -> None:
     lines = measured("stores")
-    (speed,), (memory,) = ([line for line in lines.values() if line["unit"] == unit] for unit in ("ratio", "GiB"))
-    assert speed["value"] > 0 and speed["tokens_per_second"] > 0 and memory["value"] > 0.1
-    active = float(speed["name"].split()[-3])
+    speeds, (memory,) = ([line for line in lines.values() if line["unit"] == unit] for unit in ("ratio", "GiB"))
+    assert [line["name"].split()[3] for line in speeds] == ["2048", "4096"] and memory["value"] > 0.1
+    assert all(line["value"] > 0 and line["tokens_per_second"] > 0 for line in speeds)
+    active = float(speeds[0]["name"].split()[-3])
     assert TOY.active_features / 2 < active < TOY.active_features * 2
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import ChatServer, Reply, said, serving
+from glassmoe.explaining.cost import usage
 from glassmoe.explaining.judges import Answers, Chat, Endpoint, Rating, find_json, parse_rating, rate_texts
 
 GOOD = '{"concept": 0.75, "fluency": 0.5}'
@@ -322,3 +323,106 @@ def test_a_full_disk_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(OSError):
             chat(server, tmp_path / "file/answers.jsonl", concurrent=1).ask(questions(*"abcdefgh"))
         assert len(server.asked) <= 2
+
+
+def metered(_: int, body: dict) -> Reply:
+    return said("about " + body["messages"][-1]["content"], (1000, 100))
+
+
+def test_tokens_and_dollars_by_hand(tmp_path: Path) -> None:
+    """1,000 tokens at 2 dollars a million and 100 at 30 are half a cent; what is known already costs nothing."""
+    with serving(metered) as server:
+        judge = chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0))
+        judge.ask(questions("x", "y"))
+        judge.ask(questions("x", "z"))
+        told = judge.summary()
+        assert (told["prompt_tokens"], told["completion_tokens"], told["prices"]) == (3000, 300, [2.0, 30.0])
+        assert told["cost"] == pytest.approx(0.015) and told["unmetered"] == told["lost"] == 0
+        assert chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0)).summary()["cost"] == 0
+        free = chat(server)
+        free.ask(questions("x"))
+    assert free.summary()["cost"] is None and free.summary()["prompt_tokens"] == 1000
+
+
+@pytest.mark.parametrize("concurrent", [1, 4])
+def test_the_cap_on_cost(concurrent: int, tmp_path: Path) -> None:
+    """At half a cent an answer three reach 1.5 cents, however many are under way together; going on pays the rest."""
+    with serving(metered) as server:
+        judge = chat(server, tmp_path / "a.jsonl", prices=(2.0, 30.0), cost=0.015, concurrent=concurrent)
+        found = judge.ask(questions(*"abcdefgh"))
+        assert len(server.asked) == 3 == judge.counts.calls == sum(each is not None for each in found)
+        assert judge.counts.failed == {"beyond the cap of 0.015 dollars": 5}
+        assert judge.ask(questions("i")) == [None]
+        again = chat(server, tmp_path / "a.jsonl", prices=(2.0, 30.0), cost=1.0)
+        assert again.ask(questions(*"abcdefgh")) == [f"about {each}" for each in "abcdefgh"]
+        assert len(server.asked) == 8 and again.counts.cached == 3 and again.summary()["cost"] == pytest.approx(0.025)
+
+
+def test_what_is_under_way_counts_as_the_dearest() -> None:
+    """One question goes alone, then as many together as fit if each is as dear as the first."""
+    under_way, seen, lock = 0, [], threading.Lock()
+
+    def answer(*_: object) -> Reply:
+        nonlocal under_way
+        with lock:
+            under_way += 1
+        time.sleep(0.2)
+        with lock:
+            seen.append(under_way)
+            under_way -= 1
+        return said("yes", (1000, 0))
+
+    with serving(answer) as server:
+        # A cent each, 5.5 in all: with one answered and four under way there is room for another, with five for none.
+        judge = chat(server, prices=(10.0, 0.0), cost=0.055, concurrent=8)
+        judge.ask(questions(*"abcdefgh"))
+        assert len(server.asked) == 6 and judge.summary()["cost"] == pytest.approx(0.06)
+    assert seen[0] == 1 and max(seen) <= 5
+
+
+def test_an_endpoint_that_tells_no_tokens_cannot_be_capped(tmp_path: Path) -> None:
+    """It is refused after one answer, which is kept; without a cap it is only counted."""
+    with serving(echo) as server:
+        judge = chat(server, tmp_path / "a.jsonl", prices=(1.0, 1.0), cost=5.0)
+        with pytest.raises(ValueError, match=r"judge at .* does not tell the tokens .*give --max-calls instead"):
+            judge.ask(questions(*"abcdefgh"))
+        assert len(server.asked) == 1
+        assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
+        judge = chat(server, prices=(1.0, 1.0))
+        judge.ask(questions("a"))
+    assert judge.summary()["unmetered"] == 1 and judge.summary()["cost"] == 0
+
+
+@pytest.mark.parametrize(
+    "told", [{}, {"prompt_tokens": 3}, {"prompt_tokens": "3", "completion_tokens": 1}, None, [], {"prompt_tokens": -1}]
+)
+def test_usage_that_says_nothing(told: object) -> None:
+    assert usage(json.dumps({"usage": told})) is None and usage("<html>") is usage("[]") is None
+
+
+def test_a_request_that_is_lost_counts_as_the_dearest() -> None:
+    """The endpoint may have answered it, and charge for that; what it refuses, and cannot be sent, is free."""
+    end = threading.Event()
+
+    def answer(number: int, _: dict) -> Reply:
+        return {2: said("late", hold=end), 3: Reply("", 400)}.get(number, said("yes", (1000, 0)))
+
+    with serving(answer) as server:
+        judge = chat(server, prices=(10.0, 0.0), cost=0.03, concurrent=1, timeout=0.5, tries=1)
+        assert judge.ask(questions(*"abcde")) == ["yes", None, None, "yes", None]
+        end.set()
+    told = judge.summary()
+    assert told["cost"] == pytest.approx(0.03) and told["lost"] == 1 and told["prompt_tokens"] == 2000
+    judge.ask(questions("f"))
+    assert judge.summary()["lost"] == 1
+    gone = chat(closed_port(), prices=(10.0, 0.0), cost=0.03, tries=2)
+    with pytest.raises(ValueError, match="unreachable"):
+        gone.ask(questions("x"))
+    assert gone.summary()["lost"] == 0
+
+
+def test_answers_without_text_are_paid_for() -> None:
+    with serving(lambda *_: said(None, (500, 7))) as server:
+        judge = chat(server, prices=(2.0, 0.0))
+        assert judge.ask(questions("a")) == [None]
+    assert judge.summary()["cost"] == pytest.approx(0.001) and judge.summary()["completion_tokens"] == 7

@@ -157,6 +157,10 @@ def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "there is no folder" in capsys.readouterr().err
 
 
+def counted(answer: str) -> str:
+    return json.dumps({**json.loads(answer), "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
+
+
 def test_an_endpoint_is_asked_before_anything_is_read(
     text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,8 +178,15 @@ def test_an_endpoint_is_asked_before_anything_is_read(
         return said('{"explanation": "words"}' if "one short sentence" in prompt else '{"answers": [1, 1, 1, 1, 1]}')
 
     with serving(answer) as server:
-        assert main([*words.split(), "--judge", server.url]) == 0
+        assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 2
+        assert "does not tell the tokens of its answers" in capsys.readouterr().err and len(server.asked) == 1
+    with serving(lambda number, body: answer(number, body)._replace(text=counted(answer(number, body).text))) as server:
+        assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 0
+        asked = len(server.asked)
     printed = capsys.readouterr().out
+    assert f"{100 * asked:,} tokens read and {10 * asked} written, {0.00012 * asked:.4f} dollars" in printed
+    questions = json.loads((text_runs / "gelu/explanations/0-gelu-k3/m.json").read_text())["questions"]
+    assert (questions["prompt_tokens"], questions["cost"]) == (100 * asked, pytest.approx(0.00012 * asked))
     assert "detection of" in printed and "malformed" in printed  # the last question has fewer than five windows
     lines = lines_of(text_runs / "gelu/explanations/0-gelu-k3/m.jsonl")
     assert {line["explanation"] for line in lines if not line["silent"]} == {"words"}

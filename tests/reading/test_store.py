@@ -12,11 +12,12 @@ from glassmoe.data.corpus import Corpus, Rows, mix
 from glassmoe.data.documents import prepare_text
 from glassmoe.explaining.windows import Reader
 from glassmoe.models import Features, GlassConfig, GlassForCausalLM
+from glassmoe.reading import examples
 from glassmoe.reading import store as stores
-from glassmoe.reading.examples import BINS, Gatherer, bin_edges, fired
+from glassmoe.reading.examples import BINS, Gatherer, Kept, bin_edges, fired
 from glassmoe.reading.neurons import neurons
 from glassmoe.reading.store import FeatureStore, Gathering, make_store, open_store, remove_store, store_path
-from glassmoe.reading.subject import Subject, activations, load_subject
+from glassmoe.reading.subject import Subject, activations, given, load_subject
 from text_files import made_up_texts, prepared, random_gpt2
 
 WINDOW, ROW = 8, 24
@@ -128,6 +129,28 @@ def test_the_histogram_by_hand() -> None:
     assert len(edges) == BINS + 1 and edges[0] == 2.0**-10 and edges[-1] == 2.0**6
 
 
+@pytest.mark.parametrize("waiting", [0, 40, 10**6])
+def test_what_is_kept_against_a_plain_sort(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many equal keys, the greatest among them: of these the first that came stay, however often it is settled."""
+    monkeypatch.setattr(examples, "WAITING", waiting)
+    monkeypatch.setattr(examples, "MOST_PARTS", 3)
+    rng = np.random.default_rng(0)
+    kept, came = Kept(5, 4, 2), []
+    for _ in range(30):
+        n = int(rng.integers(0, 12))
+        feature, window = rng.choice([0, 1, 3], n), np.arange(len(came), len(came) + n)
+        key = rng.choice(np.array([0, 1, 7, 2**31, 2**32 - 1], np.uint32), n)
+        came += list(zip(feature.tolist(), key.tolist(), window.tolist(), strict=True))
+        taken = key <= kept.last_F[feature]
+        strengths = np.stack([window, -window], 1).astype(np.float16)
+        kept.add(key[taken], feature[taken], window[taken], strengths[taken])
+    expected = [each for f in range(5) for each in sorted(each for each in came if each[0] == f)[:4]]
+    found = kept.arrays()
+    assert list(zip(*(found[name].tolist() for name in ("feature", "key", "window")), strict=True)) == expected
+    assert np.array_equal(found["strengths"][:, 0], found["window"]) and found["strengths"].dtype == np.float16
+    assert len(came) > 100 and len(expected) == 12
+
+
 def test_stopped_passes_go_on_and_processes_share_one(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +202,24 @@ def test_every_strength_is_kept_when_asked(corpus: Corpus, tmp_path: Path) -> No
         np.testing.assert_allclose(values, expected[tokens], rtol=2e-3)
     with pytest.raises(ValueError, match="--full"):
         made(tmp_path / "examples", of, corpus).activations(0)
+
+
+@pytest.mark.parametrize("site", ["mlp", "stream", "mlp-out"])
+def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: Path) -> None:
+    of, tokens = subject(tmp_path), torch.arange(3 * ROW).view(3, ROW) % 32
+    place = of.place(1, site)
+    assert torch.equal(given(of.model, place, tokens), activations(of.model, [place], tokens)[place].x)
+    assert not of.model.get_submodule(place.module)._forward_pre_hooks
+    of.model.feed_forwards()[0].w_dec.data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not all finite"):
+        given(of.model, place, tokens)
+
+
+def test_features_that_are_no_numbers_are_told(corpus: Corpus, tmp_path: Path) -> None:
+    of = subject(tmp_path)
+    of.model.feed_forwards()[1].b_enc = torch.nn.Parameter(torch.full((4, 16), float("nan")))
+    with pytest.raises(RuntimeError, match="not all finite"):
+        made(tmp_path / "store", of, corpus)
 
 
 def test_text_is_read_by_document_without_what_begins_it(tmp_path: Path) -> None:

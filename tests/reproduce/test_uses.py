@@ -137,6 +137,7 @@ def test_judges_that_say_nothing_leave_what_is_offline(
         cache = ["--judge-cache", str(tmp_path / "judges")]
         assert main([*words.split(), *cache, "--judge", server.url, "--max-calls", "3"]) == 0
         assert len(server.asked) == 3
+        assert "What it answered now" not in (tmp_path / "mxd-steering-small.md").read_text()
     found = json.loads(capsys.readouterr().out)
     assert found["judges"][0]["failed"] == {"beyond the cap of 3 calls": 4} and found["judges"][0]["malformed"] == 2
     page = (tmp_path / "mxd-steering-small.md").read_text()
@@ -148,6 +149,30 @@ def test_judges_that_say_nothing_leave_what_is_offline(
     assert main([*words.split(), *cache, "--judge", server.url]) == 2
     assert f"no answer of judge from {server.url}: unreachable" in capsys.readouterr().err
     assert not (tmp_path / "mxd-steering-small.json").exists()
+
+
+@pytest.mark.usefixtures("direct")
+def test_a_cap_on_cost_is_a_cap_on_calls(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done stays and what is missing is counted; the same command goes on and pays for the rest alone."""
+    words = f"reproduce mxd-steering {coders} --features 2 --prompt a --no-neurons --results {tmp_path} --name small"
+    words += f" --judge-model judge --json --judge-cache {tmp_path / 'judges'} --prices 1,10"
+    with serving(lambda *_: said('{"concept": 0.25, "fluency": 0.5}', (1000, 100))) as server:
+        # An answer costs 0.002 dollars, that of the check included.
+        assert main([*words.split(), "--judge", server.url, "--max-cost", "0.006"]) == 0
+        assert len(server.asked) == 3
+        (judge,) = json.loads(capsys.readouterr().out)["judges"]
+        missing = judge["asked"] - 2
+        assert judge["failed"] == {"beyond the cap of 0.006 dollars": missing} and missing > 1
+        assert (judge["prompt_tokens"], judge["completion_tokens"], judge["cost"]) == (3000, 300, 0.006)
+        page = (tmp_path / "mxd-steering-small.md").read_text()
+        assert "What it answered now came to 3,000 tokens read and 300 written, 0.0060 dollars." in page
+        for ending in (".json", ".md"):
+            (tmp_path / f"mxd-steering-small{ending}").unlink()
+        assert main([*words.split(), "--judge", server.url]) == 0
+    (judge,) = json.loads(capsys.readouterr().out)["judges"]
+    assert judge["failed"] == {} and judge["cached"] == 2 and judge["asked"] == missing + 2
+    # Features whose texts are the same are one question.
+    assert len(server.asked) == 3 + judge["calls"] > 3 and judge["cost"] == pytest.approx(0.002 * judge["calls"])
 
 
 @pytest.mark.usefixtures("direct")
@@ -182,3 +207,6 @@ def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) 
     assert "one such as http://localhost:8000/v1" in told("--judge localhost:1 --judge-model a")
     assert "takes a JSON object" in told("--judge http://localhost:1/v1 --judge-model a --judge-settings hot")
     assert "above 0" in told("--judge http://localhost:1/v1 --judge-model a --max-calls 0")
+    assert "needs prices; give --prices IN,OUT" in told("--judge http://localhost:1/v1 --judge-model a --max-cost 2")
+    for wrong in ("1", "1,2,3", "1,x", "1,-2", "nan,1", "1,inf"):
+        assert f"such as 0.15,0.6, got '{wrong}'" in told(f"--judge http://a/v1 --judge-model a --prices {wrong}")

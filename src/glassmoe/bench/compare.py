@@ -43,6 +43,7 @@ class Sizes:
     dense_features: int = 4096
     store_width: int = 512
     store_tokens: int = 32768
+    store_tokens_longer: int = 131072
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
     memory_steps: int = 3
     memory_games: int = 100

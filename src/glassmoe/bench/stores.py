@@ -34,28 +34,12 @@ def store_rows(sizes: Sizes) -> list[dict[str, Any]]:
         root = Path(folder)
         _prepare(root, sizes)
         subject, corpus = load_subject(str(root / "model")), Corpus.open(root / "games")
-        rows = Rows(corpus.split("train"), f"games:{ROW}")
-        number = iter(range(1_000_000))
-
-        def ours() -> None:
-            _gather(root / f"store-{next(number)}", subject, corpus, sizes.store_tokens)
-
-        def bare() -> None:
-            _forward(subject, rows, sizes.store_tokens)
-
-        seconds = alternate({"ours": ours, "bare": bare}, min(sizes.repeats, REPEATS))
-        manifest = _gather(root / "last", subject, corpus, sizes.store_tokens)
+        manifest = _gather(root / "first", subject, corpus, sizes.store_tokens)
         what = f"{manifest['num_features']} features, {manifest['l0']:.0f} a token"
+        # The longer pass takes minutes, and one round of it says as much as several of the shorter.
+        rounds = {sizes.store_tokens: min(sizes.repeats, REPEATS), sizes.store_tokens_longer: 1}
         return [
-            row(
-                f"gathering examples, {what}",
-                ratios(seconds["bare"], seconds["ours"]),
-                of="tokens a second of the bare forward pass",
-                at_least=0.8,
-                note=f"{sizes.store_tokens} tokens, width {sizes.store_width}, the last of {LAYERS} layers; the first "
-                "windows are all kept, so longer passes do better",
-                tokens_per_second=round(manifest["read_tokens"] / row("", seconds["ours"])["value"]),
-            ),
+            *(_passes(root, subject, corpus, sizes, tokens, repeats, what) for tokens, repeats in rounds.items()),
             row(
                 f"memory of gathering examples, {what}",
                 [_peak_alone(root, sizes.store_tokens)],
@@ -64,6 +48,32 @@ def store_rows(sizes: Sizes) -> list[dict[str, Any]]:
                 note="greatest resident memory of a process of its own, interpreter, libraries and model included",
             ),
         ]
+
+
+def _passes(
+    root: Path, subject: Subject, corpus: Corpus, sizes: Sizes, tokens: int, repeats: int, what: str
+) -> dict[str, Any]:
+    """The line of passes over so many tokens."""
+    rows = Rows(corpus.split("train"), f"games:{ROW}")
+    read = []
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            read.append(_gather(Path(folder), subject, corpus, tokens)["read_tokens"])
+
+    def bare() -> None:
+        _forward(subject, rows, tokens)
+
+    seconds = alternate({"ours": ours, "bare": bare}, repeats, warm_up=repeats > 1)
+    return row(
+        f"gathering examples of {tokens} tokens, {what}",
+        ratios(seconds["bare"], seconds["ours"]),
+        of="tokens a second of the bare forward pass",
+        at_least=0.8,
+        note=f"width {sizes.store_width}, the last of {LAYERS} layers; a pass ends before that layer's MLP, of which "
+        "it computes the features",
+        tokens_per_second=round(read[-1] / row("", seconds["ours"])["value"]),
+    )
 
 
 def _prepare(root: Path, sizes: Sizes) -> None:
@@ -84,7 +94,7 @@ def _prepare(root: Path, sizes: Sizes) -> None:
     rng = np.random.default_rng(0)
     texts = [
         b";" + bytes(rng.choice(list(b"abcdefgh12345678"), ROW).astype(np.uint8))
-        for _ in range(sizes.store_tokens // ROW + 2)
+        for _ in range(max(sizes.store_tokens, sizes.store_tokens_longer) // ROW + 2)
     ]
     with CorpusWriter(root / "games", valid_share=0.0) as writer:
         writer.add(pack_games(texts))

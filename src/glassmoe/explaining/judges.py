@@ -27,11 +27,13 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from glassmoe.console import bar, say
+
+from .cost import Meter, usage
 
 KEY = "OPENAI_API_KEY"
 SECRET = 8
@@ -61,7 +63,7 @@ class Endpoint:
     `url`: what comes before /chat/completions. `settings`: what else every request says. `timeout` and `longest` are
     seconds; so is `wait`, before the second try, which doubles with every further one up to `longest`. An endpoint that
     asks for more than `longest` is not waited for. `calls`: requests that may be sent, tries included (None: no cap).
-    ValueError for an address that is none.
+    `prices` and `cost`: dollars per million tokens, and at most (`cost.Meter`). ValueError for an address that is none.
     """
 
     url: str
@@ -73,6 +75,8 @@ class Endpoint:
     longest: float = 60.0
     concurrent: int = 8
     calls: int | None = None
+    prices: tuple[float, float] | None = None
+    cost: float | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -109,13 +113,22 @@ class Rating(NamedTuple):
 
 class _Failure(Exception):
     """Why a request has no answer. `again`: whether another try may help, after `wait` seconds where the endpoint said
-    so. `absent`: whether nobody is there who would answer any request."""
+    so. `absent`: whether nobody is there who would answer any request. `lost`: whether it was sent and nothing came
+    back."""
 
     def __init__(
-        self, reason: str, detail: str = "", *, again: bool = False, wait: float | None = None, absent: bool = False
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        again: bool = False,
+        wait: float | None = None,
+        absent: bool = False,
+        lost: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.reason, self.detail, self.again, self.wait, self.absent = reason, detail, again, wait, absent
+        self.reason, self.detail, self.again, self.wait = reason, detail, again, wait
+        self.absent, self.lost = absent, lost
 
 
 class Answers:
@@ -153,8 +166,9 @@ class Chat:
     """Asks one model many questions. `counts` says what became of them so far."""
 
     def __init__(self, endpoint: Endpoint, answers: Answers | None = None) -> None:
-        """ValueError for a key that cannot be sent."""
+        """ValueError for a key that cannot be sent, and for a cap on cost without prices."""
         self.endpoint, self.answers, self.counts = endpoint, answers, Counts()
+        self.meter = Meter(endpoint.prices, endpoint.cost)
         self._key = os.environ.get(KEY, "").strip()
         # http.client's own complaint about a header would show the key.
         if re.search(r"[^!-~]", self._key):
@@ -164,7 +178,7 @@ class Chat:
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
         """The answer to each conversation, None where there is none. ValueError when nothing has answered yet and the
-        first requests all find nobody there."""
+        first requests all find nobody there, and, with a cap on cost, for an answer that does not tell its tokens."""
         bodies = [self._body(messages) for messages in conversations]
         keys = [hashlib.sha256(self.endpoint.url.encode() + b"\n" + body).hexdigest() for body in bodies]
         known = {key: self.answers and self.answers.get(key) for key in keys}
@@ -182,9 +196,9 @@ class Chat:
         return [answer if isinstance(answer := answers[key], str) else None for key in keys]
 
     def summary(self) -> dict[str, Any]:
-        """Who was asked (the address stays with who gave it) and the counts, as plain values."""
+        """Who was asked (the address stays with who gave it), the counts and the cost, as plain values."""
         asked = {"model": self.endpoint.model, "settings": dict(self.endpoint.settings)}
-        return {**asked, **vars(self.counts), "failed": dict(self.counts.failed)}
+        return {**asked, **vars(self.counts), "failed": dict(self.counts.failed), **self.meter.summary()}
 
     def _body(self, messages: Messages) -> bytes:
         values = {**self.endpoint.settings, "model": self.endpoint.model, "messages": [dict(each) for each in messages]}
@@ -225,19 +239,15 @@ class Chat:
         raise ValueError(f"no answer of {self.endpoint.model} from {self.endpoint.url}: {said}; {advice}")
 
     def _one(self, key: str, body: bytes) -> str | _Failure:
-        """One question, with its tries. An answer is on disk before it is returned."""
+        """One question, with its tries."""
         failure: _Failure | None = None
         for attempt in range(self.endpoint.tries):
-            if not self._may_call():
-                return failure or _Failure(f"beyond the cap of {self.endpoint.calls} calls")
+            if beyond := self._beyond():
+                return failure or _Failure(f"beyond the cap of {beyond}")
             try:
-                answer = self._post(body)
+                return self._answer(key, body)
             except _Failure as error:
                 failure = error
-            else:
-                if self.answers:
-                    self.answers.add(key, answer)
-                return answer
             # Requests that were refused together would otherwise come back together.
             wait = min(self.endpoint.wait * 2**attempt, self.endpoint.longest) * random.uniform(0.5, 1.0)
             wait = wait if failure.wait is None else failure.wait
@@ -246,15 +256,47 @@ class Chat:
                 break
         return failure or _Failure("no tries")
 
-    def _may_call(self) -> bool:
+    def _beyond(self) -> str | None:
+        """The cap that forbids another request; None where one may be sent, which is then counted and on its way."""
+        if not self.meter.enter(self._stopped):
+            return f"{self.endpoint.cost or 0:g} dollars"
         with self._lock:
-            if self.endpoint.calls is not None and self.counts.calls >= self.endpoint.calls:
-                return False
-            self.counts.calls += 1
-            return True
+            if self.endpoint.calls is None or self.counts.calls < self.endpoint.calls:
+                self.counts.calls += 1
+                return None
+        self.meter.leave(None)
+        return f"{self.endpoint.calls} calls"
+
+    def _answer(self, key: str, body: bytes) -> str:
+        """The answer to one request, or a `_Failure`; its cost is counted, and it is on disk before it is returned."""
+        used, lost = None, False
+        try:
+            text = self._post(body)
+            used = usage(text)
+            answer = _content(text)
+            if self.answers:
+                self.answers.add(key, answer)
+            if used is None:
+                self._unmetered()
+        except _Failure as error:
+            lost = error.lost
+            raise
+        finally:
+            self.meter.leave(used, lost)
+        return answer
+
+    def _unmetered(self) -> None:
+        self.meter.unmetered()
+        if self.endpoint.cost is not None:
+            # Before the others learn that there is room again.
+            self._stopped.set()
+            raise ValueError(
+                f"{self.endpoint.model} at {self.endpoint.url} does not tell the tokens of its answers, so a cap on "
+                f"their cost cannot be kept; give --max-calls instead of --max-cost"
+            )
 
     def _post(self, body: bytes) -> str:
-        """The answer to one request, or a `_Failure`."""
+        """What comes back from one request, or a `_Failure`."""
         # One POST of JSON needs no client package: the endpoint's own is a dependency, with settings that it reads
         # from the environment and retries of its own that no cap would count.
         request = Request(self.endpoint.url.rstrip("/") + "/chat/completions", data=body)
@@ -271,15 +313,11 @@ class Chat:
             cause = getattr(error, "reason", error)
             late = isinstance(cause, TimeoutError)
             reason = f"no answer within {self.endpoint.timeout:g} s" if late else "unreachable"
-            raise _Failure(reason, "" if late else _short(str(cause)), again=True, absent=True) from None
+            # What could not be sent whole comes as a URLError; the rest may have been read, and be charged.
+            lost, said = not isinstance(error, URLError), "" if late else _short(str(cause))
+            raise _Failure(reason, said, again=True, absent=True, lost=lost) from None
         self._reached = True
-        try:
-            content = json.loads(text)["choices"][0]["message"]["content"]
-        except (ValueError, TypeError, LookupError, RecursionError):
-            raise _Failure("no chat completion", _short(text)) from None
-        if not isinstance(content, str) or not content.strip():
-            raise _Failure("an answer without text", _short(text))
-        return content
+        return text
 
     def _refused(self, error: HTTPError) -> _Failure:
         with error:
@@ -296,6 +334,17 @@ class Chat:
     def _without_key(self, held: bytes) -> str:
         text = held.decode("utf-8", "replace")
         return text.replace(self._key, "[key]") if len(self._key) >= SECRET else text
+
+
+def _content(text: str) -> str:
+    """The answer in a chat completion, or a `_Failure`."""
+    try:
+        content = json.loads(text)["choices"][0]["message"]["content"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise _Failure("no chat completion", _short(text)) from None
+    if not isinstance(content, str) or not content.strip():
+        raise _Failure("an answer without text", _short(text))
+    return content
 
 
 def _short(text: str) -> str:

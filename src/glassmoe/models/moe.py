@@ -81,7 +81,7 @@ class MoE(FeedForward):
     def features(self, x_TD: Tensor) -> Features:
         gates_TK, experts_TK = choose(self.scores(x_TD), self.experts_per_token)
         values_TKF = expert_values(x_TD, self.w_enc, self.b_enc, experts_TK, self.activation, self.w_up)
-        values_TKF = values_TKF * gates_TK.unsqueeze(-1).to(values_TKF.dtype)
+        values_TKF.mul_(gates_TK.unsqueeze(-1).to(values_TKF.dtype))
         unit_F = torch.arange(self.expert_hidden, device=x_TD.device)
         ids_TKF = experts_TK.unsqueeze(-1) * self.expert_hidden + unit_F
         return Features(values_TKF.flatten(1), self.num_features, ids_TKF.flatten(1))

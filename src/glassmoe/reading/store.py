@@ -34,8 +34,8 @@ from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.tokens import MOVES, TEXT
 from glassmoe.models import FeedForward
 
-from .examples import HALVES, Arrays, Fired, Float32, Gatherer, Int64, bin_edges, fired
-from .subject import Place, Subject, activations, weights_digest
+from .examples import HALVES, PARTS, Arrays, Fired, Float32, Gatherer, Int64, bin_edges, fired
+from .subject import Place, Subject, given, require_finite, weights_digest
 
 SCHEMA_VERSION = 1
 FOLDER = "features"
@@ -334,19 +334,21 @@ class _Pass:
                 if time.monotonic() - start > SAVE_SECONDS:
                     self._save(number + 1)
                     start = time.monotonic()
-        self._save(len(self.batches))
+        if self.of > 1:
+            self._save(len(self.batches))
 
     def _read(self, first: int) -> None:
         tokens_RN, lengths_R = self.rows.batch(self.source_rows_R[first : min(first + self.batch, self.count)])
         device = next(self.subject.model.parameters()).device
-        found = activations(self.subject.model, [self.place], torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
-        x_TD = found[self.place].x.flatten(0, 1)
+        x_TD = given(self.subject.model, self.place, torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
         counted_RN = np.arange(self.row) < lengths_R[:, None]
         if self.skip:
             # What begins every document is no text (delphi leaves it out, too).
             counted_RN[:, 0] = False
         counted_T = torch.from_numpy(counted_RN.flatten()).to(device)
-        each = fired(self.layer.features(x_TD), counted_T, self.manifest["keep"])
+        features = self.layer.features(x_TD.flatten(0, 1))
+        require_finite(self.place, features.values)
+        each = fired(features, counted_T, self.manifest["keep"])
         self.gatherer.add(each, first, len(tokens_RN), self.row, lengths_R, int(counted_RN.sum()))
         if self.manifest["full"]:
             self._write_all(first, each)
@@ -392,23 +394,23 @@ class _Pass:
 
     def finish(self) -> FeatureStore | None:
         """Put the parts together, if all are done."""
-        whole = self._gatherer()
-        for which in range(self.of):
+        whole = self.gatherer if self.of == 1 else self._gatherer()
+        for which in range(self.of) if self.of > 1 else ():
             found = self._load(which)
             batches = range(which * self.batch, self.count, self.batch * self.of)
             if found is None or found[0] < len(batches):
                 return None
             whole.merge(found[1])
+        state = whole.state()
         tokens_RN, lengths_R = self.rows.batch(self.source_rows_R)
         read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": self.source_rows_R}
         sources = self.rows.games.sources_of(self.source_rows_R)
         self._write(self.path / "rows.safetensors", read | ({"sources": sources[1]} if sources else {}))
-        counted: Arrays = {n: a for n, a in whole.state().items() if n.endswith(("_F", "_FB"))}
+        counted: Arrays = {n: a for n, a in state.items() if n.endswith(("_F", "_FB"))}
         examples: Arrays = {}
-        for part, kept in whole.kept.items():
-            indptr = np.searchsorted(kept.feature, np.arange(whole.features + 1))
-            counted[f"{part}.indptr"] = indptr
-            examples |= {f"{part}.window": kept.window, f"{part}.strengths": kept.strengths}
+        for part in PARTS:
+            counted[f"{part}.indptr"] = np.searchsorted(state[f"{part}.feature"], np.arange(whole.features + 1))
+            examples |= {name: state[name] for name in (f"{part}.window", f"{part}.strengths")}
         for half in HALVES:
             counted |= {f"pool.{half}": whole.pool[half], f"pool_fired.{half}": whole.pool_fired[half]}
         self._write(self.path / "features.safetensors", counted)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -236,13 +236,37 @@ def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[
         for handle in handles:
             handle.remove()
     for place, (x_BSD, y_BSD) in caught.items():
-        # A sum is not finite when any of what is added is not.
-        if not bool(torch.isfinite(x_BSD.sum() + y_BSD.sum())):
-            raise RuntimeError(
-                f"the activations at {place.module} are not all finite; the model's weights or the precision are to "
-                f"blame: check them, or use --precision fp32"
-            )
+        require_finite(place, x_BSD, y_BSD)
     return caught
+
+
+@torch.no_grad()
+def given(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
+    """What is read at a place, (B, S, D) float32: `Activations.x`, in a pass that ends before the MLP does its work.
+    RuntimeError when it is not finite."""
+    if place.site != "mlp":
+        return activations(model, [place], tokens_BS)[place].x
+    caught: list[Tensor] = []
+
+    def tap(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(_rows(_first(args, kwargs), tokens_BS).float())
+        raise _Reached
+
+    handle = model.get_submodule(place.module).register_forward_pre_hook(tap, with_kwargs=True)
+    with handle, suppress(_Reached):
+        model(input_ids=tokens_BS, use_cache=False)
+    require_finite(place, caught[0])
+    return caught[0]
+
+
+def require_finite(place: Place, *read: Tensor) -> None:
+    """RuntimeError when what was read at a place is not all finite."""
+    # A sum is not finite when any of what is added is not.
+    if not all(bool(torch.isfinite(each.sum())) for each in read):
+        raise RuntimeError(
+            f"the activations at {place.module} are not all finite; the model's weights or the precision are to "
+            f"blame: check them, or use --precision fp32"
+        )
 
 
 @contextmanager
@@ -265,7 +289,7 @@ def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | Non
     Of modules that return several things the first is meant."""
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        given = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+        given = _first(args, kwargs)
         several = isinstance(out, tuple)
         found = act(given, out[0] if several else out)
         if found is None:
@@ -273,6 +297,12 @@ def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | Non
         return (found, *out[1:]) if several else found
 
     return model.get_submodule(place.module).register_forward_hook(hook, with_kwargs=True)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The tensor that a module is given first."""
+    found: Tensor = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+    return found
 
 
 def _rows(x: Tensor, tokens_BS: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ SHOWN = 20
 NUMBERS = {"detection": ("balanced_accuracy", "f1"), "fuzzing": ("balanced_accuracy",), "embedding": ("auc",)}
 WORDS = {"balanced_accuracy": "balanced accuracy", "f1": "F1", "auc": "AUC"}
 
+UNTOLD = {"unmetered": "answers did not tell theirs", "lost": "requests got no answer"}
+
 
 def explanations_table(made: Mapping[str, Any]) -> str:
     """The features that are explained best, and the means over all of them."""
@@ -27,7 +29,7 @@ def explanations_table(made: Mapping[str, Any]) -> str:
         numbers = [line["scores"][name][NUMBERS[name][0]] if name in line["scores"] else None for name in scorers]
         rows.append([str(line["feature"]), _short(line["explanation"] or line.get("why", "")), *property_, *numbers])
     header = ["feature", "explanation", *(["board (F1)"] if board else []), *scorers]
-    parts = [table(header, rows), *_means(made), *_counted(made), f"explanations: {made['file']}"]
+    parts = [table(header, rows), *_means(made), *_counted(made), *_asked(made), f"explanations: {made['file']}"]
     return "\n\n".join(parts)
 
 
@@ -61,6 +63,26 @@ def _with_half(number: Mapping[str, Any]) -> str:
     if number["mean"] is None:
         return "-"
     return f"{number['mean']:.3f}" + (f" ± {number['half']:.3f}" if number["half"] is not None else "")
+
+
+def _asked(made: Mapping[str, Any]) -> list[str]:
+    """What became of the questions to a language model, and what they cost."""
+    counts = made.get("questions")
+    if not counts:
+        return []
+    told = f"{counts['asked']:,} questions: {counts['answered']:,} answered, {counts['cached']:,} known already"
+    told += "".join(f", {count:,} {reason}" for reason, count in counts["failed"].items())
+    return ["; ".join([told, *cost_told(counts)])]
+
+
+def cost_told(counts: Mapping[str, Any]) -> list[str]:
+    """The tokens and dollars of an endpoint's answers, in words; nothing where it told none."""
+    if not counts.get("prompt_tokens"):
+        return []
+    told = f"{counts['prompt_tokens']:,} tokens read and {counts['completion_tokens']:,} written"
+    told += f", {counts['cost']:.4f} dollars" if counts["cost"] is not None else ""
+    missing = [f"{counts[key]:,} {words}" for key, words in UNTOLD.items() if counts[key]]
+    return [told + (f" ({', '.join(missing)})" if missing else "")]
 
 
 def _counted(made: Mapping[str, Any]) -> list[str]:

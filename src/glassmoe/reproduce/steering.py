@@ -23,6 +23,7 @@ from glassmoe.measure.intervals import interval
 from glassmoe.measure.steering import specialisation
 from glassmoe.reading.sample import Sampling
 from glassmoe.reading.subject import Subject
+from glassmoe.report.explanations import cost_told
 from glassmoe.report.tables import table
 
 from .canvas import COLOURS, drawing, write
@@ -177,6 +178,7 @@ def _told(judge: dict[str, Any]) -> str:
         f"{judge['model']} was asked {judge['asked']} times: {missing} without an answer"
         + (f" ({reasons})" if reasons else "")
         + f", {judge['malformed']} with one that could not be read."
+        + "".join(f" What it answered now came to {cost}." for cost in cost_told(judge))
     )
 
 

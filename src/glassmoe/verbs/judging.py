@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glassmoe.arguments import count
+from glassmoe.arguments import above_zero, count, prices
 
 
 def add_judge(parser: argparse.ArgumentParser, about: str, metavar: str, **more: Any) -> None:
@@ -19,6 +19,10 @@ def add_judge(parser: argparse.ArgumentParser, about: str, metavar: str, **more:
     )
     parser.add_argument("--judge-cache", type=Path, default=Path("runs/judges"), help="folder of the judges' answers")
     parser.add_argument("--max-calls", type=count, help="requests to each judge at most")
+    parser.add_argument("--max-cost", type=above_zero, metavar="DOLLARS", help="of each judge at most (with --prices)")
+    parser.add_argument(
+        "--prices", type=prices, metavar="IN,OUT", help="dollars per million tokens that judges read and write"
+    )
 
 
 def chats(args: Any) -> list[Any]:
@@ -39,7 +43,8 @@ def chats(args: Any) -> list[Any]:
     if "" in models:
         raise ValueError(f"--judge-model takes names separated by commas, got {args.judge_model!r}")
     answers = Answers(args.judge_cache / "answers.jsonl")
-    return [Chat(Endpoint(args.judge, name, settings, calls=args.max_calls), answers) for name in models]
+    caps = {"calls": args.max_calls, "prices": args.prices, "cost": args.max_cost}
+    return [Chat(Endpoint(args.judge, name, settings, **caps), answers) for name in models]
 
 
 def judge_of(args: Any) -> Any:
