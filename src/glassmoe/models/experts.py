@@ -2,10 +2,10 @@
 
 Three kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their
 place (a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted
-tokens to `torch.nn.functional.grouped_mm`, for GPUs, where rows are of whole 16 bytes, as it needs them. `_few` is for
-a CPU that reads a token or a few without gradients, as generation does: no sorting, and of ReLU experts only the rows
-of units above zero are read. All compute in the dtype of `x_TD`; gates stay in float32. Experts with a `w_up` are gated: s(W_enc x) * (W_up x) stands for s(W_enc
-x).
+tokens to `torch.nn.functional.grouped_mm`, for GPUs, where rows are of whole 16 bytes, as it needs them. `few_tokens`
+is for CPUs that read a token at a time, as generation does: nothing is sorted, and of large ReLU experts only the rows
+of units above zero are read. All compute in the dtype of `x_TD`; gates stay in float32. Experts with a `w_up` are
+gated: s(W_enc x) * (W_up x) stands for s(W_enc x).
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S = T * K slots, a slot
 being one token at one of its experts; slots are sorted by expert.
@@ -59,8 +59,6 @@ def expert_mlp(
     `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly,
     because grouped products are not autocast-aware.
     """
-    if not torch.is_grad_enabled() and x_TD.device.type == "cpu" and experts_TK.numel() <= len(w_enc_EFD):
-        return _few(x_TD, w_enc_EFD, b_enc_EF, w_dec_EFD, gates_TK, experts_TK, activation, w_up_EFD)
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
@@ -98,34 +96,39 @@ LISTED_WEIGHTS = 1 << 17
 """From so many weights of an expert's decoder on, listing the units above zero takes less time than it saves."""
 
 
-def _few(
+def few_tokens(
     x_TD: Tensor,
     w_enc_EFD: Tensor,
     b_enc_EF: Tensor | None,
     w_dec_EFD: Tensor,
-    gates_TK: Tensor,
-    experts_TK: Tensor,
+    gates: list[list[float]],
+    experts: list[list[int]],
     activation: str,
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """No more slots than experts: each with its expert's weights as they lie, which autocast casts for these alone."""
+    """What `expert_mlp` gives, without gradients and autocast: each token with its experts' weights as they lie. Small
+    layers spend their time on calls, not on products, so calls are few."""
     outputs = []
-    for x_1D, gates_1K, experts in zip(x_TD.split(1), gates_TK.split(1), experts_TK.tolist(), strict=True):
-        each = []
-        for e in experts:
-            w_dec_FD = w_dec_EFD[e]
+    tokens = (x_TD,) if len(x_TD) == 1 else x_TD.split(1)
+    for x_1D, gates_K, experts_K in zip(tokens, gates, experts, strict=True):
+        y_1D, keep = x_1D, 0  # the first product keeps nothing of what it is added to
+        for gate, e in zip(gates_K, experts_K, strict=True):
             h_1F = ACTIVATIONS[activation](F.linear(x_1D, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e]))
             if w_up_EFD is not None:
                 h_1F = h_1F * F.linear(x_1D, w_up_EFD[e])
-            listed = activation == "relu" and w_dec_FD.numel() >= LISTED_WEIGHTS and h_1F.dtype == w_dec_FD.dtype
-            each.append(_write_active(h_1F, w_dec_FD) if listed else h_1F @ w_dec_FD)
-        y_KD = torch.cat(each)
-        outputs.append(gates_1K.to(y_KD.dtype) @ y_KD)
-    return torch.cat(outputs)
+            w_dec_FD = w_dec_EFD[e]
+            if activation == "relu" and w_dec_FD.numel() >= LISTED_WEIGHTS:
+                written_1D = _write_active(h_1F * gate, w_dec_FD)
+                y_1D = y_1D + written_1D if keep else written_1D
+            else:
+                y_1D = torch.addmm(y_1D, h_1F, w_dec_FD, beta=keep, alpha=gate)
+            keep = 1
+        outputs.append(y_1D)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _write_active(h_1F: Tensor, w_dec_FD: Tensor) -> Tensor:
-    """h @ W_dec by the rows of the units that are not zero: all that moves here is weights."""
+    """h @ W_dec, reading only the rows of units that are not zero."""
     unit_A = h_1F[0].nonzero().squeeze(1)
     begin = unit_A.new_zeros(1)
     return F.embedding_bag(unit_A, w_dec_FD, begin, mode="sum", per_sample_weights=h_1F[0, unit_A])
