@@ -69,8 +69,8 @@ def bench(
     """Every line of the groups `only`, and what they were measured on.
 
     `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
-    of games to read in place of one that is made, `text`: a .jsonl file of documents likewise. `quickstart`: run it too. ValueError for an unknown group or a path
-    that does not hold what it should.
+    of games to read in place of one that is made, `text`: a .jsonl file of documents likewise. `quickstart`: run it
+    too. ValueError for an unknown group or a path that does not hold what it should.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:

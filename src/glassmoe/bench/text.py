@@ -6,6 +6,7 @@ The text is made up, its words drawn as often as words are (Zipf's law), most of
 from __future__ import annotations
 
 import json
+import random
 import sys
 import tempfile
 from functools import partial
@@ -25,9 +26,12 @@ from .text_models import generation_rows, training_rows
 PROCESSES = 2
 WORDS, DOCUMENT_WORDS = 60_000, 400
 """Different words, and the median of the words of a document."""
-_STARTS = "b c d f g h j k l m n p r s t v w st tr pl ch sh th".split()
-_MIDDLES = "a e i o u a e i o ai ea ou ie oo".split()
-_ENDS = ["", "", "n", "r", "s", "t", "l", "nd", "ck", "m"]
+_SYLLABLES = [
+    first + vowel + last
+    for first in (*"bcdfghjklmnprstvw", "st", "tr", "pl", "ch", "sh", "th")
+    for vowel in (*"aeiou", "ai", "ea", "ou")
+    for last in ("", "", *"nrstlm", "nd", "ck")
+]
 
 
 def text_rows(sizes: Sizes, device: torch.device, dtype: torch.dtype, text: Path | None = None) -> list[dict[str, Any]]:
@@ -47,10 +51,8 @@ def text_rows(sizes: Sizes, device: torch.device, dtype: torch.dtype, text: Path
 def write_text_file(file: Path, size: int) -> Path:
     """About `size` bytes of different documents, a JSON object a line, always the same."""
     rng = np.random.default_rng(0)
-    spelt = [
-        "".join(rng.choice(part) for _ in range(min(4, rng.geometric(0.5))) for part in (_STARTS, _MIDDLES, _ENDS))
-        for _ in range(WORDS)
-    ]
+    spell = random.Random(0)
+    spelt = ["".join(spell.choices(_SYLLABLES, k=min(4, count))) for count in rng.geometric(0.5, WORDS)]
     # Every tenth word ends a clause, every twentieth a sentence, every two-hundredth a paragraph.
     marks = np.array(["", ",", ".", ".\n\n"])[np.digitize(rng.random(WORDS), [0.9, 0.95, 0.995])]
     words = [word + mark for word, mark in zip(spelt, marks, strict=True)]
@@ -101,9 +103,9 @@ def _tokenising_row(file: Path, tokenizer: Path, root: Path, sizes: Sizes, *, ow
         ratios(seconds["datasets"], seconds["ours"]),
         of="bytes/s of datasets.map",
         at_least=2.0,
-        note=f"{size / 1e6:.0f} MB of .jsonl, {what}; the same byte-level BPE of {sizes.text_ids} ids, {PROCESSES} processes "
-        "each. Theirs: load_dataset of the file into a new cache, map(batched) with the transformers tokenizer, ids "
-        "alone kept. Ours: duplicates removed, split, checksums of input and output besides",
+        note=f"{size / 1e6:.0f} MB of .jsonl, {what}; the same byte-level BPE of {sizes.text_ids} ids, {PROCESSES} "
+        "processes each. Theirs: load_dataset of the file into a new cache, map(batched) with the transformers "
+        "tokenizer, ids alone kept. Ours: duplicates removed, split, checksums of input and output besides",
         tokens_per_second=round(tokens["ours"] / row("", seconds["ours"])["value"]),
         tokens_per_second_of_peer=round(tokens["theirs"] / row("", seconds["datasets"])["value"]),
         megabytes_per_second=size / 1e6 / row("", seconds["ours"])["value"],
@@ -143,8 +145,8 @@ def _memory_row(root: Path, sizes: Sizes) -> dict[str, Any]:
         [greatest],
         "GiB",
         at_most=1.0,
-        note=f"glassmoe data text --tokenizer train:{sizes.text_ids} --workers {PROCESSES}: the greatest sum of resident memory "
-        f"over it and its workers in looks {POLL_SECONDS} s apart; pages that they share count in each",
+        note=f"glassmoe data text --tokenizer train:{sizes.text_ids} --workers {PROCESSES}: the greatest sum of "
+        f"resident memory over it and its workers in looks {POLL_SECONDS} s apart; pages that they share count in each",
         documents=sum(manifest["documents"].values()),
         tokens=sum(manifest["token_counts"].values()),
     )

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,11 @@ def training_rows(data: Path, sizes: Sizes, device: torch.device, dtype: torch.d
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             optimizer: list[str] = []
-            seconds = _in_turn(
-                {
-                    "ours": lambda config=config, root=root: _our_fit(config, root, device),
-                    "theirs": lambda config=config, root=root, told=optimizer: _their_fit(config, root, dtype, told),
-                },
-                sizes.repeats,
-            )
+            fits = {
+                "ours": partial(_our_fit, config, root, device),
+                "theirs": partial(_their_fit, config, root, dtype, optimizer),
+            }
+            seconds = _in_turn(fits, sizes.repeats)
         batch, length = config.train.batch_rows, _length(config)
         tokens = sizes.text_steps * batch * length
         rows.append(
@@ -57,9 +56,9 @@ def training_rows(data: Path, sizes: Sizes, device: torch.device, dtype: torch.d
                 ratios(seconds["theirs"], seconds["ours"]),
                 of="tokens/s of transformers' Trainer",
                 at_least=1.0,
-                note=f"the same model class and rows; {batch} rows of {length} tokens a step, {sizes.text_steps} steps after "
-                f"{WARM_UP}, {str(dtype).removeprefix('torch.')}; ours by the loop of glassmoe train with torch's AdamW, "
-                f"theirs with its default, {optimizer[0]}; neither logs or saves in these steps",
+                note=f"the same model class and rows; {batch} rows of {length} tokens a step, {sizes.text_steps} steps "
+                f"after {WARM_UP}, {str(dtype).removeprefix('torch.')}; ours by the loop of glassmoe train with "
+                f"torch's AdamW, theirs with its default, {optimizer[0]}; neither logs or saves in these steps",
                 tokens_per_second=per_second(tokens, seconds["ours"]),
                 tokens_per_second_of_peer=per_second(tokens, seconds["theirs"]),
             )
@@ -175,7 +174,7 @@ def _generation_row(width: int, sizes: Sizes, device: torch.device) -> dict[str,
         )
         wrote[name] = made_BN[0, PROMPT:].tolist()
 
-    seconds = alternate({name: lambda name=name: write(name) for name in LAYERS}, sizes.repeats, device)
+    seconds = alternate({name: partial(write, name) for name in LAYERS}, sizes.repeats, device)
     active = {name: model.active_parameters() for name, model in models.items()}
     layer: Any = models["moe-x"].feed_forwards()[0]
     return row(
@@ -183,8 +182,9 @@ def _generation_row(width: int, sizes: Sizes, device: torch.device) -> dict[str,
         ratios(seconds["gelu"], seconds["moe-x"]),
         of="tokens/s of gelu",
         at_least=0.9,
-        note=f"{sizes.generated} tokens after {PROMPT}, batch 1, greedy, float32, transformers' generate; text-small's model "
-        "at this width and 4 x it, random weights, a head of its own (with the embedding's a random model repeats one token)",
+        note=f"{sizes.generated} tokens after {PROMPT}, batch 1, greedy, float32, transformers' generate; text-small's "
+        "model at this width and 4 x it, random weights, a head of its own (with the embedding's a random model "
+        "repeats one token)",
         tokens_per_second=per_second(sizes.generated, seconds["moe-x"]),
         tokens_per_second_of_peer=per_second(sizes.generated, seconds["gelu"]),
         generated=len(wrote["moe-x"]),
