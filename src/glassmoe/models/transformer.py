@@ -31,6 +31,7 @@ from .attention import causal_attention
 from .configuration import GlassConfig
 from .dense import GLU, Dense, SoLU, TopK, gated_hidden
 from .features import FeedForward
+from .loss import IGNORED
 from .moe import MoE
 from .monet import MonetHD, MonetVD, monet_sizes
 from .peer import peer
@@ -316,7 +317,9 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         logits_BSV = self.lm_head(hidden_BSD[:, keep])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            # Labels are moved, not logits, which are larger by the vocabulary.
+            following_BS = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), following_BS.flatten(), ignore_index=IGNORED)
             loss = loss + sum(losses.values(), torch.zeros_like(loss))
         return GlassOutput(loss=loss, logits=logits_BSV, past_key_values=cache, losses=losses)
 
