@@ -31,7 +31,6 @@ from .attention import causal_attention
 from .configuration import GlassConfig
 from .dense import GLU, Dense, SoLU, TopK, gated_hidden
 from .features import FeedForward
-from .loss import IGNORED
 from .moe import MoE
 from .monet import MonetHD, MonetVD, monet_sizes
 from .peer import peer
@@ -318,8 +317,8 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             # Labels are moved, not logits, which are larger by the vocabulary.
-            following_BS = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), following_BS.flatten(), ignore_index=IGNORED)
+            following_BS = F.pad(labels[:, 1:], (0, 1), value=-100)
+            loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), following_BS.flatten())
             loss = loss + sum(losses.values(), torch.zeros_like(loss))
         return GlassOutput(loss=loss, logits=logits_BSV, past_key_values=cache, losses=losses)
 
