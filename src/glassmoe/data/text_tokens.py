@@ -30,8 +30,12 @@ KNOWN_WORDS, LONGEST_WORD = 1 << 17, 64
 """How many words an encoder remembers the ids of (some 30 MB of them), and of how many characters at most."""
 
 # Whatever lies between two cuts. Cut is before a single space and after a single line end, each between two characters
-# that are not white space; what Python holds for white space is more than what tokenizers do, so a cut less at worst.
-_WORDS = re.compile(r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+")
+# that are not white space (what Python holds for that is more than what tokenizers do, so a cut less at worst); and
+# between a letter and a mark of ASCII, so that words are known whatever follows them.
+_MARK = r"[!-/:-@\[-`{-~]"
+_WORD = rf"\s*+{_MARK}*+[A-Za-z]++(?={_MARK}| \S)"
+_OTHER = r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+"
+_WORDS = re.compile(f"{_WORD}|{_OTHER}")
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {
     rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}{_REST}" for digits in ("", "{1,3}")
@@ -145,7 +149,7 @@ def _groups(parts: Iterable[str]) -> Iterator[list[str]]:
 def cuts_at_words(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer is known to give a text cut by `_WORDS` the tokens of the whole: a byte-level BPE whose
     pattern is GPT-2's (also GPT-NeoX's), Llama 3's or Qwen 2's. None of these joins a single space to what stands
-    before it, nor a single line end to a letter, digit or mark behind it."""
+    before it, a single line end to what stands behind it, or a letter to a mark behind it."""
     described = json.loads(tokenizer.to_str())
     steps = described["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
@@ -162,17 +166,14 @@ def cuts_at_words(tokenizer: Tokenizer) -> bool:
         and not model.get("dropout")
         # Composed characters never hold a space or a line end.
         and (normalizer is None or normalizer["type"] == "NFC")
-        and all(_stands_in_a_word(token) for token in described["added_tokens"])
+        and all(_uncut(token) for token in described["added_tokens"])
     )
 
 
-def _stands_in_a_word(token: dict[str, Any]) -> bool:
+def _uncut(token: dict[str, Any]) -> bool:
     """Whether no cut goes through an added token where a text spells it; special ones are read as text."""
-    if token["special"]:
-        return True
-    text = token["content"]
-    runs_of_spaces = len(text) > 1 and not text.strip(" ")
-    return not token["lstrip"] and not token["rstrip"] and (runs_of_spaces or not any(map(str.isspace, text)))
+    runs_of_spaces = len(token["content"]) > 1 and not token["content"].strip(" ")
+    return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
 
 
 def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
