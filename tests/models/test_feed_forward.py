@@ -230,7 +230,7 @@ def test_a_few_tokens_at_a_time_give_what_all_at_once_give(
     for p in layer.parameters():
         torch.nn.init.normal_(p)
     if listed:
-        monkeypatch.setattr(kernels, "LISTED_WEIGHTS", 1)
+        monkeypatch.setattr(kernels, "LARGE", 1)
     x = torch.randn(40, 16)
     x[7] = 0  # without a bias no unit is above zero
     whole = layer(x)[0].detach()
@@ -243,6 +243,19 @@ def test_a_few_tokens_at_a_time_give_what_all_at_once_give(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not layer.eval()._few(x[:1])
     assert not layer._few(x[:1])
+
+
+def test_a_few_tokens_in_bfloat16_are_close() -> None:
+    torch.manual_seed(0)
+    layer = MoE(16, 24, 8, 2).eval()
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    layer = layer.bfloat16()
+    x = torch.randn(20, 16).bfloat16()
+    with torch.no_grad():
+        parts = torch.cat([layer(x[i : i + 1])[0] for i in range(20)])
+        torch.testing.assert_close(parts, layer(x)[0], rtol=0.03, atol=0.03)
+    assert parts.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["moe-x gated", "reglu"])

@@ -91,6 +91,7 @@ class MoE(FeedForward):
             or len(x_TD) * self.experts_per_token > self.num_experts
             or x_TD.device.type != "cpu"
             or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
         )
 
     def _forward_few(self, x_TD: Tensor) -> Tensor:

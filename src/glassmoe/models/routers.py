@@ -21,7 +21,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 VARIANCE_FLOOR = 1e-12
@@ -138,17 +137,16 @@ def choose(scores_TE: Tensor, experts_per_token: int) -> tuple[Tensor, Tensor]:
 def choose_few(
     x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor, experts_per_token: int
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """`choose(sparsity_scores(...))` for a token or a few, in Python's numbers: the scores of eight experts are made in
-    the time of two calls of a tensor, of which there would be ten. Nothing here has a gradient, or minds autocast."""
-    bias: tuple[Tensor | None, Tensor | None] = (None, None)
-    if mean_ED.shape[1] > x_TD.shape[1]:
-        bias = mean_ED[:, -1], var_ED[:, -1]
-        mean_ED, var_ED = mean_ED[:, :-1], var_ED[:, :-1]
-    x_TD = x_TD.float()
-    means, variances = F.linear(x_TD, mean_ED, bias[0]), F.linear(x_TD.square(), var_ED, bias[1])
+    """`choose(sparsity_scores(...))` for a token or a few on a CPU, without gradients: the scores of eight experts are
+    worked out one by one in the time of two calls of torch, and it would take ten."""
+    x, mean, var = x_TD.detach().float().numpy(), mean_ED.numpy(), var_ED.numpy()
+    width = x.shape[1]
+    means, variances = x @ mean[:, :width].T, (x * x) @ var[:, :width].T
+    if mean.shape[1] > width:
+        means, variances = means + mean[:, width], variances + var[:, width]
     gates, experts = [], []
-    for mean, variance in zip(means.tolist(), variances.tolist(), strict=True):
-        scores = [-math.erf(m / math.sqrt(2 * max(v, VARIANCE_FLOOR))) for m, v in zip(mean, variance, strict=True)]
+    for ms, vs in zip(means.tolist(), variances.tolist(), strict=True):
+        scores = [-math.erf(m / math.sqrt(2 * max(v, VARIANCE_FLOOR))) for m, v in zip(ms, vs, strict=True)]
         kept = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:experts_per_token]
         weights = [math.exp(scores[e]) for e in kept]
         total = sum(weights)
