@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from glassmoe.bench.coders import PEERS
 from glassmoe.bench.compare import alternate, ratios, row, skipped
 from glassmoe.bench.parts import layer_parts, route
 from glassmoe.bench.steps import LAYERS
+from glassmoe.bench.text import write_text_file
 from glassmoe.models import GlassConfig, GlassForCausalLM
 from glassmoe.report.tables import bench_table
 
@@ -46,6 +48,11 @@ TOY = Sizes(
     listed_features=128,
     page_tokens=2000,
     page_games=40,
+    text_bytes=200_000,
+    large_text_bytes=3_000_000,
+    text_ids=300,
+    text_steps=2,
+    generated=6,
     starts=1,
     quickstart=("--steps", "2", "--synthetic-games", "60", "--games", "2"),
 )
@@ -267,6 +274,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--peer-pytorch", "nowhere"], "nowhere/PEER_pytorch/PEER.py"),
         (["--monet", "nowhere"], "nowhere/modeling_monet.py"),
         (["--pgn", "nowhere.pgn"], "nowhere.pgn"),
+        (["--text", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--widths", "12"], "multiples of 8"),
         (["--repeats", "0"], "above 0"),
     ],
@@ -316,3 +324,41 @@ def test_pages() -> None:
     build, listed = lines["pages of 64 features"], lines["list of 128 features, from its address to its rows"]
     assert build["target"] == {"at_most": 60.0} and build["value"] > 0
     assert "chromium" in listed["skipped"] if find_chromium() is None else listed["target"] == {"at_most": 1.0}
+
+
+def test_text() -> None:
+    """Peers have lines where they are installed, and else say what it takes."""
+    lines = measured("text")
+    memory = lines["memory of preparing 0.003 GB of text"]
+    assert memory["unit"] == "GiB" and memory["target"] == {"at_most": 1.0} and memory["value"] > 0.05
+    assert memory["documents"] > 100 and memory["tokens"] > 100_000
+    writing = lines["generation, d=16, moe-x of tokens/s of gelu"]
+    assert writing["target"] == {"at_least": 0.9} and writing["generated"] == TOY.generated
+    assert writing["active_parameters"] == pytest.approx(writing["active_parameters_of_dense"], rel=0.08)
+    if find_spec("datasets") is None:
+        assert "pip install datasets" in lines["tokenising text"]["skipped"]
+    else:
+        same_tokens(lines["tokenising text of bytes/s of datasets.map"])
+    if find_spec("accelerate") is None:
+        assert "pip install accelerate" in lines["training steps beside Trainer"]["skipped"]
+    else:
+        for layer in ("gelu", "moe-x"):
+            line = lines[f"text-small training, {layer}, adamw of tokens/s of transformers' Trainer"]
+            assert line["target"] == {"at_least": 1.0} and line["tokens_per_second_of_peer"] > 0
+
+
+def same_tokens(line: dict[str, Any]) -> None:
+    assert line["target"] == {"at_least": 2.0} and line["duplicates"] == 0
+    assert line["tokens"] == line["tokens_of_peer"] > 10_000
+
+
+def test_made_up_text_has_words_as_often_as_zipf_says(tmp_path: Path) -> None:
+    file = write_text_file(tmp_path / "a.jsonl", 300_000)
+    texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+    assert 300_000 <= file.stat().st_size < 400_000 and len(set(texts)) == len(texts)
+    counts = Counter(word for text in texts for word in text.split())
+    (_, first), (_, second) = counts.most_common(2)
+    assert 1.6 < first / second < 2.4
+    assert sum(count == 1 for count in counts.values()) > len(counts) / 3
+    write_text_file(tmp_path / "b.jsonl", 300_000)
+    assert (tmp_path / "b.jsonl").read_bytes() == file.read_bytes()

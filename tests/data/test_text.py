@@ -5,23 +5,33 @@ import gzip
 import hashlib
 import io
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import zstandard
-from tokenizers import Tokenizer, models, pre_tokenizers
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from glassmoe import cli
 from glassmoe.data import documents, text_tokens
 from glassmoe.data.corpus import Corpus, Games, Rows
 from glassmoe.data.documents import TextSource, prepare_text
-from glassmoe.data.text_tokens import byte_lengths, cut_text, text_kind, train_tokenizer
+from glassmoe.data.text_tokens import (
+    byte_lengths,
+    cut_text,
+    cuts_at_words,
+    document_encoder,
+    text_kind,
+    train_tokenizer,
+)
 from glassmoe.data.tokens import TEXT, token_kind
 from text_files import jsonl, made_up_texts, prepared
 
@@ -404,6 +414,82 @@ def test_long_texts_are_tokenised_in_pieces_with_the_same_result(monkeypatch: py
     monkeypatch.setattr(text_tokens, "cut_text", lambda given: cut_text(given, 200))
     assert kind.encode(text).tolist() == whole.tolist()
     assert cut_text("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
+
+
+NASTY = st.text(st.sampled_from(" \n\r\t\x0b\x1c\x85\xa0\u2003\u2028abS'tsé3.,!-/(\u0301東🙂<|>"), max_size=40)
+
+
+def byte_level(pattern: str | None, normalizer: object = None, added: tuple[str, ...] = ()) -> Tokenizer:
+    """A BPE with many merges within words, marks and white space: GPT-2's pattern, or the given one."""
+    own = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    split = [] if pattern is None else [pre_tokenizers.Split(Regex(pattern), "isolated")]
+    own.pre_tokenizer = pre_tokenizers.Sequence([*split, level]) if split else level
+    if normalizer is not None:
+        own.normalizer = normalizer
+    rng = random.Random(0)
+    words = ["ab", "a's", " ", "  ", "\n", "\n\n", " \n", "\t", "é", "e\u0301", "3", "33", ".", "!!", ".\n", "東"]
+    texts = ["".join(rng.choice(words) for _ in range(30)) for _ in range(200)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    own.train_from_iterator(texts, trainer)
+    own.add_tokens([AddedToken(each, normalized=False) for each in added])
+    own.encode_special_tokens = True
+    return own
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        byte_level(None),
+        byte_level(None, normalizers.NFC(), ("  ", "    ")),
+        *(byte_level(pattern) for pattern in sorted(text_tokens._SPLITS)),
+    ],
+    ids=["gpt2", "neox", "qwen2", "llama3"],
+)
+def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cuts_at_words(own)
+    monkeypatch.setattr(text_tokens, "KNOWN_WORDS", 50)
+    monkeypatch.setattr(text_tokens, "LONGEST_WORD", 6)
+    encode = document_encoder(own, 0, np.dtype("<u2"))
+
+    @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
+    @hypothesis.given(st.lists(NASTY, max_size=4))
+    def equal(texts: list[str]) -> None:
+        naive = [[0, *own.encode(text, add_special_tokens=False).ids] for text in texts]
+        assert [each.tolist() for each in encode(texts)] == naive
+
+    equal()
+    texts = made_up_texts(200)
+    assert len(set(encode(texts[:1])[0].tolist())) > 5
+    for _ in range(2):  # the second time words are known
+        assert [each.tolist() for each in encode(texts)] == [[0, *own.encode(text).ids] for text in texts]
+    # Long texts are cut, and worked on in groups.
+    monkeypatch.setattr(text_tokens, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(text_tokens, "cut_text", lambda given: cut_text(given, 40))
+    texts += [text.replace(" ", ".\n") for text in texts]
+    assert [each.tolist() for each in encode(texts)] == [[0, *own.encode(text).ids] for text in texts]
+    encode(["ab"])[0][0] = 3  # an array that may be written to, as torch asks
+
+
+def test_words_are_looked_up_only_where_that_is_known_to_be_exact() -> None:
+    prefix = byte_level(None)
+    prefix.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    spaces = Tokenizer(models.BPE())
+    spaces.pre_tokenizer = pre_tokenizers.Metaspace()
+    lower = byte_level(None, normalizers.Lowercase())
+    across = byte_level(None, None, ("a b",))
+    marks = byte_level(None, None, ("ab-ab",))
+    pairs = byte_level(r"\S+ \S+|\s|\S+")
+    for own in (prefix, spaces, lower, across, marks, pairs):
+        assert not cuts_at_words(own)
+    encode = document_encoder(pairs, 0, np.dtype("<u2"))
+    texts = made_up_texts(5)
+    assert [each.tolist() for each in encode(texts)] == [[0, *pairs.encode(text).ids] for text in texts]
 
 
 def test_the_tokens_of_text_are_not_told_by_the_name() -> None:

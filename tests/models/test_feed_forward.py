@@ -214,6 +214,50 @@ def test_grouped_kernel_equals_the_loop_kernel(activation: str, bias: bool, gate
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-2 if gated else 1e-3)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "router", "experts"), [("relu", "sparsity", 8), ("gelu", "learned", 8), ("silu", "sparsity", 20)]
+)
+def test_a_few_tokens_at_a_time_give_what_all_at_once_give(
+    activation: str, router: str, experts: int, gated: bool, bias: bool, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from glassmoe.models import experts as kernels
+
+    torch.manual_seed(0)
+    layer = MoE(16, 24, experts, 3, activation=activation, router=router, bias=bias, gated=gated).eval()
+    for p in layer.parameters():
+        torch.nn.init.normal_(p)
+    if listed:
+        monkeypatch.setattr(kernels, "LARGE", 1)
+    x = torch.randn(40, 16)
+    x[7] = 0  # without a bias no unit is above zero
+    whole = layer(x)[0].detach()
+    few = experts // 3
+    with torch.no_grad():
+        assert layer._few(x[:few]) and not layer._few(x[: few + 1])
+        parts = [layer(x[i : i + size])[0] for size in (1, few) for i in range(0, 40, size)]
+        torch.testing.assert_close(torch.cat(parts), whole.repeat(2, 1), rtol=1e-4, atol=1e-4)
+        assert not layer.train()._few(x[:1]), "training needs the balance loss"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not layer.eval()._few(x[:1])
+    assert not layer._few(x[:1])
+
+
+def test_a_few_tokens_in_bfloat16_are_close() -> None:
+    torch.manual_seed(0)
+    layer = MoE(16, 24, 8, 2).eval()
+    for p in layer.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    layer = layer.bfloat16()
+    x = torch.randn(20, 16).bfloat16()
+    with torch.no_grad():
+        parts = torch.cat([layer(x[i : i + 1])[0] for i in range(20)])
+        torch.testing.assert_close(parts, layer(x)[0], rtol=0.03, atol=0.03)
+    assert parts.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["moe-x gated", "reglu"])
 def test_what_counts_of_gated_relu_units_is_their_gate(name: str) -> None:
     """L0 by hand: units whose W_enc x is above 0, whatever the sign of the product."""

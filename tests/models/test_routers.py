@@ -9,6 +9,7 @@ from glassmoe.models import MoE
 from glassmoe.models.routers import (
     balance_loss,
     choose,
+    choose_few,
     encoder_statistics,
     expected_l0,
     sparsity_scores,
@@ -94,6 +95,20 @@ def test_gates_sum_to_one_and_keep_their_bounds() -> None:
     assert (low, high) == (pytest.approx(0.119, abs=5e-4), pytest.approx(0.881, abs=5e-4))
     assert gates.min() >= low and gates.max() <= high
     assert torch.equal(scores.gather(1, experts), scores.sort(1, descending=True).values[:, :2])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_choosing_for_a_few_tokens_in_plain_numbers(bias: bool) -> None:
+    torch.manual_seed(1)
+    x, w, b = torch.randn(50, 16), torch.randn(8, 24, 16), torch.randn(8, 24) if bias else None
+    statistics = encoder_statistics(w, b)
+    gates_TK, experts_TK = choose(sparsity_scores(x, *statistics), 3)
+    gates, experts = choose_few(x, *statistics, 3)
+    assert experts == experts_TK.tolist()
+    torch.testing.assert_close(torch.tensor(gates), gates_TK)
+    # A token of zeros, and no bias: no variance to divide by.
+    gates, experts = choose_few(torch.zeros(1, 16), *encoder_statistics(w), 3)
+    assert gates == [[pytest.approx(1 / 3)] * 3] and len(set(experts[0])) == 3
 
 
 def test_identical_experts_score_identically() -> None:

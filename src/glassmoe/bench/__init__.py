@@ -33,11 +33,25 @@ from .shapes import shape_rows
 from .startup import startup_rows
 from .steps import step_rows
 from .stores import store_rows
+from .text import text_rows
 
 __all__ = ["GROUPS", "Sizes", "bench", "write"]
 
 SCHEMA_VERSION = 2
-GROUPS = ("shapes", "layers", "peers", "steps", "coders", "memory", "data", "boards", "stores", "pages", "startup")
+GROUPS = (
+    "shapes",
+    "layers",
+    "peers",
+    "steps",
+    "coders",
+    "memory",
+    "data",
+    "text",
+    "boards",
+    "stores",
+    "pages",
+    "startup",
+)
 NEED_CHESS = ("memory", "data", "boards", "pages")
 
 
@@ -49,19 +63,22 @@ def bench(
     peer_pytorch: Path | None = None,
     monet: Path | None = None,
     pgn: Path | None = None,
+    text: Path | None = None,
     quickstart: bool = False,
 ) -> dict[str, Any]:
     """Every line of the groups `only`, and what they were measured on.
 
     `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
-    of games to read in place of one that is made. `quickstart`: run it too. ValueError for an unknown group or a path
-    that does not hold what it should.
+    of games to read in place of one that is made, `text`: a .jsonl file of documents likewise. `quickstart`: run it
+    too. ValueError for an unknown group or a path that does not hold what it should.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:
         raise ValueError(f"--only takes groups of {', '.join(GROUPS)}; got {', '.join(unknown) or 'none'}")
     if pgn is not None and not pgn.is_file():
         raise ValueError(f"--pgn takes a file of games, there is no {pgn}")
+    if text is not None and not (text.is_file() and text.suffix == ".jsonl"):
+        raise ValueError(f"--text takes a .jsonl file of documents in a field `text`, there is none at {text}")
     nanogpt_module = load_nanogpt(nanogpt) if nanogpt else None
     peer_module = load_peer_pytorch(peer_pytorch) if peer_pytorch else None
     monet_module = load_monet(monet) if monet else None
@@ -76,6 +93,7 @@ def bench(
         "coders": lambda: coder_rows(sizes, device),
         "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
+        "text": lambda: text_rows(sizes, device, dtype, text),
         "boards": lambda: board_rows(sizes),
         "stores": lambda: store_rows(sizes),
         "pages": lambda: page_rows(sizes),

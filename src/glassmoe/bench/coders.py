@@ -11,11 +11,7 @@ Legend: T tokens, D width, F features, K features of a token.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,7 +31,7 @@ from glassmoe.coders.sparse import write_rows
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.documents import prepare_text
 
-from .compare import Sizes, alternate, per_second, ratios, row, skipped
+from .compare import Sizes, alternate, per_second, quiet, ratios, row, skipped
 
 LR = 3e-4
 LAYERS, LAYER, HEADS, ROW = 4, 2, 4, 128
@@ -56,7 +52,7 @@ def coder_rows(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
     for name, package in PEERS.items():
         if name not in found:
             rows.append(skipped(f"coders beside {package}", f"install it beside glassmoe: pip install {package}"))
-    with _quiet():
+    with quiet():
         beside = {what: [name for name in found if kind == "topk" or name == "sparsify"] for what, kind in OURS.items()}
         for what, kind in OURS.items():
             if peers := beside[what]:
@@ -321,21 +317,3 @@ def _decode_row(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         difference=apart,
         tokens_per_second=per_second(sizes.coder_tokens, seconds["listed"]),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Peers print, log and draw bars; none of them may ask a hub for anything."""
-    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TQDM_DISABLE", "WANDB_MODE")}
-    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", WANDB_MODE="disabled")
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

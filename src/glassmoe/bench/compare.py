@@ -7,6 +7,10 @@ highest beside it.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import os
 import statistics
 import sys
 import time
@@ -52,6 +56,11 @@ class Sizes:
     page_tokens: int = 200_000
     page_games: int = 1500
     page_repeats: int = 1
+    text_bytes: int = 32_000_000
+    large_text_bytes: int = 1_000_000_000
+    text_ids: int = 8192
+    text_steps: int = 8
+    generated: int = 128
     starts: int = 9
     quickstart: tuple[str, ...] = ()
 
@@ -160,3 +169,21 @@ def resident(session: int) -> float:
         except OSError:  # it has ended since
             continue
     return total * 1024
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Peers print, log and draw bars; none of them may ask a hub for anything."""
+    before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TQDM_DISABLE", "WANDB_MODE")}
+    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", WANDB_MODE="disabled")
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

@@ -38,8 +38,15 @@ def _peak(name: str, folder: str, sizes: Sizes) -> float:
     """GiB of a process that trains and measures a model with this layer."""
     code = "import sys; from glassmoe.bench.memory import print_peak; print_peak(*sys.argv[1:])"
     words = [sys.executable, "-c", code, name, folder, str(sizes.memory_steps), str(sizes.memory_games)]
-    with open(Path(folder) / f"{name}.said", "w+") as said:
-        process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+    greatest, lines = watch(words, Path(folder) / f"{name}.said", f"a chess-small row with {name}")
+    return max(greatest, float(lines[-1]))
+
+
+def watch(words: list[str], said: Path, what: str) -> tuple[float, list[str]]:
+    """GiB of the greatest sum of resident memory over a command and what it starts, and the lines that it says, which
+    are kept in `said`. RuntimeError when it fails."""
+    with open(said, "w+") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         greatest = 0.0
         try:
             while process.poll() is None:
@@ -47,11 +54,11 @@ def _peak(name: str, folder: str, sizes: Sizes) -> float:
                 time.sleep(POLL_SECONDS)
         finally:
             process.kill()  # where this process was interrupted; nothing otherwise
-        said.seek(0)
-        lines = said.read().splitlines()
+        file.seek(0)
+        lines = file.read().splitlines()
     if process.returncode:
-        raise RuntimeError(f"a chess-small row with {name} ended with {process.returncode}: {' '.join(lines[-5:])}")
-    return max(greatest / GIB, float(lines[-1]))
+        raise RuntimeError(f"{what} ended with {process.returncode}: {' '.join(lines[-5:])}")
+    return greatest / GIB, lines
 
 
 def print_peak(name: str, folder: str, steps: str, games: str) -> None:

@@ -12,13 +12,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from glassmoe.console import bar, say
 
@@ -30,13 +29,13 @@ from .text_tokens import (
     LEAST_IDS,
     SEPARATOR,
     cut_text,
-    encode_documents,
+    document_encoder,
     load_tokenizer,
     read_tokenizer,
     text_kind,
     train_tokenizer,
 )
-from .tokens import TokenKind
+from .tokens import TokenKind, Tokens
 from .writer import CorpusWriter, PackedGames, check_target, hash_texts, of_validation
 
 KINDS = {".jsonl": "jsonl", ".txt": "documents", ".parquet": "parquet"}
@@ -239,7 +238,7 @@ def read_chunk(
     """The usable documents of a chunk as token ids, packed; runs in a worker. `tokenizer`: its file, and the sha256 of
     that."""
     unnamed = chunk.origin if source_field is None or chunk.kind != "jsonl" else NO_SOURCE
-    worker, kind = _tokenizer(*tokenizer, start)
+    encode, kind = _tokenizer(*tokenizer, start)
     texts: list[str] = []
     sources: list[str] = []
     numbers: list[int] = []
@@ -256,7 +255,7 @@ def read_chunk(
         if found.mended:
             mended.append(seen - 1)
     raw = [text.encode("utf-8") for text in texts]
-    ids = encode_documents(worker, texts, kind.start, kind.dtype)
+    ids = encode(texts)
     packed = PackedGames(
         tokens=np.concatenate([np.empty(0, kind.dtype), *ids]),
         lengths=np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids)),
@@ -268,14 +267,15 @@ def read_chunk(
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: str, digest: str, start: str) -> tuple[Tokenizer, TokenKind]:
-    """The tokenizer in a file, once a process."""
+def _tokenizer(path: str, digest: str, start: str) -> tuple[Callable[[list[str]], list[Tokens]], TokenKind]:
+    """What encodes documents with the tokenizer in a file, and their kind, once a process."""
     if multiprocessing.parent_process() is not None:
         # The processes share the cores already.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     raw = Path(path).read_bytes()
     assert hashlib.sha256(raw).hexdigest() == digest
-    return read_tokenizer(raw.decode("utf-8")), text_kind(raw.decode("utf-8"), start)
+    kind = text_kind(raw.decode("utf-8"), start)
+    return document_encoder(read_tokenizer(raw.decode("utf-8")), kind.start, kind.dtype), kind
 
 
 class Document(NamedTuple):

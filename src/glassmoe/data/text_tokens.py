@@ -7,9 +7,11 @@ added is one separator, with which every document begins.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,22 @@ LEAST_IDS = 257
 
 PIECE_CHARACTERS = 1 << 20
 """A longer text is tokenised in pieces of about this many characters, as memory is proportional to a piece."""
+
+KNOWN_WORDS, LONGEST_WORD = 1 << 17, 64
+"""How many words an encoder remembers the ids of (some 30 MB of them), and of how many characters at most."""
+
+# Whatever lies between two cuts. Cut is before a single space and after a single line end, each between two characters
+# that are not white space (what Python holds for that is more than what tokenizers do, so a cut less at worst); and
+# between a letter and a mark of ASCII, so that words are known whatever follows them.
+_MARK = r"[!-/:-@\[-`{-~]"
+_WORD = rf"\s*+{_MARK}*+[A-Za-z]++(?={_MARK}| \S)"
+_OTHER = r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+"
+_WORDS = re.compile(f"{_WORD}|{_OTHER}")
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}{_REST}" for digits in ("", "{1,3}")
+}
+"""The patterns of Qwen 2 and Llama 3; GPT-2's is the byte level's own."""
 
 
 def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None) -> TokenKind:
@@ -39,6 +57,7 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
         vocabulary[place] = token
     dtype = np.dtype("<u2") if len(vocabulary) <= 1 << 16 else np.dtype("<u4")
     begin = ids[start]
+    encode = document_encoder(tokenizer, begin, dtype)
 
     def decode(given: npt.ArrayLike) -> str:
         row = np.asarray(given).tolist()
@@ -49,7 +68,7 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
         vocabulary=vocabulary,
         separator="",
         dtype=dtype,
-        encode=lambda text: encode_documents(tokenizer, [text], begin, dtype)[0],
+        encode=lambda text: encode([text])[0],
         decode=decode,
         prompt="",
         about=f"text in the tokens of `tokenizer.json` ({len(vocabulary):,} ids; a document begins with `{start}`)",
@@ -73,28 +92,102 @@ def read_tokenizer(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str], start: int, dtype: np.dtype[Any]) -> list[Tokens]:
-    """Token ids of each text, its separator first."""
-    pieces = [cut_text(text) for text in texts]
-    encoded = iter(tokenizer.encode_batch_fast([piece for each in pieces for piece in each], add_special_tokens=False))
-    found = []
-    for each in pieces:
-        ids = [np.array([start], dtype), *(np.array(next(encoded).ids, dtype) for _ in each)]
-        found.append(np.concatenate(ids))
-    return found
+def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Callable[[list[str]], list[Tokens]]:
+    """A function from texts to the token ids of each, its separator first.
+
+    Where words are tokenised alone in any case (`cuts_at_words`), the ids of those met before are looked up, which is
+    several times as fast as asking the tokenizer again; the result is the same.
+    """
+    words = _WORDS.findall if cuts_at_words(tokenizer) else None
+    known: dict[str, bytes] = {}
+
+    def ask(pieces: list[str]) -> list[bytes]:
+        encoded = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        return [np.array(each.ids, dtype).tobytes() for each in encoded]
+
+    def look_up(parts: list[str]) -> list[bytes]:
+        if words is None:
+            return ask(parts)
+        pieces = [words(part) for part in parts]
+        flat = list(chain.from_iterable(pieces))
+        found: list[bytes | None] = list(map(known.get, flat))
+        missing = [place for place, ids in enumerate(found) if ids is None]
+        new = list(dict.fromkeys(flat[place] for place in missing))
+        made = dict(zip(new, ask(new), strict=True))
+        for place in missing:
+            found[place] = made[flat[place]]
+        if len(known) + len(made) > KNOWN_WORDS:
+            known.clear()
+        known.update((word, ids) for word, ids in made.items() if len(word) <= LONGEST_WORD)
+        each = cast("Iterator[bytes]", iter(found))
+        return [b"".join(islice(each, len(some))) for some in pieces]
+
+    def encode(texts: list[str]) -> list[Tokens]:
+        parts = [cut_text(text) for text in texts]
+        encoded = chain.from_iterable(look_up(group) for group in _groups(chain.from_iterable(parts)))
+        begin = np.array([start], dtype).tobytes()
+        # A bytearray, as an array on bytes could not be written to.
+        return [np.frombuffer(bytearray().join((begin, *islice(encoded, len(some)))), dtype) for some in parts]
+
+    return encode
+
+
+def _groups(parts: Iterable[str]) -> Iterator[list[str]]:
+    """Parts in groups of about `PIECE_CHARACTERS`."""
+    group: list[str] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += len(part)
+        if size >= PIECE_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def cuts_at_words(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is known to give a text cut by `_WORDS` the tokens of the whole: a byte-level BPE whose
+    pattern is GPT-2's (also GPT-NeoX's), Llama 3's or Qwen 2's. None of these joins a single space to what stands
+    before it, a single line end to what stands behind it, or a letter to a mark behind it."""
+    described = json.loads(tokenizer.to_str())
+    steps = described["pre_tokenizer"] or {}
+    steps = steps.get("pretokenizers", [steps])
+    level = steps[-1]
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
+        return False
+    splits = [step.get("pattern", {}).get("Regex") for step in steps[:-1]]
+    isolated = all(step.get("behavior") == "Isolated" and not step.get("invert") for step in steps[:-1])
+    known = (not splits) if level.get("use_regex", True) else (len(splits) == 1 and splits[0] in _SPLITS and isolated)
+    model, normalizer = described["model"], described["normalizer"]
+    return bool(
+        known
+        and model["type"] == "BPE"
+        and not model.get("dropout")
+        # Composed characters never hold a space or a line end.
+        and (normalizer is None or normalizer["type"] == "NFC")
+        and all(_uncut(token) for token in described["added_tokens"])
+    )
+
+
+def _uncut(token: dict[str, Any]) -> bool:
+    """Whether no cut goes through an added token where a text spells it; special ones are read as text."""
+    runs_of_spaces = len(token["content"]) > 1 and not token["content"].strip(" ")
+    return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
 
 
 def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
-    """A text in pieces of at most `longest` characters, cut before single spaces or line ends between words where
-    there are any, which byte-level BPE does not join to what stands before them."""
+    """A text in pieces of at most `longest` characters, cut where byte-level BPE joins nothing, where there are such
+    places: before a single space between words, or behind a single line end."""
     pieces, begin = [], 0
     while len(text) - begin > longest:
         end = begin + longest
         cut = next(
             (
                 place
-                for place in range(end - 1, max(begin, end - 10_000), -1)
-                if text[place] in " \n" and not text[place - 1].isspace() and not text[place + 1].isspace()
+                for place in range(end - 1, max(begin + 1, end - 10_000), -1)
+                if (text[place] == " " and not text[place - 1].isspace() and not text[place + 1].isspace())
+                or (text[place - 1] == "\n" and not text[place].isspace() and not text[place - 2].isspace())
             ),
             end,
         )

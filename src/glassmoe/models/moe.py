@@ -15,9 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .experts import expert_mlp, expert_values
+from .experts import expert_mlp, expert_values, few_tokens
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
-from .routers import LearnedRouter, balance_loss, choose, encoder_statistics, sparsity_scores
+from .routers import LearnedRouter, balance_loss, choose, choose_few, encoder_statistics, sparsity_scores
+
+EXPERTS_IN_PYTHON = 16
+"""Up to so many experts the scores of one token are worked out faster number by number."""
 
 
 class MoE(FeedForward):
@@ -69,6 +72,8 @@ class MoE(FeedForward):
         return sparsity_scores(x_TD, *self._encoder_statistics())
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._few(x_TD):
+            return self._forward_few(x_TD), {}
         scores_TE = self.scores(x_TD)
         gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
         y_TD = expert_mlp(x_TD, self.w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up)
@@ -77,6 +82,25 @@ class MoE(FeedForward):
         if self.training and self.balance:
             return y_TD, {"balance": self.balance * balance_loss(scores_TE, experts_TK)}
         return y_TD, {}
+
+    def _few(self, x_TD: Tensor) -> bool:
+        """Whether to go token by token: a CPU generates, and experts have next to nothing to share."""
+        return not (
+            torch.is_grad_enabled()
+            or self.training
+            or len(x_TD) * self.experts_per_token > self.num_experts
+            or x_TD.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+        )
+
+    def _forward_few(self, x_TD: Tensor) -> Tensor:
+        if self.router is None and self.num_experts <= EXPERTS_IN_PYTHON:
+            gates, experts = choose_few(x_TD, *self._encoder_statistics(), self.experts_per_token)
+        else:
+            gates, experts = (each.tolist() for each in choose(self.scores(x_TD), self.experts_per_token))
+        y_TD = few_tokens(x_TD, self.w_enc, self.b_enc, self.w_dec, gates, experts, self.activation, self.w_up)
+        return y_TD if self.b_dec is None else y_TD + self.b_dec
 
     def features(self, x_TD: Tensor) -> Features:
         gates_TK, experts_TK = choose(self.scores(x_TD), self.experts_per_token)

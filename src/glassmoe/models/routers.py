@@ -17,6 +17,7 @@ Legend: T tokens, D model width, E experts, F hidden units of one expert, K expe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -131,6 +132,27 @@ def choose(scores_TE: Tensor, experts_per_token: int) -> tuple[Tensor, Tensor]:
     """Top-k, then softmax over the k kept scores: gates (T, K) float32 that sum to 1, expert numbers (T, K)."""
     kept_TK, experts_TK = scores_TE.topk(experts_per_token, dim=-1)
     return torch.softmax(kept_TK, dim=-1), experts_TK
+
+
+def choose_few(
+    x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor, experts_per_token: int
+) -> tuple[list[list[float]], list[list[int]]]:
+    """`choose(sparsity_scores(...))` for a token or a few on a CPU, without gradients: the scores of eight experts are
+    worked out one by one in the time of two calls of torch, and it would take ten."""
+    x, mean, var = x_TD.detach().float().numpy(), mean_ED.numpy(), var_ED.numpy()
+    width = x.shape[1]
+    means, variances = x @ mean[:, :width].T, (x * x) @ var[:, :width].T
+    if mean.shape[1] > width:
+        means, variances = means + mean[:, width], variances + var[:, width]
+    gates, experts = [], []
+    for ms, vs in zip(means.tolist(), variances.tolist(), strict=True):
+        scores = [-math.erf(m / math.sqrt(2 * max(v, VARIANCE_FLOOR))) for m, v in zip(ms, vs, strict=True)]
+        kept = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:experts_per_token]
+        weights = [math.exp(scores[e]) for e in kept]
+        total = sum(weights)
+        gates.append([weight / total for weight in weights])
+        experts.append(kept)
+    return gates, experts
 
 
 def balance_loss(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:

@@ -316,7 +316,9 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         logits_BSV = self.lm_head(hidden_BSD[:, keep])
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            # Labels are moved, not logits, which are larger by the vocabulary.
+            following_BS = F.pad(labels[:, 1:], (0, 1), value=-100)
+            loss = F.cross_entropy(logits_BSV.flatten(0, 1).float(), following_BS.flatten())
             loss = loss + sum(losses.values(), torch.zeros_like(loss))
         return GlassOutput(loss=loss, logits=logits_BSV, past_key_values=cache, losses=losses)
 

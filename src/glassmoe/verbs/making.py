@@ -254,6 +254,9 @@ def bench(words: list[str]) -> None:
     for peer in ("nanoGPT", "PEER-pytorch", "Monet"):
         parser.add_argument(f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to run beside")
     parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: made-up ones)"
+    )
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)
     from glassmoe.bench import GROUPS, Sizes, bench, write
@@ -263,7 +266,7 @@ def bench(words: list[str]) -> None:
     sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
     only = GROUPS if args.only is None else args.only.split(",")
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
-    figures = bench(only, sizes, **peers, pgn=args.pgn, quickstart=args.quickstart)
+    figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
     if args.out:
         write(figures, args.out)
     show(args, figures, bench_table(figures))
