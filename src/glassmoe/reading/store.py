@@ -415,10 +415,9 @@ class _Pass:
             counted |= {f"pool.{half}": whole.pool[half], f"pool_fired.{half}": whole.pool_fired[half]}
         self._write(self.path / "features.safetensors", counted)
         self._write(self.path / "examples.safetensors", examples)
-        l0 = float(whole.counts_F.sum() / max(1, whole.read_tokens))
         manifest = self.manifest | {
             "read_tokens": whole.read_tokens,
-            "l0": l0,
+            "l0": float(whole.counts_F.sum() / max(1, whole.read_tokens)),
             "alive": int((whole.counts_F > 0).sum()),
             "skipped_starts": self.skip,
             **({"source_names": sources[0]} if sources else {}),
