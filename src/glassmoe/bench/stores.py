@@ -22,7 +22,7 @@ from glassmoe.reading.neurons import neurons
 from glassmoe.reading.store import Gathering, make_store
 from glassmoe.reading.subject import Subject, activations, load_subject
 
-from .compare import Sizes, alternate, peak_memory, ratios, row
+from .compare import Sizes, alternate, peak_memory, per_second, ratios, row
 
 LAYERS, EXPERTS, EXPERTS_PER_TOKEN, ROW, BATCH = 4, 8, 2, 256, 16
 REPEATS = 3
@@ -72,7 +72,7 @@ def _passes(
         at_least=0.8,
         note=f"width {sizes.store_width}, the last of {LAYERS} layers; a pass ends before that layer's MLP, of which "
         "it computes the features",
-        tokens_per_second=round(read[-1] / row("", seconds["ours"])["value"]),
+        tokens_per_second=per_second(read[-1], seconds["ours"]),
     )
 
 

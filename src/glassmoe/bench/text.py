@@ -19,7 +19,7 @@ import torch
 
 from glassmoe.data.documents import prepare_text
 
-from .compare import Sizes, alternate, quiet, ratios, row, skipped
+from .compare import Sizes, alternate, per_second, quiet, ratios, row, skipped
 from .memory import POLL_SECONDS, watch
 from .text_models import generation_rows, training_rows
 
@@ -106,9 +106,9 @@ def _tokenising_row(file: Path, tokenizer: Path, root: Path, sizes: Sizes, *, ow
         note=f"{size / 1e6:.0f} MB of .jsonl, {what}; the same byte-level BPE of {sizes.text_ids} ids, {PROCESSES} "
         "processes each. Theirs: load_dataset of the file into a new cache, map(batched) with the transformers "
         "tokenizer, ids alone kept. Ours: duplicates removed, split, checksums of input and output besides",
-        tokens_per_second=round(tokens["ours"] / row("", seconds["ours"])["value"]),
-        tokens_per_second_of_peer=round(tokens["theirs"] / row("", seconds["datasets"])["value"]),
-        megabytes_per_second=size / 1e6 / row("", seconds["ours"])["value"],
+        tokens_per_second=per_second(tokens["ours"], seconds["ours"]),
+        tokens_per_second_of_peer=per_second(tokens["theirs"], seconds["datasets"]),
+        megabytes_per_second=per_second(size, seconds["ours"]) / 1e6,
         tokens=tokens["ours"],
         tokens_of_peer=tokens["theirs"],
         duplicates=tokens["duplicates"],

@@ -69,10 +69,10 @@ def prepare_text(
     Inputs are .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them,
     and `-` for standard input. `field` holds the text in .jsonl and .parquet, `source_field` the name of a document's
     source, `no source` where it holds none; without it that is the field `source`, or else the file's name, as always
-    in .txt. `tokenizer`: `train:N` for a byte-level
-    BPE of N ids trained on these documents (on those of the training split, drawn by `seed`, at most `SAMPLE_BYTES` of
-    them and 2**20 characters of each), or the name or directory of a transformers tokenizer. `max_documents` counts
-    usable documents before duplicates are removed. The result does not depend on `workers` (None: one a CPU).
+    in .txt. `tokenizer`: `train:N` for a byte-level BPE of N ids trained on these documents (on those of the training
+    split, drawn by `seed`, at most `SAMPLE_BYTES` of them and 2**20 characters of each), or the name or directory of a
+    transformers tokenizer. `max_documents` counts usable documents before duplicates are removed. The result does not
+    depend on `workers` (None: one a CPU).
 
     Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished corpus
     already, for a tokenizer that is none, for a `source_field` that no document has or that has more than 65,535

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
@@ -98,14 +99,19 @@ def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> 
     Where words are tokenised alone in any case (`cuts_at_words`), the ids of those met before are looked up, which is
     several times as fast as asking the tokenizer again; the result is the same.
     """
-    words = _WORDS.findall if cuts_at_words(tokenizer) else None
     known: dict[str, bytes] = {}
+
+    # Asked when the first text comes: most who open prepared text encode none.
+    @cache
+    def cut() -> Callable[[str], list[str]] | None:
+        return _WORDS.findall if cuts_at_words(tokenizer) else None
 
     def ask(pieces: list[str]) -> list[bytes]:
         encoded = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [np.array(each.ids, dtype).tobytes() for each in encoded]
 
     def look_up(parts: list[str]) -> list[bytes]:
+        words = cut()
         if words is None:
             return ask(parts)
         pieces = [words(part) for part in parts]

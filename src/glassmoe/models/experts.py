@@ -88,14 +88,20 @@ def expert_values(
     counts = slots.counts_E.tolist()
     values_SF = None
     for e, (rows_SD, order_S) in enumerate(zip(x_SD.split(counts), slots.order_S.split(counts), strict=True)):
-        z_SF = F.linear(rows_SD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e])
-        h_SF = ACTIVATIONS[activation](z_SF)
-        h_SF = h_SF if w_up_EFD is None else h_SF * F.linear(rows_SD, w_up_EFD[e])
+        h_SF = _values_of(e, rows_SD, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
         # Straight into their place: values are large, and a copy of all of them costs a third of the products.
         values_SF = h_SF.new_empty(len(x_SD), h_SF.shape[1]) if values_SF is None else values_SF
         values_SF.index_copy_(0, order_S, h_SF)
     assert values_SF is not None
     return values_SF.view(*experts_TK.shape, -1)
+
+
+def _values_of(
+    e: int, x_TD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, activation: str, w_up_EFD: Tensor | None
+) -> Tensor:
+    """(T, F): the values of one expert's units on tokens."""
+    h_TF = ACTIVATIONS[activation](F.linear(x_TD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e]))
+    return h_TF if w_up_EFD is None else h_TF * F.linear(x_TD, w_up_EFD[e])
 
 
 LARGE = 1 << 17
@@ -122,9 +128,7 @@ def few_tokens(
     for x_1D, gates_K, experts_K in zip(tokens, gates, experts, strict=True):
         y_1D, keep = x_1D, 0  # the first product keeps nothing of what it is added to
         for gate, e in zip(gates_K, experts_K, strict=True):
-            h_1F = ACTIVATIONS[activation](F.linear(x_1D, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e]))
-            if w_up_EFD is not None:
-                h_1F = h_1F * F.linear(x_1D, w_up_EFD[e])
+            h_1F = _values_of(e, x_1D, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
             w_dec_FD = w_dec_EFD[e]
             if large and activation == "relu":
                 written_1D = _write_active(h_1F * gate, w_dec_FD)

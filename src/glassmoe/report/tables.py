@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,17 @@ def _sources(sources: dict[str, Any] | None) -> list[str]:
     """Where documents came from: how many sources, and the greatest."""
     if sources is None:
         return []
-    totals = [sum(each) for each in zip(*sources["documents"].values(), strict=True)]
-    order = sorted(range(len(totals)), key=lambda number: -totals[number])
-    shown = ", ".join(f"{sources['names'][number]} {totals[number]:,}" for number in order[:SOURCES_SHOWN])
-    rest = f", and {len(order) - SOURCES_SHOWN:,} more" if len(order) > SOURCES_SHOWN else ""
-    many = "; sources that many documents share say more: --source-field" if len(order) > MANY_SOURCES else ""
-    return [f"{len(order):,} {'source' if len(order) == 1 else 'sources'}: {shown}{rest}{many}"]
+    totals = map(sum, zip(*sources["documents"].values(), strict=True))
+    counts = dict(zip(sources["names"], totals, strict=True))
+    many = "; sources that many documents share say more: --source-field" if len(counts) > MANY_SOURCES else ""
+    return [f"{len(counts):,} {'source' if len(counts) == 1 else 'sources'}: {greatest(counts, SOURCES_SHOWN)}{many}"]
+
+
+def greatest(counts: Mapping[str, int], shown: int) -> str:
+    """The names with the greatest counts, in words, and how many more there are."""
+    order = sorted(counts, key=lambda name: -counts[name])
+    named = ", ".join(f"{name} {counts[name]:,}" for name in order[:shown])
+    return named + (f", and {len(order) - shown:,} more" if len(order) > shown else "")
 
 
 def _skipped(manifest: dict[str, Any], unit: str) -> list[str]:

@@ -19,7 +19,7 @@ from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
 from glassmoe.measure.specialisation import DEALS, Sources, experts_of
 from glassmoe.reading.subject import Subject, load_subject
-from glassmoe.report.tables import table
+from glassmoe.report.tables import greatest, table
 from glassmoe.training.run import commit
 
 from .canvas import COLOURS, drawing, write
@@ -152,12 +152,9 @@ def render(title: str, results: dict[str, Any]) -> str:
 def _sources(rows: Sequence[dict[str, Any]]) -> str:
     """Where the text came from, and what the second column of sources is."""
     counts = next(row["sources"] for row in rows if row.get("sources"))
-    order = sorted(counts, key=lambda name: -counts[name])
-    shown = ", ".join(f"{name} {counts[name]:,}" for name in order[:NAMED])
-    rest = f" and {len(order) - NAMED:,} more" if len(order) > NAMED else ""
     return (
-        f"Tokens by source: {shown}{rest}. Documents dealt at random: the same with the documents in groups as great "
-        f"as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
+        f"Tokens by source: {greatest(counts, NAMED)}. Documents dealt at random: the same with the documents in "
+        f"groups as great as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
     )
 
 
