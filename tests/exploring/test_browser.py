@@ -79,6 +79,21 @@ def heading(page: Page) -> str:
     return str(page.run("document.querySelector('h1').textContent"))
 
 
+def test_waiting_goes_on_when_the_page_is_left(page: Page, site: Path) -> None:
+    ready(page, layer(site))
+    other = f"file://{site}/index.html"
+    leave = f"new Promise(() => location.assign({other!r}))"
+    with pytest.raises(RuntimeError, match="navigated"):
+        page.run(leave)
+    ready(page, layer(site))
+    page.wait(f"document.querySelector('.gallery a') || {leave}")
+    assert page.run("document.querySelectorAll('.gallery a').length")
+    with pytest.raises(RuntimeError, match="did not come true"):
+        page.wait("false", seconds=0.1)
+    with pytest.raises(RuntimeError, match="nothing is not defined"):
+        page.wait("nothing.here")
+
+
 def test_the_list(page: Page, site: Path) -> None:
     ready(page, layer(site))
     page.wait("document.querySelectorAll('.rows .row').length")

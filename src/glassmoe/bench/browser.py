@@ -25,6 +25,8 @@ SWITCHES = (
 )  # fmt: skip
 KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "/": 191}
 WAIT = 60.0
+LEAVING = ("Inspected target navigated", "Execution context was destroyed", "Cannot find context")
+"""How the browser refuses to say what holds on a page that is just being left."""
 START = """
 import os, sys
 given = [os.dup(int(number)) for number in sys.argv[1:3]]
@@ -114,12 +116,21 @@ class Page:
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20.0) -> None:
-        """Wait until a JavaScript condition holds. RuntimeError when it does not within `seconds`."""
+        """Wait until a JavaScript condition, or what a promise comes to, holds, on this page or the one that it leads to.
+        RuntimeError when it does not within `seconds`."""
         until = time.monotonic() + seconds
-        while not self.run(f"Boolean({condition})"):
+        while not self._holds(condition):
             if time.monotonic() > until:
                 raise RuntimeError(f"this did not come true: {condition}; errors: {self.errors}")
             time.sleep(0.02)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.run(f"(async () => Boolean(await ({condition})))()"))
+        except RuntimeError as error:
+            if any(each in str(error) for each in LEAVING):
+                return False
+            raise
 
     def press(self, key: str) -> None:
         """Press a key and let it go."""
