@@ -1,6 +1,7 @@
 """Results files of suites: rows are merged, refused and kept in order; the page says what the numbers say."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,21 @@ def test_a_row_keeps_measures_only_while_it_is_the_same_run(tmp_path: Path) -> N
     assert "routing" in saved(path, again)["rows"][0]
     longer = row("moe-x", tokens=9_000_000, own_tokens=9_000_000)
     assert "routing" not in saved(path, longer)["rows"][0]
+
+
+def _save_seeds(path: Path, name: str) -> None:
+    for seed in range(12):
+        save(path, results("table1", [row(name, seed)], names=["gelu", "moe-x"]))
+
+
+def test_two_commands_at_once_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "t"
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(_save_seeds, path, name) for name in ("gelu", "moe-x")]:
+            each.result()
+    found = read(path.with_name("t.json"))["rows"]
+    assert [(each["name"], each["seed"]) for each in found] == [(n, s) for n in ("gelu", "moe-x") for s in range(12)]
+    assert {file.name for file in path.parent.iterdir()} == {"t.json", "t.md"}
 
 
 def test_failures_of_mere_sources_do_not_stay(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class Page:
         return found["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20.0) -> None:
-        """Wait until a JavaScript condition, or what a promise comes to, holds, on this page or the one that it leads to.
+        """Wait until a JavaScript condition, or what a promise comes to, holds, on this page or one that it leads to.
         RuntimeError when it does not within `seconds`."""
         until = time.monotonic() + seconds
         while not self._holds(condition):

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glassmoe.atomic import write_text
+from glassmoe.atomic import alone_in, write_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.models import GlassForCausalLM
 from glassmoe.reading.load import Loaded
@@ -21,6 +21,8 @@ from glassmoe.training.run import seen_before
 from glassmoe.training.tracking import read_metrics
 
 from .tables import table
+
+FACTS = ("command", "commit", "data_sha256", "hardware")
 
 
 def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
@@ -32,32 +34,36 @@ def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any]
         raise ValueError(
             f"{loaded.path} is not a run directory, so its tokens and seed are unknown; leave out --results"
         )
-    json_path = path.with_name(path.name + ".json")
     environment = read_results(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
     header = {
         "command": "glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
         "commit": environment["commit"],
         "data_sha256": corpus.fingerprint,
         "hardware": environment["hardware"],
+        "token": corpus.kind.one,
     }
-    empty = {**header, "token": corpus.kind.one, "rows": []}
-    found = read_results(json_path, *header, "rows") if json_path.exists() else empty
+    fresh = {
+        "name": name or loaded.config.model.ffn,
+        "seed": loaded.config.seed,
+        **_facts(loaded, environment),
+    }
+    with alone_in(path.parent):
+        _merge(path, header, {**fresh, **measures})
+
+
+def _merge(path: Path, header: dict[str, Any], row: dict[str, Any]) -> None:
+    json_path = path.with_name(path.name + ".json")
+    found = read_results(json_path, *FACTS, "rows") if json_path.exists() else {**header, "rows": []}
     for fact in ("data_sha256", "hardware"):
         if found[fact] != header[fact]:
             raise ValueError(
                 f"{json_path} holds results with {fact} {found[fact]}, this run has {header[fact]}; "
                 f"rows of one file share their data and hardware: give another --results"
             )
-    fresh = {
-        "name": name or loaded.config.model.ffn,
-        "seed": loaded.config.seed,
-        **_facts(loaded, environment),
-    }
-    key = (fresh["name"], fresh["seed"])
-    rows = {(row["name"], row["seed"]): row for row in found["rows"]}
-    rows[key] = {**rows.get(key, {}), **fresh, **measures}
+    key = (row["name"], row["seed"])
+    rows = {(each["name"], each["seed"]): each for each in found["rows"]}
+    rows[key] = {**rows.get(key, {}), **row}
     found["rows"] = list(rows.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(json_path, json.dumps(found, indent=1) + "\n")
     markdown = render(path.name, found)
     write_text(path.with_name(path.name + ".md"), markdown)

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glassmoe.atomic import write_text
+from glassmoe.atomic import alone_in, write_text
 from glassmoe.coders.configuration import SweepConfig
 from glassmoe.coders.fit import evaluate_fidelity, fit
 from glassmoe.coders.opening import open_coders
@@ -121,7 +121,8 @@ def frontier(
             "source_sha256": next(iter(measured.values()))["source_sha256"],
             "hardware": describe(pick_device(config.train.device)),
         }
-        found = _save(results / name, header, _rows(seed, config, measured))
+        with alone_in(results):
+            found = _save(results / name, header, _rows(seed, config, measured))
     return found
 
 
@@ -160,7 +161,6 @@ def _save(path: Path, header: dict[str, Any], rows: Sequence[Row]) -> dict[str, 
     }
     merged = {**old, **header, "rows": [kept[key] for key in sorted(kept)]}
     merged["claims"] = claims(merged["rows"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     merged["figures"] = [f"figures/{path.name}.png"]
     (path.parent / "figures").mkdir(exist_ok=True)
     draw(merged, path.parent / "figures" / path.name)

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glassmoe.atomic import write_text
+from glassmoe.atomic import alone_in, write_text
 from glassmoe.measure.intervals import interval
 from glassmoe.report.results import layers_table, read_results
 from glassmoe.report.tables import table
@@ -50,8 +50,14 @@ def save(path: Path, results: Results) -> Results:
 
     Rows are one for each name and seed. A row that comes again keeps the measures that it does not bring, as long as
     its model and tokens are the same; a failure is dropped once its row is there. ValueError when the file holds
-    results of another suite, scale, recipe or games, or is not a results file. Rows may come from several machines.
+    results of another suite, scale, recipe or games, or is not a results file. Rows may come from several machines,
+    and from several commands at once.
     """
+    with alone_in(path.parent):
+        return _save(path, results)
+
+
+def _save(path: Path, results: Results) -> Results:
     json_path = path.with_name(path.name + ".json")
     found = read(json_path) if json_path.exists() else {}
     for fact in FACTS:
@@ -72,7 +78,6 @@ def save(path: Path, results: Results) -> Results:
         merged["texts"] = _merge_texts(json_path, found.get("texts", {}), merged["texts"])
     merged["order"] = [asdict(each) for each in order(merged["rows"], merged["suite"], merged["recipe"])]
     page = render(path.name, merged)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(json_path, dumps(merged))
     write_text(path.with_name(path.name + ".md"), page)
     return merged
