@@ -130,7 +130,7 @@ def test_readme_figures_come_from_results() -> None:
         rows = [row for row in results["rows"] if row["name"] == name]
         best = [next(x for x in row["boards"]["layers"] if x["layer"] == row["boards"]["best_layer"]) for row in rows]
         losses = [row["ppl"]["loss"] if "ppl" in row else row["splice"]["loss_spliced"] for row in rows]
-        (line,) = (line for line in README.splitlines() if line.startswith(f"| {name} "))
+        line = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
         shown = [cell.strip() for cell in line.strip("|").split("|")][1:6]
         means = (losses, *([each[key] for each in best] for key in ("coverage", "held_out_coverage", "reconstruction")))
         assert shown == [str(len(rows)), *(f"{statistics.mean(values):.3f}" for values in means)], name
