@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from glassmoe.config import DataConfig, ModelConfig, RunConfig, StartConfig, TrainConfig
 from glassmoe.data.corpus import Corpus
 from glassmoe.reading.load import load
 from glassmoe.report.results import add_row
@@ -54,6 +54,21 @@ def test_rows_are_added_and_replaced(noise_games: Path, tmp_path: Path) -> None:
     first.model.save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="is not a run directory"):
         add_row(path, load(str(tmp_path / "plain")), corpus, {})
+
+
+def test_a_run_of_no_steps_has_its_sources_tokens(noise_games: Path, tmp_path: Path) -> None:
+    source = run(noise_games, tmp_path / "source", "relu")
+    model = ModelConfig(ffn="relu", layers=1, width=16, heads=1, active_width=32)
+    settings = TrainConfig(steps=0, batch_rows=4, micro_rows=4, eval_rows=4)
+    data, start = DataConfig(str(noise_games), "games:64"), StartConfig(source=str(source))
+    copied = train(RunConfig(data=data, model=model, train=settings, start=start), tmp_path / "copied")
+    add_row(tmp_path / "results" / "t", load(str(copied)), Corpus.open(noise_games), {"ppl": {"loss": 3.25}})
+    (row,) = json.loads((tmp_path / "results" / "t.json").read_text())["rows"]
+    assert row["tokens"] == 2 * 4 * 63 and row["flops"] > 0 and row["curve"] == []
+    assert (row["train_seconds"], row["tokens_per_second"]) == (0, None)
+    (source / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"source.metrics\.jsonl holds no line of metrics"):
+        add_row(tmp_path / "results" / "t", load(str(source)), Corpus.open(noise_games), {})
 
 
 def test_table_by_hand() -> None:

@@ -114,18 +114,20 @@ def render(title: str, found: dict[str, Any]) -> str:
 
 def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
     model: GlassForCausalLM = loaded.model
-    lines = read_metrics(loaded.path / "metrics.jsonl")
-    if not lines:
-        raise ValueError(f"{loaded.path / 'metrics.jsonl'} holds no line of metrics, so the run's tokens are unknown")
+    log = loaded.path / "metrics.jsonl"
+    lines = read_metrics(log) if log.is_file() else []
+    if not lines and loaded.config is not None and loaded.config.train.steps:
+        raise ValueError(f"{log} holds no line of metrics, so the run's tokens are unknown")
+    last = lines[-1] if lines else {"tokens": 0, "flops": 0, "seconds": 0}
     before = seen_before(loaded.path)
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
     return {
-        "tokens": lines[-1]["tokens"] + before["source_tokens"],
-        "flops": lines[-1]["flops"] + before["source_flops"],
+        "tokens": last["tokens"] + before["source_tokens"],
+        "flops": last["flops"] + before["source_flops"],
         "active_parameters": model.active_parameters(),
         "total_parameters": model.num_parameters(),
-        "train_seconds": lines[-1]["seconds"],
-        "tokens_per_second": rates[len(rates) // 2],
+        "train_seconds": last["seconds"],
+        "tokens_per_second": rates[len(rates) // 2] if rates else None,
         "compute_dtype": environment["compute_dtype"],
         "commit": environment["commit"],
         "curve": [
@@ -161,7 +163,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
                 f"{row['flops']:.2e}",
                 f"{row['active_parameters'] / 1e6:.3f}M",
                 f"{row['total_parameters'] / 1e6:.3f}M",
-                f"{row['tokens_per_second']:,.0f}",
+                f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else None,
             ]
         )
     return table(header, lines)
