@@ -168,10 +168,11 @@ def test_mixture_against_a_loop_over_tokens(activation: str, tokens: int, expert
     naive = naive_write(layer, naive_features(layer, x))
     fast, losses = layer.eval()(x)
     assert losses == {}
-    torch.testing.assert_close(fast, naive, rtol=2e-6, atol=2e-6)
+    # Gates are of float32, whose last digits hang on how a CPU sums.
+    torch.testing.assert_close(fast, naive, rtol=1e-5, atol=1e-5)
     reference, found = gradients(layer, x, naive), gradients(layer, x, fast)
     for key in reference:
-        torch.testing.assert_close(found[key], reference[key], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(found[key], reference[key], rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -189,6 +190,50 @@ def test_expert_kernel_passes_gradcheck(activation: str, gated: bool) -> None:
         lambda *a: expert_mlp(a[0], a[1], a[2], a[3], a[4], experts, activation, a[5]),
         (x, w_enc, b, w_dec, gates, w_up),
     )
+
+
+def test_empty_slots_by_hand() -> None:
+    from glassmoe.models.experts import sort_slots
+
+    slots = sort_slots(torch.tensor([[0], [2], [0]]), 3, multiple=2)
+    assert slots.counts_E.tolist() == [2, 0, 2]
+    assert slots.entry_S.tolist() == [0, 2, 1, 3] and slots.token_S[:3].tolist() == [0, 2, 1]
+    assert slots.place_TK.tolist() == [[0], [2], [1]]
+    full = sort_slots(torch.tensor([[0, 1], [1, 0]]), 2, multiple=2)
+    assert full.entry_S.tolist() == [0, 3, 1, 2] and full.place_TK.tolist() == [[0, 2], [3, 1]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_empty_slots_change_nothing(activation: str, gated: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from glassmoe.models import experts as kernels
+
+    torch.manual_seed(0)
+    w_up = torch.randn(5, 6, 4, dtype=torch.float64, requires_grad=True) if gated else None
+    x, w_enc, w_dec = (
+        torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((37, 4), (5, 6, 4), (5, 6, 4))
+    )
+    b = torch.randn(5, 6, dtype=torch.float64, requires_grad=True) if bias else None
+    gates = torch.rand(37, 2, dtype=torch.float64, requires_grad=True)
+    experts = torch.stack([torch.randperm(4)[:2] for _ in range(37)])  # expert 4 stays empty
+    wanted = [each for each in (x, w_enc, w_dec, b, w_up, gates) if each is not None]
+    found = []
+    for multiple in (1, 8):
+        monkeypatch.setattr(kernels, "_multiple", lambda *_, multiple=multiple: multiple)
+        y = kernels.expert_mlp(x, w_enc, b, w_dec, gates, experts, activation, w_up)
+        values = kernels.expert_values(x, w_enc, b, experts, activation, w_up)
+        found.append([y, values, *torch.autograd.grad((y**3).sum() + (values**3).sum(), wanted)])
+    for plain, padded in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_sizes_of_products_are_few_in_bf16_and_what_they_are_elsewhere() -> None:
+    from glassmoe.models.experts import _multiple
+
+    assert _multiple(torch.zeros(1, 1), 8160, 8) == 1
+    x = torch.zeros(1, 1, dtype=torch.bfloat16)
+    assert [_multiple(x, entries, 8) for entries in (8, 248, 256, 8160, 80_000)] == [1, 1, 2, 32, 512]
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -7,8 +7,12 @@ is for CPUs that read a token at a time, as generation does: nothing is sorted, 
 only the rows of units above zero are read. All compute in the dtype of `x_TD`; gates stay in float32. Experts with a
 `w_up` are gated: s(W_enc x) * (W_up x) stands for s(W_enc x).
 
-Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S = T * K slots, a slot
-being one token at one of its experts; slots are sorted by expert.
+In bf16 on a CPU an expert has a whole multiple of so many slots, some of them empty: oneDNN makes a program for every
+size of a product that it has not met lately, which takes ten times as long as a product of a small model does, and
+tokens go to experts in other numbers at every step.
+
+Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S slots, a slot being one
+token at one of its experts; slots are sorted by expert. S is T * K and the empty ones.
 """
 
 from __future__ import annotations
@@ -24,22 +28,40 @@ from .dense import ACTIVATIONS
 
 
 class Slots(NamedTuple):
-    """The T * K (token, expert) pairs, sorted by expert."""
+    """The T * K (token, expert) pairs, sorted by expert, those of an expert followed by its empty slots."""
 
-    token_S: Tensor  # which token a slot holds
-    order_S: Tensor  # which of the flattened (T, K) entries a slot is
+    token_S: Tensor  # which token a slot holds; an empty one, any
+    entry_S: Tensor  # which of the flattened (T, K) entries a slot is; an empty one, T * K
     place_TK: Tensor  # in which slot each (token, choice) lies
     counts_E: Tensor  # how many slots each expert has
 
 
-def sort_slots(experts_TK: Tensor, num_experts: int) -> Slots:
-    """Group the chosen (token, expert) pairs by expert, tokens ascending within each."""
+def sort_slots(experts_TK: Tensor, num_experts: int, multiple: int = 1) -> Slots:
+    """Group the chosen (token, expert) pairs by expert, tokens ascending within each, and give every expert a whole
+    `multiple` of slots."""
+    tokens, choices = experts_TK.shape
     flat = experts_TK.flatten()
-    order_S = torch.argsort(flat, stable=True)
-    place = torch.empty_like(order_S)
-    place[order_S] = torch.arange(len(order_S), device=order_S.device)
+    entry_S = torch.argsort(flat, stable=True)
     counts_E = torch.bincount(flat, minlength=num_experts)
-    return Slots(order_S // experts_TK.shape[1], order_S, place.view_as(experts_TK), counts_E)
+    slot = torch.arange(len(flat), device=flat.device)
+    place = torch.empty_like(entry_S)
+    if multiple == 1:
+        place[entry_S] = slot
+        return Slots(entry_S // choices, entry_S, place.view_as(experts_TK), counts_E)
+    filled_E = (counts_E + (multiple - 1)).div(multiple, rounding_mode="floor") * multiple
+    moved_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)
+    slot += moved_E[flat[entry_S]]
+    place[entry_S] = slot
+    spread_S = torch.full((int(filled_E.sum()),), len(flat), device=flat.device)
+    spread_S[slot] = entry_S
+    return Slots((spread_S // choices).clamp_max_(tokens - 1), spread_S, place.view_as(experts_TK), filled_E)
+
+
+def _multiple(x_TD: Tensor, entries: int, num_experts: int) -> int:
+    """What the slots of an expert are a multiple of: a power of two, a 32nd to a 16th of an expert's usual number."""
+    if x_TD.device.type != "cpu" or x_TD.dtype != torch.bfloat16:
+        return 1
+    return 1 << (entries // num_experts // 32).bit_length()
 
 
 # How many slots an expert has is only known at run time; a compiled model runs this part as it is.
@@ -65,7 +87,8 @@ def expert_mlp(
         x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
         b_enc_EF = None if b_enc_EF is None else b_enc_EF.to(dtype)
         w_up_EFD = None if w_up_EFD is None else w_up_EFD.to(dtype)
-    slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
+    num_experts = w_enc_EFD.shape[0]
+    slots = sort_slots(experts_TK, num_experts, _multiple(x_TD, experts_TK.numel(), num_experts))
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
     aligned = all(size * x_SD.element_size() % 16 == 0 for size in w_enc_EFD.shape[1:])
     kernel = _grouped if x_TD.is_cuda and aligned else _loop
@@ -83,17 +106,19 @@ def expert_values(
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     """(T, K, F): s(W_enc x + b_enc) of the chosen experts, of gated ones times W_up x, before the router's gate."""
-    slots = sort_slots(experts_TK, w_enc_EFD.shape[0])
+    num_experts, entries = w_enc_EFD.shape[0], experts_TK.numel()
+    slots = sort_slots(experts_TK, num_experts, _multiple(x_TD, entries, num_experts))
     x_SD = x_TD[slots.token_S]
     counts = slots.counts_E.tolist()
-    values_SF = None
-    for e, (rows_SD, order_S) in enumerate(zip(x_SD.split(counts), slots.order_S.split(counts), strict=True)):
+    values = None
+    for e, (rows_SD, entry_S) in enumerate(zip(x_SD.split(counts), slots.entry_S.split(counts), strict=True)):
         h_SF = _values_of(e, rows_SD, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
-        # Straight into their place: values are large, and a copy of all of them costs a third of the products.
-        values_SF = h_SF.new_empty(len(x_SD), h_SF.shape[1]) if values_SF is None else values_SF
-        values_SF.index_copy_(0, order_S, h_SF)
-    assert values_SF is not None
-    return values_SF.view(*experts_TK.shape, -1)
+        # Straight into their place: values are large, and a copy of all of them costs a third of the products. Empty
+        # slots go to the row after the last.
+        values = h_SF.new_empty(entries + 1, h_SF.shape[1]) if values is None else values
+        values.index_copy_(0, entry_S, h_SF)
+    assert values is not None
+    return values[:entries].view(*experts_TK.shape, -1)
 
 
 def _values_of(
@@ -199,7 +224,8 @@ class _Combine(torch.autograd.Function):
         slots: Slots = ctx.slots
         dy_SD = dy_TD.index_select(0, slots.token_S)
         dgates_S = (dy_SD * y_SD).sum(1, dtype=gates_TK.dtype)
-        gate_S = gates_TK.flatten()[slots.order_S].to(dy_SD.dtype)
+        # The entry after the last is that of empty slots, from which no gradient comes.
+        gate_S = F.pad(gates_TK.flatten(), (0, 1))[slots.entry_S].to(dy_SD.dtype)
         return dy_SD.mul_(gate_S.unsqueeze(1)), dgates_S[slots.place_TK], None
 
 
