@@ -1,14 +1,15 @@
 """Forward and backward of single layers, side by side.
 
 The MoE-X layer runs against dense layers of equal active parameters, and its expert kernel against transformers' own
-experts, given the same bf16 weights and the same routing.
+experts, given the same bf16 weights and the same routing. Tokens and routing are others in every repeat, as they are
+at every step of training: a kernel that is only fast on sizes that it has met before would not be told from a fast one.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,10 +36,13 @@ def layer_rows(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> list[d
 
 
 def _mixture_rows(width: int, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    x_TD = torch.nn.functional.layer_norm(torch.randn(sizes.tokens, width, device=device), (width,)).requires_grad_()
+    inputs = [
+        torch.nn.functional.layer_norm(torch.randn(sizes.tokens, width, device=device), (width,)).requires_grad_()
+        for _ in range(sizes.repeats + 1)
+    ]
     layers = {name: _layer(name, width, device) for name in ("moe-x", "relu", "gelu")}
-    passes = {name: _pass(layer, x_TD, device, dtype) for name, layer in layers.items()}
-    passes["router"] = _router_pass(layers["moe-x"], x_TD, device, dtype)
+    passes = {name: _each(inputs, _pass(layer, inputs[0], device, dtype)) for name, layer in layers.items()}
+    passes["router"] = _each(inputs, _router_pass(layers["moe-x"], device, dtype))
     seconds = alternate(passes, sizes.repeats, device)
     rows = [
         row(
@@ -78,10 +82,16 @@ def _layer(name: str, width: int, device: torch.device) -> Any:
     return layer.to(device)
 
 
-def _pass(layer: FeedForward, x_TD: Tensor, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+def _each(inputs: Sequence[Any], run: Callable[[Any], object]) -> Callable[[], object]:
+    """`run` on the next of the inputs at every call: the first for warming up, and one a repeat."""
+    following = iter(inputs)
+    return lambda: run(next(following))
+
+
+def _pass(layer: FeedForward, x_TD: Tensor, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
     upstream_TD = torch.randn_like(x_TD)
 
-    def run() -> None:
+    def run(x_TD: Tensor) -> None:
         with autocast(device, dtype):
             y_TD, losses = layer(x_TD)
         loss = (y_TD.float() * upstream_TD).sum() + sum(losses.values(), torch.zeros((), device=device))
@@ -90,8 +100,8 @@ def _pass(layer: FeedForward, x_TD: Tensor, device: torch.device, dtype: torch.d
     return run
 
 
-def _router_pass(layer: Any, x_TD: Tensor, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    def run() -> None:
+def _router_pass(layer: Any, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], object]:
+    def run(x_TD: Tensor) -> None:
         with autocast(device, dtype):
             gates_TK, _ = choose(layer.scores(x_TD), layer.experts_per_token)
         torch.autograd.grad(gates_TK.square().sum(), [x_TD, layer.w_enc])
@@ -108,30 +118,37 @@ def _expert_rows(width: int, sizes: Sizes, device: torch.device) -> list[dict[st
     x_TD = torch.randn(sizes.tokens, width, **bf16).requires_grad_()  # type: ignore[call-overload]
     w_enc_EFD = (torch.randn(shape, **bf16) * 0.02).requires_grad_()  # type: ignore[call-overload]
     w_dec_EFD = (torch.randn(shape, **bf16) * 0.02).requires_grad_()  # type: ignore[call-overload]
-    gates_TK, experts_TK = choose(torch.randn(sizes.tokens, EXPERTS, device=device), EXPERTS_PER_TOKEN)
-    gates_TK.requires_grad_()
+    routings = [
+        choose(torch.randn(sizes.tokens, EXPERTS, device=device), EXPERTS_PER_TOKEN) for _ in range(sizes.repeats + 1)
+    ]
 
-    def ours() -> Any:
+    def ours(gates_TK: Tensor, experts_TK: Tensor) -> Any:
         return expert_mlp(x_TD, w_enc_EFD, None, w_dec_EFD, gates_TK, experts_TK, "relu")
 
     # transformers keeps the second matrix transposed.
-    gates_bf16_TK = gates_TK.detach().bfloat16().requires_grad_()
     peers = {name: _transformers_experts(name, w_enc_EFD, w_dec_EFD, device) for name in ("eager", "grouped_mm")}
     upstream_TD = torch.randn_like(x_TD)
 
-    def backward(y_TD: Tensor, *inputs: Tensor) -> None:
-        torch.autograd.grad(y_TD, inputs, upstream_TD)
+    def our_pass(routing: tuple[Tensor, Tensor]) -> None:
+        gates_TK = routing[0].detach().requires_grad_()
+        torch.autograd.grad(ours(gates_TK, routing[1]), (x_TD, gates_TK, w_enc_EFD, w_dec_EFD), upstream_TD)
 
-    def peer_pass(peer: Any) -> Callable[[], object]:
-        return lambda: backward(peer(x_TD, experts_TK, gates_bf16_TK), x_TD, gates_bf16_TK, *peer.parameters())
+    def peer_pass(peer: Any) -> Callable[[tuple[Tensor, Tensor]], object]:
+        def run(routing: tuple[Tensor, Tensor]) -> None:
+            gates_TK = routing[0].bfloat16().requires_grad_()
+            torch.autograd.grad(peer(x_TD, routing[1], gates_TK), (x_TD, gates_TK, *peer.parameters()), upstream_TD)
 
-    passes: dict[str, Callable[[], object]] = {name: peer_pass(peer) for name, peer in peers.items()}
-    passes["ours"] = lambda: backward(ours(), x_TD, gates_TK, w_enc_EFD, w_dec_EFD)
+        return run
+
+    passes = {name: _each(routings, peer_pass(peer)) for name, peer in peers.items()}
+    passes["ours"] = _each(routings, our_pass)
     seconds = alternate(passes, sizes.repeats, device)
     better = [min(pair) for pair in zip(seconds["eager"], seconds["grouped_mm"], strict=True)]
     with torch.no_grad():
-        y_TD, scale = ours().float(), float(ours().float().abs().max())
-        apart = [float((peer(x_TD, experts_TK, gates_bf16_TK) - y_TD).abs().max()) / scale for peer in peers.values()]
+        gates_TK, experts_TK = routings[0]
+        y_TD = ours(gates_TK, experts_TK).float()
+        theirs = [peer(x_TD, experts_TK, gates_TK.bfloat16()) for peer in peers.values()]
+        apart = [float((their_TD - y_TD).abs().max() / y_TD.abs().max()) for their_TD in theirs]
     return [
         row(
             f"expert kernel, d={width}",
@@ -139,7 +156,8 @@ def _expert_rows(width: int, sizes: Sizes, device: torch.device) -> list[dict[st
             of="tokens/s of transformers' experts",
             at_least=1.0,
             note="forward and backward; the better of eager and grouped_mm in each repeat; NemotronHExperts, which are "
-            "Mixtral's experts without the gate matrix and so our shape; same bf16 weights and routing",
+            "Mixtral's experts without the gate matrix and so our shape; same bf16 weights and routing, another in "
+            "every repeat",
             tokens_per_second=per_second(sizes.tokens, seconds["ours"]),
             of_eager=row("", ratios(seconds["eager"], seconds["ours"]))["value"],
             of_grouped_mm=row("", ratios(seconds["grouped_mm"], seconds["ours"]))["value"],
