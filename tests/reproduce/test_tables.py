@@ -184,6 +184,18 @@ def test_two_commands_at_once_lose_no_row(tmp_path: Path) -> None:
     assert {file.name for file in path.parent.iterdir()} == {"t.json", "t.md"}
 
 
+def test_rows_of_another_learning_rate_are_named_and_lose_the_old_measures(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    rows = [row("gelu", learning_rate=0.01), row("relu", learning_rate=0.01), row("solu", routing={}, points=[])]
+    saved(path, *rows)
+    assert "learn at" not in path.with_name("t.md").read_text()
+    kept = saved(path, row("solu", learning_rate=0.01, loss=0.5))["rows"][-1]
+    assert "routing" in kept  # the first row's rate was not kept, and is taken for the same
+    slower = saved(path, row("solu", learning_rate=0.005))["rows"][-1]
+    assert "routing" not in slower
+    assert "Rows learn at 0.01, but solu at 0.005." in path.with_name("t.md").read_text()
+
+
 def test_failures_of_mere_sources_do_not_stay(tmp_path: Path) -> None:
     path, names = tmp_path / "t", ["gelu", "peer"]
     lost = [{"name": name, "seed": 0, "reason": "no"} for name in ("relu-source", "peer")]

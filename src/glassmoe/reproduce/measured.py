@@ -184,7 +184,7 @@ def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
     environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
     lines = read_metrics(work.path / "metrics.jsonl")
     last, receipt = lines[-1], read_start(work.path)
-    before = _source_tokens(work)
+    before, optimizer = _source_tokens(work), work.config.optimizer
     facts = {
         "name": work.row.name,
         "seed": work.seed,
@@ -201,6 +201,7 @@ def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
         "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
         "apart": work.row.apart,
         "model": asdict(work.config.coder if work.row.coder else work.config.model),
+        "learning_rate": optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
     }
     if receipt is not None:
         facts["start"] = {key: receipt[key] for key in ("valid_loss", "noise", "redraw")}

@@ -7,12 +7,13 @@ The JSON: `suite`, `scale`, `recipe`, `command`, `commit`, `data_sha256`, `hardw
 (`name`, `seed`, `reason`); `notes`, paragraphs that are shown, those that somebody added included; `order`, what the
 rows say about the paper's claims (`claims.order`).
 
-A row: `name`, `seed`, `tokens` and `flops` (those of the source that it started from included), `own_tokens`, the
-sizes `active_parameters`, `active_ratio` (to a dense GELU model of the same widths), `total_parameters`; `model`, what
-its configuration has of its own; `curve` of `[tokens, validation loss]` and `board_curve` of `[tokens, coverage,
-held-out coverage, reconstruction, layer]`, whose tokens are the run's own, without the source's; measures `ppl`,
-`boards`, `routing`, `encoder_map`, `splice`, as the functions that measure them return them; `start`, the receipt of a
-run that began from another; `apart`, true where the row saw other tokens than the rest and is shown below the table.
+A row: `name`, `seed`, `tokens` and `flops` (those of the source that it started from included), `own_tokens`, the sizes
+`active_parameters`, `active_ratio` (to a dense GELU model of the same widths), `total_parameters`; `model`, what its
+configuration has of its own; `learning_rate`, the peak of its matrices' (files made before it was kept lack it);
+`curve` of `[tokens, validation loss]` and `board_curve` of `[tokens, coverage, held-out coverage, reconstruction,
+layer]`, whose tokens are the run's own, without the source's; measures `ppl`, `boards`, `routing`, `encoder_map`,
+`splice`, as the functions that measure them return them; `start`, the receipt of a run that began from another;
+`apart`, true where the row saw other tokens than the rest and is shown below the table.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def _merge_rows(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     for row in rows:
         old = kept.get(_key(row), {})
         same = all(old.get(fact) == row.get(fact) for fact in ("tokens", "flops", "model"))
+        same = same and old.get("learning_rate") in (None, row.get("learning_rate"))
         kept[_key(row)] = {**old, **row} if same else row
         if same and "texts" in row:
             kept[_key(row)]["texts"] = {**old.get("texts", {}), **row["texts"]}
@@ -248,9 +250,18 @@ def _legend(results: Results) -> str:
         )
         if token != "character":
             text += " Its loss is per character and not comparable with one per move."
+    text += _other_rates(rows)
     if any("splice" in row for row in rows):
         text += " The loss of an autoencoder's row is the model's with the reconstruction in place of its stream."
     return text
+
+
+def _other_rates(rows: Sequence[Row]) -> str:
+    """A sentence when rows learned at another rate than most."""
+    rates = {row["name"]: row["learning_rate"] for row in rows if "learning_rate" in row and "splice" not in row}
+    usual = statistics.mode(rates.values()) if rates else None
+    others = [f"{name} at {rate:g}" for name, rate in rates.items() if rate != usual]
+    return f" Rows learn at {usual:g}, but {', '.join(others)}." if others else ""
 
 
 def _unequal(rows: Sequence[Row]) -> list[str]:
