@@ -92,17 +92,6 @@ def test_a_name_means_one_run_in_every_suite() -> None:
                 ModelConfig(**{**asdict(base), **row.model})
 
 
-def test_layers_for_which_muons_rate_is_too_high_learn_at_a_share_of_it() -> None:
-    for name, halved in (("chess-small", True), ("chess-paper", False)):  # the latter learns by AdamW
-        config = load(recipes()[name])
-        plan = runner.Plan(name, config, 8, Path("runs"), 4, None)
-        works = runner.works(plan, SUITES["table1"].rows(config.model), [0])
-        rates = {work.row.name: (work.config.optimizer.muon_lr, work.config.optimizer.lr) for work in works}
-        usual = (config.optimizer.muon_lr, config.optimizer.lr)
-        assert rates["solu"] == ((usual[0] / 2, usual[1]) if halved else usual)
-        assert all(rates[each] == usual for each in ("gelu", "relu", "switch", "moe-x", "relu-source"))
-
-
 def test_upcycled_rows_see_half_the_tokens_in_a_source_of_an_experts_width() -> None:
     base = load(recipes()["chess-small"]).model
     rows = {row.name: row for row in SUITES["table4"].rows(base)}

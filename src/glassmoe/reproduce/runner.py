@@ -24,7 +24,7 @@ from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.evaluation import EvaluationText
 from glassmoe.data.tokens import TEXT
 
-from .suites import CURVE_POINTS, MUON_SHARE, RECIPES, Row
+from .suites import CURVE_POINTS, RECIPES, Row
 
 SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
 """Fits of fewer steps than this take this learning rate."""
@@ -100,8 +100,6 @@ def _run_config(plan: Plan, row: Row, seed: int, source: Path | None) -> RunConf
     config.seed = seed
     config.model = replace(config.model, **row.model)
     config.start.source = None if source is None else str(source)
-    if config.optimizer.name == "muon":
-        config.optimizer.muon_lr *= MUON_SHARE.get(config.model.ffn, 1.0)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 10))
     if config.data.tokens == TEXT:
         # Nothing is measured along the way but the loss, so a run of `glassmoe train` at these steps is the same run.

@@ -23,10 +23,6 @@ RECIPES = {
 }
 """(scale, what a token is) -> recipe."""
 
-MUON_SHARE = {"solu": 0.5, "geglu": 0.5, "monet-hd": 0.5, "monet-vd": 0.5}
-"""Layers that learn at this share of the recipe's `muon_lr`. The whole rate suits the other layers and is too high for
-these, whose units multiply what was multiplied before or are squashed: `results/learning-rate-rows-chess-small.md`."""
-
 CURVE_POINTS = 4
 """At how many points of a run its board scores are taken, the last among them."""
 
