@@ -48,13 +48,17 @@ def sort_slots(experts_TK: Tensor, num_experts: int, multiple: int = 1) -> Slots
     if multiple == 1:
         place[entry_S] = slot
         return Slots(entry_S // choices, entry_S, place.view_as(experts_TK), counts_E)
-    filled_E = (counts_E + (multiple - 1)).div(multiple, rounding_mode="floor") * multiple
-    moved_E = (filled_E - counts_E).cumsum(0) - (filled_E - counts_E)
-    slot += moved_E[flat[entry_S]]
+    empty_E = -counts_E % multiple
+    filled_E = counts_E + empty_E
+    slot += (empty_E.cumsum(0) - empty_E)[flat[entry_S]]
     place[entry_S] = slot
     spread_S = torch.full((int(filled_E.sum()),), len(flat), device=flat.device)
     spread_S[slot] = entry_S
     return Slots((spread_S // choices).clamp_max_(tokens - 1), spread_S, place.view_as(experts_TK), filled_E)
+
+
+def _slots_for(x_TD: Tensor, experts_TK: Tensor, num_experts: int) -> Slots:
+    return sort_slots(experts_TK, num_experts, _multiple(x_TD, experts_TK.numel(), num_experts))
 
 
 def _multiple(x_TD: Tensor, entries: int, num_experts: int) -> int:
@@ -87,8 +91,7 @@ def expert_mlp(
         x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
         b_enc_EF = None if b_enc_EF is None else b_enc_EF.to(dtype)
         w_up_EFD = None if w_up_EFD is None else w_up_EFD.to(dtype)
-    num_experts = w_enc_EFD.shape[0]
-    slots = sort_slots(experts_TK, num_experts, _multiple(x_TD, experts_TK.numel(), num_experts))
+    slots = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0])
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
     aligned = all(size * x_SD.element_size() % 16 == 0 for size in w_enc_EFD.shape[1:])
     kernel = _grouped if x_TD.is_cuda and aligned else _loop
@@ -106,8 +109,7 @@ def expert_values(
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
     """(T, K, F): s(W_enc x + b_enc) of the chosen experts, of gated ones times W_up x, before the router's gate."""
-    num_experts, entries = w_enc_EFD.shape[0], experts_TK.numel()
-    slots = sort_slots(experts_TK, num_experts, _multiple(x_TD, entries, num_experts))
+    slots, entries = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0]), experts_TK.numel()
     x_SD = x_TD[slots.token_S]
     counts = slots.counts_E.tolist()
     values = None
