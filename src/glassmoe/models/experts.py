@@ -8,8 +8,8 @@ only the rows of units above zero are read. All compute in the dtype of `x_TD`; 
 `w_up` are gated: s(W_enc x) * (W_up x) stands for s(W_enc x).
 
 In bf16 on a CPU an expert has a whole multiple of so many slots, some of them empty: oneDNN makes a program for every
-size of a product that it has not met lately, which takes ten times as long as a product of a small model does, and
-tokens go to experts in other numbers at every step.
+size of a product that it has not met lately, which takes longer than a product of a small model does, and tokens go to
+experts in other numbers at every step.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S slots, a slot being one
 token at one of its experts; slots are sorted by expert. S is T * K and the empty ones.
