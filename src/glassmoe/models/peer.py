@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .dense import ACTIVATIONS
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
+from .top import greatest
 
 ORIGINAL = {"heads": 8, "k": 16}
 """The paper's shape, as `model.options`: heads, and experts of a head."""
@@ -143,10 +144,15 @@ def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
     only those with (a + 1)(b + 1) <= k can be among the best k (50 of 256 for k = 16).
     """
     kept = min(k, s_2HTn.shape[-1])
-    top_2HTm, index_2HTm = s_2HTn.topk(kept, dim=-1)
+    top_2HTm, index_2HTm = greatest(s_2HTn, kept)
     a_P, b_P = (torch.tensor(ranks, device=s_2HTn.device) for ranks in _candidates(kept, k))
-    best_HTK = (top_2HTm[0].index_select(-1, a_P) + top_2HTm[1].index_select(-1, b_P)).topk(k, dim=-1).indices
-    return index_2HTm.gather(-1, torch.stack([a_P[best_HTK], b_P[best_HTK]]))
+    # Gathering by one view of the ranks for all rows: `index_select` goes along the last dimension number by number.
+    rows = s_2HTn.shape[1:-1]
+    _, best_HTK = greatest(
+        top_2HTm[0].gather(-1, a_P.expand(*rows, -1)) + top_2HTm[1].gather(-1, b_P.expand(*rows, -1)), k
+    )
+    chosen_2HTK: Tensor = index_2HTm.gather(-1, torch.stack([a_P[best_HTK], b_P[best_HTK]]))
+    return chosen_2HTK
 
 
 @lru_cache(maxsize=64)
@@ -186,8 +192,10 @@ class Pairs:
 
     @cached_property
     def _by_expert(self) -> tuple[Tensor, Tensor, Tensor]:
-        sorted_S, order_S = self.ids_TA.flatten().sort(stable=True)
-        bounds_N = torch.arange(self.num_experts + 1, device=sorted_S.device)
+        # The shorter the numbers, the fewer passes a sort takes.
+        dtype = torch.int16 if self.num_experts < 1 << 15 else torch.int32
+        sorted_S, order_S = self.ids_TA.flatten().to(dtype).sort(stable=True)
+        bounds_N = torch.arange(self.num_experts + 1, device=sorted_S.device, dtype=dtype)
         return order_S, order_S // self.ids_TA.shape[1], torch.searchsorted(sorted_S, bounds_N)
 
 

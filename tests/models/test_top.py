@@ -1,0 +1,52 @@
+"""The greatest of short rows against `torch.topk`."""
+
+import pytest
+import torch
+
+from glassmoe.models import top
+from glassmoe.models.top import greatest
+
+
+@pytest.fixture
+def one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+ROWS = {
+    "normal": lambda n: torch.randn(7, 3, n),
+    "equal": lambda n: torch.randint(-2, 3, (7, 3, n)).float(),
+    "neighbours": lambda n: (torch.ones(7, 3, n).view(torch.int32) + torch.randint(0, 9, (7, 3, n)).int()).view(
+        torch.float32
+    ),
+    "tiny": lambda n: torch.randn(7, 3, n) * 1e-42,
+    "huge": lambda n: torch.randn(7, 3, n) * 1e37,
+    "zeros of both signs": lambda n: torch.zeros(7, 3, n) * torch.randn(7, 3, n).sign(),
+    "not in order": lambda n: torch.randn(n, 3, 7).mT.transpose(0, 1).transpose(1, 2).movedim(0, -1),
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("k,n", [(1, 1), (4, 4), (3, 50), (16, 64), (5, 1024), (5, 1025)])
+@pytest.mark.parametrize("rows", ROWS)
+def test_greatest(rows: str, k: int, n: int) -> None:
+    torch.manual_seed(n)
+    s = ROWS[rows](n)
+    before = s.clone()
+    values, places = greatest(s, min(k, s.shape[-1]))
+    assert torch.equal(values, s.topk(min(k, s.shape[-1]), dim=-1).values)
+    assert torch.equal(s.gather(-1, places), values)
+    assert all(len(set(row.tolist())) == len(row) for row in places.flatten(0, 1))
+    assert torch.equal(s, before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_both_ways_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = torch.randn(5, 40).double().float()
+    sorted_, other = greatest(s, 6), greatest(s.double(), 6)
+    monkeypatch.setattr(top, "MOST_THREADS", 0)
+    found = greatest(s, 6)
+    for one, two, three in zip(sorted_, other, found, strict=True):
+        assert torch.equal(one, two.to(one.dtype)) and torch.equal(one, three)
