@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LONGEST_ROW, MOST_THREADS = 1024, 4
+LONGEST_ROW, MOST_THREADS = 512, 4
 """Beyond, `torch.topk` is the faster one: of long rows it looks at most numbers but once, and it uses every thread."""
 SPARE_BITS = 29
 """Lowest bits of a float64 that are 0 in whatever was a float32."""
