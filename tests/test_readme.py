@@ -104,9 +104,14 @@ def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_an_outsiders_layer_trains_and_is_measured(desk: Path) -> None:
+    from glassmoe import cli
+
+    # Games of its own, so that it runs without the README's commands before it.
+    games = ["data", "chess", str(desk / "games.pgn.zst"), "--valid-share", "0.3", "--workers", "1"]
+    assert cli.main([*games, "--out", str(desk / "data/mine")]) == 0
     shutil.copy(ROOT / "examples/new_layer.py", desk / "mine.py")
     options = (
-        "--data.path data/games --out runs/mine --train.steps 2 --train.batch_rows 4 --train.micro_rows 4 "
+        "--data.path data/mine --out runs/mine --train.steps 2 --train.batch_rows 4 --train.micro_rows 4 "
         "--train.eval_rows 4 --model.layers 1 --model.width 16 --model.active_width 64"
     )
     done = subprocess.run(
