@@ -152,6 +152,9 @@ def test_readme_figures_come_from_results() -> None:
         assert target == "-" or float(re.sub(r"[^0-9.]", "", target)) in (bound, round(100 * bound, 1)), what
         # The page for people says the same.
         assert any(line.startswith(f"| {what} ") and f" {measured} " in line for line in page.splitlines()), what
+    amx = json.loads((ROOT / "results/bench-amx.json").read_text())
+    (quickstart,) = (row for row in amx["rows"] if row["name"] == "glassmoe quickstart")
+    assert f"the quickstart takes {quickstart['value']:.0f} s" in speed
 
 
 def test_links_lead_somewhere() -> None:
