@@ -58,6 +58,7 @@ def test_every_suite_trains_measures_and_draws(name: str, games: Path, toy: Path
     found = reproduce(name, **settings(games, toy, runs, tmp_path))
     listed = [row for row in SUITES[name].rows(load(toy).model) if row.listed]
     assert found["failed"] == []
+    assert found["command"].endswith(f" --tokens {STEPS * PER_STEP} --games 4")
     assert [row["name"] for row in found["rows"]] == [row.name for row in listed]
     for row, declared in zip(found["rows"], listed, strict=True):
         assert row["boards"]["layers"]

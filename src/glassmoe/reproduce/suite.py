@@ -37,6 +37,8 @@ TRIAL_STEPS = 3
 TRAINING_SHARE = 0.75
 """Share of a budget of minutes that is left for training; the rest is for measuring."""
 LEAST_STEPS = 8
+GAMES = 1000
+"""Games to choose features on, and again to test them on, unless told otherwise."""
 
 
 def reproduce(
@@ -49,7 +51,7 @@ def reproduce(
     seeds: Sequence[int] = (0,),
     tokens: int | None = None,
     minutes: float | None = None,
-    games: int = 1000,
+    games: int = GAMES,
     processes: int = 1,
     on: str | None = None,
     out: Path = Path("runs/reproduce"),
@@ -150,8 +152,11 @@ def _header(
 
 
 def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
-    data, on = ("TEXT", f" --on {','.join(text.name for text in plan.texts)}") if plan.texts else ("GAMES", "")
-    return f"glassmoe reproduce {name} --scale {scale} --data.path {data} --tokens {plan.steps * per_step}{on}"
+    if plan.texts:
+        data, measured = "TEXT", f" --on {','.join(text.name for text in plan.texts)}"
+    else:
+        data, measured = "GAMES", "" if plan.games == GAMES else f" --games {plan.games}"
+    return f"glassmoe reproduce {name} --scale {scale} --data.path {data} --tokens {plan.steps * per_step}{measured}"
 
 
 def _about(text: EvaluationText) -> dict[str, Any]:
