@@ -25,7 +25,7 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/mypy
 
 bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer; half an hour, keep the machine quiet
-	$(BIN)/glassmoe bench --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \
+	$(BIN)/python -m benchmarks --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \
 	  $(if $(MONET),--monet $(MONET)) --out results/bench-cpu.json
 
 clean:

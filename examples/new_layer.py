@@ -12,8 +12,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from glassmoe import cli
-from glassmoe.models import FEED_FORWARD, Features, FeedForward, GlassConfig, empty_parameters, linear_write
+from glassmoe.cli import main as cli
+from glassmoe.model import FEED_FORWARD, Features, FeedForward, GlassConfig, empty_parameters, linear_write
 
 
 class TopK(FeedForward):

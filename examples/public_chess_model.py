@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from glassmoe.models import GlassConfig, GlassForCausalLM
+from glassmoe.model import GlassConfig, GlassForCausalLM
 
 NAMES = {
     "ln_1.weight": "attention_norm.weight",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from glassmoe.coders.opening import open_readers
+from glassmoe.chess.selfplay import generate
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.selfplay import generate
-from glassmoe.models import GlassConfig, GlassForCausalLM
-from glassmoe.reading.store import FeatureStore, Gathering, make_store, store_path
+from glassmoe.inspect.readers import open_readers
+from glassmoe.inspect.store import FeatureStore, Gathering, make_store, store_path
+from glassmoe.model import GlassConfig, GlassForCausalLM
 from text_files import prepared, random_gpt2
 
 MARKUP = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">&amp;"

@@ -6,10 +6,10 @@ import gzip
 
 import zstandard
 
-from glassmoe.data.chess_text import decode, move_text
+from glassmoe.chess.characters import decode, move_text
+from glassmoe.chess.pgn import prepare_chess, read_chunk
+from glassmoe.chess.selfplay import play_game
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.pgn import prepare_chess, read_chunk
-from glassmoe.data.selfplay import play_game
 from glassmoe.data.sources import Chunk
 
 PACK = {

@@ -11,7 +11,7 @@ from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import save_coder
 from glassmoe.coders.sae import build_coder
 from glassmoe.config import DataConfig, TrainConfig
-from glassmoe.reading.subject import load_subject, weights_digest
+from glassmoe.model.subject import load_subject, weights_digest
 
 WIDTH, FEATURES, K = 16, 40, 5
 SITES = {"transcoder": "mlp", "skip-transcoder": "mlp", "mxd": "mlp"}

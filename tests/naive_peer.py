@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from glassmoe.models.peer import EPSILON, Peer
+from glassmoe.layers.peer import EPSILON, Peer
 
 
 def naive_queries(layer: Peer, x: torch.Tensor) -> torch.Tensor:

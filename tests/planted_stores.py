@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from glassmoe.reading.store import Examples
+from glassmoe.inspect.store import Examples
 
 
 class PlantedStore:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from glassmoe import cli
 from glassmoe import config as configuration
+from glassmoe.cli import main as cli
 from glassmoe.config import ModelConfig, RunConfig, TrainConfig, from_dict, load, recipes, to_yaml
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.data.text_tokens import text_kind, train_tokenizer
-from glassmoe.models import FEED_FORWARD
+from glassmoe.model import FEED_FORWARD
+from glassmoe.text.tokens import text_kind, train_tokenizer
 from glassmoe.training.language import build_model, train
 from glassmoe.training.tracking import read_metrics
 
@@ -121,7 +121,6 @@ def test_differences_are_named() -> None:
         (["generate", "."], "is not a run"),
         (["data", "chess", "nothing.pgn", "--out", "x"], "nothing.pgn"),
         (["train", "--out", "x", "--data.path", "nowhere"], "nowhere"),
-        (["bench", "--widths", "a"], "--widths takes whole numbers"),
     ],
 )
 def test_the_command_line_explains_mistakes(

@@ -46,7 +46,7 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with games.pgn.zst, corpus.jsonl.zst, the folder text/ and a model in gpt2/."""
-    from glassmoe.data.selfplay import play_game
+    from glassmoe.chess.selfplay import play_game
 
     desk = tmp_path_factory.mktemp("desk")
     games = [re.sub(r"(\d+)\.", r"\1. ", play_game(3, i, 300).removeprefix(";")) for i in range(60)]
@@ -87,7 +87,7 @@ def test_every_readme_command(desk: Path) -> None:
 
 
 def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from glassmoe import cli
+    from glassmoe.cli import main as cli
 
     small = ["--steps", "2", "--synthetic-games", "60", "--games", "2", "--out", str(tmp_path / "run")]
     assert cli.main(["quickstart", *small]) == 0
@@ -104,7 +104,7 @@ def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_an_outsiders_layer_trains_and_is_measured(desk: Path) -> None:
-    from glassmoe import cli
+    from glassmoe.cli import main as cli
 
     # Games of its own, so that it runs without the README's commands before it.
     games = ["data", "chess", str(desk / "games.pgn.zst"), "--valid-share", "0.3", "--workers", "1"]

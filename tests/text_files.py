@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from glassmoe.data.documents import prepare_text
+from glassmoe.text.documents import prepare_text
 
 WORDS = ["the", "a", "cat", "dog", "house", "tree", "runs", "sees", "under", "over", "big", "red", "and", "but"]
 WORDS += ["na\u00efve", "\u6771\u4eac", "\U0001f642", ",", ".", "42"]

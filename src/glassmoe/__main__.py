@@ -1,5 +1,5 @@
 """`python -m glassmoe` is `glassmoe`; it is also what torchrun starts."""
 
-from glassmoe.cli import main
+from glassmoe.cli.main import main
 
 raise SystemExit(main())

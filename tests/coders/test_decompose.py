@@ -21,16 +21,16 @@ from transformers import (
 )
 
 from glassmoe import config as configuration
-from glassmoe.cli import main
+from glassmoe.cli.main import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig, SweepConfig, matched_experts
 from glassmoe.coders.files import load_coder
-from glassmoe.coders.fit import evaluate_fidelity, fit, intrinsic_fidelity
-from glassmoe.coders.splice import fidelity
+from glassmoe.coders.fit import fit
 from glassmoe.coders.task import CoderTask
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.reading.edit import spliced
-from glassmoe.reading.subject import activations, load_subject, place_in, weights_digest
+from glassmoe.inspect.edit import spliced
+from glassmoe.measure.fidelity import evaluate_fidelity, fidelity, intrinsic_fidelity
+from glassmoe.model.subject import activations, load_subject, place_in, weights_digest
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
 from text_files import jsonl, made_up_texts, prepared, random_gpt2
@@ -251,7 +251,7 @@ def test_a_perfect_stand_in_recovers_all(gpt2: Path, text: Path) -> None:
 
     class Same(torch.nn.Module):
         def features(self, x: torch.Tensor) -> object:
-            from glassmoe.models import Features
+            from glassmoe.model import Features
 
             hidden = mlp.act(mlp.c_fc(x))
             return Features(hidden, hidden.shape[1])

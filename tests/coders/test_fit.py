@@ -13,14 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glassmoe import config as configuration
+from glassmoe.chess.board_coders import evaluate_coder
 from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder
-from glassmoe.coders.fit import CoderTask, evaluate_coder, fit
+from glassmoe.coders.fit import CoderTask, fit
 from glassmoe.coders.sae import AUTOENCODERS
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glassmoe.data.corpus import Corpus
-from glassmoe.reading.load import load
-from glassmoe.report.measures import read_measure
+from glassmoe.measure.saved import read_measure
+from glassmoe.model.loading import load
 from glassmoe.training import checkpoint
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
@@ -29,7 +30,7 @@ from tiny_runs import Interrupt, assert_same_bits, lines, stop_after
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from glassmoe.data.selfplay import generate
+    from glassmoe.chess.selfplay import generate
 
     out = tmp_path_factory.mktemp("played") / "games"
     generate(out, games=80, seed=1, valid_share=0.4, workers=1, progress=False)

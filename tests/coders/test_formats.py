@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glassmoe.cli import main
+from glassmoe.cli.main import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder, save_coder
-from glassmoe.coders.fit import evaluate_fidelity
 from glassmoe.coders.formats import export_coder, export_coders, import_coder
 from glassmoe.coders.layouts import place
-from glassmoe.reading.subject import load_subject
+from glassmoe.measure.fidelity import evaluate_fidelity
+from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 from made_coders import FEATURES, WIDTH, K, assert_alike, bare_gpt2, made_coder, seen, tokens_read
 from text_files import made_up_texts, prepared, random_gpt2

@@ -12,8 +12,8 @@ import torch
 from glassmoe.coders.base import Coder
 from glassmoe.coders.files import load_coder
 from glassmoe.coders.formats import export_coders, import_coder
-from glassmoe.coders.splice import spliced
-from glassmoe.reading.subject import load_subject, place_in
+from glassmoe.inspect.edit import spliced
+from glassmoe.model.subject import load_subject, place_in
 from made_coders import FEATURES, WIDTH, K, assert_alike, bare_gpt2, made_coder, seen, tokens_read
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]

@@ -9,8 +9,8 @@ from coder_twins import assert_as_the_twin, gradients
 from glassmoe.coders.configuration import CoderConfig, matched_experts, parameter_count
 from glassmoe.coders.mxd import ACTIVATIONS, MxD
 from glassmoe.coders.sae import build_coder
-from glassmoe.models import Features, FeedForward
-from glassmoe.models.statistics import layer_statistics
+from glassmoe.model import Features, FeedForward
+from glassmoe.model.statistics import layer_statistics
 
 WIDTH, HIDDEN, TOKENS, K = 6, 9, 17, 4
 

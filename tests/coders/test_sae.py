@@ -8,8 +8,8 @@ import torch
 
 from glassmoe.coders.configuration import CoderConfig
 from glassmoe.coders.sae import AUTOENCODERS, BatchTopK, Coder, Gated, JumpReLU, PAnneal, TopK, build_coder
-from glassmoe.models import FEED_FORWARD, Features, FeedForward
-from glassmoe.models.statistics import layer_statistics
+from glassmoe.model import FEED_FORWARD, Features, FeedForward
+from glassmoe.model.statistics import layer_statistics
 
 WIDTH, FEATURES, TOKENS, K = 10, 17, 23, 4
 

@@ -11,8 +11,8 @@ from glassmoe import config as configuration
 from glassmoe.coders.configuration import CoderConfig, FitConfig, parameter_count
 from glassmoe.coders.sae import CODERS, build_coder
 from glassmoe.coders.transcoder import SkipTranscoder, Transcoder
-from glassmoe.models import Features, FeedForward
-from glassmoe.models.statistics import layer_statistics
+from glassmoe.model import Features, FeedForward
+from glassmoe.model.statistics import layer_statistics
 
 WIDTH, TOKENS, K = 8, 21, 4
 KINDS = ["transcoder", "skip-transcoder"]

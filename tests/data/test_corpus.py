@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glassmoe.data.chess_text import decode, encode
+from glassmoe.chess.characters import decode, encode
 from glassmoe.data.corpus import Corpus, Games, Rows, row_indices
 from glassmoe.data.writer import CorpusWriter, PackedGames, pack_games
 

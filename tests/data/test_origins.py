@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glassmoe import cli
-from glassmoe.data import documents, origins
+from glassmoe.cli import main as cli
+from glassmoe.data import origins
 from glassmoe.data.corpus import Corpus, Games, Rows
-from glassmoe.data.documents import prepare_text
 from glassmoe.data.origins import LONGEST_NAME, SourceNumbers, source_in, stem
 from glassmoe.data.tokens import CHARACTERS
+from glassmoe.text import documents
+from glassmoe.text.documents import prepare_text
 from text_files import jsonl, made_up_texts, prepared
 
 OPTIONS = {"tokenizer": "train:300", "workers": 1, "valid_share": 0.3, "progress": False}

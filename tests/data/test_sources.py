@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
-from glassmoe.data.pgn import prepare_chess
+from glassmoe.chess.pgn import prepare_chess
 from glassmoe.data.sources import Source
 
 

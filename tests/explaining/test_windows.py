@@ -9,7 +9,7 @@ import pytest
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.explaining.windows import Reader, Windows, joined, random_marks, with_marks
-from glassmoe.reading.store import Examples
+from glassmoe.inspect.store import Examples
 from text_files import made_up_texts, prepared
 
 HARD = [

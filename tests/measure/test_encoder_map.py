@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glassmoe.measure.encoder_map import encoder_map, neighbour_share
-from glassmoe.models import GlassConfig, GlassForCausalLM
+from glassmoe.model import GlassConfig, GlassForCausalLM
 
 
 def make(ffn: str = "moe-x") -> GlassForCausalLM:

@@ -9,10 +9,10 @@ import pytest
 import torch
 import zstandard
 
-from glassmoe.data.labelled import LEAST, Labelled, checked, labelled, surnames
 from glassmoe.measure.probing import Protocol, _class, _split, _strengths, encoded, f1, probe_task
-from glassmoe.reading.neurons import neurons
-from glassmoe.reading.subject import activations, load_subject
+from glassmoe.model.neurons import neurons
+from glassmoe.model.subject import activations, load_subject
+from glassmoe.text.labelled import LEAST, Labelled, checked, labelled, surnames
 from text_files import made_up_texts, prepared, random_gpt2
 
 
@@ -110,8 +110,8 @@ def test_strengths_against_a_loop_over_texts(model: str, last: bool, token: bool
 
 
 def test_listed_features_are_summed_as_dense_ones() -> None:
+    from glassmoe.layers.features import Features
     from glassmoe.measure.probing import _sums
-    from glassmoe.models.features import Features
 
     values, ids = torch.rand(5, 3), torch.tensor([[0, 2, 2], [1, 0, 3], [3, 3, 3], [0, 1, 2], [2, 1, 0]])
     listed, text = Features(values, 4, ids), torch.tensor([0, 0, 1, 2, 2])
@@ -168,7 +168,7 @@ def test_tasks_from_files(tmp_path: Path) -> None:
 def test_made_up_surnames_are_told_by_their_endings() -> None:
     pairs = surnames(200)
     assert pairs == surnames(200) and len({text.split()[1] for text, _ in pairs}) == 200
-    from glassmoe.data.labelled import ENDINGS
+    from glassmoe.text.labelled import ENDINGS
 
     for text, origin in pairs:
         assert text.endswith(ENDINGS[origin])

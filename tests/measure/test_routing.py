@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.inspect.harvest import layer_input
 from glassmoe.measure.routing import compare, routing, true_l0
-from glassmoe.models import GlassConfig, GlassForCausalLM, MoE
-from glassmoe.reading.harvest import layer_input
+from glassmoe.model import GlassConfig, GlassForCausalLM, MoE
 
 
 def make(ffn: str, **settings: object) -> GlassForCausalLM:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from glassmoe import cli
-from glassmoe.data.text_tokens import text_kind
+from glassmoe.cli import main as cli
 from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.measure.specialisation import (
     DEALS,
@@ -19,7 +18,8 @@ from glassmoe.measure.specialisation import (
     properties_of,
     token_classes,
 )
-from glassmoe.models import GlassConfig, GlassForCausalLM
+from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.text.tokens import text_kind
 from glassmoe.training.language import train
 from tiny_runs import tiny
 
@@ -143,7 +143,7 @@ def test_experts_that_a_source_decides() -> None:
 
 
 def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from glassmoe.data.documents import prepare_text
+    from glassmoe.text.documents import prepare_text
     from text_files import made_up_texts, prepared, text_run
 
     names = ["web", "books", "talk"]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from glassmoe.cli import main
+from glassmoe.cli.main import main
 from glassmoe.data.tokens import CHARACTERS, MOVES
+from glassmoe.inspect.edit import Edit, features_of, spliced
+from glassmoe.inspect.sample import FrequencyPenalty, Sampling, sampled
 from glassmoe.measure.steering import agreement, first_moves, specialisation, steered
-from glassmoe.models import GlassConfig, GlassForCausalLM
-from glassmoe.reading.edit import Edit, features_of, spliced
-from glassmoe.reading.neurons import neurons
-from glassmoe.reading.sample import FrequencyPenalty, Sampling, sampled
-from glassmoe.reading.subject import load_subject
+from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.model.neurons import neurons
+from glassmoe.model.subject import load_subject
 from text_files import made_up_texts, prepared, random_gpt2
 
 EIGHT = Sampling(8, samples=3, temperature=1.0)

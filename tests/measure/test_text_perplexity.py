@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, LlamaConfig
 
-from glassmoe.cli import main
-from glassmoe.coders.corpora import evaluate_corpora
+from glassmoe.cli.main import main
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.evaluation import EvaluationText
-from glassmoe.data.text_tokens import text_kind
+from glassmoe.inspect.edit import spliced
+from glassmoe.measure.corpora import evaluate_corpora
+from glassmoe.measure.saved import read_measure
 from glassmoe.measure.text_perplexity import Window, score, text_perplexity, windows
-from glassmoe.models import GlassForCausalLM
-from glassmoe.reading.edit import spliced
-from glassmoe.reading.subject import load_subject, place_in
-from glassmoe.report.measures import read_measure
+from glassmoe.model import GlassForCausalLM
+from glassmoe.model.subject import load_subject, place_in
+from glassmoe.text.evaluation import EvaluationText
+from glassmoe.text.tokens import text_kind
 from made_coders import made_coder
 from text_files import jsonl, made_up_texts, prepared, random_gpt2, text_run
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTNeoXConfig, LlamaConfig
 
-from glassmoe import cli
 from glassmoe import config as configuration
+from glassmoe.cli import main as cli
 from glassmoe.config import ModelConfig, RunConfig, StartConfig
 from glassmoe.data.corpus import Corpus
-from glassmoe.models.upcycle import SHARED
-from glassmoe.reading.load import load
-from glassmoe.reading.source import load_source
+from glassmoe.model.loading import load
+from glassmoe.model.upcycle import SHARED
 from glassmoe.training.language import train
 from glassmoe.training.run import read_start, tokenizer_of
+from glassmoe.training.source import load_source
 from glassmoe.training.start import FEED_FORWARD, complete
 from text_files import made_up_texts, prepared
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from game_files import pgn, synthetic
-from glassmoe import cli
+from glassmoe.cli import main as cli
 from glassmoe.training import checkpoint
 
 SETTINGS = (

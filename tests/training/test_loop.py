@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from glassmoe.config import RunConfig, load
-from glassmoe.models import FEED_FORWARD
+from glassmoe.model import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.language import train
 from glassmoe.training.loop import Diverged, Stopped

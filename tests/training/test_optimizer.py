@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glassmoe.config import OptimizerConfig
-from glassmoe.models import GlassConfig, GlassForCausalLM
+from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.training.optimizer import Muon, build_optimizers, orthogonalize, schedule
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from glassmoe.cli import main
+from glassmoe.cli.main import main
 from glassmoe.config import RunConfig, StartConfig, to_yaml
 from glassmoe.data.corpus import Corpus
-from glassmoe.reading.load import load
-from glassmoe.report.results import add_row
+from glassmoe.measure.results import add_row
+from glassmoe.model.loading import load
 from glassmoe.training.language import train
 from glassmoe.training.run import read_start
 from glassmoe.training.tracking import read_metrics

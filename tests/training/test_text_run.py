@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from glassmoe import cli
 from glassmoe import config as configuration
+from glassmoe.cli import main as cli
 from glassmoe.config import DataConfig, RunConfig
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.inspect.sample import continuations
 from glassmoe.measure.perplexity import bytes_per_token, perplexity
-from glassmoe.reading.load import load
-from glassmoe.reading.sample import continuations
+from glassmoe.model.loading import load
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassmoe.models.features import Features, FeedForward, empty_parameters, linear_write
+from glassmoe.layers.features import Features, FeedForward, empty_parameters, linear_write
+from glassmoe.layers.sparse_ops import read_rows, write_rows
 
 from .configuration import CoderConfig
-from .sparse import read_rows, write_rows
 
 
 class Coded(NamedTuple):

@@ -22,7 +22,7 @@ from glassmoe import config as configuration
 from glassmoe.atomic import write_atomically, write_text
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.tokens import TEXT
-from glassmoe.reading.subject import MLPS, Subject, load_subject, weights_digest
+from glassmoe.model.subject import MLPS, Subject, load_subject, weights_digest
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import coder_folders, load_coder, save_coder

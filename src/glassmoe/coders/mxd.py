@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassmoe.models import dense
-from glassmoe.models.features import Features, empty_parameters
+from glassmoe.layers import dense
+from glassmoe.layers.features import Features, empty_parameters
 
 from .configuration import CoderConfig
 from .transcoder import Transcoder, linear_bound

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glassmoe.models.features import Features, empty_parameters, linear_write
+from glassmoe.layers.features import Features, empty_parameters, linear_write
 
 from .base import Coded, Coder, ListedCoder, fired
 from .configuration import CoderConfig

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
-from glassmoe.data.documents import prepare_text
 from glassmoe.data.tokens import TEXT
-from glassmoe.reading.subject import Subject, load_subject
+from glassmoe.model.subject import Subject, load_subject
+from glassmoe.text.documents import prepare_text
 
 from .configuration import CODERS, LISTED_KINDS, CoderConfig, Site, SweepConfig, learning_rate, matched_experts
 

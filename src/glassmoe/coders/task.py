@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus, Rows, row_indices
-from glassmoe.data.text_tokens import text_kind
 from glassmoe.device import autocast, compute_dtype, describe
-from glassmoe.reading.subject import Activations, Place, Subject, activations, load_subject, weights_digest
+from glassmoe.model.subject import Activations, Place, Subject, activations, load_subject, weights_digest
+from glassmoe.text.tokens import text_kind
 from glassmoe.training import run
 from glassmoe.training.checkpoint import latest
 from glassmoe.training.distributed import Processes, sum_values
@@ -35,8 +35,8 @@ from glassmoe.training.loop import Batch
 from .base import Coder
 from .configuration import FitConfig, SweepConfig
 from .files import header, save_coder
+from .reconstruction import StreamFit
 from .sae import PAnneal, build_coder
-from .splice import StreamFit
 
 DOCUMENT_READ = 10_000
 """Characters on which two tokenizers are compared."""

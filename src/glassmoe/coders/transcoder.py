@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassmoe.models.features import Features, empty_parameters
+from glassmoe.layers.features import Features, empty_parameters
 
 from .base import ListedCoder
 from .configuration import CoderConfig

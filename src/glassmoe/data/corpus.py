@@ -243,7 +243,7 @@ def _advice(path: Path, text: bool) -> tuple[str, str]:
 
 def _text_kind(path: Path, digest: str, start: str) -> TokenKind:
     """The kind of a folder of text; ValueError when its tokenizer is not the one that prepared it."""
-    from .text_tokens import text_kind
+    from glassmoe.text.tokens import text_kind
 
     file = path / TOKENIZER
     raw = file.read_bytes() if file.is_file() else b""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import chess_moves, chess_text
+from glassmoe.chess import characters as chess_text
+from glassmoe.chess import moves as chess_moves
 
 Tokens = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
 

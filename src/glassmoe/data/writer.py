@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .chess_text import encode
+from glassmoe.chess.characters import encode
+
 from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SOURCES, SPLITS, TOKENIZER, UInt64, shown
 from .origins import SourceNumbers
 from .tokens import CHARACTERS, TokenKind, Tokens, token_kind

@@ -18,7 +18,7 @@ import numpy as np
 from glassmoe.atomic import write_text
 from glassmoe.console import bar, say
 from glassmoe.data.tokens import TokenKind
-from glassmoe.reading.store import FeatureStore
+from glassmoe.inspect.store import FeatureStore
 
 from .scoring import summary
 from .trials import Case, Explanation, Judge, Protocol, trial

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glassmoe.coders.opening import Reader as Features
-from glassmoe.coders.opening import one_reader, open_readers
+from glassmoe.chess.board_explanations import explain_boards
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.measure.board_explanations import explain_boards
-from glassmoe.reading.store import (
+from glassmoe.inspect.readers import Reader as Features
+from glassmoe.inspect.readers import one_reader, open_readers
+from glassmoe.inspect.store import (
     FeatureStore,
     Gathering,
     make_store,
@@ -23,7 +23,7 @@ from glassmoe.reading.store import (
     shard_of_environment,
     store_path,
 )
-from glassmoe.reading.subject import Subject, weights_digest
+from glassmoe.model.subject import Subject, weights_digest
 
 EXPLANATIONS = "explanations"
 GIVEN = ("read", "keep", "split", "window", "full")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glassmoe.data.tokens import MOVES, TEXT, TokenKind
-from glassmoe.reading.store import Examples, FeatureStore
+from glassmoe.inspect.store import Examples, FeatureStore
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]

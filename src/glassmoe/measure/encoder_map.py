@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from glassmoe.models import GlassForCausalLM, MoE
+from glassmoe.model import GlassForCausalLM, MoE
 
 PERPLEXITY = 30.0
 CHUNK = 2048

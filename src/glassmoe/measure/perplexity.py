@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.data.text_tokens import byte_lengths
 from glassmoe.data.tokens import CHARACTERS, TEXT
-from glassmoe.models import GlassForCausalLM
-from glassmoe.models.loss import total_loss
+from glassmoe.model import GlassForCausalLM
+from glassmoe.model.loss import total_loss
+from glassmoe.text.tokens import byte_lengths
 
 
 @torch.no_grad()

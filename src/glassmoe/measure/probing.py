@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from glassmoe.console import bar
-from glassmoe.data.labelled import LEAST, Labelled
-from glassmoe.models import FeedForward
-from glassmoe.models.features import Features
-from glassmoe.reading.subject import Place, Subject, activations
+from glassmoe.layers.features import Features
+from glassmoe.model import FeedForward
+from glassmoe.model.subject import Place, Subject, activations
+from glassmoe.text.labelled import LEAST, Labelled
 
 from .encoder_map import require_plots
 from .intervals import interval

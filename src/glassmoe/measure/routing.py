@@ -24,8 +24,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from glassmoe.data.corpus import Rows
-from glassmoe.models import GlassForCausalLM, MoE
-from glassmoe.models.routers import choose, expected_l0
+from glassmoe.layers.routers import choose, expected_l0
+from glassmoe.model import GlassForCausalLM, MoE
 
 Float64 = npt.NDArray[np.float64]
 CHUNK = 4096

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from glassmoe.data.tokens import CHARACTERS, MOVES, TEXT, TokenKind
-from glassmoe.models import GlassForCausalLM, MoE
-from glassmoe.models.routers import choose
-from glassmoe.reading.subject import activations, place_in
+from glassmoe.layers.routers import choose
+from glassmoe.model import GlassForCausalLM, MoE
+from glassmoe.model.subject import activations, place_in
 
 Int64 = npt.NDArray[np.int64]
 PLACES = 8

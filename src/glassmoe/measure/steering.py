@@ -28,12 +28,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassmoe.data.chess_text import require_chess
+from glassmoe.chess.characters import require_chess
 from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens
-from glassmoe.models import FeedForward
-from glassmoe.reading.edit import Edit, spliced
-from glassmoe.reading.sample import Sampling, sampled
-from glassmoe.reading.subject import Place, Subject, replaced
+from glassmoe.inspect.edit import Edit, spliced
+from glassmoe.inspect.sample import Sampling, sampled
+from glassmoe.model import FeedForward
+from glassmoe.model.subject import Place, Subject, replaced
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from glassmoe.data.evaluation import EvaluationText
 from glassmoe.data.tokens import TokenKind, Tokens
+from glassmoe.text.evaluation import EvaluationText
 
 LOGITS = 1 << 23
 """Logits of one pass, at most, unless a single window has more: 32 MiB in float32."""

@@ -19,15 +19,15 @@ from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.tokens import TEXT, TokenKind, token_kind
 from glassmoe.device import autocast, compute_dtype, describe, pick_device
-from glassmoe.models import GlassConfig, GlassForCausalLM
-from glassmoe.models.loss import count_labels, next_token_loss, total_loss
-from glassmoe.models.statistics import model_statistics
-from glassmoe.models.upcycle import describe_start, start_from
-from glassmoe.reading.source import load_source
+from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.model.loss import count_labels, next_token_loss, total_loss
+from glassmoe.model.statistics import model_statistics
+from glassmoe.model.upcycle import describe_start, start_from
 
 from . import run
 from .distributed import Processes, barrier, processes, sum_values
 from .loop import Batch, run_task
+from .source import load_source
 from .start import complete
 from .tracking import read_metrics
 
@@ -196,7 +196,7 @@ def _corpus(config: RunConfig, out: Path, group: Processes) -> Corpus:
         )
     path, games, tokens = out / "games", config.data.synthetic_games, config.data.tokens
     if group.first and _synthetic(path) != (config.seed, games, tokens):
-        from glassmoe.data.selfplay import generate
+        from glassmoe.chess.selfplay import generate
 
         say(f"no data.path: making {games} synthetic games in {path}")
         generate(path, games=games, seed=config.seed, overwrite=True, tokens=tokens)

@@ -177,7 +177,7 @@ def model_card(config: RunConfig, step: int, kind: TokenKind) -> str:
         f"# {config.model.ffn} {world} model\n\n"
         f"A glassmoe decoder that reads and writes {kind.about}. "
         f"It was trained for {step} of {config.train.steps} steps.\n\n"
-        "```python\nimport glassmoe.models\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "```python\nimport glassmoe.model\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
         "| setting | value |\n| --- | --- |\n"
         + "".join(f"| {key} | {value} |\n" for key, value in model.items() if value is not None)

@@ -7,10 +7,11 @@ from typing import Any
 
 from glassmoe.config import ModelConfig, RunConfig
 from glassmoe.console import say
-from glassmoe.models import GlassConfig
-from glassmoe.models.dense import gated_hidden
-from glassmoe.models.upcycle import SHARED
-from glassmoe.reading.source import source_settings
+from glassmoe.layers.dense import gated_hidden
+from glassmoe.model import GlassConfig
+from glassmoe.model.upcycle import SHARED
+
+from .source import source_settings
 
 ACTIVATION = {"gelu": "gelu", "gelu-tanh": "gelu-tanh", "relu": "relu", "relu-topk": "relu"}
 GATED = {"geglu": "gelu", "swiglu": "silu", "reglu": "relu"}

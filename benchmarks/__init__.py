@@ -1,0 +1,148 @@
+"""`python -m benchmarks`: speed, as ratios against peers in the same run; targets that are missed stay in the table.
+
+A line is {"name", "group", "value", "unit", "low", "high", "of", "target", "met", "note"} and figures of its own (see
+`compare.row`), or {"name", "group", "skipped"} with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassmoe.atomic import write_text
+from glassmoe.device import compute_dtype, describe, pick_device
+from glassmoe.measure.tables import bench_table
+from glassmoe.training.run import commit
+
+from .boards import board_rows
+from .checkouts import load_monet, load_nanogpt, load_peer_pytorch
+from .coders import coder_rows
+from .compare import Sizes, skipped
+from .data import data_rows
+from .layers import layer_rows
+from .memory import memory_rows
+from .pages import page_rows
+from .peers import peer_rows
+from .shapes import shape_rows
+from .startup import startup_rows
+from .steps import step_rows
+from .stores import store_rows
+from .text import text_rows
+
+__all__ = ["GROUPS", "Sizes", "bench", "write"]
+
+SCHEMA_VERSION = 2
+GROUPS = (
+    "shapes",
+    "layers",
+    "peers",
+    "steps",
+    "coders",
+    "memory",
+    "data",
+    "text",
+    "boards",
+    "stores",
+    "pages",
+    "startup",
+)
+NEED_CHESS = ("memory", "data", "boards", "pages")
+
+
+def bench(
+    only: Sequence[str] = GROUPS,
+    sizes: Sizes | None = None,
+    *,
+    nanogpt: Path | None = None,
+    peer_pytorch: Path | None = None,
+    monet: Path | None = None,
+    pgn: Path | None = None,
+    text: Path | None = None,
+    quickstart: bool = False,
+) -> dict[str, Any]:
+    """Every line of the groups `only`, and what they were measured on.
+
+    `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
+    of games to read in place of one that is made, `text`: a .jsonl file of documents likewise. `quickstart`: run it
+    too. ValueError for an unknown group or a path that does not hold what it should.
+    """
+    unknown = [name for name in only if name not in GROUPS]
+    if unknown or not only:
+        raise ValueError(f"--only takes groups of {', '.join(GROUPS)}; got {', '.join(unknown) or 'none'}")
+    if pgn is not None and not pgn.is_file():
+        raise ValueError(f"--pgn takes a file of games, there is no {pgn}")
+    if text is not None and not (text.is_file() and text.suffix == ".jsonl"):
+        raise ValueError(f"--text takes a .jsonl file of documents in a field `text`, there is none at {text}")
+    nanogpt_module = load_nanogpt(nanogpt) if nanogpt else None
+    peer_module = load_peer_pytorch(peer_pytorch) if peer_pytorch else None
+    monet_module = load_monet(monet) if monet else None
+    sizes = sizes or Sizes()
+    device = pick_device()
+    dtype = compute_dtype("auto", device)
+    measure: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "shapes": shape_rows,
+        "layers": lambda: layer_rows(sizes, device, dtype),
+        "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
+        "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
+        "coders": lambda: coder_rows(sizes, device),
+        "memory": lambda: memory_rows(sizes),
+        "data": lambda: data_rows(sizes, pgn),
+        "text": lambda: text_rows(sizes, device, dtype, text),
+        "boards": lambda: board_rows(sizes),
+        "stores": lambda: store_rows(sizes),
+        "pages": lambda: page_rows(sizes),
+        "startup": lambda: startup_rows(sizes, quickstart),
+    }
+    if find_spec("chess") is None:
+        for name in NEED_CHESS:
+            measure[name] = partial(_without_chess, name)
+    made_by = {"commit": commit()}
+    rows = [{**line, "group": name, **made_by} for name in GROUPS if name in only for line in measure[name]()]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": "python -m benchmarks" + ("" if tuple(only) == GROUPS else f" --only {','.join(only)}"),
+        **made_by,
+        "hardware": describe(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "tokens": sizes.tokens,
+        "repeats": sizes.repeats,
+        "rows": rows,
+    }
+
+
+SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")
+"""What the groups of one file share."""
+
+
+def write(figures: dict[str, Any], path: Path) -> None:
+    """The figures as `path` (JSON), and as the same name with .md for people.
+
+    Of a file that is there, `notes` are kept and shown: paragraphs that somebody added to the JSON, such as why a
+    target was missed. Groups that were not measured now are kept too, where machine and settings are the same; every
+    ratio is of one run, for both of its sides are in one group.
+    """
+    if path.exists():
+        old = json.loads(path.read_text())
+        figures = {**figures, "notes": old.get("notes", [])}
+        if all(old.get(fact) == figures[fact] for fact in SAME):
+            measured = {row["group"] for row in figures["rows"]}
+            rows = [*figures["rows"], *(row for row in old["rows"] if row["group"] not in measured)]
+            figures["rows"] = sorted(rows, key=lambda row: GROUPS.index(row["group"]))
+            if {row["group"] for row in rows} != measured:
+                figures["command"] = "python -m benchmarks, group by group"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    commits = sorted({row["commit"] or "unknown" for row in figures["rows"]})
+    page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {', '.join(commits)}."]
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), "\n\n".join(page) + "\n")
+
+
+def _without_chess(name: str) -> list[dict[str, Any]]:
+    return [skipped(name, "needs python-chess, the extra `chess` of glassmoe")]

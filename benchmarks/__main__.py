@@ -1,0 +1,47 @@
+"""`python -m benchmarks`: speed as ratios, each part beside its peer in the same run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from glassmoe.cli.arguments import count
+from glassmoe.cli.common import integer, make_parser, show
+
+from . import GROUPS, Sizes, bench, write
+
+
+def main(words: list[str]) -> None:
+    """Run `python -m benchmarks` with these arguments."""
+    parser = make_parser("bench", "Speed as ratios, measured side by side in one run.")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file, and beside it as .md")
+    parser.add_argument("--only", help="groups to measure, such as layers,steps (default: all)")
+    parser.add_argument("--tokens", type=count, default=16384, help="tokens in one pass of a layer")
+    parser.add_argument("--widths", default="128,512", help="model widths of the layers")
+    parser.add_argument("--repeats", type=count, default=5)
+    for peer in ("nanoGPT", "PEER-pytorch", "Monet"):
+        parser.add_argument(f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to run beside")
+    parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: made-up ones)"
+    )
+    parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
+    args = parser.parse_args(words)
+
+    from glassmoe.measure.tables import bench_table
+
+    widths = tuple(integer(each, "--widths") for each in args.widths.split(","))
+    sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
+    only = GROUPS if args.only is None else args.only.split(",")
+    peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
+    figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
+    if args.out:
+        write(figures, args.out)
+    show(args, figures, bench_table(figures))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(f"benchmarks: {error}") from None

@@ -1,0 +1,279 @@
+"""`glassmoe eval boards`: every layer of a model against the chess board, with the controls beside it.
+
+Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
+tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game, or of a
+game as moves the first 40 tokens and the same 20 positions; a feature's maximum is taken over all tokens of the first
+half of the training games, at most 1,000.
+
+Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers
+wider than a dense layer of equal active parameters a random subsample of that width.
+
+Legend: G games, N tokens, B slots.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from glassmoe.console import bar, say
+from glassmoe.data.corpus import Corpus, Games
+from glassmoe.data.tokens import Tokens, kind_of
+from glassmoe.inspect.harvest import Harvest, activations_at, harvests
+from glassmoe.model import FeedForward, GlassForCausalLM
+from glassmoe.model.loading import random_coder, random_twin
+from glassmoe.model.subject import Site
+
+from .board_counts import Float64
+from .board_features import read_features
+from .board_labels import dot_positions, label_games
+from .board_properties import HEADLINE, STRATEGY
+from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
+
+CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
+TOKENS_READ = {"characters": CHARACTERS, "moves": 2 * DOTS}
+"""How much of a game is read."""
+FIRST_GAMES = 25
+"""Games on which a control's coder takes its bias from the stream."""
+PROPERTIES = (HEADLINE, *STRATEGY)
+
+
+def evaluate_boards(
+    model: GlassForCausalLM,
+    corpus: Corpus,
+    *,
+    games: int = 1000,
+    test_corpus: Corpus | None = None,
+    layers: Sequence[int] | None = None,
+    controls: bool = True,
+    workers: int | None = None,
+    coder: FeedForward | None = None,
+    site: Site = "stream",
+    brief: bool = False,
+) -> dict[str, Any]:
+    """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
+    reconstruction) detect (`board_features.read_features`), as plain values.
+
+    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when there are not
+    enough games of 20 dots. The validation split of `corpus` gives both, or the first only where another
+    `test_corpus` gives the others. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
+    feed-forward layers, a coder that reads at `site` of the one layer that `layers` names; its control is a coder
+    before its fit, on the twin's activations. `brief`: the headline property alone, without strategy group, twin and
+    single features, for curves over training. ValueError when a layer does not exist, the context is too short, or
+    there are no games.
+    """
+    chosen_layers = check_layers(model, layers)
+    if coder is not None and len(chosen_layers) != 1:
+        raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
+    if model.config.tokens not in TOKENS_READ:
+        raise ValueError(
+            f"the boards measure reads chess games, and this model reads {model.config.tokens}; measure it with "
+            f"glassmoe eval ppl"
+        )
+    read = TOKENS_READ[model.config.tokens]
+    if model.config.context < read:
+        raise ValueError(
+            f"the boards measure reads {read} {model.config.tokens} of a game, and this model's context is "
+            f"{model.config.context}; train with data.rows games:{read} or longer rows"
+        )
+    for given in (corpus, test_corpus or corpus):
+        given.require(model.config.tokens)
+    splits = choose_games(corpus, test_corpus, games)
+    games = len(splits["train"])
+    properties = (HEADLINE,) if brief else PROPERTIES
+    labels = {name: board_labels(tuple(part), properties, workers) for name, part in splits.items()}
+    sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
+    inputs = [(*board_rows(part), sample if name == "train" else 0) for name, part in splits.items()]
+
+    controls = controls and not brief
+    progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
+    measured, scores = [], {}
+    found = harvests(model, inputs, chosen_layers, coder, site=site)
+    for layer, (train, test) in found.items():
+        scores[layer] = _scores(train, test, labels)
+        entry = {"layer": layer, **_summary(scores[layer], train)}
+        equal_width = model.config.active_width
+        if scores[layer].alive > equal_width:
+            subset = replace(train, alive_F=random_subset(train.alive_F, train.maxima_F, width=equal_width))
+            entry["subsample"] = {"width": equal_width, **_numbers(_scores(subset, test, labels))}
+        measured.append(entry)
+        progress.update()
+    # Coverage counts features that only tell the time of the game, which layers share; what rebuilds a board does not.
+    best = max(measured, key=lambda entry: entry["reconstruction"])["layer"]
+    train, test = found.pop(best)
+    told = _Told(train, test, scores[best])
+    found.clear()  # the twin's take as much memory again
+    random_told = None
+    if controls:
+        twins = random_twins(model, coder, chosen_layers[0], site, inputs)
+        for entry, (layer, (train, test)) in zip(
+            measured, harvests(twins[0], inputs, chosen_layers, twins[1], site=site).items(), strict=True
+        ):
+            random_scores = _scores(train, test, labels)
+            entry["random"] = _numbers(random_scores)
+            if layer == best:
+                random_told = _Told(train, test, random_scores)
+            progress.update()
+    progress.close()
+    ffn = model.feed_forwards()[best] if coder is None else coder
+    return {
+        "games": games,
+        "boards": games * DOTS,
+        "tested_on": "the validation split" if test_corpus is None else _about(test_corpus),
+        "property": HEADLINE,
+        "best_layer": best,
+        "layers": measured,
+        **({} if brief else _features(ffn, told, random_told, splits["test"], labels["test"][HEADLINE])),
+    }
+
+
+class _Told(NamedTuple):
+    """What is kept of a layer to say what its single features tell."""
+
+    train: Harvest
+    test: Harvest
+    scores: LayerScores
+
+    def held_out_f1(self, labels_NB: Any) -> Float64:
+        return own_threshold_held_out(self.scores.coverage, self.test.rows, labels_NB, self.train.maxima_F)
+
+
+@functools.lru_cache(maxsize=4)
+def board_labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
+    """`label_games`, kept because a suite measures many models on the same games; not to be changed by its readers."""
+    say(f"labelling {len(texts) * DOTS:,} boards of {len(texts):,} games")
+    return label_games(texts, properties, dots=DOTS, workers=workers)
+
+
+def choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
+    """The texts to choose features on and, as many, to test them on."""
+    where = f"the validation split of {corpus.path}"
+    if test_corpus is None:
+        texts = board_games(corpus.split("valid"), 2 * asked)
+        half = len(texts) // 2
+        train, test = texts[:half], texts[half : 2 * half]
+    elif test_corpus.fingerprint == corpus.fingerprint:
+        raise ValueError(f"{test_corpus.path} holds the games of the run itself; give other games to test on, or none")
+    else:
+        where += f" or in {test_corpus.path}"
+        train = board_games(corpus.split("valid"), asked)
+        test = [text for split in ("valid", "train") for text in board_games(test_corpus.split(split), asked)]
+    games = min(asked, len(train), len(test))
+    if games == 0:
+        raise ValueError(
+            f"there are fewer than 2 games with {DOTS} moves of White in {TOKENS_READ[corpus.tokens]} {corpus.tokens} "
+            f"in {where}; "
+            f"the measure needs some to choose features on and some to test them, better 1,000 each: prepare more games"
+        )
+    if games < asked:
+        say(f"{games} + {games} games are usable and read, not {asked} + {asked}")
+    return {"train": train[:games], "test": test[:games]}
+
+
+def _about(corpus: Corpus) -> str:
+    made = f"synthetic games of seed {corpus.manifest['seed']}" if corpus.manifest.get("synthetic") else "other games"
+    return f"{made} ({corpus.fingerprint[:12]})"
+
+
+def random_twins(
+    model: GlassForCausalLM, coder: FeedForward | None, layer: int, site: Site, inputs: Sequence[Any]
+) -> tuple[GlassForCausalLM, FeedForward | None]:
+    """The random-weight twin of a model and, where there is a coder, one before its fit to the twin."""
+    twin = random_twin(model)
+    if coder is None:
+        return twin, None
+    tokens_GN, lengths_G = (each[:FIRST_GAMES] for each in inputs[0][:2])
+    read = activations_at(twin, layer, site, tokens_GN)
+    inside_GN = torch.from_numpy(np.arange(tokens_GN.shape[1]) < lengths_G[:, None]).to(read.x.device)
+    return twin, random_coder(coder, read.x[inside_GN], read.y[inside_GN])
+
+
+def _features(
+    ffn: FeedForward, told: _Told, random_told: _Told | None, texts: Sequence[str], labels_NB: Any
+) -> dict[str, Any]:
+    """`read_features` of one layer, with the F1 of the same layer with random weights beside."""
+    expert_hidden = ffn.num_features // ffn.num_experts if ffn.num_experts > 1 else None
+    return read_features(
+        texts,
+        DOTS,
+        told.test,
+        told.train.maxima_F,
+        told.scores.coverage,
+        told.held_out_f1(labels_NB),
+        None if random_told is None else random_told.held_out_f1(labels_NB),
+        labels_NB,
+        expert_hidden,
+    )
+
+
+def board_games(games: Games, limit: int) -> list[str]:
+    """The first `limit` games, in order, that have 20 dots within what is read of them (`TOKENS_READ`), cut there."""
+    found = []
+    for i in range(len(games)):
+        text = games.text(i)
+        kind = kind_of(text)
+        text = kind.first(text, TOKENS_READ[kind.name])
+        if len(dot_positions(text, DOTS)) == DOTS:
+            found.append(text)
+        if len(found) == limit:
+            break
+    return found
+
+
+def board_rows(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Token ids (G, N), padded; lengths (G,) and the positions of the dots (G, 20), in tokens."""
+    kind = kind_of(texts[0])
+    tokens = [kind.encode(text) for text in texts]
+    tokens_GN = np.zeros((len(texts), TOKENS_READ[kind.name]), dtype=kind.dtype)
+    for row, ids in zip(tokens_GN, tokens, strict=True):
+        row[: len(ids)] = ids
+    return tokens_GN, np.array([len(ids) for ids in tokens]), np.array([dot_positions(text, DOTS) for text in texts])
+
+
+def _scores(train: Harvest, test: Harvest, labels: dict[str, Any]) -> LayerScores:
+    return measure_layer(train.rows, test.rows, train.maxima_F, train.alive_F, labels["train"], labels["test"])
+
+
+def _numbers(scores: LayerScores) -> dict[str, Any]:
+    return {
+        "coverage": scores.coverage.value,
+        "held_out_coverage": scores.held_out.value,
+        "reconstruction": scores.reconstruction.value,
+        "strategy_coverage": scores.strategy_coverage,
+        "strategy_held_out_coverage": scores.strategy_held_out,
+        "strategy_reconstruction": scores.strategy_reconstruction,
+    }
+
+
+def _summary(scores: LayerScores, train: Harvest) -> dict[str, Any]:
+    return {
+        **_numbers(scores),
+        "coverage_threshold": scores.coverage.threshold,
+        "coverage_own_thresholds": scores.coverage.own_threshold_value,
+        "reconstruction_threshold": scores.reconstruction.threshold,
+        "reconstruction_precision": scores.reconstruction.precision,
+        "reconstruction_recall": scores.reconstruction.recall,
+        "reconstruction_last": scores.reconstruction.last,
+        "properties": {name: one[0].value for name, one in scores.by_property.items()},
+        "width": scores.width,
+        "alive": scores.alive,
+        "l0": train.l0,
+        "l0_boards": scores.l0,
+    }
+
+
+def check_layers(model: GlassForCausalLM, layers: Sequence[int] | None) -> list[int]:
+    count = model.config.layers
+    chosen = list(range(count)) if layers is None else list(layers)
+    for layer in chosen:
+        if not 0 <= layer < count:
+            raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {count - 1}")
+    if not chosen:
+        raise ValueError("no layer to measure")
+    return chosen

@@ -1,0 +1,266 @@
+"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of text or of moves.
+
+Comments, variations, annotation glyphs, clocks, move numbers and results are dropped; what stays is the text
+of `chess_text.py`, or the moves themselves (`chess_moves.py`). By default every game is replayed from the start
+position and its moves are rewritten canonically; `trust=True` converts the text alone, many times faster. A game
+that cannot be used is counted with its reason, never fatal.
+
+Source: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). It differs
+from the letter in one thing: a header line ends an unterminated comment, so that one broken game cannot
+swallow the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from glassmoe.console import bar
+from glassmoe.data.parallel import count_workers
+from glassmoe.data.sources import MAX_GAME_BYTES, STDIN, Chunk, Skip, Source, discover
+from glassmoe.data.tally import ChunkResult, Tally, gather
+from glassmoe.data.tokens import CHARACTERS, MOVES, Tokens
+from glassmoe.data.writer import CorpusWriter, pack_games
+
+from .characters import MAX_PLIES, VOCABULARY, move_text, require_chess
+from .moves import encode_moves
+from .replay import Replayer
+
+_DETAIL_CHARS = 80
+
+_HEADERS = re.compile(rb'(?:^[ \t]*\[\w+[ \t]+"[^\n]*(?:\n|\Z))+', re.MULTILINE)
+_START_TAGS = re.compile(rb'^[ \t]*\[(SetUp|FEN|Variant)[ \t]+"([^"\n]*)"', re.MULTILINE | re.IGNORECASE)
+_START_BOARD = b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq"
+_STANDARD = {b"", b"standard", b"chess", b"normal", b"from position"}
+
+# Two patterns, for a search that knows the first byte takes two thirds of the time, and escaped lines are rare.
+_COMMENTS = re.compile(rb"\{[^}]*\}?|;[^\n]*")
+_COMMENTS_AND_ESCAPES = re.compile(_COMMENTS.pattern + rb"|^%[^\n]*", re.MULTILINE)
+_INNERMOST = re.compile(rb"\([^()]*\)")
+_MAX_NESTING = 64
+# A result, or a first move where games lack results, ends the game before it.
+_RESULTS = {b"1-0", b"0-1", b"1/2-1/2", b"1/2", b"*"}
+_GAME_END = re.compile(rb"(?<!\S)(?:1-0|0-1|1/2-1/2|1/2|\*)(?!\S)|(?<!\S)(?=1\.(?!\s*\.))")
+_NOT_MOVES = re.compile(r"\$\d+|[!?]+|e\.p\.?|(?<![\w/-])\d+(?=\s|\Z)|(?:(?<![\w/-])\d+)?\.+", re.ASCII)
+_ZERO_CASTLING = re.compile(r"(?<![\w-])0-0(-0)?(?![\w-])", re.ASCII)
+_SAN = re.compile(r"(?:[KQRBN]?[a-h]?[1-8]?[x-]?[a-h][1-8](?:=?[QRBN])?|O-O(?:-O)?)[+#]?")
+
+
+def prepare_chess(
+    inputs: Sequence[str | Path],
+    out: Path,
+    *,
+    trust: bool = False,
+    workers: int | None = None,
+    valid_share: float = 0.01,
+    max_games: int | None = None,
+    min_plies: int = 1,
+    overwrite: bool = False,
+    progress: bool = True,
+    tokens: str = CHARACTERS.name,
+) -> dict[str, Any]:
+    """Prepares the corpus `out` from files of games and returns its manifest.
+
+    Inputs are .pgn files, .txt files with one `;1.e4 e5 ...` a line, each plain or as .zst, .bz2 or .gz,
+    folders of them, and `-` for standard input. `trust` skips the legality check and needs no python-chess.
+    `max_games` counts usable games before duplicates are removed. The result does not depend on `workers`
+    (None: one a CPU). `tokens`: what one token is, `characters` or `moves`; the same games are kept, in the same
+    order and splits.
+
+    Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished
+    corpus already, for moves that are to be trusted, and when no game can be used.
+    """
+    if trust and tokens == MOVES.name:
+        raise ValueError(
+            "games as moves (--tokens moves) have to be replayed, which trust=True (--trust) leaves out; "
+            "leave out one of the two"
+        )
+    if max_games is not None and max_games < 1:
+        raise ValueError(f"max_games is a number of games, at least 1, or None for all, not {max_games}")
+    workers = count_workers(workers)
+    names, ignored = discover(inputs)
+    if not trust:
+        require_chess("Checking games (anything but trust=True, --trust)")
+    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=tokens)
+    size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    with new as writer, bar(size, "preparing games", "B", show=progress, lines=True, unit_scale=True) as shown:
+        sources = [Source(name, number, shown.update) for number, name in enumerate(names)]
+        tally = Tally(names)
+        read = partial(read_chunk, checked=not trust, min_plies=min_plies, tokens=tokens)
+        inputs_read = gather(writer, tally, sources, read, shown, workers, max_games)
+        if not writer.games:
+            raise ValueError(
+                f"no usable game in {', '.join(names)}: {tally.summary()}; "
+                "give games of standard chess, as PGN or as lines ;1.e4 e5 2.Nf3"
+            )
+        return writer.finish(
+            {
+                "kind": "chess",
+                "checked": not trust,
+                "synthetic": False,
+                "min_plies": min_plies,
+                "max_games": max_games,
+                "skipped": tally.skipped,
+                "ignored_files": ignored,
+                **inputs_read,
+            }
+        )
+
+
+def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1, tokens: str = CHARACTERS.name) -> ChunkResult:
+    """The usable games of a chunk as canonical text or as moves, packed; runs in a worker."""
+    replayer = Replayer() if checked else None
+    texts: list[bytes] = []
+    moves: list[Tokens] | None = [] if tokens == MOVES.name else None
+    numbers: list[int] = []
+    skipped: list[tuple[int, str, str]] = []
+    seen = 0
+    for seen, game in enumerate(_games(chunk), start=1):
+        try:
+            if isinstance(game, Skip):
+                raise game
+            sans = san_tokens(game)
+            if len(sans) < min_plies:
+                raise Skip("too few plies", f"{len(sans)} plies")
+            if replayer and moves is not None:
+                sans, played = replayer.moves(sans)
+                moves.append(encode_moves(" ".join([";", *played])))
+            elif replayer:
+                sans = replayer.canonical(sans)
+            texts.append(move_text(sans).encode("ascii"))
+            numbers.append(seen - 1)
+        except Skip as skip:
+            skipped.append((seen - 1, skip.reason, skip.detail))
+    return ChunkResult(chunk.file, pack_games(texts, moves), numbers, skipped, seen)
+
+
+def _games(chunk: Chunk) -> Iterator[bytes | Skip]:
+    """The movetext of each game, without comments and variations, or why there is none to use."""
+    # Byte-order marks, and the no-break spaces of text that was copied from a page.
+    data = chunk.data.replace(b"\xef\xbb\xbf", b"").replace(b"\xc2\xa0", b" ")
+    if chunk.kind == "lines":
+        for line in data.split(b"\n"):
+            if line.strip():
+                yield _line(line.strip())
+        return
+    for headers, movetext in _header_blocks(data):
+        try:
+            _require_standard(headers)
+            if len(movetext) > MAX_GAME_BYTES:
+                raise Skip("too long", f"{len(movetext)} bytes without an end")
+            yield from _split_games(b" ".join(_main_line(movetext).split()))
+        except Skip as skip:
+            yield skip
+
+
+def _split_games(text: bytes) -> list[bytes]:
+    """The movetext of each game, without results, in text whose words are one space apart; at least one."""
+    head, _, last = text.rpartition(b" ")
+    game = head if last in _RESULTS else text
+    if not any(mark in game for mark in (b" 1.", b"1-0", b"0-1", b"1/2", b"*")):
+        return [game]  # the usual case: one game, perhaps with its result
+    return [part for part in _GAME_END.split(text) if part.strip()] or [b""]
+
+
+def _line(line: bytes) -> bytes | Skip:
+    if len(line) > MAX_GAME_BYTES:
+        return Skip("too long", f"{len(line)} bytes without an end")
+    if not line.startswith(b";"):
+        return Skip("not a line of chess text", "it should begin with ;1. but begins with " + _shown(line))
+    return line[1:]
+
+
+def _header_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each game's header lines and what follows them; headers are b"" for movetext that has none."""
+    headers, begin, started = b"", 0, False
+    for block in _HEADERS.finditer(data):
+        between = data[begin : block.start()]
+        if started and not between.strip() and not block[0].lstrip().startswith(b"[Event "):
+            # A blank line inside one game's headers.
+            headers += block[0]
+        else:
+            if started or between.strip():
+                yield headers, between
+            headers, started = block[0], True
+        begin = block.end()
+    if started or data[begin:].strip():
+        yield headers, data[begin:]
+
+
+def _require_standard(headers: bytes) -> None:
+    set_up, fen = False, b""
+    for tag, value in _START_TAGS.findall(headers):
+        if tag.lower() == b"variant":
+            if value.strip().lower() not in _STANDARD:
+                raise Skip("variant", _shown(value))
+        elif tag.lower() == b"fen":
+            fen = value
+        else:
+            set_up = value.strip() == b"1"
+    if (fen or set_up) and not b" ".join(fen.split()).startswith(_START_BOARD):
+        raise Skip("set-up position", _shown(fen) or "SetUp without FEN")
+
+
+def _main_line(movetext: bytes) -> bytes:
+    if b"%" in movetext and (movetext.startswith(b"%") or b"\n%" in movetext):
+        movetext = _COMMENTS_AND_ESCAPES.sub(b" ", movetext)
+    elif b"{" in movetext or b";" in movetext:
+        movetext = _COMMENTS.sub(b" ", movetext)
+    depth = 0
+    while b"(" in movetext or b")" in movetext:
+        movetext, found = _INNERMOST.subn(b" ", movetext)
+        depth += 1
+        if not found or depth > _MAX_NESTING:
+            raise Skip("unbalanced variation", _shown(movetext[movetext.find(b"(") :]))
+    return movetext
+
+
+def san_tokens(main_line: bytes) -> list[str]:
+    """The SAN of each ply; raises Skip for text that is not a list of moves."""
+    sans: list[str] = []
+    for word in main_line.decode("latin-1").split():
+        known = _known_words.get(word)
+        sans += _read_word(word) if known is None else known
+    if not sans:
+        raise Skip("no moves")
+    if len(sans) > MAX_PLIES:
+        raise Skip("too long", f"{len(sans)} plies")
+    for san in sans:
+        if san not in _known_sans:
+            if not _SAN.fullmatch(san):
+                foreign = next((character for character in san if character not in VOCABULARY), None)
+                if foreign is None:
+                    raise Skip("not a move", san[:_DETAIL_CHARS])
+                raise Skip("foreign characters", f"{foreign!r} in {san[:_DETAIL_CHARS]!r}")
+            _known_sans.add(san)
+    return sans
+
+
+def _read_word(word: str) -> list[str]:
+    """What is left of a word without move numbers and annotation: a move, as a rule, or nothing."""
+    moves = _NOT_MOVES.sub(" ", word)
+    if "0-0" in moves:
+        moves = _ZERO_CASTLING.sub(lambda found: "O-O-O" if found[1] else "O-O", moves)
+    parts = moves.split()
+    if len(_known_words) < _MAX_KNOWN_WORDS:
+        _known_words[word] = parts
+    return parts
+
+
+# At most a few ten thousand strings match the pattern, so this cannot grow without bound.
+_known_sans: set[str] = set()
+# What the words of a file mean, because they repeat: reading each once takes a third of the time.
+_known_words: dict[str, list[str]] = {}
+_MAX_KNOWN_WORDS = 100_000
+
+
+def _shown(raw: bytes) -> str:
+    try:
+        text = raw[: 2 * _DETAIL_CHARS].decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw[: 2 * _DETAIL_CHARS].decode("latin-1")
+    # Control characters would write to the reader's terminal.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.strip()[:_DETAIL_CHARS])

@@ -1,0 +1,56 @@
+"""How well features rebuild activations: squared error, explained variance and L0, from sums over batches.
+
+Legend: T tokens that are not padding, D width of the stream, F features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glassmoe.layers.features import FeedForward
+
+from .base import fired
+
+
+class StreamFit:
+    """How well a coder rebuilds what comes in pieces: `add` each, then `finish`. Sums are in float64."""
+
+    def __init__(self) -> None:
+        self.tokens, self.active = 0, 0
+        self.sums: dict[str, Tensor] = {}
+        self.fired_F: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, coder: FeedForward, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
+        """Take in T tokens (T, D): what is read, and what is to be rebuilt where that is something else."""
+        y_TD = x_TD if y_TD is None else y_TD
+        features = coder.features(x_TD)
+        error_TD = y_TD - coder.write(features)
+        for name, values_TD in (("y", y_TD.double()), ("error", error_TD.double())):
+            sums_2D = torch.stack([values_TD.sum(0), values_TD.square().sum(0)])
+            self.sums[name] = self.sums.get(name, torch.zeros_like(sums_2D)) + sums_2D
+        fired_F = fired(features)
+        self.fired_F = fired_F if self.fired_F is None else self.fired_F | fired_F
+        self.active += int((features.values > 0).sum())
+        self.tokens += len(y_TD)
+
+    def finish(self) -> dict[str, Any]:
+        """`squared_error`, mean of ||y - y^||^2, and the figures of `fidelity` about target and features."""
+        assert self.fired_F is not None
+
+        def variance(name: str) -> float:
+            first_D, second_D = self.sums[name] / self.tokens
+            return float((second_D - first_D.square()).sum())
+
+        squared_error = float(self.sums["error"][1].sum()) / self.tokens
+        return {
+            "squared_error": squared_error,
+            "variance_explained": 1 - variance("error") / variance("y"),
+            "normalised_mse": squared_error / variance("y"),
+            "l0": self.active / self.tokens,
+            "alive": float(self.fired_F.double().mean()),
+            "tokens": self.tokens,
+        }

@@ -1,0 +1,186 @@
+"""The model card of an exported run: what it read, what came of it, what its features tell, from the run's files alone.
+
+A measure of another step than the exported weights' is left out, and how many were is said. Paths of the machine are
+not shown, only the names of files and folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+from glassmoe.config import RunConfig
+from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.measure.saved import read_measure
+from glassmoe.measure.tables import table
+from glassmoe.model import GlassForCausalLM
+from glassmoe.training.checkpoint import latest
+from glassmoe.training.run import read_start, seen_before
+from glassmoe.training.tracking import read_metrics
+
+PPL = "ppl-"
+
+
+def write_card(model: GlassForCausalLM, kind: TokenKind, run: Path, config: RunConfig | None, licence: str) -> str:
+    """The card's Markdown. `run`: where the model lies; `config`: that of its run, None for a folder that has none,
+    whose training then is not told. `licence`: what its field says."""
+    settings = model.config
+    world = "text" if kind.name == TEXT else "chess"
+    mixture = ["mixture-of-experts"] if model.feed_forwards()[0].num_experts > 1 else []
+    tags = ", ".join(["glassmoe", "interpretability", world, *mixture])
+    start = f"Every {'document' if kind.name == TEXT else 'game'} begins with `{kind.start_token}`"
+    about = (
+        f"A glassmoe decoder that reads and writes {kind.about}. Its feed-forward layers are `{settings.ffn}`: each "
+        "has `features(x)`, which says which features fired and how strongly, and `write(features)`, which says what "
+        f"they add to the residual stream. {start}, id {kind.start}, which the tokenizer does not add by itself."
+    )
+    code = (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        "x = ...  # what enters layer 0's feed-forward layer, (tokens, width)\n"
+        "layer = model.feed_forwards()[0]\nfeatures = layer.features(x)\n```\n\n"
+        "The folder carries the model's code; with glassmoe installed, `import glassmoe.model` takes its place."
+    )
+    parts = [
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: {licence}\ntags: [{tags}]\n---",
+        f"# {settings.ffn} {world} model",
+        about,
+        code,
+    ]
+    if config is None:
+        parts.append("What it was trained on was not known where it was exported.")
+    else:
+        parts += _training(model, run, config)
+        parts += _measures(run)
+    return "\n\n".join(parts) + "\n"
+
+
+def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str]:
+    lines, environment = read_metrics(run / "metrics.jsonl"), _environment(run)
+    last, before, receipt = lines[-1] if lines else {}, seen_before(run), read_start(run)
+    own = last.get("tokens", 0)
+    data = "synthetic games" if config.data.path is None else PurePath(config.data.path).name
+    facts: list[list[Any]] = [
+        ["data", f"{data}, as {config.data.rows}"],
+        ["sha256 of the data", environment.get("data_sha256")],
+        ["steps", f"{last.get('step', 0):,} of {config.train.steps:,}"],
+        ["tokens", f"{own + before['source_tokens']:,}"],
+        ["training FLOPs", f"{last.get('flops', 0) + before['source_flops']:.3g}"],
+        ["parameters", f"{model.num_parameters():,}"],
+        ["active parameters", f"{model.active_parameters():,}"],
+        ["optimiser", config.optimizer.name],
+        ["seed", config.seed],
+        ["precision", environment.get("compute_dtype")],
+        ["hardware", environment.get("hardware")],
+        ["glassmoe", f"{environment.get('glassmoe')}, commit {environment.get('commit')}"],
+    ]
+    if receipt is not None:
+        facts.insert(4, ["of these in the model it started from", f"{before['source_tokens']:,}"])
+    losses = [line for line in lines if "valid_loss" in line]
+    if losses:
+        facts.append(
+            ["validation loss (nats a token)", f"{losses[-1]['valid_loss']:.4f} at step {losses[-1]['step']:,}"]
+        )
+    shown = [[name, value] for name, value in facts if value is not None]
+    parts = ["## Training", table(["what", "value"], shown)]
+    if environment.get("command"):
+        parts.append(f"Made by\n\n```\n{_command(environment['command'])}\n```")
+    layers = next((line["layers"] for line in reversed(lines) if "layers" in line), None)
+    if layers:
+        rows = [
+            [at, f"{one['l0']:.1f}", f"{one['alive']:.1%}", _percent(one.get("activity")), _load(one.get("load"))]
+            for at, one in enumerate(layers)
+        ]
+        parts += [
+            "## Sparsity",
+            "On a few rows of the last logged step: features above 0 per token, the share of features above 0 on any "
+            "of these tokens; in a mixture the share of the chosen experts' units above 0, and the least and most "
+            "that an expert was chosen.",
+            table(["layer", "L0", "alive", "activity", "load"], rows),
+        ]
+    return parts
+
+
+def _measures(run: Path) -> list[str]:
+    newest = latest(run / "state")
+    step = None if newest is None else int(newest.stem.split("-")[1])
+    found: dict[str, dict[str, Any]] = {}
+    older = 0
+    for path in sorted((run / "measures").glob("*.json")):
+        record = read_measure(run, path.stem)
+        assert record is not None
+        if record["step"] == step:
+            found[path.stem] = record["values"]
+        else:
+            older += 1
+    parts = []
+    ppl = found.get("ppl")
+    if ppl is not None:
+        per = next((word for word in ("byte", "character") if ppl.get(f"bits_per_{word}") is not None), None)
+        bits = "" if per is None else f", {ppl[f'bits_per_{per}']:.4f} bits a {per}"
+        parts += [
+            "## Held-out loss",
+            f"{ppl['loss']:.4f} nats a token, perplexity {ppl['perplexity']:.3f}{bits}, on {ppl['tokens']:,} tokens of "
+            "the validation split.",
+        ]
+    texts = {name.removeprefix(PPL): values for name, values in found.items() if name.startswith(PPL)}
+    if texts:
+        parts += ["## Perplexity", *_perplexities(texts)]
+    if "boards" in found:
+        parts += ["## What single features tell of the board", *_boards(found["boards"])]
+    other = [name for name in found if name not in ("ppl", "boards") and not name.startswith(PPL)]
+    if other:
+        parts.append(f"Also measured, and not shown here: {', '.join(other)}.")
+    if older:
+        parts.append(f"{older} measures of other steps than these weights' were left out.")
+    return parts
+
+
+def _perplexities(texts: dict[str, dict[str, Any]]) -> list[str]:
+    lines, read = [], []
+    for name, one in texts.items():
+        word, last = one["word_perplexity"], one.get("last_word")
+        figures = [f"{one['perplexity']:.2f}", None if word is None else f"{word:.1f}", f"{one['bits_per_byte']:.4f}"]
+        ends = None if not last or last["perplexity"] is None else f"{last['perplexity']:.1f} ({last['accuracy']:.1%})"
+        lines.append([name, *figures, f"{one['tokens']:,}", one["window"], one["stride"], ends])
+        read.append(f"{name}: {one['source']}, sha256 {one['sha256'][:16]}, {one['about']}")
+    header = ["text", "per token", "per word", "bits per byte", "tokens", "window", "stride", "last word (accuracy)"]
+    return [
+        table(header, lines),
+        "; ".join(read) + ". Windows never span documents, and every token is predicted once.",
+    ]
+
+
+def _boards(boards: dict[str, Any]) -> list[str]:
+    keys = ("coverage", "held_out_coverage", "reconstruction")
+    rows = []
+    for layer in boards["layers"]:
+        random = [layer["random"][key] for key in keys] if layer.get("random") else [None] * 3
+        rows.append([layer["layer"], *(layer[key] for key in keys), *random])
+    names = ["coverage", "held-out", "reconstruction"]
+    about = (
+        "How well single features track properties of the board (1 is best), beside the same architecture with "
+        f"random weights; on {boards['games']:,} games to choose features and as many to test them."
+    )
+    return [about, table(["layer", *names, *(f"random {name}" for name in names)], rows)]
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    path = run / "environment.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _command(words: list[str]) -> str:
+    """The command without the machine's folders: absolute paths keep their last part."""
+    return " ".join(re.sub(r"(?<![^=,])/(?:[^/=,]+/)*", "", word) for word in words)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
+
+
+def _load(load: list[float] | None) -> str | None:
+    return None if load is None else f"{min(load):.3f} to {max(load):.3f}"

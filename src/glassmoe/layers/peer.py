@@ -1,0 +1,323 @@
+"""PEER, the mixture of a million experts (He 2024, arXiv 2407.04153): every expert is a single neuron, and a token
+finds its few by product keys (Lample et al. 2019, arXiv 1907.05242).
+
+Expert e = i * n + j has the key (K1_i, K2_j), so that the best k of n * n experts are found among 2 * n scores. Per
+head: s1 = q1 . K1 and s2 = q2 . K2 for the two halves of the query, the k best sums s1_i + s2_j, and
+
+    y = sum over heads and their k experts of softmax(kept sums)_e * GELU(u_e . x) * v_e.
+
+Which facts are whose: the paper's gate is the softmax, and it normalises queries over the batch. Each head has sub-keys
+of its own and u, v are shared by all heads, as in lucidrains/PEER-pytorch (whose text was read; the paper's was not at
+hand). The batch norm has no scale and shift of its own: the sub-keys absorb a scale, and a shift would only make some
+sub-keys score higher on every token.
+
+Legend: T tokens, D model width, N experts (the features), n sub-keys of a half, n * n = N, H heads, K experts per head,
+A = H * K experts per token, S = T * A (token, expert) pairs, C query numbers of a half (`d_key`), Q = 2 * H * C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .dense import ACTIVATIONS
+from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
+from .top import greatest
+
+ORIGINAL = {"heads": 8, "k": 16}
+"""The paper's shape, as `model.options`: heads, and experts of a head."""
+MOMENTUM, EPSILON = 0.1, 1e-5
+"""Of the query batch norm: share of a new batch in the running statistics, and what is added to the variance."""
+
+
+class Peer(FeedForward):
+    """N single-neuron experts, of which each of H heads retrieves K for every token.
+
+    Expert e reads row e of `w_enc` and writes row e of `w_dec`; feature e is its strength, summed over the heads that
+    retrieved it. `num_experts` is a square. The experts have no biases; `bias` is for the output alone.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_experts: int,
+        heads: int = 8,
+        k: int = 16,
+        d_key: int | None = None,
+        activation: str = "gelu",
+        bias: bool = False,
+    ):
+        super().__init__()
+        self.num_features = num_experts
+        self.activation = activation
+        self.router = ProductKeys(width, math.isqrt(num_experts), heads, k, d_key or max(1, width // 2))
+        self.w_enc, self.w_dec = empty_parameters((num_experts, width), (num_experts, width))
+        self.b_dec = bias_parameter((width,), bias)
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        gates_TA, ids_TA = self.router(x_TD, learn=True)
+        y_TD = _neurons(x_TD, self.w_enc, self.w_dec, gates_TA, ids_TA, self.activation)
+        return (y_TD if self.b_dec is None else y_TD + self.b_dec.to(y_TD.dtype)), {}
+
+    def features(self, x_TD: Tensor) -> Features:
+        """The retrieved experts, each listed once a token. Where heads agreed, the places left over list experts that
+        the token did not retrieve, with value 0, which is what is true of them. Dense when A is not below N."""
+        gates_TA, ids_TA = self.router(x_TD)
+        values_TA = _strengths(x_TD, self.w_enc, gates_TA, Pairs(ids_TA, self.num_features), self.activation)
+        found = Features(values_TA, self.num_features, ids_TA)
+        if ids_TA.shape[1] >= self.num_features:
+            return Features(found.to_dense(), self.num_features)
+        return _each_once(found)
+
+    def write(self, features: Features) -> Tensor:
+        return linear_write(features, self.w_dec, self.b_dec)
+
+    def active_parameters(self) -> int:
+        """Weights multiplied for one token: the query map, all sub-keys, and u and v of A neurons (an expert that two
+        heads retrieve counts twice, for it is multiplied twice)."""
+        neurons = 2 * self.router.heads * self.router.k * self.w_enc.shape[1]
+        bias = 0 if self.b_dec is None else self.b_dec.numel()
+        return self.router.query.numel() + self.router.keys.numel() + neurons + bias
+
+
+class ProductKeys(nn.Module):
+    """Retrieval by product keys: `query` (Q, D) and the sub-keys `keys` (2, H, n, C).
+
+    The queries are normalised over the batch: by the tokens at hand while training, by running statistics otherwise
+    (and for a single token, which has no variance). The tokens at hand are those of one pass on one process, padding
+    included, so the numbers depend on `train.micro_rows`; of several processes the first one's statistics are saved.
+    All arithmetic is in float32 or wider, whatever the autocast state.
+    """
+
+    query_mean: Tensor
+    query_var: Tensor
+
+    def __init__(self, width: int, n: int, heads: int, k: int, d_key: int):
+        super().__init__()
+        self.heads, self.k = heads, k
+        self.query, self.keys = empty_parameters((2 * heads * d_key, width), (2, heads, n, d_key))
+        self.register_buffer("query_mean", torch.zeros(2 * heads * d_key))
+        self.register_buffer("query_var", torch.ones(2 * heads * d_key))
+
+    def forward(self, x_TD: Tensor, learn: bool = False) -> tuple[Tensor, Tensor]:
+        """Gates (T, A), which sum to 1 over each head's experts, and expert numbers (T, A), heads in order.
+
+        `learn`: whether these tokens enter the running statistics; only passes that train do, so that reading a model
+        leaves no trace in it.
+        """
+        with torch.autocast(x_TD.device.type, enabled=False):
+            dtype = torch.promote_types(self.query.dtype, torch.float32)
+            q_TQ = self._normalized(F.linear(x_TD.to(dtype), self.query.to(dtype)), learn)
+            tokens, (n, d_key) = len(x_TD), self.keys.shape[2:]
+            q_2HTC = q_TQ.view(tokens, 2 * self.heads, d_key).transpose(0, 1)
+            s_2HTn = torch.bmm(q_2HTC, self.keys.to(dtype).flatten(0, 1).mT).view(2, self.heads, tokens, n)
+            chosen_2HTK = best_pairs(s_2HTn, self.k)
+            gates_HTK = torch.softmax(s_2HTn.gather(-1, chosen_2HTK).sum(0), dim=-1)
+            ids_HTK = chosen_2HTK[0] * n + chosen_2HTK[1]
+            return gates_HTK.transpose(0, 1).flatten(1), ids_HTK.transpose(0, 1).flatten(1)
+
+    def _normalized(self, q_TQ: Tensor, learn: bool) -> Tensor:
+        mean_Q, var_Q = self.query_mean.to(q_TQ.dtype), self.query_var.to(q_TQ.dtype)
+        if not self.training or len(q_TQ) < 2:
+            return F.batch_norm(q_TQ, mean_Q, var_Q, eps=EPSILON)
+        if not (learn and torch.is_grad_enabled()):
+            return F.batch_norm(q_TQ, None, None, training=True, eps=EPSILON)
+        normal_TQ = F.batch_norm(q_TQ, mean_Q, var_Q, training=True, momentum=MOMENTUM, eps=EPSILON)
+        if mean_Q is not self.query_mean:
+            self.query_mean.copy_(mean_Q)
+            self.query_var.copy_(var_Q)
+        return normal_TQ
+
+
+@torch.no_grad()
+def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
+    """For each token and head the k pairs (i, j) with the greatest s1_i + s2_j, best first: (2, H, T, K).
+
+    Exact: with both halves sorted, the pair of ranks (a, b) has (a + 1)(b + 1) - 1 pairs that are at least as good, so
+    only those with (a + 1)(b + 1) <= k can be among the best k (50 of 256 for k = 16).
+    """
+    kept = min(k, s_2HTn.shape[-1])
+    top_2HTm, index_2HTm = greatest(s_2HTn, kept)
+    a_P, b_P = (torch.tensor(ranks, device=s_2HTn.device) for ranks in _candidates(kept, k))
+    # Gathering by one view of the ranks for all rows: `index_select` goes along the last dimension number by number.
+    rows = s_2HTn.shape[1:-1]
+    _, best_HTK = greatest(
+        top_2HTm[0].gather(-1, a_P.expand(*rows, -1)) + top_2HTm[1].gather(-1, b_P.expand(*rows, -1)), k
+    )
+    chosen_2HTK: Tensor = index_2HTm.gather(-1, torch.stack([a_P[best_HTK], b_P[best_HTK]]))
+    return chosen_2HTK
+
+
+@lru_cache(maxsize=64)
+def _candidates(kept: int, k: int) -> tuple[list[int], list[int]]:
+    pairs = [(a, b) for a in range(kept) for b in range(kept) if (a + 1) * (b + 1) <= k]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+class Pairs:
+    """Which experts each token has, as a sparse (T, N) matrix M of strengths would: the three products with it that the
+    layer and its gradients are made of, none of which copies a row of weights for each pair."""
+
+    def __init__(self, ids_TA: Tensor, num_experts: int):
+        self.ids_TA, self.num_experts = ids_TA, num_experts
+
+    def read(self, x_TD: Tensor, w_ND: Tensor) -> Tensor:
+        """(T, A): x . w_e of every pair, the entries of x w^T that M has."""
+        ids_S, per_token = self.ids_TA.flatten(), self.ids_TA.shape[1]
+        start_T = torch.arange(0, len(ids_S), per_token, device=ids_S.device)
+        token_S = torch.arange(len(x_TD), device=ids_S.device).repeat_interleave(per_token)
+        # The gradient of an embedding bag to its weights is this product, and torch has it for both kinds of device.
+        z_S: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            x_TD.contiguous(), w_ND, ids_S, start_T, token_S, 0
+        )
+        return z_S.view_as(self.ids_TA)
+
+    def write(self, f_TA: Tensor, w_ND: Tensor) -> Tensor:
+        """(T, D): M w."""
+        return F.embedding_bag(self.ids_TA, w_ND, per_sample_weights=f_TA, mode="sum")
+
+    def collect(self, f_TA: Tensor, x_TD: Tensor) -> Tensor:
+        """(N, D): M^T x, the sum over an expert's tokens."""
+        order_S, token_S, start_N = self._by_expert
+        return F.embedding_bag(
+            token_S, x_TD, start_N, per_sample_weights=f_TA.flatten()[order_S], mode="sum", include_last_offset=True
+        )
+
+    @cached_property
+    def _by_expert(self) -> tuple[Tensor, Tensor, Tensor]:
+        # The shorter the numbers, the fewer passes a sort takes.
+        dtype = torch.int16 if self.num_experts < 1 << 15 else torch.int32
+        sorted_S, order_S = self.ids_TA.flatten().to(dtype).sort(stable=True)
+        bounds_N = torch.arange(self.num_experts + 1, device=sorted_S.device, dtype=dtype)
+        return order_S, order_S // self.ids_TA.shape[1], torch.searchsorted(sorted_S, bounds_N)
+
+
+class _Read(torch.autograd.Function):
+    """`Pairs.read`. Autograd through a gather would scatter S rows one by one into the gradient of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, w_ND: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(x_TD, w_ND)
+        ctx.pairs = pairs
+        return pairs.read(x_TD, w_ND)
+
+    @staticmethod
+    def backward(ctx: Any, dz_TA: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_TD, w_ND = ctx.saved_tensors
+        dz_TA = dz_TA.contiguous()
+        return ctx.pairs.write(dz_TA, w_ND), ctx.pairs.collect(dz_TA, x_TD), None
+
+
+class _Write(torch.autograd.Function):
+    """`Pairs.write`, sharing the sorted pairs with `_Read`."""
+
+    @staticmethod
+    def forward(ctx: Any, f_TA: Tensor, w_ND: Tensor, pairs: Pairs) -> Tensor:
+        ctx.save_for_backward(f_TA, w_ND)
+        ctx.pairs = pairs
+        return pairs.write(f_TA, w_ND)
+
+    @staticmethod
+    def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+        f_TA, w_ND = ctx.saved_tensors
+        dy_TD = dy_TD.contiguous()
+        return ctx.pairs.read(dy_TD, w_ND), ctx.pairs.collect(f_TA, dy_TD), None
+
+
+# Sorted pairs are kept between the passes, outside the graph; a compiled model runs this part as it is.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _neurons(
+    x_TD: Tensor, w_enc_ND: Tensor, w_dec_ND: Tensor, gates_TA: Tensor, ids_TA: Tensor, activation: str
+) -> Tensor:
+    """(T, D): sum over a token's pairs of gate * s(u_e . x) * v_e, in the autocast type where there is one."""
+    pairs = Pairs(ids_TA, len(w_enc_ND))
+    f_TA = _strengths(x_TD, w_enc_ND, gates_TA, pairs, activation)
+    y_TD: Tensor = _Write.apply(f_TA, w_dec_ND.to(f_TA.dtype), pairs)  # type: ignore[no-untyped-call]
+    return y_TD
+
+
+def _strengths(x_TD: Tensor, w_enc_ND: Tensor, gates_TA: Tensor, pairs: Pairs, activation: str) -> Tensor:
+    """(T, A): gate * s(u_e . x) of every pair."""
+    if torch.is_autocast_enabled(x_TD.device.type):
+        x_TD = x_TD.to(torch.get_autocast_dtype(x_TD.device.type))
+    z_TA: Tensor = _Read.apply(x_TD, w_enc_ND.to(x_TD.dtype), pairs)  # type: ignore[no-untyped-call]
+    return ACTIVATIONS[activation](z_TA) * gates_TA.to(z_TA.dtype)
+
+
+def _each_once(found: Features) -> Features:
+    """Listed features with every number at most once a token, so that entries can be judged one by one: later copies
+    become numbers that the token does not list. Needs more features in all than a token lists."""
+    once = found.coalesce()
+    ids_TA = once.ids
+    assert ids_TA is not None
+    listed = ids_TA.shape[1]
+    again_TA = torch.zeros_like(ids_TA, dtype=torch.bool)
+    again_TA[:, 1:] = ids_TA[:, 1:] == ids_TA[:, :-1]
+    # Of the numbers below A, a token with r repeats lists at most A - r: enough are left.
+    taken_TA = torch.zeros(len(ids_TA), listed + 1, dtype=torch.uint8, device=ids_TA.device)
+    taken_TA = taken_TA.scatter(1, ids_TA.clamp_max(listed), 1)[:, :listed]
+    left_TA = taken_TA.argsort(dim=1, stable=True)
+    place_TA = (again_TA.cumsum(1) - 1).clamp_min(0)
+    return replace(once, ids=torch.where(again_TA, left_TA.gather(1, place_TA), ids_TA))
+
+
+def peer(
+    width: int,
+    active_width: int,
+    total_width: int,
+    activation: str | None = None,
+    bias: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> Peer:
+    """A PEER layer of the size of the layers beside it, where `options` does not say otherwise.
+
+    `width`: D. `active_width`: hidden units of the dense layer to match in active parameters. `total_width`: hidden
+    units of a mixture in all. `options`: `num_experts`, a square (default: the one nearest to `total_width`); `k` (the
+    paper's 16) and `d_key` (half the width, lucidrains/PEER-pytorch's default); `heads` (as many as bring the active
+    parameters nearest to 2 * width * active_width); `activation` (one of `dense.ACTIVATIONS`).
+
+    The paper's shape is `ORIGINAL`: at width 512 and active width 4096 its active parameters are 0.66 of the dense
+    layer's, those of the default 12 heads 0.98 (`python -m benchmarks --only shapes` counts both). At width 128 the
+    default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an option that is unknown
+    or cannot be.
+    """
+    given = dict(options or {})
+    names = ("num_experts", "heads", "k", "d_key", "activation")
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"the feed-forward layer peer has no option {name!r} (model.options); it has {', '.join(names)}: "
+                f"give one of these or drop it"
+            )
+    activation = given.pop("activation", activation or "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"model.options.activation is {activation!r}; peer has {', '.join(ACTIVATIONS)}: give one of these"
+        )
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"model.options.{name} is {value!r}; peer needs a whole number of at least 1 here")
+
+    num_experts = given.get("num_experts", max(1, round(math.sqrt(total_width))) ** 2)
+    n = math.isqrt(num_experts)
+    if n * n != num_experts:
+        raise ValueError(
+            f"model.options.num_experts is {num_experts}; product keys need a square, for every expert is a pair of "
+            f"sub-keys: give {n * n} or {(n + 1) ** 2}"
+        )
+    k, d_key = given.get("k", min(16, num_experts)), given.get("d_key", max(1, width // 2))
+    if k > num_experts:
+        raise ValueError(
+            f"model.options.k is {k}; a head can retrieve at most all {num_experts} experts: "
+            f"lower k or raise num_experts"
+        )
+    one_head = 2 * d_key * (width + n) + 2 * width * k
+    heads = given.get("heads", max(1, round(2 * width * active_width / one_head)))
+    return Peer(width, num_experts, heads, k, d_key, activation, bias)

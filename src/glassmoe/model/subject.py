@@ -1,0 +1,310 @@
+"""A frozen causal language model of any family, and the places in it where activations are read or replaced.
+
+The families of transformers that glassmoe knows by name are those below; the MLP of any other is named by its module
+path, for example `transformer.h.{}.mlp`, `{}` standing for the number of the layer.
+
+Legend: B rows, S positions, T = B * S tokens, D width of the stream.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from glassmoe.config import RunConfig
+from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.device import pick_device
+from glassmoe.layers.dense import GLU, Dense
+from glassmoe.text.tokens import load_tokenizer, text_kind
+
+from .loading import kind_beside, load
+
+Site = Literal["stream", "mlp", "mlp-out"]
+
+MLPS = {
+    "glassmoe": "model.layers.{}.ffn",
+    "gpt2": "transformer.h.{}.mlp",
+    "gpt_neox": "gpt_neox.layers.{}.mlp",
+    "llama": "model.layers.{}.mlp",
+}
+"""Family (`model_type` of transformers) -> path of the MLP of layer `{}`; its block is the module that holds it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is read: what leaves the module of this path (`stream`, `mlp-out`), or what leaves it and, as what
+    decides it, what enters it (`mlp`)."""
+
+    module: str
+    site: Site
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is read and never trained. `tokens`: what a token of it is. `tokenizer_sha256`: of one of
+    ours that reads text, that of its tokenizer's JSON. `tokenizer`: of another maker's, that JSON, where it lies beside
+    the weights. `config`: that of its run, where glassmoe trained it."""
+
+    name: str
+    model: Any
+    width: int
+    layers: int
+    context: int
+    vocab_size: int
+    tokens: str
+    tokenizer_sha256: str | None
+    tokenizer: str | None
+    config: RunConfig | None
+
+    def place(self, layer: int, site: Site, module: str | None = None) -> Place:
+        """The MLP of a layer, or its block's output. `module`: path of the MLP, where the family is not known, or
+        another is meant. ValueError for a layer or module that is not there."""
+        return place_in(self.model, layer, site, module)
+
+    def kind(self) -> TokenKind:
+        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing."""
+        if self.model.config.model_type == "glassmoe":
+            return kind_beside(Path(self.name), self.model.config)
+        if self.tokenizer is None:
+            raise ValueError(f"{self.name} has no tokenizer beside its weights; put its tokenizer.json there")
+        return text_kind(self.tokenizer, id_of_start=self.model.config.bos_token_id)
+
+    def mlp_form(self) -> tuple[int, bool, str]:
+        """Hidden units of its MLPs, whether these are gated (GLU), and their activation, in a coder's words; 4 units
+        for each entry and GELU where the family does not say."""
+        settings = self.model.config
+        family = settings.model_type
+        if family == "glassmoe":
+            layer = self.model.feed_forwards()[0]
+            if isinstance(layer, Dense | GLU):
+                return layer.num_features, isinstance(layer, GLU), layer.activation
+            return 4 * self.width, False, "gelu"
+        hidden = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * self.width
+        named = getattr(settings, "hidden_act", None) or getattr(settings, "activation_function", None) or "gelu"
+        known = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "swish": "silu"}
+        return hidden, family == "llama", known.get(named, named)
+
+
+def load_subject(name: str, device: str = "auto") -> Subject:
+    """The model that `name` means (one of ours, a folder of transformers files, or a hub id), in float32 and evaluation
+    mode, without gradients. ValueError, in one sentence, when there is none or its weights are not all there."""
+    if foreign_settings(name) is None:
+        loaded = load(name, device)
+        settings = loaded.model.config
+        model: Any = loaded.model
+        tokens, sha256, tokenizer, config = settings.tokens, settings.tokenizer_sha256, None, loaded.config
+    else:
+        model = load_foreign(name)
+        settings, tokens, sha256, tokenizer, config = model.config, TEXT, None, _tokenizer_of(name), None
+    context = getattr(settings, "max_position_embeddings", None) or 1 << 30
+    return Subject(
+        name=name,
+        model=model.to(pick_device(device)).eval().requires_grad_(False),
+        width=settings.hidden_size,
+        layers=settings.num_hidden_layers,
+        context=context,
+        vocab_size=settings.vocab_size,
+        tokens=tokens,
+        tokenizer_sha256=sha256,
+        tokenizer=tokenizer,
+        config=config,
+    )
+
+
+def foreign_settings(name: str) -> Any | None:
+    """The configuration of another maker's model; None for one of ours, and where nothing can be read: `load` finds the
+    words for that."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        settings = AutoConfig.from_pretrained(name)
+    except Exception:  # what transformers raises depends on where it stumbles
+        return None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return None if settings.model_type == "glassmoe" else settings
+
+
+def load_foreign(name: str) -> Any:
+    """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split()[:40])
+        raise ValueError(f"{name} could not be loaded: {reason}; give a model with config.json and weights") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if found["missing_keys"]:
+        raise ValueError(
+            f"{name} lacks weights ({min(found['missing_keys'])} and {len(found['missing_keys']) - 1} others); "
+            f"give a folder with all of them"
+        )
+    return model
+
+
+def _tokenizer_of(name: str) -> str | None:
+    """The JSON of the tokenizer beside a model's weights; None where there is none to compare with."""
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        return None
+    try:
+        return load_tokenizer(name)[0]
+    except ValueError:
+        return None
+
+
+def weights_digest(model: Any) -> str:
+    """sha256 (hex) over a model's parameters and buffers, by name: what was made of a model says by it of which
+    weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> Place:
+    """`Subject.place` for a bare model."""
+    layers, family = model.config.num_hidden_layers, model.config.model_type
+    if module is None and family not in MLPS:
+        raise ValueError(
+            f"the MLPs of a {family} model are not known by name; give the module path of one with --module, such as "
+            f"{_nearest(model, 'model.layers.0.mlp').replace('.0.', '.{}.')}"
+        )
+    if not 0 <= layer < layers:
+        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {layers - 1}")
+    path = (module or MLPS[family]).replace("{}", str(layer))
+    if site == "stream":
+        path = path.rpartition(".")[0]
+    if path not in dict(model.named_modules()) or not path:
+        raise ValueError(f"this model has no module {path!r}; did you mean {_nearest(model, path)}?")
+    return Place(path, site)
+
+
+def _nearest(model: nn.Module, path: str) -> str:
+    """The modules whose paths are most like `path`."""
+    names = [name for name, _ in model.named_modules() if name]
+    close = difflib.get_close_matches(path, names, n=3, cutoff=0.0)
+    return " or ".join(close)
+
+
+class Activations(NamedTuple):
+    """What was read at a place, both (B, S, D) float32: `x` is what a coder reads, `y` what it is to rebuild."""
+
+    x: Tensor
+    y: Tensor
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the last place: what comes after it is not needed."""
+
+
+@torch.no_grad()
+def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[Place, Activations]:
+    """What is at these places on rows of tokens, in one pass that ends at the last of them. RuntimeError when it is not
+    finite."""
+    caught: dict[Place, Activations] = {}
+
+    wanted = set(places)
+
+    def tap(place: Place, given: Tensor, made: Tensor) -> None:
+        y_BSD = _rows(made, tokens_BS).float()
+        caught[place] = Activations(_rows(given, tokens_BS).float() if place.site == "mlp" else y_BSD, y_BSD)
+        if len(caught) == len(wanted):
+            raise _Reached
+
+    handles = [_hook(model, place, partial(tap, place)) for place in wanted]
+    try:
+        model(input_ids=tokens_BS, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    for place, (x_BSD, y_BSD) in caught.items():
+        require_finite(place, x_BSD, y_BSD)
+    return caught
+
+
+@torch.no_grad()
+def given(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
+    """What is read at a place, (B, S, D) float32: `Activations.x`, in a pass that ends before the MLP does its work.
+    RuntimeError when it is not finite."""
+    if place.site != "mlp":
+        return activations(model, [place], tokens_BS)[place].x
+    caught: list[Tensor] = []
+
+    def tap(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(_rows(_first(args, kwargs), tokens_BS).float())
+        raise _Reached
+
+    handle = model.get_submodule(place.module).register_forward_pre_hook(tap, with_kwargs=True)
+    with handle, suppress(_Reached):
+        model(input_ids=tokens_BS, use_cache=False)
+    require_finite(place, caught[0])
+    return caught[0]
+
+
+def require_finite(place: Place, *read: Tensor) -> None:
+    """RuntimeError when what was read at a place is not all finite."""
+    # A sum is not finite when any of what is added is not.
+    if not all(bool(torch.isfinite(each.sum())) for each in read):
+        raise RuntimeError(
+            f"the activations at {place.module} are not all finite; the model's weights or the precision are to "
+            f"blame: check them, or use --precision fp32"
+        )
+
+
+@contextmanager
+def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Within it, `replace` gives what leaves the module in its stead, from what enters (`mlp`; else the same as what
+    leaves) and what would have left, each (B, S, D) or, in our own feed-forward layers, (T, D)."""
+
+    def swap(given: Tensor, made: Tensor) -> Tensor:
+        return replace(given if place.site == "mlp" else made, made).to(made.dtype)
+
+    handle = _hook(model, place, swap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
+    """Call `act` with what enters and what leaves the module; a tensor that it returns takes the place of the latter.
+    Of modules that return several things the first is meant."""
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        given = _first(args, kwargs)
+        several = isinstance(out, tuple)
+        found = act(given, out[0] if several else out)
+        if found is None:
+            return None
+        return (found, *out[1:]) if several else found
+
+    return model.get_submodule(place.module).register_forward_hook(hook, with_kwargs=True)
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The tensor that a module is given first."""
+    found: Tensor = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+    return found
+
+
+def _rows(x: Tensor, tokens_BS: Tensor) -> Tensor:
+    """Our layers see all tokens of a batch in one row."""
+    return x.view(*tokens_BS.shape, x.shape[-1])

@@ -1,0 +1,208 @@
+"""From a finished run to its row of a results file. What is measured lies beside the run and is used again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from glassmoe.chess.board_evaluation import evaluate_boards
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.tokens import TEXT
+from glassmoe.inspect.edit import spliced
+from glassmoe.measure.perplexity import bytes_per_token, perplexity
+from glassmoe.measure.saved import read_measure, save_measure
+from glassmoe.model import GlassForCausalLM
+from glassmoe.model.loading import load
+from glassmoe.model.statistics import model_statistics
+from glassmoe.text.evaluation import EvaluationText
+from glassmoe.training.language import build_model
+from glassmoe.training.run import read_start, seen_before
+from glassmoe.training.tracking import read_metrics
+
+from .runner import Plan, Work, make, snapshots
+
+SPARSITY_ROWS = 16
+"""Validation rows on which the layers of a model of text are counted."""
+TEXT_MEASURES = (
+    "loss", "loss_standard_error", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "windows", "window",
+    "last_word", "sha256",
+)  # fmt: skip
+"""What a row keeps of `text_perplexity`."""
+CURVE_GAMES = 500
+"""Games on each side for the scores along a run: half of the protocol's, as there are several a run."""
+
+
+def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
+    """Train a row to its end and measure it; returns its row of the results file, {} for one that is only a source."""
+    make(work)
+    return measure(plan, measures, work) if work.row.listed else {}
+
+
+def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
+    """The results row of a finished run."""
+    corpus = Corpus.open(str(plan.recipe.data.path))
+    if corpus.tokens == TEXT:
+        return _measure_text(plan, work, corpus)
+    kept = partial(_kept, work, corpus)
+    if work.row.coder:
+        from glassmoe.chess.board_coders import evaluate_coder
+
+        found = kept(
+            "coder",
+            lambda: evaluate_coder(work.path, corpus, games=plan.games, workers=plan.workers),
+            games=plan.games,
+        )
+        return {**_facts(work, corpus), "boards": found["boards"], "splice": found["splice"], "board_curve": []}
+
+    def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> dict[str, Any]:
+        return evaluate_boards(model, corpus, games=games, brief=brief, workers=plan.workers)
+
+    loaded = load(str(work.path), plan.recipe.train.device)
+    rows = Rows(corpus.split("valid"), plan.recipe.data.rows)
+    row = {
+        **_facts(work, corpus),
+        "ppl": kept("ppl", lambda: perplexity(loaded.model, rows)),
+        "boards": kept("boards", lambda: boards(loaded.model, plan.games), games=plan.games),
+    }
+    games = min(CURVE_GAMES, plan.games)
+    row["board_curve"] = kept(
+        "board_curve", lambda: _curve(work, partial(boards, games=games, brief=True)), games=games
+    )["points"]
+    if "routing" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+        from glassmoe.measure.routing import routing
+
+        row["routing"] = kept("routing", lambda: routing(loaded.model, rows))
+    if "encoder_map" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+        from glassmoe.measure.encoder_map import encoder_map
+
+        best = row["boards"]["best_layer"]
+        row["encoder_map"] = kept("encoder_map", lambda: encoder_map(loaded.model, best), layer=best)
+    return row
+
+
+def _kept(
+    work: Work, corpus: Corpus, name: str, make_values: Callable[[], dict[str, Any]], **asked: Any
+) -> dict[str, Any]:
+    """The run's measure `name`, made when it is not there for this corpus and this request."""
+    record = read_measure(work.path, name)
+    if record and record["data_sha256"] == corpus.fingerprint and record["values"].get("asked") == asked:
+        values: dict[str, Any] = record["values"]
+        return values
+    values = {**make_values(), "asked": asked}
+    save_measure(work.path, name, values, corpus)
+    return values
+
+
+def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> dict[str, Any]:
+    """Of text: the validation loss, how sparse the layers are, and the perplexity on each of the plan's texts; of a
+    coder the model's with its reconstruction in place."""
+    from glassmoe.chess.board_coders import evaluate_coder
+
+    kept, rows = partial(_kept, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
+    found = _facts(work, corpus)
+    if work.row.coder:
+        found["splice"] = kept("coder", lambda: evaluate_coder(work.path, corpus))["splice"]
+    else:
+        found["sparsity"] = kept("sparsity", lambda: _sparsity(work, rows))["layers"]
+    found["ppl"] = kept("ppl", lambda: _validation(work, corpus, rows))
+    found["texts"] = {text.name: _on_text(work, text, rows.length - 1) for text in plan.texts}
+    return found
+
+
+def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
+    ratio = bytes_per_token(corpus, "valid")
+    if not work.row.coder:
+        return perplexity(load(str(work.path), work.config.train.device).model, rows, bytes_per_token=ratio)
+    from glassmoe.inspect.readers import one_reader, open_coders
+
+    subject, readers = open_coders(work.path, device=work.config.train.device)
+    reader = one_reader(readers)
+    with spliced(subject.model, reader.layer, reader.place):
+        return perplexity(subject.model, rows, bytes_per_token=ratio)
+
+
+def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
+    """`models.statistics` of the layers on the first validation rows."""
+    model = load(str(work.path), work.config.train.device).model
+    tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
+    given = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
+    return {"layers": model_statistics(model, given)}
+
+
+def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
+    """The measure `ppl-NAME` of a finished run, made when it is not there for this text and its usual windows."""
+    from glassmoe.measure.corpora import evaluate_corpora
+
+    record = read_measure(work.path, f"ppl-{text.name}")
+    asked = {"sha256": text.sha256, "window": window, "stride": window}
+    same = record and record["step"] == work.config.train.steps and {**record["values"], **asked} == record["values"]
+    if record is None or not same:
+        device = work.config.train.device
+        (values,) = evaluate_corpora(str(work.path), [text], window=window, device=device, base=not work.row.coder)
+    else:
+        values = record["values"]
+    return {key: values[key] for key in TEXT_MEASURES if key in values}
+
+
+def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, Any]]) -> dict[str, Any]:
+    """Board scores of the best layer at every kept copy of the model, against the run's own tokens."""
+    last = read_metrics(work.path / "metrics.jsonl")[-1]
+    per_step = last["tokens"] // last["step"]
+    points = []
+    for step, path in snapshots(work.path):
+        boards = measure_boards(load(str(path)).model)
+        best = next(layer for layer in boards["layers"] if layer["layer"] == boards["best_layer"])
+        scores = [best[key] for key in ("coverage", "held_out_coverage", "reconstruction", "layer")]
+        points.append([step * per_step, *scores])
+    return {"points": points}
+
+
+def _source_tokens(work: Work) -> dict[str, Any]:
+    """`source_tokens` and `source_flops`: what the run's source had seen when this run began."""
+    if work.row.coder and work.source is not None:
+        last = read_metrics(work.source / "metrics.jsonl")[-1]
+        return {"source_tokens": last["tokens"], "source_flops": last["flops"]}
+    return seen_before(work.path)
+
+
+def _dense_active(work: Work, corpus: Corpus) -> int:
+    """Active parameters of the dense GELU model of this row's widths."""
+    model = replace(work.config.model, ffn="gelu", activation=None, router=None, options=None)
+    with torch.device("meta"):
+        dense = build_model(replace(work.config, model=model), int(work.config.data.rows.split(":")[1]), corpus.kind)
+    return dense.active_parameters()
+
+
+def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
+    """What a run's own files tell about it; tokens and FLOPs include those of what it started from."""
+    environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
+    lines = read_metrics(work.path / "metrics.jsonl")
+    last, receipt = lines[-1], read_start(work.path)
+    before, optimizer = _source_tokens(work), work.config.optimizer
+    facts = {
+        "name": work.row.name,
+        "seed": work.seed,
+        "tokens": last["tokens"] + before["source_tokens"],
+        "own_tokens": last["tokens"],
+        "flops": last["flops"] + before["source_flops"],
+        "active_parameters": environment["active_parameters"],
+        "active_ratio": None if work.row.coder else environment["active_parameters"] / _dense_active(work, corpus),
+        "total_parameters": environment["total_parameters"],
+        "train_seconds": last["seconds"],
+        "compute_dtype": environment["compute_dtype"],
+        "hardware": environment["hardware"],
+        "commit": environment["commit"],
+        "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
+        "apart": work.row.apart,
+        "model": asdict(work.config.coder if work.row.coder else work.config.model),
+        "learning_rate": optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
+    }
+    if receipt is not None:
+        facts["start"] = {key: receipt[key] for key in ("valid_loss", "noise", "redraw")}
+    return facts

@@ -1,0 +1,258 @@
+"""Makes and measures the rows of a suite: what is finished is used again, what was stopped goes on, what fails is told.
+
+Every row is a run directory `OUT/RECIPE/ROW-seedN`, made by the same functions as `glassmoe train`, `glassmoe upcycle`
+and `glassmoe eval`, and its measures lie in it. Rows can be made side by side, each in a process of its own with its
+share of the cores: on two cores, two single-threaded runs together are faster than one after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from glassmoe import config as configuration
+from glassmoe.config import RunConfig
+from glassmoe.console import say
+from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.tokens import TEXT
+from glassmoe.text.evaluation import EvaluationText
+
+from .suites import CURVE_POINTS, RECIPES, Row
+
+SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
+"""Fits of fewer steps than this take this learning rate."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides the rows' runs. `recipe`: the configuration that rows change. `steps`: of a row that sees all T
+    tokens. `games`: to choose features on, and again to test them on. `texts`: of a suite of text, what perplexity is
+    measured on."""
+
+    name: str
+    recipe: RunConfig
+    steps: int
+    out: Path
+    games: int
+    workers: int | None
+    texts: tuple[EvaluationText, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row at one seed: its configuration, where it lies, and what it starts from."""
+
+    row: Row
+    seed: int
+    config: Any
+    path: Path
+    source: Path | None
+
+
+def recipe_of(scale: str, tokens: str, data: str, given: str | None = None) -> tuple[str, RunConfig]:
+    """Name and configuration of the recipe of a scale, or of the one `given` by name or file; ValueError when there is
+    none."""
+    recipes = configuration.recipes()
+    name = RECIPES.get((scale, tokens)) if given is None else given
+    if name is None:
+        known = "; ".join(f"--scale {a} with {_held(b)}" for a, b in RECIPES)
+        raise ValueError(f"there is no recipe for --scale {scale} with {_held(tokens)}; there are: {known}")
+    if name not in recipes and not Path(name).is_file():
+        raise ValueError(f"no recipe or file {name!r}; recipes: {', '.join(recipes)}")
+    config = configuration.load(recipes.get(name, Path(name)))
+    if config.data.tokens != tokens:
+        raise ValueError(f"{data} holds {_held(tokens)}, and {name} reads {config.data.tokens}; give other data")
+    config.data.path = data
+    return Path(name).stem, config
+
+
+def _held(tokens: str) -> str:
+    return TEXT if tokens == TEXT else f"games of {tokens}"
+
+
+def tokens_per_step(config: RunConfig, corpus: Corpus) -> int:
+    """Labels' places in one optimiser step, as the metrics count them."""
+    return config.train.batch_rows * (Rows(corpus.split("train"), config.data.rows).length - 1)
+
+
+def works(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> list[Work]:
+    """Every row at every seed, sources first."""
+    found = []
+    for seed in seeds:
+        paths = {row.name: plan.out / plan.name / f"{row.name}-seed{seed}" for row in rows}
+        for row in rows:
+            source = None if row.source is None else paths[row.source]
+            config = _coder_config(plan, row, seed, source) if row.coder else _run_config(plan, row, seed, source)
+            found.append(Work(row, seed, config, paths[row.name], source))
+    return found
+
+
+def _run_config(plan: Plan, row: Row, seed: int, source: Path | None) -> RunConfig:
+    config = copy.deepcopy(plan.recipe)
+    steps = max(1, round(plan.steps * row.share))
+    config.seed = seed
+    config.model = replace(config.model, **row.model)
+    config.start.source = None if source is None else str(source)
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 10))
+    if config.data.tokens == TEXT:
+        # Nothing is measured along the way but the loss, so a run of `glassmoe train` at these steps is the same run.
+        config.train = replace(config.train, steps=steps)
+        return config
+    every = max(1, plan.steps // (2 * CURVE_POINTS))
+    config.train = replace(
+        config.train,
+        steps=steps,
+        eval_every=every,
+        checkpoint_every=every,
+        snapshot_every=max(1, plan.steps // CURVE_POINTS),
+    )
+    return config
+
+
+def _coder_config(plan: Plan, row: Row, seed: int, source: Path | None) -> Any:
+    from glassmoe.coders.configuration import CoderConfig, FitConfig
+
+    run = _run_config(plan, row, seed, None)
+    assert source is not None and row.coder is not None
+    # Five eighths of the way up, as layer 5 of the paper's 8.
+    updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
+    coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)  # type: ignore[arg-type]
+    fit = FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
+    # The protocol's 3e-4 is for 36,000 steps.
+    fit.optimizer = replace(fit.optimizer, lr=SHORT_FIT_LR if run.train.steps < SHORT_FIT else fit.optimizer.lr)
+    return fit
+
+
+def check(jobs: Sequence[Work]) -> None:
+    """ValueError, before anything is made, when another run lies where one of these belongs. (A coder's configuration
+    is complete only beside its model, so `fit` checks it.)"""
+    from glassmoe.training import run
+
+    for work in jobs:
+        if work.row.coder is None:
+            run.check(work.path, work.config)
+
+
+def finished(work: Work) -> bool:
+    """Whether the row's run has reached its last step."""
+    from glassmoe.training.checkpoint import latest
+
+    newest = latest(work.path / "state")
+    return newest is not None and int(newest.stem.split("-")[1]) == work.config.train.steps
+
+
+def make(work: Work) -> None:
+    """Train the row's model, or fit its coder, up to its last step."""
+    say(f"{work.row.name}, seed {work.seed}: {work.path}")
+    if work.row.coder:
+        from glassmoe.coders.fit import fit
+
+        fit(work.config, work.path)
+    elif not finished(work):
+        from glassmoe.training.language import train
+
+        train(work.config, work.path)
+
+
+def run_all(
+    jobs: Sequence[Work], task: Callable[[Work], Any], processes: int, done: Callable[[Work, Any], None]
+) -> list[tuple[Work, str]]:
+    """Call `task` on every piece of work, sources before what starts from them, `processes` at a time, and `done` with
+    each result. Returns what failed, with the reason; what starts from it fails too, the others go on.
+
+    A signal (Ctrl-C, SIGTERM) ends the suite; the work that it met has saved its state.
+    """
+    if processes == 1:
+        return _one_by_one(jobs, task, done)
+    failed: dict[Path, tuple[Work, str]] = {}
+    waiting, running = list(jobs), dict[Future[Any], Work]()
+    finished_paths: set[Path] = set()
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), _use_threads, (threads,)) as pool:
+        while waiting or running:
+            for work in list(waiting):
+                if work.source in failed:
+                    failed[work.path] = work, _no_source(work)
+                    waiting.remove(work)
+                elif len(running) < processes and (work.source is None or work.source in finished_paths):
+                    running[pool.submit(task, work)] = work
+                    waiting.remove(work)
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                work = running.pop(future)
+                try:
+                    done(work, future.result())
+                    finished_paths.add(work.path)
+                except BrokenProcessPool:
+                    raise RuntimeError(
+                        f"a process was killed while it made {work.row.name}; the same command goes on from there"
+                    ) from None
+                except _FAILURES as error:
+                    _give_up_on_signal(error)
+                    failed[work.path] = work, _reason(error)
+    return list(failed.values())
+
+
+_FAILURES = (ValueError, RuntimeError, OSError, ImportError)
+
+
+def _one_by_one(
+    jobs: Sequence[Work], task: Callable[[Work], Any], done: Callable[[Work, Any], None]
+) -> list[tuple[Work, str]]:
+    failed: dict[Path, tuple[Work, str]] = {}
+    for work in jobs:
+        if work.source in failed:
+            failed[work.path] = work, _no_source(work)
+            continue
+        try:
+            done(work, task(work))
+        except _FAILURES as error:
+            _give_up_on_signal(error)
+            failed[work.path] = work, _reason(error)
+    return list(failed.values())
+
+
+def _no_source(work: Work) -> str:
+    return f"{work.row.source}, which it starts from, failed"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _give_up_on_signal(error: BaseException) -> None:
+    if hasattr(error, "signal_number"):
+        raise error
+
+
+def _use_threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def wanted(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """The rows named (all by default) and those that they start from, in the suite's order. ValueError for an unknown
+    name."""
+    by_name = {row.name: row for row in rows}
+    for name in names or ():
+        if name not in by_name:
+            listed = ", ".join(row.name for row in rows if row.listed)
+            raise ValueError(f"there is no row {name!r} here; the rows are {listed}")
+    keep = set(by_name if names is None else names)
+    for row in reversed(rows):
+        if row.name in keep and row.source is not None:
+            keep.add(row.source)
+    return [row for row in rows if row.name in keep]
+
+
+def snapshots(path: Path) -> Iterator[tuple[int, Path]]:
+    """Step and folder of every kept copy of a run's model, oldest first."""
+    for each in sorted((path / "snapshots").glob(f"step-{'[0-9]' * 8}")):
+        yield int(each.name.split("-")[1]), each

@@ -1,0 +1,402 @@
+"""Documents from files (.jsonl, .txt, .parquet) to a prepared corpus of text.
+
+A .jsonl file holds one JSON object a line, whose field `text` (or another) is a document. A .txt file is one document,
+or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped. A document
+that cannot be used is counted with its reason, never fatal; bytes that are not UTF-8 are replaced by U+FFFD, and the
+documents that had some are counted. Every document keeps the name of its source (`origins.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from glassmoe.console import bar, say
+from glassmoe.data.origins import FIELD, LONGEST_NAME, NO_SOURCE, SourceNumbers, source_in, stem
+from glassmoe.data.parallel import count_workers
+from glassmoe.data.sources import CHUNK_BYTES, STDIN, Chunk, Skip, Source, discover, kind_of_file, one_newline
+from glassmoe.data.tally import ChunkResult, Tally, gather
+from glassmoe.data.tokens import TokenKind, Tokens
+from glassmoe.data.writer import CorpusWriter, PackedGames, check_target, hash_texts, of_validation
+
+from .tokens import (
+    LEAST_IDS,
+    SEPARATOR,
+    cut_text,
+    document_encoder,
+    load_tokenizer,
+    read_tokenizer,
+    text_kind,
+    train_tokenizer,
+)
+
+KINDS = {".jsonl": "jsonl", ".txt": "documents", ".parquet": "parquet"}
+MAX_DOCUMENT_BYTES = 1 << 27
+"""A longer line of .jsonl is skipped; a longer document of .txt becomes several."""
+
+SAMPLE_BYTES = 50_000_000
+"""How much text a tokenizer is trained on, at most."""
+
+_SAMPLE_CHARACTERS = 1 << 20
+_DETAIL_CHARS = 80
+_MARKS = {"jsonl": b"\n", "documents": SEPARATOR.encode()}
+
+
+def prepare_text(
+    inputs: Sequence[str | Path],
+    out: Path,
+    *,
+    tokenizer: str,
+    field: str = "text",
+    source_field: str | None = None,
+    workers: int | None = None,
+    valid_share: float = 0.01,
+    max_documents: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Prepares the corpus `out` from files of documents and returns its manifest.
+
+    Inputs are .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them,
+    and `-` for standard input. `field` holds the text in .jsonl and .parquet, `source_field` the name of a document's
+    source, `no source` where it holds none; without it that is the field `source`, or else the file's name, as always
+    in .txt. `tokenizer`: `train:N` for a byte-level BPE of N ids trained on these documents (on those of the training
+    split, drawn by `seed`, at most `SAMPLE_BYTES` of them and 2**20 characters of each), or the name or directory of a
+    transformers tokenizer. `max_documents` counts usable documents before duplicates are removed. The result does not
+    depend on `workers` (None: one a CPU).
+
+    Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished corpus
+    already, for a tokenizer that is none, for a `source_field` that no document has or that has more than 65,535
+    values, and when no document can be used.
+    """
+    if max_documents is not None and max_documents < 1:
+        raise ValueError(f"max_documents is a number of documents, at least 1, or None for all, not {max_documents}")
+    workers = count_workers(workers)
+    names, ignored = discover(inputs, KINDS)
+    if any(kind_of_file(name, KINDS) == "parquet" for name in names):
+        _require_pyarrow(next(name for name in names if kind_of_file(name, KINDS) == "parquet"))
+    check_target(out, valid_share, overwrite, "documents")
+    size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    if tokenizer.startswith("train:"):
+        ids = _ids(tokenizer)
+        if STDIN in names:
+            raise ValueError(
+                "--tokenizer train:N reads the text twice, and standard input comes once; save it to a file, or give "
+                "a tokenizer that is there"
+            )
+        with bar(size, "reading for the tokenizer", "B", show=progress, lines=True, unit_scale=True) as shown:
+            sources = [TextSource(name, number, shown.update, field) for number, name in enumerate(names)]
+            texts = _sample(sources, field, valid_share, max_documents, seed)
+        sampled = sum(len(text.encode("utf-8")) for text in texts)
+        kind = text_kind(train_tokenizer(texts, ids), SEPARATOR)
+        if kind.size < ids:
+            say(f"the text has no more to merge: the tokenizer has {kind.size} ids instead of {ids}")
+        trained: dict[str, Any] = {"documents": len(texts), "bytes": sampled, "seed": seed}
+        del texts
+    else:
+        kind, trained = text_kind(*load_tokenizer(tokenizer)), {}
+    numbers = SourceNumbers(source_field)
+    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=kind, sources=numbers)
+    with new as writer, bar(size, "preparing text", "B", show=progress, lines=True, unit_scale=True) as shown:
+        sources = [TextSource(name, number, shown.update, field, source_field) for number, name in enumerate(names)]
+        tally = Tally(names, "document")
+        digest = str(kind.tokenizer_sha256)
+        worker = (str(writer.tokenizer_file), digest)
+        read = partial(read_chunk, field=field, source_field=source_field, tokenizer=worker, start=kind.start_token)
+        inputs_read = gather(writer, tally, sources, read, shown, workers, max_documents)
+        if not writer.games:
+            raise ValueError(
+                f"no usable document in {', '.join(names)}: {tally.summary()}; give .jsonl with a field "
+                f"{field!r} (--field), .txt or .parquet"
+            )
+        if numbers.names == [NO_SOURCE] and source_field is not None:
+            raise ValueError(
+                f"--source-field {source_field}: no document names its source there (a text of at most {LONGEST_NAME} "
+                "characters, or a whole number); give another field, or leave the option out for the files' names"
+            )
+        return writer.finish(
+            {
+                "kind": "text",
+                "synthetic": False,
+                "tokenizer": {
+                    "source": tokenizer,
+                    "separator": kind.start_token,
+                    "separator_id": kind.start,
+                    "vocab_size": kind.size,
+                    "sha256": digest,
+                    **({"trained_on": trained} if trained else {}),
+                },
+                "field": field,
+                "max_documents": max_documents,
+                "packing": {
+                    "dtype": {2: "uint16", 4: "uint32"}[kind.dtype.itemsize],
+                    "document": "the separator, then the tokens of the text, special tokens in it read as text",
+                },
+                "skipped": tally.skipped,
+                "not_utf8": tally.mended,
+                "ignored_files": ignored,
+                **inputs_read,
+            }
+        )
+
+
+class TextSource(Source):
+    """One input of documents being read; `error`, `bytes` and `sha256` are those of `Source`."""
+
+    def __init__(
+        self, name: str, number: int, on_bytes: Any, field: str = "text", source_field: str | None = None
+    ) -> None:
+        super().__init__(name, number, on_bytes)
+        self.field = field
+        self.source_field = source_field or FIELD
+        self.origin = stem(name)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Chunks of whole documents, about half a megabyte each, or one longer document."""
+        kind = kind_of_file(self.name, KINDS)
+        if kind == "parquet":
+            yield from self._parquet()
+            return
+        blocks = one_newline(self.unpacked())
+        head = b""
+        for block in blocks:
+            head += block
+            if head.strip():
+                break
+        head = head.removeprefix(b"\xef\xbb\xbf")
+        kind = kind or ("jsonl" if head.lstrip().startswith(b"{") else "documents")
+        mark = _MARKS[kind]
+        held: list[bytes] = []
+        size, skipping = 0, False
+        for block in _then(head, blocks):
+            if skipping:
+                _, found, block = block.partition(mark)  # only lines are skipped, and their mark is one byte
+                if not found:
+                    continue
+                skipping = False
+            # A longer mark may lie across two blocks.
+            before = held[-1][1 - len(mark) :] if held and len(mark) > 1 else b""
+            complete = mark in before + block
+            held.append(block)
+            size += len(block)
+            if not (complete and size >= CHUNK_BYTES) and size <= MAX_DOCUMENT_BYTES:
+                continue
+            data = b"".join(held)
+            end = data.rfind(mark) + len(mark) if mark in data else 0
+            if end:
+                yield Chunk(self.number, kind, data[:end], self.origin)
+            elif kind == "documents":
+                yield Chunk(self.number, kind, data, self.origin)
+            else:
+                yield Chunk(self.number, "too long", b"")
+                skipping = True
+            held = [data[end:]] if end else []
+            size = len(data) - end if end else 0
+        data = b"" if skipping else b"".join(held)
+        if self.error:
+            # The document at the break may lack its end.
+            data = data[: max(data.rfind(mark), 0)]
+        if data.strip():
+            yield Chunk(self.number, kind, data, self.origin)
+
+    def _parquet(self) -> Iterator[Chunk]:
+        import pyarrow
+        import pyarrow.parquet
+
+        for _ in self.stored():  # for the checksum: parquet is not read from front to back
+            pass
+        try:
+            with pyarrow.parquet.ParquetFile(self.name) as file:
+                if self.field not in file.schema_arrow.names:
+                    self.error = f"has no column {self.field!r}, but {', '.join(file.schema_arrow.names)}"
+                    return
+                for batch in file.iter_batches(batch_size=256, columns=[self.field, self.source_field]):
+                    # What JSON does not know is neither a text nor a name.
+                    lines = (json.dumps(row, default=lambda _: {}) for row in batch.to_pylist())
+                    yield Chunk(self.number, "jsonl", "\n".join(lines).encode(), self.origin)
+        except (OSError, pyarrow.ArrowException) as error:
+            self.error = f"cannot be read on: {str(error).partition(chr(10))[0]}"
+
+
+def _then(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def read_chunk(
+    chunk: Chunk, *, field: str, source_field: str | None, tokenizer: tuple[str, str], start: str
+) -> ChunkResult:
+    """The usable documents of a chunk as token ids, packed; runs in a worker. `tokenizer`: its file, and the sha256 of
+    that."""
+    unnamed = chunk.origin if source_field is None or chunk.kind != "jsonl" else NO_SOURCE
+    encode, kind = _tokenizer(*tokenizer, start)
+    texts: list[str] = []
+    sources: list[str] = []
+    numbers: list[int] = []
+    mended: list[int] = []
+    skipped: list[tuple[int, str, str]] = []
+    seen = 0
+    for seen, found in enumerate(documents(chunk, field, source_field or FIELD), start=1):
+        if isinstance(found.text, Skip):
+            skipped.append((seen - 1, found.text.reason, found.text.detail))
+            continue
+        texts.append(found.text)
+        sources.append(found.source or unnamed)
+        numbers.append(seen - 1)
+        if found.mended:
+            mended.append(seen - 1)
+    raw = [text.encode("utf-8") for text in texts]
+    ids = encode(texts)
+    packed = PackedGames(
+        tokens=np.concatenate([np.empty(0, kind.dtype), *ids]),
+        lengths=np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids)),
+        hashes=hash_texts(raw),
+        sizes=np.fromiter(map(len, raw), dtype=np.uint32, count=len(raw)),
+        sources=sources,
+    )
+    return ChunkResult(chunk.file, packed, numbers, skipped, seen, mended)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(path: str, digest: str, start: str) -> tuple[Callable[[list[str]], list[Tokens]], TokenKind]:
+    """What encodes documents with the tokenizer in a file, and their kind, once a process."""
+    if multiprocessing.parent_process() is not None:
+        # The processes share the cores already.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    raw = Path(path).read_bytes()
+    assert hashlib.sha256(raw).hexdigest() == digest
+    kind = text_kind(raw.decode("utf-8"), start)
+    return document_encoder(read_tokenizer(raw.decode("utf-8")), kind.start, kind.dtype), kind
+
+
+class Document(NamedTuple):
+    """A document's text, or why it is none; whether bytes that are not UTF-8 were replaced in it; and its source, where
+    it names one."""
+
+    text: str | Skip
+    mended: bool = False
+    source: str | None = None
+
+
+def documents(chunk: Chunk, field: str, source_field: str = FIELD) -> Iterator[Document]:
+    """Each document of a chunk."""
+    if chunk.kind == "too long":
+        yield Document(Skip("too long", f"more than {MAX_DOCUMENT_BYTES} bytes in a line"))
+        return
+    parts = chunk.data.split(_MARKS[chunk.kind])
+    if not parts[-1].strip():
+        parts.pop()  # what follows the last mark
+    for part in parts:
+        if chunk.kind == "jsonl" and not part.strip():
+            continue
+        try:
+            text, changed = _utf8(part)
+            source = None
+            if chunk.kind == "jsonl":
+                text, source = _fields(text, field, source_field)
+            else:
+                text = text.strip("\n")
+            if not text.strip():
+                raise Skip("empty")
+        except Skip as skip:
+            yield Document(skip)
+            continue
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _halves(text) else text
+        yield Document(whole, changed or whole != text, source)
+
+
+def _utf8(raw: bytes) -> tuple[str, bool]:
+    try:
+        return raw.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), True
+
+
+def _halves(text: str) -> bool:
+    """Whether a text has halves of surrogate pairs, which JSON can spell and UTF-8 cannot hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _fields(line: str, field: str, source_field: str) -> tuple[str, str | None]:
+    """The text in a line of JSON, and the source that it names; raises Skip where there is no text."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise Skip("not JSON", ascii(line[:_DETAIL_CHARS])) from None
+    if not isinstance(values, dict) or field not in values:
+        held = f"has {', '.join(map(ascii, list(values)[:5]))}" if isinstance(values, dict) else "is not an object"
+        raise Skip(f"no field {field!r}", held)
+    text = values[field]
+    if not isinstance(text, str):
+        raise Skip(f"field {field!r} is not text", type(text).__name__)
+    return text, source_in(values, source_field)
+
+
+def _sample(
+    sources: Sequence[TextSource], field: str, valid_share: float, max_documents: int | None, seed: int
+) -> list[str]:
+    """Documents of the training split to train a tokenizer on, in their order: one is in when a hash of it and the
+    seed is below a bound that leaves at most `SAMPLE_BYTES` of them, so that the choice does not hang on the order."""
+    bound, total, usable = 2**64, 0, 0
+    kept: list[tuple[int, bytes]] = []
+    met: set[int] = set()
+    key = seed.to_bytes(8, "little")
+    for chunk in (chunk for source in sources for chunk in source.chunks()):
+        texts = [found.text for found in documents(chunk, field) if isinstance(found.text, str)]
+        if max_documents is not None:
+            texts = texts[: max_documents - usable]
+        usable += len(texts)
+        raw = [text.encode("utf-8") for text in texts]
+        hashes = hash_texts(raw)
+        trained = ~of_validation(hashes, valid_share)
+        for text, own, wanted in zip(texts, hashes.tolist(), trained.tolist(), strict=True):
+            place = int.from_bytes(
+                hashlib.blake2b(own.to_bytes(8, "little"), digest_size=8, key=key).digest(), "little"
+            )
+            if not wanted or place >= bound or place in met:
+                continue
+            part = cut_text(text, _SAMPLE_CHARACTERS)[0].encode("utf-8")
+            kept.append((place, part))
+            met.add(place)
+            total += len(part)
+            while total > SAMPLE_BYTES and len(kept) > 1:
+                bound //= 2
+                kept = [(each, part) for each, part in kept if each < bound] or [min(kept)]
+                met = {each for each, _ in kept}
+                total = sum(len(part) for _, part in kept)
+        if usable == max_documents:
+            break
+    return [part.decode("utf-8") for _, part in kept]
+
+
+def _ids(tokenizer: str) -> int:
+    number = tokenizer.removeprefix("train:")
+    size = int(number) if number.isdecimal() and len(number) < 10 else 0
+    if size < LEAST_IDS:
+        raise ValueError(
+            f"--tokenizer train:N takes a number of ids, at least {LEAST_IDS} (every byte and the separator), such as "
+            f"train:8192; got {tokenizer!r}"
+        )
+    return size
+
+
+def _require_pyarrow(name: str) -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"{name}: reading .parquet needs pyarrow, which is not installed; pip install pyarrow, or give .jsonl"
+        ) from None

@@ -1,0 +1,271 @@
+"""Tokenizers of text: trained on it, or loaded; and the form of tokens that one makes.
+
+Ids come from a `tokenizers.Tokenizer` without its special tokens, which in a document's own text count as text; what is
+added is one separator, with which every document begins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from glassmoe.data.tokens import TEXT, TokenKind, Tokens
+
+SEPARATOR = "<|endoftext|>"
+LEAST_IDS = 257
+"""Ids of the smallest byte-level vocabulary: the separator and every byte."""
+
+PIECE_CHARACTERS = 1 << 20
+"""A longer text is tokenised in pieces of about this many characters, as memory is proportional to a piece."""
+
+KNOWN_WORDS, LONGEST_WORD = 1 << 17, 64
+"""How many words an encoder remembers the ids of (some 30 MB of them), and of how many characters at most."""
+
+# Whatever lies between two cuts. Cut is before a single space and after a single line end, each between two characters
+# that are not white space (what Python holds for that is more than what tokenizers do, so a cut less at worst); and
+# between a letter and a mark of ASCII, so that words are known whatever follows them.
+_MARK = r"[!-/:-@\[-`{-~]"
+_WORD = rf"\s*+{_MARK}*+[A-Za-z]++(?={_MARK}| \S)"
+_OTHER = r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+"
+_WORDS = re.compile(f"{_WORD}|{_OTHER}")
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}{_REST}" for digits in ("", "{1,3}")
+}
+"""The patterns of Qwen 2 and Llama 3; GPT-2's is the byte level's own."""
+
+
+def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None) -> TokenKind:
+    """The form of text whose tokens are those of a tokenizer; documents begin with its token `start`, or that of the
+    id `id_of_start`. ValueError when the JSON is not a tokenizer, or lacks that token."""
+    tokenizer = read_tokenizer(tokenizer_json)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if id_of_start is not None:
+        start = str(tokenizer.id_to_token(id_of_start))
+    if start not in ids:
+        raise ValueError(f"the tokenizer has no token {start!r} for the start of a document; give another tokenizer")
+    vocabulary = [""] * (max(ids.values()) + 1)
+    for token, place in ids.items():
+        vocabulary[place] = token
+    dtype = np.dtype("<u2") if len(vocabulary) <= 1 << 16 else np.dtype("<u4")
+    begin = ids[start]
+    encode = document_encoder(tokenizer, begin, dtype)
+
+    def decode(given: npt.ArrayLike) -> str:
+        row = np.asarray(given).tolist()
+        return str(tokenizer.decode(row[1:] if row[:1] == [begin] else row, skip_special_tokens=False))
+
+    return TokenKind(
+        name=TEXT,
+        vocabulary=vocabulary,
+        separator="",
+        dtype=dtype,
+        encode=lambda text: encode([text])[0],
+        decode=decode,
+        prompt="",
+        about=f"text in the tokens of `tokenizer.json` ({len(vocabulary):,} ids; a document begins with `{start}`)",
+        one="token",
+        counted="token_counts",
+        start_token=start,
+        unit="documents",
+        tokenizer=tokenizer_json,
+    )
+
+
+def read_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """A tokenizer that takes special tokens in a text for text. ValueError when the JSON is none."""
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"not a tokenizer of the `tokenizers` library: {error}; give another") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Callable[[list[str]], list[Tokens]]:
+    """A function from texts to the token ids of each, its separator first.
+
+    Where words are tokenised alone in any case (`cuts_at_words`), the ids of those met before are looked up, which is
+    several times as fast as asking the tokenizer again; the result is the same.
+    """
+    known: dict[str, bytes] = {}
+
+    # Asked when the first text comes: most who open prepared text encode none.
+    @cache
+    def cut() -> Callable[[str], list[str]] | None:
+        return _WORDS.findall if cuts_at_words(tokenizer) else None
+
+    def ask(pieces: list[str]) -> list[bytes]:
+        encoded = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        return [np.array(each.ids, dtype).tobytes() for each in encoded]
+
+    def look_up(parts: list[str]) -> list[bytes]:
+        words = cut()
+        if words is None:
+            return ask(parts)
+        pieces = [words(part) for part in parts]
+        flat = list(chain.from_iterable(pieces))
+        found: list[bytes | None] = list(map(known.get, flat))
+        missing = [place for place, ids in enumerate(found) if ids is None]
+        new = list(dict.fromkeys(flat[place] for place in missing))
+        made = dict(zip(new, ask(new), strict=True))
+        for place in missing:
+            found[place] = made[flat[place]]
+        if len(known) + len(made) > KNOWN_WORDS:
+            known.clear()
+        known.update((word, ids) for word, ids in made.items() if len(word) <= LONGEST_WORD)
+        each = cast("Iterator[bytes]", iter(found))
+        return [b"".join(islice(each, len(some))) for some in pieces]
+
+    def encode(texts: list[str]) -> list[Tokens]:
+        parts = [cut_text(text) for text in texts]
+        encoded = chain.from_iterable(look_up(group) for group in _groups(chain.from_iterable(parts)))
+        begin = np.array([start], dtype).tobytes()
+        # A bytearray, as an array on bytes could not be written to.
+        return [np.frombuffer(bytearray().join((begin, *islice(encoded, len(some)))), dtype) for some in parts]
+
+    return encode
+
+
+def _groups(parts: Iterable[str]) -> Iterator[list[str]]:
+    """Parts in groups of about `PIECE_CHARACTERS`."""
+    group: list[str] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += len(part)
+        if size >= PIECE_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def cuts_at_words(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is known to give a text cut by `_WORDS` the tokens of the whole: a byte-level BPE whose
+    pattern is GPT-2's (also GPT-NeoX's), Llama 3's or Qwen 2's. None of these joins a single space to what stands
+    before it, a single line end to what stands behind it, or a letter to a mark behind it."""
+    described = json.loads(tokenizer.to_str())
+    steps = described["pre_tokenizer"] or {}
+    steps = steps.get("pretokenizers", [steps])
+    level = steps[-1]
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
+        return False
+    splits = [step.get("pattern", {}).get("Regex") for step in steps[:-1]]
+    isolated = all(step.get("behavior") == "Isolated" and not step.get("invert") for step in steps[:-1])
+    known = (not splits) if level.get("use_regex", True) else (len(splits) == 1 and splits[0] in _SPLITS and isolated)
+    model, normalizer = described["model"], described["normalizer"]
+    return bool(
+        known
+        and model["type"] == "BPE"
+        and not model.get("dropout")
+        # Composed characters never hold a space or a line end.
+        and (normalizer is None or normalizer["type"] == "NFC")
+        and all(_uncut(token) for token in described["added_tokens"])
+    )
+
+
+def _uncut(token: dict[str, Any]) -> bool:
+    """Whether no cut goes through an added token where a text spells it; special ones are read as text."""
+    runs_of_spaces = len(token["content"]) > 1 and not token["content"].strip(" ")
+    return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
+
+
+def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
+    """A text in pieces of at most `longest` characters, cut where byte-level BPE joins nothing, where there are such
+    places: before a single space between words, or behind a single line end."""
+    pieces, begin = [], 0
+    while len(text) - begin > longest:
+        end = begin + longest
+        cut = next(
+            (
+                place
+                for place in range(end - 1, max(begin + 1, end - 10_000), -1)
+                if (text[place] == " " and not text[place - 1].isspace() and not text[place + 1].isspace())
+                or (text[place - 1] == "\n" and not text[place].isspace() and not text[place - 2].isspace())
+            ),
+            end,
+        )
+        pieces.append(text[begin:cut])
+        begin = cut
+    return [*pieces, text[begin:]]
+
+
+def train_tokenizer(texts: Iterable[str], size: int) -> str:
+    """A byte-level BPE of `size` ids, the first of them the separator, as JSON; fewer where the text has no more to
+    merge. Equal texts give equal tokenizers."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return str(tokenizer.to_str())
+
+
+def load_tokenizer(name: str) -> tuple[str, str]:
+    """`(JSON, separator)` of a transformers tokenizer, by name or directory, or of a prepared folder of text. The
+    separator is its bos or else its eos token. ValueError when there is none, or it is not backed by `tokenizers`."""
+    path = Path(name)
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        return (path / "tokenizer.json").read_text(encoding="utf-8"), str(manifest["tokenizer"]["separator"])
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # not a folder that we prepared
+    from transformers import AutoTokenizer
+
+    expected = "give train:N, a directory with a transformers tokenizer (tokenizer.json), or the name of one on the hub"
+    if path.is_file():
+        raise ValueError(f"--tokenizer {name} is a file; {expected}")
+    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise ValueError(f"--tokenizer {name}: there is no such directory; {expected}")
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # what transformers raises depends on where it stumbles
+        reason = " ".join(str(error).split()[:30])
+        raise ValueError(f"--tokenizer {name} could not be loaded: {reason}; {expected}") from None
+    backend = getattr(loaded, "backend_tokenizer", None)
+    start = loaded.bos_token or loaded.eos_token
+    if backend is None or start is None:
+        lacks = "a bos or eos token to begin documents with" if backend else "a tokenizer.json"
+        raise ValueError(f"--tokenizer {name} lacks {lacks}; {expected}")
+    return str(backend.to_str()), str(start)
+
+
+def byte_lengths(kind: TokenKind) -> npt.NDArray[np.int64] | None:
+    """Bytes of UTF-8 that each id stands for, int64 [ids], the separator for none; None where a token alone does not
+    tell them, as with tokenizers that are not byte-level BPE or change a text before they cut it."""
+    assert kind.tokenizer is not None
+    described = json.loads(kind.tokenizer)
+    steps = described["pre_tokenizer"] or {}
+    steps = steps.get("pretokenizers", [steps])
+    levels = [step for step in steps if step.get("type") == "ByteLevel"]
+    exact = {"ByteLevel", "Split", "Digits", "Punctuation"}
+    if (
+        not levels
+        or any(step.get("add_prefix_space", False) for step in levels)
+        or any(step.get("type") not in exact or step.get("behavior", "Isolated") == "Removed" for step in steps)
+        or described["normalizer"] is not None
+    ):
+        return None
+    # A byte is one character in the alphabet of byte-level BPE; added tokens are spelled as they are.
+    lengths = np.array([len(token) for token in kind.vocabulary], dtype=np.int64)
+    for added in described["added_tokens"]:
+        lengths[added["id"]] = len(added["content"].encode("utf-8"))
+    lengths[kind.start] = 0
+    return lengths

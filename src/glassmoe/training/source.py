@@ -1,0 +1,70 @@
+"""A model that a run begins from: one of ours, or a GPT-2, GPT-NeoX (Pythia) or Llama of transformers, which becomes
+one of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.device import pick_device
+from glassmoe.model import GlassConfig
+from glassmoe.model.importing import imported_model, imported_settings
+from glassmoe.model.loading import Loaded, load
+from glassmoe.model.subject import foreign_settings, load_foreign
+from glassmoe.text.tokens import load_tokenizer, text_kind
+
+
+def source_settings(name: str) -> GlassConfig:
+    """The configuration of the model that `name` means, as one of ours. ValueError, in one sentence, when there is
+    none, or it cannot be one of ours."""
+    foreign = foreign_settings(name)
+    if foreign is None:
+        own: GlassConfig = load(name, "cpu").model.config
+        return own
+    # What cannot be ours is refused before its tokenizer is asked for.
+    return GlassConfig(**{**_settings(name, foreign), **_tokens(name, foreign)})
+
+
+def load_source(name: str, device: str = "auto") -> Loaded:
+    """The model that `name` means, as one of ours, in float32 and evaluation mode. ValueError as `source_settings`."""
+    foreign = foreign_settings(name)
+    if foreign is None:
+        return load(name, device)
+    _settings(name, foreign)
+    tokens = _tokens(name, foreign)
+    model = imported_model(foreign, load_foreign(name).state_dict(), **tokens)
+    return Loaded(model.to(pick_device(device)), None, Path(name))
+
+
+def _settings(name: str, foreign: Any) -> dict[str, Any]:
+    try:
+        return imported_settings(foreign)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _tokens(name: str, foreign: Any) -> dict[str, Any]:
+    """What a token of the model is. Its documents begin as those that were prepared with its tokenizer do."""
+    kind = _kind(name)
+    if kind.size > foreign.vocab_size:
+        raise ValueError(
+            f"the tokenizer beside {name} has {kind.size} ids and the model only {foreign.vocab_size}; put back the "
+            f"tokenizer that it was trained with"
+        )
+    return {
+        "tokens": TEXT,
+        "tokenizer_sha256": kind.tokenizer_sha256,
+        "unused_ids": foreign.vocab_size - kind.size,
+        "bos_token_id": kind.start,
+        "eos_token_id": foreign.eos_token_id,
+    }
+
+
+def _kind(name: str) -> TokenKind:
+    try:
+        return text_kind(*load_tokenizer(name))
+    except ValueError:
+        raise ValueError(
+            f"{name} has no tokenizer beside its weights to know its text by; put its tokenizer.json there"
+        ) from None

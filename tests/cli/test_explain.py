@@ -1,0 +1,297 @@
+"""From the command line to the files: runs and coders are explained, compared, and mistakes told."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chat_server import Reply, said, serving
+from glassmoe.chess.selfplay import generate
+from glassmoe.cli.main import main
+from glassmoe.inspect.store import open_store
+from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.papers.moex.chess_explained import render_chess
+from glassmoe.papers.moex.figure8 import render_figure8, speaks_of
+from glassmoe.training.language import train
+from text_files import made_up_texts, prepared
+from tiny_runs import tiny
+
+SMALL = "--per-decile 1 --silent 6 --tokens 3000"
+
+
+@pytest.fixture(scope="module")
+def text_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared text, a MoE-X and a GELU model of it after a few steps, and coders of the latter."""
+    folder = tmp_path_factory.mktemp("text")
+    prepared(folder / "text", made_up_texts(300), valid_share=0.5)
+    for ffn in ("moe-x", "gelu"):
+        config = tiny(folder / "text", ffn)
+        config.data.tokens, config.data.rows = "text", "packed:33"
+        train(config, folder / ffn)
+    words = f"decompose {folder / 'gelu'} --layer 1 --coders mxd,transcoder --k 4 --tokens 2048 --batch-tokens 512"
+    assert main([*words.split(), "--features", "48", "--out", str(folder / "coders")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chess_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chess")
+    generate(folder / "games", games=300, seed=3, workers=1)
+    config = tiny(folder / "games", steps=2)
+    config.data.rows = "games:256"
+    train(config, folder / "moe-x")
+    return folder / "moe-x"
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_text_run_is_explained(text_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = text_runs / "moe-x"
+    words = f"explain {run} --layer 1 --features 12 {SMALL}".split()
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "12 features of 1/moe-x" in printed and "mean over features" in printed and "shuffled" in printed
+    lines = lines_of(run / "explanations/1-moe-x/rules.jsonl")
+    assert len(lines) == 12 and all(line["judge"] == "rules" and line["board"] is None for line in lines)
+    assert all(line["scores"].keys() == {"detection", "fuzzing"} for line in lines if line["explanation"])
+    # More features join those that are there; --json prints what the file says.
+    assert main([*words, "--json", "--features", "20"]) == 0
+    shown, held = json.loads(capsys.readouterr().out), json.loads((run / "explanations/1-moe-x/rules.json").read_text())
+    assert {key: shown[key] for key in held} == held and held["features"] == 20
+    assert lines_of(run / "explanations/1-moe-x/rules.jsonl")[:12] == lines
+    assert main([*words, "--features", "3,17", "--judge", "none"]) == 0
+    assert [line["feature"] for line in lines_of(run / "explanations/1-moe-x/none.jsonl")] == [3, 17]
+
+
+def test_coders_are_explained(text_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"explain {text_runs / 'coders'} --feature 3 {SMALL}".split()
+    assert main(words) == 2
+    assert "several coders fit; name one of" in capsys.readouterr().err
+    assert main([*words, "--coder", "transcoder-k4"]) == 0
+    (line,) = lines_of(text_runs / "coders/explanations/1-transcoder-k4/rules.jsonl")
+    assert line["feature"] == 3
+
+
+def test_a_chess_run_is_explained_by_the_board(chess_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"explain {chess_run} --layer 1 --features 16 {SMALL} --judge none --games 4".split()
+    assert main(words) == 0
+    assert "board (F1)" in capsys.readouterr().out
+    lines = lines_of(chess_run / "explanations/1-moe-x/none.jsonl")
+    told = [line for line in lines if line["board"]]
+    assert told and all(line["explanation"] == line["board"]["property"] for line in told if not line["silent"])
+    assert all(line["scores"] == {} for line in lines)
+
+
+def test_processes_share_the_reading(
+    text_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to be done ends, the last explains; when the store is there the first process alone does."""
+    words = f"explain {text_runs / 'moe-x'} --layer 0 --features 5 {SMALL}".split()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    file = text_runs / "moe-x/explanations/0-moe-x/rules.jsonl"
+    for rank, done in (("0", False), ("1", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(words) == 0
+        assert file.exists() is done
+    file.unlink()
+    file.with_suffix(".json").unlink()
+    assert main(words) == 0 and not file.exists()
+    monkeypatch.setenv("RANK", "0")
+    assert main(words) == 0 and len(lines_of(file)) == 5
+    capsys.readouterr()
+
+
+def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 32, "vocab_size": 32, "context": 64}
+    GlassForCausalLM(GlassConfig(ffn="relu", **shape)).save_pretrained(tmp_path / "model")
+    generate(tmp_path / "games", games=60, seed=3, workers=1)
+    words = f"explain {tmp_path / 'model'} --features 5 --data.path {tmp_path / 'games'} {SMALL}".split()
+    assert main(words) == 2
+    assert "leave the board out with --games 0" in capsys.readouterr().err
+    assert main([*words, "--games", "0"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--layer 7", "layer 7 is not in"),
+        ("--layer 1 --feature 4000", "feature 4000 is not in this layer"),
+        ("--layer 1 --features many", "--features takes how many"),
+        ("--layer 1 --features 0", "--features takes how many"),
+        ("--layer 1 --features 3,x", "--features takes whole numbers"),
+        ("--layer 1 --judge rule", "--judge takes none, rules"),
+        ("--layer 1 --judge local:", "--judge takes none, rules"),
+        ("--layer 1 --judge local:nowhere", "there is no folder nowhere"),
+        ("--layer 1 --judge http://127.0.0.1:9/v1", "give --judge URL and --judge-model NAME"),
+        ("--layer 1 --judge http://127.0.0.1:9/v1 --judge-model a,b", "one model explains and judges"),
+        ("--layer 1 --judge rules --judge-model a", "leave it out"),
+        ("--layer 1 --judge rules --keep 5 --data.path nowhere", "there is no such folder"),
+        ("--judge rules", "several coders fit"),
+        ("--layer 1 --tokens 99999 --feature 1", "--tokens 3000, not 99999"),
+        ("--layer 1 --per-decile 2 --feature 1 --tokens 3000", "other settings"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    text_runs: Path,
+    tmp_path: Path,
+    words: str,
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(f"explain {text_runs / 'moe-x'} --layer 1 --features 12 {SMALL}".split()) == 0
+    capsys.readouterr()
+    assert main(["explain", str(text_runs / "moe-x"), *words.split()]) == 2
+    said_ = capsys.readouterr().err
+    assert complaint in said_ and said_.count("\n") <= 2 and "Traceback" not in said_
+
+
+def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(tmp_path / "none"), "--layer", "1"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def counted(answer: str) -> str:
+    return json.dumps({**json.loads(answer), "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
+
+
+def test_an_endpoint_is_asked_before_anything_is_read(
+    text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    words = (
+        f"explain {text_runs / 'gelu'} --layer 0 --keep 3 --features 4 {SMALL} --judge-cache {tmp_path} --judge-model m"
+    )
+    with serving(lambda *_: Reply("", 401)) as server:
+        assert main([*words.split(), "--judge", server.url]) == 2
+    assert "OPENAI_API_KEY" in capsys.readouterr().err and not (text_runs / "gelu/features/0-gelu-k3").exists()
+
+    def answer(_: int, body: dict) -> Reply:
+        prompt = body["messages"][-1]["content"]
+        return said('{"explanation": "words"}' if "one short sentence" in prompt else '{"answers": [1, 1, 1, 1, 1]}')
+
+    with serving(answer) as server:
+        assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 2
+        assert "does not tell the tokens of its answers" in capsys.readouterr().err and len(server.asked) == 1
+    with serving(lambda number, body: answer(number, body)._replace(text=counted(answer(number, body).text))) as server:
+        assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 0
+        asked = len(server.asked)
+    printed = capsys.readouterr().out
+    assert f"{100 * asked:,} tokens read and {10 * asked} written, {0.00012 * asked:.4f} dollars" in printed
+    questions = json.loads((text_runs / "gelu/explanations/0-gelu-k3/m.json").read_text())["questions"]
+    assert (questions["prompt_tokens"], questions["cost"]) == (100 * asked, pytest.approx(0.00012 * asked))
+    assert "detection of" in printed and "malformed" in printed  # the last question has fewer than five windows
+    lines = lines_of(text_runs / "gelu/explanations/0-gelu-k3/m.jsonl")
+    assert {line["explanation"] for line in lines if not line["silent"]} == {"words"}
+    assert all(line["control"] == {} for line in lines)  # no other text to shuffle with
+
+
+def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sparse layers as they are, the GELU layer with as many features of a token as MoE-X and with 32."""
+    runs = f"{text_runs / 'gelu'} {text_runs / 'moe-x'} {text_runs / 'coders'}"
+    words = f"reproduce figure8 {runs} --layer 1 --features 10 {SMALL} --results {tmp_path} --name small".split()
+    assert main(words) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "figure8-small.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    k = round(next(row["l0"] for row in found["rows"] if row["name"] == "moe-x"))
+    assert names == ["moe-x", "coders/1/mxd-k4", "coders/1/transcoder-k4", f"gelu, k = {k}", "gelu, k = 32"]
+    assert found["rows"][-1]["l0"] <= 32 and all(row["corpus"] == "text" for row in found["rows"])
+    page = (tmp_path / "figure8-small.md").read_text()
+    assert page == render_figure8("figure8-small", found) and "not from RedPajama" in page
+    assert (tmp_path / "figures/figure8-small.png").stat().st_size > 1000
+    for row in found["rows"]:
+        assert sum(each["own"]["n"] for each in row["of"].values()) == row["scored"]
+        scores = [each["balanced_accuracy"] for each in row["best"]]
+        assert scores == sorted(scores, reverse=True) and len({each["explanation"] for each in row["best"]}) == len(
+            scores
+        )
+        assert all("<<" in each["where"] and "tokens of a row" not in each["explanation"] for each in row["best"])
+    moe_x = found["rows"][0]
+    held = open_store(text_runs / "moe-x/features/1-moe-x", "").manifest
+    size = held["num_features"] // held["num_experts"]
+    assert moe_x["best"] and all(each["expert"] == each["feature"] // size for each in moe_x["best"])
+    assert found["rows"][-1]["best"][0]["expert"] is None
+    assert main([*words, "--judge", "none"]) == 2
+    assert "figure8 shows the accuracy of detection" in capsys.readouterr().err
+
+
+def test_rules_of_place_are_counted_apart() -> None:
+    def line(explanation: str, own: float, control: float) -> dict[str, Any]:
+        scores = [{"detection": {"balanced_accuracy": value}} for value in (own, control)]
+        return {"explanation": explanation, "scores": scores[0], "control": scores[1]}
+
+    lines = [
+        line("fires on the first 8 tokens of a row", 0.9, 0.6),
+        line("fires after the first 8 tokens of a row", 0.7, 0.2),
+        line('fires on the token " the"', 0.6, 0.5),
+        line('fires in documents of "novels"', 0.8, 0.5),
+    ]
+    lines[2]["control"] = {}  # no other explanation to shuffle with
+    found = speaks_of(lines)
+    assert [found["place"][key]["mean"] for key in ("own", "control")] == pytest.approx([0.8, 0.4])
+    assert found["place"]["own"]["n"] == 2 and found["source"]["own"] == {"mean": 0.8, "half": None, "n": 1}
+    assert found["others"] == {
+        "own": {"mean": 0.6, "half": None, "n": 1},
+        "control": {"mean": None, "half": None, "n": 0},
+    }
+
+
+def test_chess_explained_from_a_run_to_the_page(
+    chess_run: Path, text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"reproduce chess-explained {chess_run} --games 4 --results {tmp_path} --name small".split()
+    assert main(words) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "chess-explained-small.json").read_text())
+    assert [row["layer"] for row in found["rows"]] == [0, 1] and found["rows"][0]["synthetic"]
+    assert (tmp_path / "chess-explained-small.md").read_text() == render_chess("chess-explained-small", found)
+    assert (tmp_path / "figures/chess-explained-small.png").stat().st_size > 1000
+    assert main(["reproduce", "chess-explained", str(text_runs / "gelu")]) == 2
+    assert "reads chess models" in capsys.readouterr().err
+
+
+def test_a_store_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 32, "vocab_size": 32, "context": 64}
+    GlassForCausalLM(GlassConfig(ffn="relu", **shape)).save_pretrained(tmp_path / "model")
+    generate(tmp_path / "games", games=60, seed=3, workers=1)
+    words = f"explain {tmp_path / 'model'} --features 5 --data.path {tmp_path / 'games'} --games 0 {SMALL}".split()
+    assert main(words) == 0
+    GlassForCausalLM(GlassConfig(ffn="relu", **shape)).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "of other weights" in capsys.readouterr().err
+    assert main([*words, "--again"]) == 0
+
+
+def test_every_strength_is_kept_for_the_exports(
+    text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(text_runs / "gelu", tmp_path / "run", ignore=shutil.ignore_patterns("features", "explanations"))
+    words = (
+        f"explain {tmp_path / 'run'} --layer 0 --keep 4 --features 2 --tokens 2000 --silent 6 --per-decile 1".split()
+    )
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--full"]) == 2
+    assert "keeps examples only; give --again --full" in capsys.readouterr().err
+    assert main([*words, "--full", "--again"]) == 0
+    export = f"explore {tmp_path / 'run'} --export delphi --out {tmp_path / 'delphi'}".split()
+    assert main(export) == 0
+    assert list((tmp_path / "delphi").rglob("*.safetensors"))
+
+
+def test_figure8_of_a_coder_by_its_own_folder(text_runs: Path, tmp_path: Path) -> None:
+    coder = text_runs / "coders/1/transcoder-k4"
+    words = f"reproduce figure8 {coder} --layer 1 --features 3 {SMALL} --results {tmp_path} --name one".split()
+    assert main(words) == 0
+    (row,) = json.loads((tmp_path / "figure8-one.json").read_text())["rows"]
+    assert row["reader"] == "transcoder-k4"

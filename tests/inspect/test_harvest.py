@@ -1,0 +1,115 @@
+"""Harvesting against the whole activations written out, and loading what users name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glassmoe.inspect.harvest import harvest, harvests, layer_input
+from glassmoe.inspect.sample import continuations
+from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
+from glassmoe.model.loading import load, random_twin
+
+GAMES, LENGTH = 7, 24
+
+
+def make(ffn: str, **settings: object) -> GlassForCausalLM:
+    torch.manual_seed(0)
+    config = {"width": 16, "layers": 2, "heads": 2, "active_width": 32, "num_experts": 4, "context": 32}
+    return GlassForCausalLM(GlassConfig(ffn=ffn, init_std=0.3, **{**config, **settings})).eval()
+
+
+def games() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    lengths = np.array([24, 20, 24, 13, 24, 24, 18])
+    tokens = rng.integers(0, 32, (GAMES, LENGTH)).astype(np.uint8)
+    positions = np.stack([np.sort(rng.choice(n, 4, replace=False)) for n in lengths])
+    return tokens, lengths, positions
+
+
+@pytest.mark.parametrize("ffn", FEED_FORWARD)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_harvest_against_all_activations_written_out(ffn: str, layer: int) -> None:
+    model = make(ffn)
+    tokens, lengths, positions = games()
+    found = harvest(model, layer, tokens, lengths, positions, sample_games=5, batch_games=3)
+
+    inputs = []
+    handle = model.feed_forwards()[layer].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model(input_ids=torch.from_numpy(tokens).long(), use_cache=False)
+    handle.remove()
+    with torch.no_grad():
+        dense = model.feed_forwards()[layer].features(inputs[0]).to_dense().view(GAMES, LENGTH, -1).numpy()
+    rows = np.concatenate([dense[g, positions[g]] for g in range(GAMES)])
+    got = found.rows if isinstance(found.rows, np.ndarray) else found.rows.toarray()
+    expected = rows if isinstance(found.rows, np.ndarray) else np.maximum(rows, 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    assert (ffn in ("switch", "moe-x", "peer")) == (not isinstance(found.rows, np.ndarray))
+    sample = np.concatenate([dense[g, : lengths[g]] for g in range(5)])
+    np.testing.assert_allclose(found.maxima_F, np.abs(sample.max(0)), rtol=1e-4, atol=1e-6)
+    assert np.array_equal(found.alive_F, (sample != 0).any(0))
+    active = sample != 0 if ffn == "reglu" else sample > 0  # a product of a ReLU has either sign
+    assert found.l0 == pytest.approx(active.sum(1).mean(), rel=1e-3)
+
+
+def test_the_first_layers_are_not_run_further_than_needed() -> None:
+    model = make("gelu")
+    later = []
+    model.model.layers[1].register_forward_pre_hook(lambda *_: later.append(1))
+    layer_input(model, 0, games()[0])
+    assert later == []
+
+
+def test_harvests_goes_layer_by_layer() -> None:
+    model = make("moe-x")
+    one = (*games(), 3)
+    found = dict(harvests(model, [one, one], [1, 0]))
+    assert list(found) == [1, 0] and all(len(both) == 2 for both in found.values())
+    alone = harvest(model, 1, *games(), sample_games=3)
+    assert np.array_equal(found[1][1].maxima_F, alone.maxima_F)
+
+
+def test_positions_in_padding_are_refused() -> None:
+    tokens, lengths, positions = games()
+    lengths = np.minimum(lengths, 10)
+    with pytest.raises(ValueError, match="padding"):
+        harvest(make("gelu"), 0, tokens, lengths, positions, sample_games=1)
+
+
+def test_random_twin_has_the_shape_and_other_weights() -> None:
+    model = make("moe-x")
+    state = torch.get_rng_state()
+    twin = random_twin(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(twin.feed_forwards()[0].w_enc, model.feed_forwards()[0].w_enc)
+    assert torch.equal(twin.feed_forwards()[0].w_enc, random_twin(model).feed_forwards()[0].w_enc)
+
+
+def test_load_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no run at"):
+        load(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="is not a run"):
+        load(str(tmp_path))
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(ValueError, match="without a model yet"):
+        load(str(tmp_path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="is a gpt2 model"):
+        load(str(tmp_path / "other"))
+    make("gelu").save_pretrained(tmp_path / "plain")
+    loaded = load(str(tmp_path / "plain"))
+    assert loaded.config is None and loaded.model.config.ffn == "gelu"
+
+
+def test_continuations() -> None:
+    model = make("moe-x")
+    assert continuations(model, ";1.e4", 10) == continuations(model, ";1.e4", 10, samples=2)[:1]
+    (text,) = continuations(model, ";1.e4", 100)
+    assert text.startswith(";1.e4") and len(text) == 32
+    several = continuations(model, ";1.e4", 20, temperature=1.0, samples=4, seed=1)
+    assert len(set(several)) > 1 and several == continuations(model, ";1.e4", 20, 1.0, 4, seed=1)
+    for prompt, message in (("", "empty"), (";1.e4!", "!"), (";" * 32, "context is 32")):
+        with pytest.raises(ValueError, match=message):
+            continuations(model, prompt, 5)

@@ -1,0 +1,223 @@
+"""Results files of suites: rows are merged, refused and kept in order; the page says what the numbers say."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glassmoe.papers.moex.tables import curve_of, dumps, read, render, save
+from result_rows import coder, results, row
+
+
+def cells(page: str, first: str, header: str) -> dict[str, str]:
+    """The line of a page's table that begins with `first`, by column; the table is the one whose header has
+    `header`."""
+    lines = page.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("|") and f"| {header} " in line)
+    names = [each.strip() for each in lines[at].strip("|").split("|")]
+    seen: dict[str, int] = {}
+    keys = []
+    for name in names:  # the paper's columns share a name: paper, paper2, paper3
+        seen[name] = seen.get(name, 0) + 1
+        keys.append(name + (str(seen[name]) if seen[name] > 1 else ""))
+    for line in lines[at + 2 :]:
+        values = [each.strip() for each in line.strip("|").split("|")]
+        if values[0] == first:
+            return dict(zip(keys, values, strict=True))
+        if not line.startswith("|"):
+            break
+    raise AssertionError(f"no line {first} in the table with {header}")
+
+
+def test_headline_by_hand() -> None:
+    page = render("t", results("table1", [row("gelu"), row("moe-x", coverage=0.3), coder()]))
+    gelu = cells(page, "gelu", "seeds")
+    assert gelu["loss"] == "0.6000" and gelu["paper"] == "0.213"
+    assert gelu["coverage"] == "0.200" and gelu["paper2"] == "0.356" and gelu["held-out"] == "0.100"
+    assert gelu["reconstruction"] == "0.400" and gelu["paper3"] == "0.608"
+    # No wider than the dense layer: it is its own equal width.
+    assert (gelu["equal-width held-out"], gelu["equal-width rec."]) == ("0.100", "0.400")
+    assert (gelu["random held-out"], gelu["random rec."], gelu["layer"]) == ("0.020", "0.010", "1")
+    assert (gelu["L0"], gelu["alive"], gelu["tokens"], gelu["FLOPs"]) == ("12", "64 of 64", "8.00M", "4.00e+13")
+    assert (gelu["active"], gelu["ratio"], gelu["parameters"]) == ("1.300M", "1.00", "2.500M")
+    wide = cells(page, "moe-x", "seeds")
+    assert (wide["equal-width held-out"], wide["equal-width rec."]) == ("0.060", "0.070")
+    assert wide["paper"] == "-" and wide["paper2"] == "0.398"
+    spliced = cells(page, "sae-topk", "seeds")
+    assert spliced["loss"] == "0.6500" and spliced["tokens"] == "12.00M" and spliced["paper2"] == "-"
+    assert "unequal tokens" not in page  # an autoencoder's fit comes after
+    fidelity = cells(page, "sae-topk", "spliced")
+    assert [fidelity[key] for key in ("loss", "spliced", "zeroed", "increase")] == [
+        "0.6000",
+        "0.6500",
+        "2.6000",
+        "0.0500",
+    ]
+    assert fidelity["loss recovered"] == "0.975" and fidelity["alive"] == "93.0%"
+    assert "17.5" not in page
+    assert "## Over seeds" not in page and "## Failed" not in page and "## Shown apart" not in page
+    for name in ("gelu, seed 0", "moe-x, seed 0", "sae-topk, seed 0"):
+        assert f"## {name}, layer by layer" in page
+
+
+def test_seeds_are_averaged_and_paired() -> None:
+    rows = [row("gelu", seed, coverage=c) for seed, c in enumerate((0.1, 0.2, 0.3))]
+    rows += [row("moe-x", seed, coverage=c) for seed, c in enumerate((0.2, 0.3, 0.4))]
+    page = render("t", results("table1", [*rows, row("relu")]))
+    assert cells(page, "gelu", "seeds")["coverage"] == "0.200" and cells(page, "gelu", "seeds")["seeds"] == "3"
+    over = page[page.index("## Over seeds") :]
+    # 0.1, 0.2, 0.3: deviation 0.1, half 4.302653 * 0.1 / sqrt(3).
+    assert cells(over, "gelu", "seeds")["coverage"] == "0.200 +- 0.248"
+    less = cells(over, "moe-x", "less")
+    assert less["less"] == "gelu" and less["n"] == "3" and less["coverage"] == "+0.100 +- 0.000"
+    assert less["loss"] == "+0.0000 +- 0.0000" and less["reconstruction"] == "+0.200 +- 0.000"
+    claim = cells(over, "moe-x is ahead of gelu in coverage", "claim")
+    assert claim["here"] == "yes" and claim["n"] == "3" and claim["paper"] == "yes"
+
+
+def test_rows_apart_failed_rows_starts_and_notes() -> None:
+    start = {"valid_loss": {"source": 0.7, "copied": 0.7, "start": 0.71}, "noise": 0.1, "redraw": 0.25}
+    rows = [
+        row("gelu"),
+        row("moe-x-upcycled", own_tokens=4_000_000, start=start, curve=[[4_000_000, 0.6]], board_curve=[]),
+    ]
+    rows.append(row("moe-x-upcycled-full", tokens=16_000_000, start=start, apart=True))
+    failed = [{"name": "peer", "seed": 1, "reason": "the loss is not finite"}]
+    page = render("t", results("table4", rows, failed=failed, notes=["A remark."]))
+    above, below = page.split("## Shown apart")
+    assert "| moe-x-upcycled-full " not in above and cells(below, "moe-x-upcycled-full", "seeds")["tokens"] == "16.00M"
+    assert "\n\nA remark.\n\n" in above and "unequal tokens" not in above
+    assert cells(page, "peer", "reason")["reason"] == "the loss is not finite"
+    began = cells(page, "moe-x-upcycled", "redraw")
+    assert began["source's tokens"] == "4.00M" and began["start"] == "0.7100" and began["redraw"] == "0.25"
+    assert cells(page, "moe-x-upcycled", "held-out") and "| moe-x-upcycled      | 0    | 8.00M  | 0.6000 |" in page
+    unequal = render("t", results("table1", [row("gelu"), row("relu", tokens=9_000_000)]))
+    assert "unequal tokens**, from 8.00M (gelu) to 9.00M (relu)" in unequal
+
+
+def test_routers_and_maps_have_their_tables() -> None:
+    numbers = {"pearson": -0.9, "rank_agreement": 0.8, "chosen_sparsest": 0.7, "chosen_exactly": 0.6, "hidden": 32}
+    learned = {
+        "layer": 0,
+        "router": "learned",
+        **numbers,
+        "predicted_l0_error": None,
+        "mean_l0": 15.6,
+        "load": [0.2, 0.8],
+    }
+    sparsity = {**learned, "layer": 1, "router": "sparsity", "predicted_l0_error": 3.14}
+    drawn = {"layer": 1, "experts": 8, "neighbours": 10, "neighbour_share": 0.25, "chance": 0.12, "points": []}
+    rows = [row("switch", routing={"layers": [learned, sparsity], "points": []}, encoder_map=drawn)]
+    page = render("t", results("figure9", rows))
+    assert "| switch | 0    | 0     | learned  | -0.900 | 0.800          | 0.700          | 0.600         |" in page
+    assert "16 of 32" in page and "| 3.1 " in page and "0.200 to 0.800" in page
+    assert cells(page, "switch", "by chance")["in the same expert"] == "0.250"
+    assert "| paper " not in page  # this suite has none of the paper's numbers
+
+
+def test_moves_and_calibration_say_what_they_are() -> None:
+    page = render("t", results("table1", [row("gelu")], token="move"))
+    assert "nats per move" in page and "not comparable with one per move" in page
+    page = render("t", results("calibration", [row("gelu")]))
+    assert "| MLP neurons  | coverage       | 0.062 |" in page and "nats per character" in page
+
+
+def test_a_curve_counts_the_sources_tokens_in() -> None:
+    upcycled = row("moe-x", own_tokens=4_000_000, curve=[[1_000_000, 0.9], [4_000_000, 0.7]])
+    assert curve_of(upcycled, "curve") == [[5_000_000, 0.9], [8_000_000, 0.7]]
+    with pytest.raises(
+        ValueError, match="board_curve of row moe-x ends at 8000000 tokens, beyond the 4000000 of its run"
+    ):
+        curve_of(upcycled, "board_curve")
+    assert curve_of(row("x", curve=[]), "curve") == []
+
+
+def saved(path: Path, *rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    save(path, results("table1", list(rows), **more))
+    found: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text())
+    return found
+
+
+def test_rows_are_merged_in_declared_order_and_notes_kept(tmp_path: Path) -> None:
+    path, names = tmp_path / "results" / "table1", ["gelu", "moe-x"]
+    saved(path, row("moe-x"), names=names, failed=[{"name": "gelu", "seed": 1, "reason": "out of memory"}])
+    found = saved(path, row("gelu", 1), row("gelu", 0), names=names)
+    assert [(each["name"], each["seed"]) for each in found["rows"]] == [("gelu", 0), ("gelu", 1), ("moe-x", 0)]
+    assert found["failed"] == []  # its row came
+
+    found["notes"] = ["Somebody's remark."]
+    path.with_name("table1.json").write_text(json.dumps(found))
+    found = saved(path, row("gelu", 0, loss=0.5), names=names, notes=["Another."])
+    assert found["notes"] == ["Somebody's remark.", "Another."]
+    assert [each["ppl"]["loss"] for each in found["rows"]] == [0.5, 0.6, 0.6]
+    assert len(found["order"]) == 4 and found["order"][0]["answer"] == "undecided"
+    text = path.with_name("table1.json").read_text()
+    saved(path, names=names)
+    assert path.with_name("table1.json").read_text() == text  # nothing new, the same bytes
+    assert "Somebody's remark." in path.with_name("table1.md").read_text()
+    assert read(path.with_name("table1.json"))["rows"] == found["rows"]
+
+
+def test_a_row_keeps_measures_only_while_it_is_the_same_run(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    saved(path, row("moe-x", routing={"layers": [], "points": []}))
+    again = row("moe-x", loss=0.5)
+    assert "routing" in saved(path, again)["rows"][0]
+    longer = row("moe-x", tokens=9_000_000, own_tokens=9_000_000)
+    assert "routing" not in saved(path, longer)["rows"][0]
+
+
+def _save_seeds(path: Path, name: str) -> None:
+    for seed in range(12):
+        save(path, results("table1", [row(name, seed)], names=["gelu", "moe-x"]))
+
+
+def test_two_commands_at_once_lose_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "t"
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(_save_seeds, path, name) for name in ("gelu", "moe-x")]:
+            each.result()
+    found = read(path.with_name("t.json"))["rows"]
+    assert [(each["name"], each["seed"]) for each in found] == [(n, s) for n in ("gelu", "moe-x") for s in range(12)]
+    assert {file.name for file in path.parent.iterdir()} == {"t.json", "t.md"}
+
+
+def test_rows_of_another_learning_rate_are_named_and_lose_the_old_measures(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    rows = [row("gelu", learning_rate=0.01), row("relu", learning_rate=0.01), row("solu", routing={}, points=[])]
+    saved(path, *rows)
+    assert "learn at" not in path.with_name("t.md").read_text()
+    kept = saved(path, row("solu", learning_rate=0.01, loss=0.5))["rows"][-1]
+    assert "routing" in kept  # the first row's rate was not kept, and is taken for the same
+    slower = saved(path, row("solu", learning_rate=0.005))["rows"][-1]
+    assert "routing" not in slower
+    assert "Rows learn at 0.01, but solu at 0.005." in path.with_name("t.md").read_text()
+
+
+def test_failures_of_mere_sources_do_not_stay(tmp_path: Path) -> None:
+    path, names = tmp_path / "t", ["gelu", "peer"]
+    lost = [{"name": name, "seed": 0, "reason": "no"} for name in ("relu-source", "peer")]
+    assert len(saved(path, row("gelu"), names=names, failed=lost)["failed"]) == 2
+    assert [each["name"] for each in saved(path, names=names)["failed"]] == ["peer"]
+
+
+def test_other_games_or_no_results_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    saved(path, row("gelu"))
+    for fact in ("suite", "scale", "recipe", "data_sha256"):
+        with pytest.raises(ValueError, match=f"holds results with {fact} .*, these have other; .*give another name"):
+            save(path, {**results("table1", []), fact: "other"})
+    (tmp_path / "t.json").write_text("[1]")
+    with pytest.raises(ValueError, match="is not what glassmoe writes there: expected JSON with suite"):
+        save(path, results("table1", []))
+
+
+def test_lists_of_numbers_stay_on_one_line() -> None:
+    values = {"a": [[1, 2.5], [None, True]], "b": [], "c": ["[1,\n 2]", {"d": [3]}]}
+    text = dumps(values)
+    assert json.loads(text) == values
+    assert "  [1, 2.5],\n  [null, true]\n" in text and '   "d": [3]\n' in text and text.endswith("}\n")
+    with pytest.raises(ValueError, match="Out of range float"):
+        dumps({"a": float("nan")})

@@ -1,0 +1,212 @@
+"""Probes and steering of coders beside each other, from a decomposition to the page, and differences by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from chat_server import Reply, said, serving
+from glassmoe.cli.main import main
+from glassmoe.explaining.judges import Chat, Endpoint
+from glassmoe.papers.mxd.steering import judged, render_steering
+from glassmoe.papers.mxd.uses import differences, render_probes
+from text_files import made_up_texts, prepared, random_gpt2
+
+
+@pytest.fixture(scope="module")
+def coders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uses")
+    prepared(folder / "text", made_up_texts(200), valid_share=0.3)
+    model = random_gpt2(folder / "model", folder / "text")
+    words = f"decompose {model} --layer 1 --coders mxd,transcoder --k 4 --context 32 --tokens 2048 --batch-tokens 512"
+    assert main([*words.split(), "--data.path", str(folder / "text"), "--out", str(folder / "sweep")]) == 0
+    return folder / "sweep"
+
+
+def test_differences_by_hand() -> None:
+    """0.9 - 0.5 and 0.6 - 0.6 over two classes: mean 0.2, half 12.706 * 0.2."""
+
+    def row(name: str, *scores: float) -> dict:
+        return {"name": name, "task": "t", "classes": [{"label": str(i), "f1": f1} for i, f1 in enumerate(scores)]}
+
+    (found,) = differences([row("a", 0.9, 0.6), row("b", 0.5, 0.6)])
+    assert (found["name"], found["than"], found["n"]) == ("a", "b", 2)
+    assert found["mean"] == pytest.approx(0.2) and found["half"] == pytest.approx(12.706 * 0.2, rel=1e-3)
+
+
+def test_probes_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"text": t.upper() if i % 2 else t, "label": "AB"[i % 2]} for i, t in enumerate(made_up_texts(60))]
+    (tmp_path / "case.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = f"reproduce mxd-probe {coders} --tasks {tmp_path / 'case.jsonl'},surnames --tokens 16 --splits 2"
+    assert main([*words.split(), "--samples", "200", "--results", str(tmp_path), "--name", "small"]) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "mxd-probe-small.json").read_text())
+    names = ["1/mxd-k4", "1/transcoder-k4", "1/neurons"]
+    assert [row["name"] for row in found["rows"]] == names * 2
+    assert [task["read"] for task in found["tasks"]] == ["beginning", "last token"]
+    assert [each["n"] for each in found["differences"]] == [7, 7, 7]  # two classes and five
+    page = (tmp_path / "mxd-probe-small.md").read_text()
+    assert page == render_probes("mxd-probe-small", found) and "case: 60 texts, 2 classes, beginning" in page
+    assert (tmp_path / "figures/mxd-probe-small.png").stat().st_size > 1000
+
+
+def test_steering_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"reproduce mxd-steering {coders} --features 3 --amount 50 --results {tmp_path} --name small"
+    assert main([*words.split(), "--prompt", "a"]) == 0
+    capsys.readouterr()
+    found = json.loads((tmp_path / "mxd-steering-small.json").read_text())
+    assert [row["feature"] for row in found["rows"]] == [None, 0, 1, 2] * 3
+    assert all(len(row["texts"]) == 10 and 0 < row["fluency"] < 1 for row in found["rows"])
+    page = (tmp_path / "mxd-steering-small.md").read_text()
+    assert page == render_steering("mxd-steering-small", found) and "raised by 50 at every token" in page
+    assert (tmp_path / "figures/mxd-steering-small.png").stat().st_size > 1000
+    assert main(["reproduce", "mxd-steering", str(tmp_path / "none")]) == 2
+    assert "there is no" in capsys.readouterr().err
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key of whoever runs the tests, and no proxy between them and loopback."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("direct")
+def test_judges_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two judges, one of which answers one question in words and fails another: means where both rated, each kept, all
+    that is missing told. A second time only what failed is asked again."""
+    words = f"reproduce mxd-steering {coders} --features 4 --amount 50 --prompt a --results {tmp_path} --name small"
+    assert main(words.split()) == 0
+    file, page = tmp_path / "mxd-steering-small.json", tmp_path / "mxd-steering-small.md"
+    offline = json.loads(file.read_text())
+    first_texts = [next(text for text in row["texts"] if text.strip()) for row in offline["rows"][:3]]
+    shown = [json.dumps(text, ensure_ascii=False) for text in first_texts]
+    failing = [Reply("", 400)]
+
+    def answer(_: int, body: dict) -> Reply:
+        prompt, strict = body["messages"][0]["content"], body["model"] == "strict"
+        if not strict and f"1. {shown[1]}\n" in prompt:
+            return said("A lovely feature.")
+        if not strict and f"1. {shown[2]}\n" in prompt and failing:
+            return failing[0]
+        return said('{"concept": 0.25, "fluency": 0.5}' if strict else '{"concept": 0.75, "fluency": "1/1"}')
+
+    with serving(answer) as server:
+        words += f" --judge {server.url} --judge-model strict,lenient --judge-cache {tmp_path / 'judges'}"
+        assert main(words.split()) == 0
+        found = json.loads(file.read_text())
+        assert page.read_text() == render_steering("mxd-steering-small", found)
+        asked = len(server.asked)
+        failing.clear()
+        assert main(words.split()) == 0
+        assert len(server.asked) == asked + 1
+    assert json.loads(file.read_text())["rows"][2]["judges"]["lenient"] == {"concept": 0.75, "fluency": 1}
+    plain, spoiled, failed, *rest = found["rows"]
+    for row in (plain, *rest):
+        assert row["judges"] == {
+            "strict": {"concept": 0.25, "fluency": 0.5},
+            "lenient": {"concept": 0.75, "fluency": 1},
+        }
+        assert (row["concept"], row["fluency_judged"]) == (0.5, 0.75) and 2 <= row["texts_judged"] <= 10
+    for row in (spoiled, failed):
+        assert row["judges"] == {"strict": {"concept": 0.25, "fluency": 0.5}, "lenient": None}
+        assert row["concept"] is row["fluency_judged"] is None
+    added = {"judges", "concept", "fluency_judged", "texts_judged"}
+    assert [{k: v for k, v in row.items() if k not in added} for row in found["rows"]] == offline["rows"]
+    strict, lenient = found["judges"]
+    assert (strict["model"], strict["asked"], strict["malformed"], strict["failed"]) == ("strict", 15, 0, {})
+    assert (lenient["asked"], lenient["malformed"], lenient["failed"]) == (15, 1, {"HTTP 400": 1})
+    assert found["command"].endswith(" --judge URL --judge-model strict,lenient")
+    text = render_steering("small", found)
+    assert "lenient was asked 15 times: 1 without an answer (HTTP 400: 1), 1 with one that could not be read." in text
+    first = text[text.index("| features") :].splitlines()[2]
+    assert [each.strip() for each in first.split("|")[2:5]] == ["2 of 4", "0.500 +- 0.000", "0.750 +- 0.000"]
+    assert "## Judge by judge" in text and "1/mxd-k4, lenient" in text and "## Offline" in text
+    assert (tmp_path / "figures/mxd-steering-small.png").stat().st_size > 1000
+    capsys.readouterr()
+
+
+@pytest.mark.usefixtures("direct")
+def test_judges_that_say_nothing_leave_what_is_offline(
+    coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glassmoe.explaining.judges.random.uniform", lambda *_: 0.0)  # no waits between tries
+    words = f"reproduce mxd-steering {coders} --features 2 --prompt a --no-neurons --results {tmp_path} --name small"
+    words += " --judge-model judge --json"
+    with serving(lambda *_: said("no")) as server:
+        cache = ["--judge-cache", str(tmp_path / "judges")]
+        assert main([*words.split(), *cache, "--judge", server.url, "--max-calls", "3"]) == 0
+        assert len(server.asked) == 3
+        assert "What it answered now" not in (tmp_path / "mxd-steering-small.md").read_text()
+    found = json.loads(capsys.readouterr().out)
+    assert found["judges"][0]["failed"] == {"beyond the cap of 3 calls": 4} and found["judges"][0]["malformed"] == 2
+    page = (tmp_path / "mxd-steering-small.md").read_text()
+    assert "0 of 2" in page and "## Judge by judge" not in page
+    for ending in (".json", ".md"):
+        (tmp_path / f"mxd-steering-small{ending}").unlink()
+    # With the server gone and no answers kept, nobody is there: told before anything is written.
+    cache = ["--judge-cache", str(tmp_path / "others")]
+    assert main([*words.split(), *cache, "--judge", server.url]) == 2
+    assert f"no answer of judge from {server.url}: unreachable" in capsys.readouterr().err
+    assert not (tmp_path / "mxd-steering-small.json").exists()
+
+
+@pytest.mark.usefixtures("direct")
+def test_a_cap_on_cost_is_a_cap_on_calls(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done stays and what is missing is counted; the same command goes on and pays for the rest alone."""
+    words = f"reproduce mxd-steering {coders} --features 2 --prompt a --no-neurons --results {tmp_path} --name small"
+    words += f" --judge-model judge --json --judge-cache {tmp_path / 'judges'} --prices 1,10"
+    with serving(lambda *_: said('{"concept": 0.25, "fluency": 0.5}', (1000, 100))) as server:
+        # An answer costs 0.002 dollars, that of the check included.
+        assert main([*words.split(), "--judge", server.url, "--max-cost", "0.006"]) == 0
+        assert len(server.asked) == 3
+        (judge,) = json.loads(capsys.readouterr().out)["judges"]
+        missing = judge["asked"] - 2
+        assert judge["failed"] == {"beyond the cap of 0.006 dollars": missing} and missing > 1
+        assert (judge["prompt_tokens"], judge["completion_tokens"], judge["cost"]) == (3000, 300, 0.006)
+        page = (tmp_path / "mxd-steering-small.md").read_text()
+        assert "What it answered now came to 3,000 tokens read and 300 written, 0.0060 dollars." in page
+        for ending in (".json", ".md"):
+            (tmp_path / f"mxd-steering-small{ending}").unlink()
+        assert main([*words.split(), "--judge", server.url]) == 0
+    (judge,) = json.loads(capsys.readouterr().out)["judges"]
+    assert judge["failed"] == {} and judge["cached"] == 2 and judge["asked"] == missing + 2
+    # Features whose texts are the same are one question.
+    assert len(server.asked) == 3 + judge["calls"] > 3 and judge["cost"] == pytest.approx(0.002 * judge["calls"])
+
+
+@pytest.mark.usefixtures("direct")
+def test_empty_texts_are_not_judged() -> None:
+    rows = [
+        {"name": "a", "feature": feature, "agreement": 0.1, "fluency": 0.2, "texts": texts}
+        for feature, texts in [(None, ["x", "y", "z"]), (0, ["x", "", "y"]), (1, ["x", " ", ""])]
+    ]
+    with serving(lambda *_: said('{"concept": 0.25, "fluency": 0.5}')) as server:
+        judge = Chat(Endpoint(server.url, "judge"))
+        found = judged([judge], rows)
+    assert [row["concept"] for row in found] == [0.25, 0.25, None] and len(server.asked) == 2
+    assert [row["texts_judged"] for row in found] == [3, 2, 1]
+    assert sorted("Below are 2 texts" in prompt for prompt in server.prompts()) == [False, True]
+    sampling = {"samples": 3, "tokens": 8, "temperature": 1.0, "top_p": 0.1, "frequency_penalty": 1.0}
+    header = dict.fromkeys(("coders", "model", "command", "hardware", "commit"), "")
+    page = render_steering(
+        "t", {**header, "amount": 1, "prompt": "", "sampling": sampling, "rows": found, "judges": [judge.summary()]}
+    )
+    assert "of 3 sets 1 were judged by fewer than 3 texts, and 1 not at all, with fewer than two left." in page
+    assert "1 of 2" in page
+
+
+def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(words: str) -> str:
+        assert main(["reproduce", "mxd-steering", str(coders), *words.split()]) == 2
+        return capsys.readouterr().err
+
+    assert "give --judge URL and --judge-model NAME, or neither" in told("--judge http://localhost:1/v1")
+    assert "or neither" in told("--judge-model judge")
+    assert "names separated by commas, got 'a,'" in told("--judge http://localhost:1/v1 --judge-model a,")
+    assert "one such as http://localhost:8000/v1" in told("--judge localhost:1 --judge-model a")
+    assert "takes a JSON object" in told("--judge http://localhost:1/v1 --judge-model a --judge-settings hot")
+    assert "above 0" in told("--judge http://localhost:1/v1 --judge-model a --max-calls 0")
+    assert "needs prices; give --prices IN,OUT" in told("--judge http://localhost:1/v1 --judge-model a --max-cost 2")
+    for wrong in ("1", "1,2,3", "1,x", "1,-2", "nan,1", "1,inf"):
+        assert f"such as 0.15,0.6, got '{wrong}'" in told(f"--judge http://a/v1 --judge-model a --prices {wrong}")
