@@ -285,8 +285,8 @@ def peer(
 
     The paper's shape is `ORIGINAL`: at width 512 and active width 4096 its active parameters are 0.66 of the dense
     layer's, those of the default 12 heads 0.98 (`python -m benchmarks --only shapes` counts both). At width 128 the
-    default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an option that is unknown
-    or cannot be.
+    default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an unknown option or one
+    that cannot be.
     """
     given = dict(options or {})
     names = ("num_experts", "heads", "k", "d_key", "activation")
