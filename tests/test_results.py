@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from glassmoe.results import Result, omitted
+from glassmoe.results import Result, omitted, stored_as
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ def test_plain_values_and_back() -> None:
         "shape": [1, 2],
     }
     assert Scores.from_dict(json.loads(json.dumps(values))) == SCORES
+
+
+@dataclass(frozen=True)
+class Counted(Result):
+    counted: int = stored_as("rows")
+
+
+def test_a_field_is_stored_under_its_key() -> None:
+    assert Counted(3).to_dict() == {"rows": 3} and Counted.from_dict({"rows": 3}) == Counted(3)
 
 
 def test_values_of_another_version_are_read() -> None:

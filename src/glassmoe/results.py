@@ -18,6 +18,11 @@ def omitted() -> Any:
     return field(default=None, metadata={"omit_none": True})
 
 
+def stored_as(key: str, **options: Any) -> Any:
+    """A field that `to_dict` writes under another key, such as `rows`, the name of a method here."""
+    return field(metadata={"key": key}, **options)
+
+
 @dataclass(frozen=True)
 class Result:
     """Base of all results. Subclasses say by `rows` what their table shows."""
@@ -25,7 +30,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, text, lists, dictionaries, None), nested as the fields are."""
         return {
-            each.name: plain(value)
+            _key(each): plain(value)
             for each in fields(self)
             if (value := getattr(self, each.name)) is not None or not each.metadata.get("omit_none")
         }
@@ -39,8 +44,8 @@ class Result:
         hints = get_type_hints(cls)
         given: dict[str, Any] = {}
         for each in fields(cls):
-            if each.name in values:
-                given[each.name] = typed(hints[each.name], values[each.name])
+            if _key(each) in values:
+                given[each.name] = typed(hints[each.name], values[_key(each)])
             elif not _has_default(each):
                 given[each.name] = None
         return cls(**given)
@@ -100,6 +105,11 @@ def typed(hint: Any, value: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(origin, type) and issubclass(origin, Mapping):
         return {key: typed(get_args(hint)[1], each) for key, each in value.items()}
     return value
+
+
+def _key(each: Any) -> str:
+    key: str = each.metadata.get("key", each.name)
+    return key
 
 
 def _has_default(each: Any) -> bool:
