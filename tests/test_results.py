@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 
@@ -50,6 +51,24 @@ class Counted(Result):
 
 def test_a_field_is_stored_under_its_key() -> None:
     assert Counted(3).to_dict() == {"rows": 3} and Counted.from_dict({"rows": 3}) == Counted(3)
+
+
+@dataclass(frozen=True)
+class Formatted(Result):
+    FORMATS: ClassVar = {"loss": ".4f", "tokens": ","}
+    loss: float | None
+    tokens: int
+
+    def notes(self) -> list[str]:
+        return ["nats a token"]
+
+
+def test_formats_and_notes_of_a_table() -> None:
+    assert Formatted(0.5, 1234).table() == (
+        "| loss   | tokens |\n| ------ | ------ |\n| 0.5000 | 1,234  |\n\nnats a token"
+    )
+    assert "| -    | 5      |" in Formatted(None, 5).table() and "FORMATS" not in Formatted(0.5, 1).to_dict()
+    assert "<td>1,234</td>" in Formatted(0.5, 1234)._repr_html_()
 
 
 def test_values_of_another_version_are_read() -> None:

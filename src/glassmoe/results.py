@@ -10,7 +10,7 @@ import html
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 
 def omitted() -> Any:
@@ -25,7 +25,10 @@ def stored_as(key: str, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """Base of all results. Subclasses say by `rows` what their table shows."""
+    """Base of all results. Subclasses say by `rows`, `FORMATS` and `notes` what their table shows."""
+
+    FORMATS: ClassVar[Mapping[str, str]] = {}
+    """Column -> format of its numbers, such as `.4f`; floats of other columns get three decimals."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, text, lists, dictionaries, None), nested as the fields are."""
@@ -54,11 +57,19 @@ class Result:
         """The lines of the table: column -> value."""
         return [self.to_dict()]
 
+    def notes(self) -> list[str]:
+        """The lines under the table."""
+        return []
+
     def table(self) -> str:
-        """The rows as a Markdown table, which also reads well in a terminal."""
+        """The rows as a Markdown table, which also reads well in a terminal, and the notes under it."""
+        table = markdown_table(*self._cells())
+        return "\n".join([table, "", *self.notes()]) if self.notes() else table
+
+    def _cells(self) -> tuple[list[str], list[list[Any]]]:
         rows = self.rows()
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        return markdown_table(columns, [[row.get(name) for name in columns] for row in rows])
+        return columns, [[cell(row.get(name), self.FORMATS.get(name)) for name in columns] for row in rows]
 
     def to_pandas(self) -> Any:
         """The rows as a `pandas.DataFrame`. ValueError where pandas is not installed."""
@@ -73,9 +84,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The rows as an HTML table, for notebooks."""
-        rows = self.rows()
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        return html_table(columns, [[row.get(name) for name in columns] for row in rows])
+        return html_table(*self._cells())
 
 
 def plain(value: Any) -> Any:
@@ -135,8 +144,10 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def cell(value: Any) -> str:
-    """A value as a table shows it."""
+def cell(value: Any, spec: str | None = None) -> str:
+    """A value as a table shows it; `spec` formats numbers."""
     if value is None:
         return "-"
+    if spec is not None and isinstance(value, int | float):
+        return format(value, spec)
     return f"{value:.3f}" if isinstance(value, float) else str(value)
