@@ -5,13 +5,16 @@ READY := .venv/.ready
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
-.PHONY: quickstart test test-slow test-peers check bench clean
+.PHONY: quickstart test test-quick test-slow test-peers check bench clean
 
 quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
 
-test: $(READY)  ## the test suite, under ten minutes on two cores
-	$(BIN)/pytest -n 2 -m "not slow"
+test: $(READY)  ## the test suite, under ten minutes on two cores; ROOM=layers runs only tests/layers
+	$(BIN)/pytest -n 2 -m "not slow" $(if $(ROOM),tests/$(ROOM))
+
+test-quick: $(READY)  ## the tests marked quick, under a minute on two cores
+	$(BIN)/pytest -n 2 -m quick
 
 test-slow: $(READY)  ## the tests that need longer
 	$(BIN)/pytest -m slow
