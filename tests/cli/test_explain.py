@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 from chat_server import Reply, said, serving
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
+from glassmoe.explaining.results import FeatureExplanation
 from glassmoe.inspect.store import open_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.papers.moex.chess_explained import render_chess
@@ -112,7 +112,7 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
     generate(tmp_path / "games", games=60, seed=3, workers=1)
     words = f"explain {tmp_path / 'model'} --features 5 --data.path {tmp_path / 'games'} {SMALL}".split()
     assert main(words) == 2
-    assert "leave the board out with --games 0" in capsys.readouterr().err
+    assert "leave board properties out with --games 0" in capsys.readouterr().err
     assert main([*words, "--games", "0"]) == 0
 
 
@@ -124,12 +124,15 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
         ("--layer 1 --features many", "--features takes how many"),
         ("--layer 1 --features 0", "--features takes how many"),
         ("--layer 1 --features 3,x", "--features takes whole numbers"),
-        ("--layer 1 --judge rule", "--judge takes none, rules"),
-        ("--layer 1 --judge local:", "--judge takes none, rules"),
+        ("--layer 1 --judge rule", "there is no judge 'rule'; did you mean rules?"),
+        ("--layer 1 --judge local:", "give --judge local:PATH"),
         ("--layer 1 --judge local:nowhere", "there is no folder nowhere"),
-        ("--layer 1 --judge http://127.0.0.1:9/v1", "give --judge URL and --judge-model NAME"),
-        ("--layer 1 --judge http://127.0.0.1:9/v1 --judge-model a,b", "one model explains and judges"),
-        ("--layer 1 --judge rules --judge-model a", "leave it out"),
+        ("--layer 1 --judge http://127.0.0.1:9/v1", "name it by --judge-model"),
+        (
+            "--layer 1 --judge http://127.0.0.1:9/v1 --judge-model a,b",
+            "explains and judges; name it by --judge-model, got 'a,b'",
+        ),
+        ("--layer 1 --judge rules --judge-model a", "leave --judge-model out"),
         ("--layer 1 --judge rules --keep 5 --data.path nowhere", "there is no such folder"),
         ("--judge rules", "several coders fit"),
         ("--layer 1 --tokens 99999 --feature 1", "--tokens 3000, not 99999"),
@@ -224,17 +227,16 @@ def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: 
 
 
 def test_rules_of_place_are_counted_apart() -> None:
-    def line(explanation: str, own: float, control: float) -> dict[str, Any]:
-        scores = [{"detection": {"balanced_accuracy": value}} for value in (own, control)]
-        return {"explanation": explanation, "scores": scores[0], "control": scores[1]}
+    def line(explanation: str, own: float, control: float | None) -> FeatureExplanation:
+        scores = [{} if value is None else {"detection": {"balanced_accuracy": value}} for value in (own, control)]
+        return FeatureExplanation.from_dict({"explanation": explanation, "scores": scores[0], "control": scores[1]})
 
     lines = [
         line("fires on the first 8 tokens of a row", 0.9, 0.6),
         line("fires after the first 8 tokens of a row", 0.7, 0.2),
-        line('fires on the token " the"', 0.6, 0.5),
+        line('fires on the token " the"', 0.6, None),  # no other explanation to shuffle with
         line('fires in documents of "novels"', 0.8, 0.5),
     ]
-    lines[2]["control"] = {}  # no other explanation to shuffle with
     found = speaks_of(lines)
     assert [found["place"][key]["mean"] for key in ("own", "control")] == pytest.approx([0.8, 0.4])
     assert found["place"]["own"]["n"] == 2 and found["source"]["own"] == {"mean": 0.8, "half": None, "n": 1}

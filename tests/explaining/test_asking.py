@@ -8,14 +8,14 @@ import torch
 
 from glassmoe.explaining import embedding, prompts
 from glassmoe.explaining.asking import chat_judge, file_name
+from glassmoe.explaining.chat import Answers
 from glassmoe.explaining.embedding import Embed
 from glassmoe.explaining.explained import explain_features
-from glassmoe.explaining.judges import Answers
 from glassmoe.explaining.local import LocalChat
 from glassmoe.explaining.offline import embedding_judge
 from glassmoe.explaining.prompts import parse_answers, parse_explanation
-from glassmoe.explaining.trials import Protocol, trial
-from glassmoe.explaining.windows import Reader
+from glassmoe.explaining.trials import ExplanationProtocol, trial
+from glassmoe.explaining.windows import TokenText
 from planted_stores import planted, words_kind
 from text_files import made_up_texts, prepared, random_gpt2
 
@@ -69,7 +69,7 @@ def test_answers_are_read(answer: str, expected: list[int] | None) -> None:
 @pytest.fixture(scope="module")
 def shown():
     store = planted(VOCABULARY, [lambda text, at: 2.0 * (text[at] == " cat") + (text[at] == " \U0001f642")])
-    return trial(Reader(store, words_kind(VOCABULARY)), 0, Protocol(2, 10))
+    return trial(TokenText(store, words_kind(VOCABULARY)), 0, ExplanationProtocol(2, 10))
 
 
 def test_questions_show_what_they_should(shown) -> None:
@@ -100,12 +100,15 @@ def test_a_model_on_this_machine_is_asked(tmp_path: Path) -> None:
 
     store = planted([" the", " cat"], [lambda text, at: text[at] == " cat"])
     found = explain_features(
-        store, words_kind([" the", " cat"]), chat_judge(again), [0], tmp_path / "out", protocol=Protocol(2, 5)
+        store,
+        words_kind([" the", " cat"]),
+        chat_judge(again),
+        [0],
+        tmp_path / "out",
+        protocol=ExplanationProtocol(2, 5),
     )
-    assert found["unexplained"] == 1 and found["questions"]["failed"] == {
-        "a question longer than the model's context": 1
-    }
-    assert found["judge"] == "gpt2"
+    assert found.unexplained == 1 and found.questions.failed == {"a question longer than the model's context": 1}
+    assert found.judge == "gpt2"
 
 
 @pytest.mark.parametrize("made", [False, True])
@@ -157,10 +160,15 @@ def test_a_judge_by_embeddings(encoder: Path, tmp_path: Path) -> None:
 
     store = PlantedStore(rows, (rows == 5)[..., None].astype(float), 8)
     found = explain_features(
-        store, words_kind(vocabulary), embedding_judge(Embed(encoder)), [0], tmp_path, protocol=Protocol(2, 10)
+        store,
+        words_kind(vocabulary),
+        embedding_judge(Embed(encoder)),
+        [0],
+        tmp_path,
+        protocol=ExplanationProtocol(2, 10),
     )
-    assert found["scores"]["embedding"]["auc"]["mean"] in (0.0, 1.0)  # a random model may put them the other way round
-    assert found["scores"]["detection"]["balanced_accuracy"]["mean"] in (0.5, 1.0)
+    assert found.scores["embedding"].auc.mean in (0.0, 1.0)  # a random model may put them the other way round
+    assert found.scores["detection"].balanced_accuracy.mean in (0.5, 1.0)
     assert '"explanation": "fires in texts with words such as cat"' in (tmp_path / "embedding.jsonl").read_text()
 
 

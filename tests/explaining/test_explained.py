@@ -9,18 +9,19 @@ import pytest
 from chat_server import Reply, said, serving
 from glassmoe.explaining import explained
 from glassmoe.explaining.asking import chat_judge
+from glassmoe.explaining.chat import Answers, Chat, Endpoint
 from glassmoe.explaining.explained import choose_features, explain_features, read_lines, shuffled
-from glassmoe.explaining.judges import Answers, Chat, Endpoint
 from glassmoe.explaining.offline import no_judge, rule_judge
+from glassmoe.explaining.results import BoardProperty, ExplanationsResult
 from glassmoe.explaining.rules import parse
-from glassmoe.explaining.trials import Judge, Protocol, trial
-from glassmoe.explaining.windows import Reader
+from glassmoe.explaining.trials import ExplanationProtocol, Judge, trial
+from glassmoe.explaining.windows import TokenText
 from planted_stores import PlantedStore, planted, words_kind
 
 VOCABULARY = [
     f" {word}" for word in ["the", "of", "cat", "dog", "runs", "ran", "he", "she", "in", "on", "big", "red"]
 ] + ["."]
-SMALL = Protocol(per_decile=2, silent=10)
+SMALL = ExplanationProtocol(per_decile=2, silent=10)
 
 
 def on(piece: str):
@@ -36,13 +37,20 @@ def store() -> PlantedStore:
     return planted(VOCABULARY, FIRES)
 
 
-def explain(store: PlantedStore, judge: Judge, folder: Path, features: list[int] | None = None, **more: object) -> dict:
+def explain(
+    store: PlantedStore, judge: Judge, folder: Path, features: list[int] | None = None, **more: object
+) -> ExplanationsResult:
     features = list(range(6)) if features is None else features
     return explain_features(store, words_kind(VOCABULARY), judge, features, folder, **{"protocol": SMALL, **more})
 
 
+def lines_of(path: Path) -> list[dict]:
+    """The lines of a file, as values."""
+    return [line.to_dict() for line in read_lines(path)]
+
+
 def test_explaining_and_scoring_share_no_row(store: PlantedStore) -> None:
-    shown = trial(Reader(store, words_kind(VOCABULARY)), 0, SMALL)
+    shown = trial(TokenText(store, words_kind(VOCABULARY)), 0, SMALL)
     assert len(shown.scoring) == 30 and shown.fires_E.sum() == 20
     assert set(shown.scoring.deciles_E) == {*range(10), -1}
     # The right marks are where it fires, the wrong ones as many as those on average.
@@ -54,7 +62,7 @@ def test_explaining_and_scoring_share_no_row(store: PlantedStore) -> None:
 
 def test_rules_that_fit_score_one_and_shuffled_ones_do_not(store: PlantedStore, tmp_path: Path) -> None:
     found = explain(store, rule_judge(), tmp_path)
-    lines = {line["feature"]: line for line in read_lines(tmp_path / "rules.jsonl")}
+    lines = {line["feature"]: line for line in lines_of(tmp_path / "rules.jsonl")}
     assert list(lines) == list(range(6))
     assert (
         lines[0]["explanation"] == 'fires on the token " the"'
@@ -67,15 +75,15 @@ def test_rules_that_fit_score_one_and_shuffled_ones_do_not(store: PlantedStore, 
             assert lines[feature]["control"][scorer]["balanced_accuracy"] < 0.9
     assert lines[3]["silent"] and lines[3]["explanation"] is None and lines[3]["why"] == "it never fires"
     assert lines[5]["explanation"] is None and "every window" in lines[5]["why"] and not lines[5]["silent"]
-    assert (found["features"], found["silent"], found["unexplained"], found["scored"]) == (6, 1, 1, 4)
-    assert found["scores"]["detection"]["balanced_accuracy"]["n"] == 4
-    assert json.loads((tmp_path / "rules.json").read_text())["scores"] == found["scores"]
+    assert (found.features, found.silent, found.unexplained, found.scored) == (6, 1, 1, 4)
+    assert found.scores["detection"].balanced_accuracy.n == 4
+    assert json.loads((tmp_path / "rules.json").read_text())["scores"] == found.to_dict()["scores"]
 
 
 def test_fewer_windows_than_asked_for_are_told(store: PlantedStore, tmp_path: Path) -> None:
-    found = explain(store, rule_judge(), tmp_path, [0], protocol=Protocol(per_decile=2, silent=100_000))
-    assert found["scores"]["detection"]["fewer"] == 1
-    assert found["scores"]["detection"]["examples"] < found["scores"]["detection"]["asked"] == 100_020
+    found = explain(store, rule_judge(), tmp_path, [0], protocol=ExplanationProtocol(per_decile=2, silent=100_000))
+    assert found.scores["detection"].fewer == 1
+    assert found.scores["detection"].examples < found.scores["detection"].asked == 100_020
 
 
 def test_shuffled_explanations_are_other_ones() -> None:
@@ -108,11 +116,11 @@ def test_a_stopped_run_goes_on(store: PlantedStore, tmp_path: Path, monkeypatch:
     failing = judge._replace(scorers={**judge.scorers, "detection": scored})
     with pytest.raises(KeyboardInterrupt):
         explain(store, failing, tmp_path / "stopped")
-    assert 0 < len(read_lines(path)) < 6
+    assert 0 < len(lines_of(path)) < 6
     path.write_text(path.read_text() + '{"feature": 4, "expl')
     again = explain(store, rule_judge(), tmp_path / "stopped")
     assert path.read_text() == expected
-    assert again["scores"] == whole["scores"] and again["control"] == whole["control"]
+    assert again.scores == whole.scores and again.control == whole.control
 
 
 def test_a_disk_that_fills_up_loses_nothing(
@@ -137,7 +145,7 @@ def test_other_settings_are_refused(store: PlantedStore, tmp_path: Path) -> None
     explain(store, rule_judge(), tmp_path, [0, 1])
     before = (tmp_path / "rules.jsonl").read_text()
     with pytest.raises(ValueError, match=r"made with other settings \(protocol\); give --again"):
-        explain(store, rule_judge(), tmp_path, [0], protocol=Protocol(per_decile=3, silent=10))
+        explain(store, rule_judge(), tmp_path, [0], protocol=ExplanationProtocol(per_decile=3, silent=10))
     assert (tmp_path / "rules.jsonl").read_text() == before
     (tmp_path / "none.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="no settings beside it"):
@@ -169,14 +177,14 @@ def test_a_feature_that_is_not_there(store: PlantedStore, tmp_path: Path, featur
 
 def test_without_a_judge_boards_are_the_explanation(store: PlantedStore, tmp_path: Path) -> None:
     board = {"property": "white knight on f3", "precision": 0.9, "recall": 0.8, "f1": 0.85, "f1_always_on": 0.1}
-    found = explain(store, no_judge(), tmp_path, boards={0: board})
-    lines = {line["feature"]: line for line in read_lines(tmp_path / "none.jsonl")}
+    found = explain(store, no_judge(), tmp_path, boards={0: BoardProperty(**board)})
+    lines = {line["feature"]: line for line in lines_of(tmp_path / "none.jsonl")}
     assert lines[0]["explanation"] == "white knight on f3" and lines[0]["board"] == board
     assert lines[0]["explainer"] == "board" and lines[0]["scores"] == {}
     assert lines[1]["explanation"] is None and "no property" in lines[1]["why"]
-    assert found["scores"] == {} and found["unexplained"] == 4
+    assert found.scores == {} and found.unexplained == 4
     explain(store, no_judge(), tmp_path / "text")
-    assert parse(read_lines(tmp_path / "text/none.jsonl")[0]["explanation"]) is not None
+    assert parse(lines_of(tmp_path / "text/none.jsonl")[0]["explanation"]) is not None
 
 
 @pytest.fixture
@@ -206,14 +214,14 @@ def judge(url: str, cache: Path | None = None, **more: object) -> Judge:
 def test_a_language_model_explains_and_judges(store: PlantedStore, tmp_path: Path) -> None:
     with serving(oracle) as server:
         found = explain(store, judge(server.url), tmp_path)
-    lines = {line["feature"]: line for line in read_lines(tmp_path / "org-judge.jsonl")}
+    lines = {line["feature"]: line for line in lines_of(tmp_path / "org-judge.jsonl")}
     assert lines[1]["explanation"] == "cat" and lines[1]["explainer"] == "llm"
     assert lines[1]["scores"]["detection"]["balanced_accuracy"] == 1
     assert lines[1]["scores"]["fuzzing"]["balanced_accuracy"] > 0.9
     assert lines[1]["control"]["detection"]["balanced_accuracy"] < 0.9
     # 5 features fire and are explained; 30 windows are 6 questions, of two scorers, own and control.
-    assert found["questions"]["asked"] == 5 + 4 * (6 + 6) * 2 + 2 * 2 * len(range(0, 20, 5))
-    assert "stronger" not in json.dumps(found) and str(server.url) not in json.dumps(found)
+    assert found.questions.asked == 5 + 4 * (6 + 6) * 2 + 2 * 2 * len(range(0, 20, 5))
+    assert "stronger" not in json.dumps(found.to_dict()) and str(server.url) not in json.dumps(found.to_dict())
 
 
 @pytest.mark.usefixtures("direct")
@@ -232,21 +240,21 @@ def test_what_a_judge_does_wrong_is_counted_and_listed(store: PlantedStore, tmp_
 
     with serving(answer) as server:
         found = explain(store, judge(server.url, concurrent=1), tmp_path, [1])
-    (line,) = read_lines(tmp_path / "org-judge.jsonl")
+    (line,) = lines_of(tmp_path / "org-judge.jsonl")
     detection = line["scores"]["detection"]
     # Two of the six groups cannot be read, one is refused, and one answers on the second try.
     assert (detection["examples"], detection["malformed"], detection["failed"], detection["asked"]) == (15, 10, 5, 30)
     assert line["unread"] == ["I like cats.", '{"answers": [1, 0]}']
-    assert found["scores"]["detection"]["fewer"] == 1 and found["questions"]["malformed"] == 2
-    assert found["questions"]["failed"] == {"HTTP 400": 1}
+    assert found.scores["detection"].fewer == 1 and found.questions.malformed == 2
+    assert found.questions.failed == {"HTTP 400": 1}
 
 
 @pytest.mark.usefixtures("direct")
 def test_a_judge_that_cannot_explain_leaves_features_unexplained(store: PlantedStore, tmp_path: Path) -> None:
     with serving(lambda *_: said("Hm.")) as server:
         found = explain(store, judge(server.url), tmp_path, [0, 1, 3])
-    lines = {line["feature"]: line for line in read_lines(tmp_path / "org-judge.jsonl")}
-    assert (found["unexplained"], found["silent"], found["scored"]) == (2, 1, 0)
+    lines = {line["feature"]: line for line in lines_of(tmp_path / "org-judge.jsonl")}
+    assert (found.unexplained, found.silent, found.scored) == (2, 1, 0)
     assert lines[0]["why"] == "its answer cannot be read" and lines[0]["unread"] == ["Hm."]
 
 
@@ -278,7 +286,7 @@ def test_a_killed_run_pays_nothing_twice(store: PlantedStore, tmp_path: Path, mo
 
         with pytest.raises(KeyboardInterrupt):
             explain(store, stopping._replace(scorers={**stopping.scorers, "fuzzing": stop}), tmp_path / "a", [0, 1, 2])
-        assert len(read_lines(tmp_path / "a/org-judge.jsonl")) == 1
+        assert len(lines_of(tmp_path / "a/org-judge.jsonl")) == 1
         explain(store, judge(server.url, tmp_path / "answers.jsonl"), tmp_path / "a", [0, 1, 2])
         assert len(server.asked) == 2 * once
     whole, again = ((tmp_path / name / "org-judge.jsonl").read_text() for name in ("whole", "a"))
@@ -290,5 +298,5 @@ def test_a_cap_on_calls_is_kept(store: PlantedStore, tmp_path: Path) -> None:
     with serving(oracle) as server:
         found = explain(store, judge(server.url, calls=7), tmp_path, [0, 1])
         assert len(server.asked) == 7
-    assert sum(found["questions"]["failed"].values()) == found["questions"]["asked"] - 7
-    assert found["scores"]["detection"]["failed"] > 0
+    assert sum(found.questions.failed.values()) == found.questions.asked - 7
+    assert found.scores["detection"].failed > 0

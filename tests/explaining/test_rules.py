@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from glassmoe.explaining.from_examples import best_rule, telling_words
 from glassmoe.explaining.offline import by_rules, by_words, detect_by_rule
-from glassmoe.explaining.rules import CLASSES, Rule, What, parse
-from glassmoe.explaining.trials import Protocol, trial
-from glassmoe.explaining.windows import Reader, Windows, joined
+from glassmoe.explaining.rule_search import best_rule, telling_words
+from glassmoe.explaining.rules import CLASSES, Rule, TokenPattern, parse
+from glassmoe.explaining.trials import ExplanationProtocol, trial
+from glassmoe.explaining.windows import TokenText, Windows, joined
 from planted_stores import planted, words_kind
 
 ODD = [
@@ -45,25 +45,25 @@ PIECES = [
 ]
 
 
-def is_(*texts: str) -> What:
-    return What("is", texts)
+def is_(*texts: str) -> TokenPattern:
+    return TokenPattern("is", texts)
 
 
 RULES = [
     Rule(is_(" the")),
     Rule(is_(" the", " of", '"', ", ")),
-    Rule(What(), is_(" of")),
+    Rule(TokenPattern(), is_(" of")),
     Rule(is_(" cat"), is_(" the")),
-    Rule(What("ends", ("ing",))),
-    Rule(What("begins", ("run",)), What("class", ("the end of a sentence",))),
-    Rule(What("class", ("a capitalised word",)), is_(".")),
-    Rule(What("ends", (" that begins with ",))),
+    Rule(TokenPattern("ends", ("ing",))),
+    Rule(TokenPattern("begins", ("run",)), TokenPattern("class", ("the end of a sentence",))),
+    Rule(TokenPattern("class", ("a capitalised word",)), is_(".")),
+    Rule(TokenPattern("ends", (" that begins with ",))),
     Rule(end=" the cat"),
     Rule(first=8),
     Rule(first=-64),
     Rule(source="web"),
     *(Rule(source=each) for each in ODD),
-    *(Rule(What("class", (name,))) for name in CLASSES),
+    *(Rule(TokenPattern("class", (name,))) for name in CLASSES),
     *(Rule(is_(each), is_(each)) for each in ODD),
     *(Rule(end=each + each) for each in ODD),
 ]
@@ -108,7 +108,7 @@ def test_what_says_no_rule(text: str) -> None:
 def naive(rule: Rule, pieces: list[str], at: int, place: int, source: str) -> bool:
     """Whether a rule names a token, by the words of its definition."""
 
-    def holds(what: What, piece: str) -> bool:
+    def holds(what: TokenPattern, piece: str) -> bool:
         text = piece.strip()
         return {
             "any": lambda: True,
@@ -116,7 +116,7 @@ def naive(rule: Rule, pieces: list[str], at: int, place: int, source: str) -> bo
             "class": lambda: CLASSES[what.texts[0]](piece),
             "begins": lambda: text.startswith(what.texts[0]) and text != what.texts[0],
             "ends": lambda: text.endswith(what.texts[0]) and text != what.texts[0],
-        }[what.how]()
+        }[what.kind]()
 
     if rule.source is not None:
         return source == rule.source
@@ -207,7 +207,7 @@ VOCABULARY = [
 )
 def test_planted_features_are_explained(fires: object, expected: str) -> None:
     store = planted(VOCABULARY, [fires], rows=240)
-    shown = trial(Reader(store, words_kind(VOCABULARY)), 0, Protocol(10, 100)).explaining
+    shown = trial(TokenText(store, words_kind(VOCABULARY)), 0, ExplanationProtocol(10, 100)).explaining
     fires_E = shown.deciles_E >= 0
     found = best_rule(shown[fires_E], shown[~fires_E])
     assert found is not None and found.rule.words() == expected
@@ -226,7 +226,7 @@ def test_a_feature_of_a_source_is_explained_by_it() -> None:
         return of_row.setdefault(id(text), next(rows) if at == 0 else "") == "web" and rng.random() < 0.4
 
     store = planted(VOCABULARY, [fires], rows=240).of_sources(NAMES)
-    shown = trial(Reader(store, words_kind(VOCABULARY)), 0, Protocol(10, 100))
+    shown = trial(TokenText(store, words_kind(VOCABULARY)), 0, ExplanationProtocol(10, 100))
     (said,) = by_rules([shown])
     assert said.text == 'fires in documents of "web"'
     assert (detect_by_rule((said.text, shown)) == shown.fires_E).mean() > 0.9

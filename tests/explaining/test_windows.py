@@ -8,7 +8,7 @@ import pytest
 
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import CHARACTERS, MOVES
-from glassmoe.explaining.windows import Reader, Windows, joined, random_marks, with_marks
+from glassmoe.explaining.windows import TokenText, Windows, joined, random_marks, with_marks
 from glassmoe.inspect.store import Examples
 from text_files import made_up_texts, prepared
 
@@ -20,14 +20,14 @@ HARD = [
 ]
 
 
-def reader(kind: object, rows: list[list[int]]) -> tuple[Reader, Examples]:
+def reader(kind: object, rows: list[list[int]]) -> tuple[TokenText, Examples]:
     rows_EL = np.array(rows)
     store = SimpleNamespace(tokens=lambda examples: rows_EL[examples.rows_E], sources_R=None)
     count = len(rows)
     examples = Examples(
         np.arange(count), np.zeros(count, int), np.zeros(rows_EL.shape, np.float32), np.zeros(count, int)
     )
-    return Reader(store, kind), examples
+    return TokenText(store, kind), examples
 
 
 @pytest.mark.parametrize("text", HARD)

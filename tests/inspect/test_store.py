@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from glassmoe.data.corpus import Corpus, Rows, mix
-from glassmoe.explaining.windows import Reader
+from glassmoe.explaining.windows import TokenText
 from glassmoe.inspect import examples
 from glassmoe.inspect import store as stores
 from glassmoe.inspect.examples import BINS, Gatherer, Kept, bin_edges, fired
@@ -250,7 +250,7 @@ def test_rows_know_the_source_of_their_document(tmp_path: Path) -> None:
     names = store.manifest["source_names"]
     assert [names[number] for number in store.sources_R] == [sources[split.text(d)] for d in store.source_rows_R]
     # Windows know it; only names that occur are kept; and a store that was made before has none.
-    reader = Reader(store, corpus.kind)
+    reader = TokenText(store, corpus.kind)
     found = store.explaining(int(store.windows_F.argmax()))
     assert reader.windows(found).source_E.tolist() == [names[store.sources_R[row]] for row in found.rows_E]
     assert sorted(names) == ["books", "web"]
@@ -259,7 +259,7 @@ def test_rows_know_the_source_of_their_document(tmp_path: Path) -> None:
     save_file(arrays, store.path / "rows.safetensors")
     (store.path / "manifest.json").write_text(json.dumps(store.manifest))
     old = open_store(store.path)
-    assert old.sources_R is None and Reader(old, corpus.kind).windows(found).source_E is None
+    assert old.sources_R is None and TokenText(old, corpus.kind).windows(found).source_E is None
 
 
 def test_a_full_disk_loses_nothing(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from chat_server import Reply, said, serving
 from glassmoe.cli.main import main
-from glassmoe.explaining.judges import Chat, Endpoint
+from glassmoe.explaining.chat import Chat, Endpoint
 from glassmoe.papers.mxd.steering import judged, render_steering
 from glassmoe.papers.mxd.uses import differences, render_probes
 from text_files import made_up_texts, prepared, random_gpt2
@@ -130,7 +130,7 @@ def test_judges_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: py
 def test_judges_that_say_nothing_leave_what_is_offline(
     coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glassmoe.explaining.judges.random.uniform", lambda *_: 0.0)  # no waits between tries
+    monkeypatch.setattr("glassmoe.explaining.chat.random.uniform", lambda *_: 0.0)  # no waits between tries
     words = f"reproduce mxd-steering {coders} --features 2 --prompt a --no-neurons --results {tmp_path} --name small"
     words += " --judge-model judge --json"
     with serving(lambda *_: said("no")) as server:
@@ -190,7 +190,15 @@ def test_empty_texts_are_not_judged() -> None:
     sampling = {"samples": 3, "tokens": 8, "temperature": 1.0, "top_p": 0.1, "frequency_penalty": 1.0}
     header = dict.fromkeys(("coders", "model", "command", "hardware", "commit"), "")
     page = render_steering(
-        "t", {**header, "amount": 1, "prompt": "", "sampling": sampling, "rows": found, "judges": [judge.summary()]}
+        "t",
+        {
+            **header,
+            "amount": 1,
+            "prompt": "",
+            "sampling": sampling,
+            "rows": found,
+            "judges": [judge.summary().to_dict()],
+        },
     )
     assert "of 3 sets 1 were judged by fewer than 3 texts, and 1 not at all, with fewer than two left." in page
     assert "1 of 2" in page

@@ -30,33 +30,20 @@ def explain(words: list[str]) -> None:
     parser.add_argument("--source", help="of coders: where their model lies now, if it was moved")
     args = parser.parse_args(words)
     judge, features = judge_of(args), chosen(args)
-    from glassmoe.explaining.explained import check_features, choose_features, explain_features
-    from glassmoe.explaining.opening import boards_of, open_explained
-    from glassmoe.explaining.table import explanations_table
+    from glassmoe.explaining.explained import explain as explain_layer
+    from glassmoe.explaining.opening import open_layer
 
-    found = open_explained(
+    subject, layer = open_layer(args.path, args.layer, coder=args.coder, source=args.source, device=args.device)
+    same = ("tokens", "per_decile", "silent", "games", "keep", "full", "data", "seed", "again")
+    result = explain_layer(
+        subject,
+        layer,
         args.path,
-        args.layer,
-        coder=args.coder,
-        gathering=_gathering(args, args.keep, args.full),
-        data=args.data,
-        source=args.source,
-        again=args.again,
-        device=args.device,
+        judge=judge,
+        features=features or int(args.features),
+        **{name: getattr(args, name) for name in same},
     )
-    check_features(found.store, features)
-    boards = boards_of(found, args.games) if args.games else None
-    made = explain_features(
-        found.store,
-        found.subject.kind(),
-        judge,
-        features or choose_features(found.store, int(args.features), args.seed),
-        found.folder,
-        protocol=_protocol(args),
-        boards=boards,
-        again=args.again,
-    )
-    show(args, made, explanations_table(made))
+    show(args, result.to_dict(), result.table())
 
 
 def chosen(args: Any) -> list[int]:
@@ -82,21 +69,6 @@ def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
-def _gathering(args: Any, keep: int | None, full: bool = False) -> Any:
-    from glassmoe.inspect.store import Gathering
-
-    # Both halves keep as many windows of a tenth as are asked for.
-    each = max(Gathering().each, 10 * args.per_decile)
-    pool = max(Gathering().pool, 2 * args.silent)
-    return Gathering(read=args.tokens or Gathering().read, keep=keep, each=each, pool=pool, full=full)
-
-
-def _protocol(args: Any) -> Any:
-    from glassmoe.explaining.trials import Protocol
-
-    return Protocol(args.per_decile, args.silent, args.seed)
-
-
 def figure8(words: list[str]) -> int:
     parser = make_parser(
         "reproduce figure8", "How well explanations tell where features fire, tenth by tenth, model beside model."
@@ -113,14 +85,16 @@ def figure8(words: list[str]) -> int:
     _add_results(parser)
     args = parser.parse_args(words)
     judge = judge_of(args)
+    from glassmoe.explaining.explained import gathering_for
+    from glassmoe.explaining.trials import ExplanationProtocol
     from glassmoe.papers.moex.figure8 import FEATURES
     from glassmoe.papers.moex.figure8 import figure8 as made
 
     given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device", "again")}
     features = args.features or FEATURES[args.scale]
-    found = made(
-        args.runs, judge, features=features, gathering=_gathering(args, None), protocol=_protocol(args), **given
-    )
+    protocol = ExplanationProtocol(args.per_decile, args.silent, args.seed)
+    gathering = gathering_for(args.tokens, args.per_decile, args.silent)
+    found = made(args.runs, judge, features=features, gathering=gathering, protocol=protocol, **given)
     show(args, found, "\n".join(found["files"]))
     return 0
 

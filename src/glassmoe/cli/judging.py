@@ -25,57 +25,33 @@ def add_judge(parser: argparse.ArgumentParser, about: str, metavar: str, **more:
     )
 
 
-def chats(args: Any) -> list[Any]:
-    """A chat with each model of --judge-model behind the endpoint --judge, all with one file of answers."""
-    from glassmoe.explaining.judges import Answers, Chat, Endpoint
-
-    if (args.judge is None) != (args.judge_model is None):
-        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
-    if args.judge is None:
-        return []
+def _options(args: Any) -> dict[str, Any]:
     try:
         settings = json.loads(args.judge_settings)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"--judge-settings takes a JSON object such as {{}}, got {args.judge_settings!r}")
-    models = dict.fromkeys(name.strip() for name in args.judge_model.split(","))
+    limits = {name: getattr(args, name) for name in ("max_calls", "max_cost", "prices")}
+    return {"settings": settings, "cache": args.judge_cache, "device": args.device, **limits}
+
+
+def chats(args: Any) -> list[Any]:
+    """A chat with each model of --judge-model behind the endpoint --judge, all with one file of answers."""
+    from glassmoe.explaining.judges import JudgeOptions, make_chats
+
+    if (args.judge is None) != (args.judge_model is None):
+        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
+    if args.judge is None:
+        return []
+    models = list(dict.fromkeys(name.strip() for name in args.judge_model.split(",")))
     if "" in models:
         raise ValueError(f"--judge-model takes names separated by commas, got {args.judge_model!r}")
-    answers = Answers(args.judge_cache / "answers.jsonl")
-    caps = {"calls": args.max_calls, "prices": args.prices, "cost": args.max_cost}
-    return [Chat(Endpoint(args.judge, name, settings, **caps), answers) for name in models]
+    return make_chats(args.judge, models, JudgeOptions(**_options(args)))
 
 
 def judge_of(args: Any) -> Any:
-    """The explainer and judge that --judge names: none, rules, embedding[:PATH], local:PATH, or the address of an
-    endpoint, which is asked something at once, so that a wrong address or key shows before anything is read."""
-    from glassmoe.explaining.asking import chat_judge
-    from glassmoe.explaining.offline import embedding_judge, no_judge, rule_judge
+    """The explainer and judge that the options name."""
+    from glassmoe.explaining.judges import make_judge
 
-    name, _, path = args.judge.partition(":")
-    offline = {"none": no_judge, "rules": rule_judge}
-    endpoint = name in ("http", "https")
-    if args.judge_model is not None and not endpoint:
-        raise ValueError(f"--judge-model names a model behind an endpoint, and --judge is {args.judge}; leave it out")
-    if args.judge in offline:
-        return offline[args.judge]()
-    if name == "embedding":
-        from glassmoe.explaining.embedding import Embed
-
-        return embedding_judge(Embed(Path(path) if path else None))
-    if name == "local" and path:
-        from glassmoe.explaining.judges import Answers
-        from glassmoe.explaining.local import LocalChat
-
-        return chat_judge(LocalChat(Path(path), Answers(args.judge_cache / "answers.jsonl"), args.device))
-    if not endpoint:
-        raise ValueError(
-            f"--judge takes none, rules, embedding, local:PATH or an address such as http://localhost:8000/v1, got "
-            f"{args.judge!r}"
-        )
-    asked = chats(args)
-    if len(asked) != 1:
-        raise ValueError(f"one model explains and judges; name one by --judge-model, got {args.judge_model!r}")
-    asked[0].ask([[{"role": "user", "content": "Answer with the word yes."}]])
-    return chat_judge(asked[0])
+    return make_judge(args.judge, model=args.judge_model, **_options(args))

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import prompts
-from .judges import Counts, Messages
-from .scoring import FAILED, MALFORMED, Score, score
+from .chat import Counts, Messages
+from .results import Questions, Score
+from .scoring import FAILED, MALFORMED, score
 from .trials import Case, Explanation, Judge, Trial
 from .windows import Int64
 
@@ -25,7 +26,7 @@ class Asks(Protocol):
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]: ...
 
-    def summary(self) -> dict[str, Any]: ...
+    def summary(self) -> Questions: ...
 
 
 def chat_judge(chat: Asks) -> Judge:
@@ -81,10 +82,10 @@ def chat_judge(chat: Asks) -> Judge:
     def fuzz(explanation: str, trial: Trial, group: Any) -> Messages:
         return prompts.to_fuzz(explanation, trial.scoring[group], trial.marked_EL[group], trial.token)
 
-    told = chat.summary()
-    about = {**{key: told[key] for key in ("model", "settings")}, "prompts": prompts.digest()}
+    counts = chat.summary()
+    about = {"model": counts.model, "settings": counts.settings, "prompts": prompts.digest()}
     return Judge(
-        file_name(about["model"]),
+        file_name(counts.model),
         about,
         explain,
         {"detection": scorer(detect), "fuzzing": scorer(fuzz)},

@@ -1,7 +1,7 @@
-"""Explanations of many features, each scored beside a control, on disk as they are made.
+"""`explain`: explanations of many features, each scored beside a control, written to disk as they are finished.
 
-`NAME.jsonl` has one line a feature, `NAME.json` beside it the settings and, once all are done, the means. Lines are
-added as they are finished, so a run that was stopped goes on after the last whole one.
+`JUDGE.jsonl` has one line a feature (`results.FeatureExplanation`). `JUDGE.json` beside it has the settings and, once
+all features are done, the means. An interrupted run resumes after the last whole line.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import numpy as np
 from glassmoe.atomic import write_text
 from glassmoe.console import bar, say
 from glassmoe.data.tokens import TokenKind
-from glassmoe.inspect.store import FeatureStore
+from glassmoe.inspect.readers import Reader
+from glassmoe.inspect.store import FeatureStore, Gathering
+from glassmoe.model.subject import Subject
 
+from .judges import make_judge
+from .opening import boards_of, open_examples
+from .results import BoardProperty, ExplanationsResult, FeatureExplanation, Score
 from .scoring import summary
-from .trials import Case, Explanation, Judge, Protocol, trial
-from .windows import Reader
-
-Line = dict[str, Any]
+from .trials import Case, Explanation, ExplanationProtocol, Judge, trial
+from .windows import TokenText
 
 SCHEMA_VERSION = 1
 CHUNK = 16
@@ -41,18 +44,71 @@ IDENTITY = (
     "seed",
     "split",
 )
-"""What of a store decides its windows."""
+"""Entries of a store's manifest that decide its windows."""
+
+
+def explain(
+    subject: Subject,
+    layer: Reader,
+    path: str | Path,
+    *,
+    judge: str | Judge = "rules",
+    features: int | Sequence[int] = 1000,
+    tokens: int | None = None,
+    per_decile: int = 10,
+    silent: int = 100,
+    games: int = 1000,
+    keep: int | None = None,
+    full: bool = False,
+    data: str | Path | None = None,
+    seed: int = 0,
+    again: bool = False,
+) -> ExplanationsResult:
+    """Say what features of a layer fire on, and score each explanation on documents that did not explain it.
+
+    Examples and explanations lie beside the run at `path` (`features/`, `explanations/`). What is there is resumed.
+    `judge`: by name (`judges.make_judge`), or made. `features`: how many, drawn at random, or which. `tokens`: to
+    read for examples (default: a million, or all there are). `per_decile`, `silent`: windows of each tenth of a
+    feature's strength, and without the feature, that score an explanation. `games`: for chess models, games that
+    choose board properties, and again that test them (0: none). `keep`: count only the so many greatest features of
+    each token, for layers that are not sparse. `full`: keep every strength, for `explore --export delphi`. `data`:
+    prepared data to read (default: that of the run). `seed`: of the choice of features and windows. `again`: gather
+    the examples and explain anew. ValueError as for `open_examples` and `explain_features`.
+    """
+    judge = make_judge(judge) if isinstance(judge, str) else judge
+    gathering = gathering_for(tokens, per_decile, silent, keep, full)
+    examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again)
+    chosen = choose_features(examples.store, features, seed) if isinstance(features, int) else features
+    check_features(examples.store, chosen)
+    return explain_features(
+        examples.store,
+        subject.kind(),
+        judge,
+        chosen,
+        examples.folder,
+        protocol=ExplanationProtocol(per_decile, silent, seed),
+        boards=boards_of(examples, games) if games else None,
+        again=again,
+    )
+
+
+def gathering_for(
+    tokens: int | None, per_decile: int, silent: int, keep: int | None = None, full: bool = False
+) -> Gathering:
+    """What a store must hold for a protocol: as many windows of each tenth for explaining as for scoring."""
+    usual = Gathering()
+    each, pool = max(usual.each, 10 * per_decile), max(usual.pool, 2 * silent)
+    return Gathering(read=tokens or usual.read, keep=keep, each=each, pool=pool, full=full)
 
 
 def choose_features(store: FeatureStore, count: int, seed: int = 0) -> list[int]:
-    """So many features at random, in order; a greater count has those of a smaller one, too. Features that never fire
-    are among them, as they are among the layer's."""
+    """`count` random features in order, silent ones among them. A greater count includes those of a smaller one."""
     order = np.random.default_rng(seed).permutation(store.num_features)
     return sorted(order[:count].tolist())
 
 
 def check_features(store: FeatureStore, features: Sequence[int]) -> None:
-    """ValueError for a feature that is not there."""
+    """ValueError for a feature that the layer does not have."""
     wrong = [feature for feature in features if not 0 <= feature < store.num_features]
     if wrong:
         raise ValueError(f"feature {wrong[0]} is not in this layer: it has features 0 to {store.num_features - 1}")
@@ -65,20 +121,18 @@ def explain_features(
     features: Sequence[int],
     folder: Path,
     *,
-    protocol: Protocol | None = None,
-    boards: Mapping[int, dict[str, Any]] | None = None,
+    protocol: ExplanationProtocol | None = None,
+    boards: Mapping[int, BoardProperty] | None = None,
     again: bool = False,
-) -> dict[str, Any]:
-    """Explain features and score their explanations, in `folder/JUDGE.jsonl` and `.json`; returns what the latter says.
-    What is there is gone on with, or with `again` made anew.
+) -> ExplanationsResult:
+    """Explain features of a store and score the explanations, in `folder/JUDGE.jsonl` and `.json`. Features that are
+    there stay, or with `again` are explained anew.
 
-    `boards`: of a chess model, feature -> the property of the board that it tells best
-    (`measure.board_explanations`); with the judge `none` its words are the explanation. A line has `feature`,
-    `explanation` (None where there is none, and then `why`), `explainer`, `judge`, `scores` and, with the explanation
-    of another feature in its place, `control`, each scorer -> numbers (`scoring.score`, `ranking`); `board`; `silent`:
-    it never fires. ValueError for a feature that is not there, and for a file that was made with other settings.
+    `boards`: for chess models, feature -> its board property; with the judge `none` its words are the explanation. The
+    control of a score is the explanation of another feature on the same windows. ValueError for a feature that the
+    layer does not have, and for a file that was made with other settings.
     """
-    protocol = protocol or Protocol()
+    protocol = protocol or ExplanationProtocol()
     check_features(store, features)
     path = folder / f"{judge.name}.jsonl"
     for old in (path, path.with_suffix(".json")) if again else ():
@@ -89,67 +143,82 @@ def explain_features(
         "protocol": asdict(protocol),
         "boards": boards is not None,
     }
-    done = _begun(path, settings)
+    done = _resumed(path, settings)
     missing = [feature for feature in dict.fromkeys(features) if feature not in done]
-    reader = Reader(store, kind)
-    said = _explanations(reader, judge, missing, protocol, boards)
-    # Lines that are there take part in the shuffle, as they did when they were written.
-    texts = {feature: done[feature]["explanation"] for feature in features if feature in done}
-    texts |= {feature: each.text for feature, each in said.items()}
+    text = TokenText(store, kind)
+    explanations = _explanations(text, judge, missing, protocol, boards)
+    # Lines on disk take part in the shuffle, as they did when they were written.
+    texts = {feature: done[feature].explanation for feature in features if feature in done}
+    texts |= {feature: explanation.text for feature, explanation in explanations.items()}
     others = shuffled({feature: text for feature, text in texts.items() if text is not None}, protocol.seed)
     with bar(len(missing), f"judge {judge.name}", "feature", lines=True) as progress:
         for start in range(0, len(missing), CHUNK):
-            part = missing[start : start + CHUNK]
-            lines = _lines(reader, judge, part, said, texts, others, protocol, boards)
+            chunk = missing[start : start + CHUNK]
+            lines = _lines(text, judge, chunk, explanations, texts, others, protocol, boards)
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            done |= {line["feature"]: line for line in lines}
-            progress.update(len(part))
-    found = summarise([done[feature] for feature in dict.fromkeys(features)])
-    counts = judge.counts() if judge.counts else None
-    made = {"schema_version": SCHEMA_VERSION, "settings": settings, **about(store, judge), **found, "questions": counts}
-    write_text(path.with_suffix(".json"), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-    return {**made, "file": str(path)}
+                file.writelines(map(_json_line, lines))
+            done |= {line.feature: line for line in lines}
+            progress.update(len(chunk))
+    chosen = [done[feature] for feature in dict.fromkeys(features)]
+    named: dict[str, Any] = {
+        key: store.manifest.get(key) for key in ("reader", "keep", "l0", "read_tokens", "num_features")
+    }
+    result = ExplanationsResult(
+        schema_version=SCHEMA_VERSION,
+        settings=settings,
+        **named,
+        judge=judge.name,
+        features=len(chosen),
+        silent=sum(line.silent for line in chosen),
+        unexplained=sum(line.explanation is None and not line.silent for line in chosen),
+        scored=sum(bool(line.scores) for line in chosen),
+        scores=summary([line.scores for line in chosen if line.scores]),
+        control=summary([line.control for line in chosen if line.control]),
+        questions=judge.counts() if judge.counts else None,
+        file=str(path),
+        explanations=tuple(done.values()),
+    )
+    saved = {key: value for key, value in result.to_dict().items() if key != "file"}
+    write_text(path.with_suffix(".json"), json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    return result
 
 
 def _sources(store: FeatureStore) -> dict[str, str]:
-    """What rules may know of sources; nothing of a store without, so that explanations of before are gone on with."""
+    """What rules may know of sources. Nothing for a store without sources, so that its older explanations resume."""
     if store.sources_R is None:
         return {}
     known = json.dumps(store.manifest["source_names"]).encode() + store.sources_R.astype("<u2").tobytes()
     return {"sources_sha256": hashlib.sha256(known).hexdigest()}
 
 
-def about(store: FeatureStore, judge: Judge) -> dict[str, Any]:
-    """Whose features are explained, by whom, on how much."""
-    named = {key: store.manifest.get(key) for key in ("reader", "keep", "l0", "read_tokens", "num_features")}
-    return {**named, "judge": judge.name}
+def _json_line(line: FeatureExplanation) -> str:
+    return json.dumps(line.to_dict(), ensure_ascii=False) + "\n"
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[FeatureExplanation]:
     """The whole lines of a file of explanations, the newest of each feature; none where there is no file."""
-    found: dict[int, Line] = {}
+    lines: dict[int, FeatureExplanation] = {}
     for text in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ():
         try:
-            line = json.loads(text)
-            found[int(line["feature"])] = line
+            values = json.loads(text)
+            lines[int(values["feature"])] = FeatureExplanation.from_dict(values)
         except (ValueError, TypeError, LookupError):
             continue
-    return list(found.values())
+    return list(lines.values())
 
 
-def _begun(path: Path, settings: dict[str, Any]) -> dict[int, Line]:
-    """The lines that are there, by feature, when they were made with the same settings; otherwise ValueError. A line
-    that was cut is cut off."""
+def _resumed(path: Path, settings: dict[str, Any]) -> dict[int, FeatureExplanation]:
+    """The lines on disk, by feature; ValueError when they were made with other settings. A line that was cut short is
+    removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     record = path.with_suffix(".json")
     advice = "give --again to make them anew, or move them away"
     if record.exists():
         try:
-            given = json.loads(record.read_text(encoding="utf-8"))["settings"]
+            saved = json.loads(record.read_text(encoding="utf-8"))["settings"]
         except (ValueError, TypeError, LookupError):
             raise ValueError(f"{record} was not written by glassmoe explain; move it away") from None
-        differs = [key for key in settings if json.loads(json.dumps(settings[key])) != given.get(key)]
+        differs = [key for key in settings if json.loads(json.dumps(settings[key])) != saved.get(key)]
         if differs:
             raise ValueError(
                 f"the explanations in {path} were made with other settings ({', '.join(differs)}); {advice}"
@@ -160,86 +229,86 @@ def _begun(path: Path, settings: dict[str, Any]) -> dict[int, Line]:
         write_text(record, json.dumps({"schema_version": SCHEMA_VERSION, "settings": settings}, indent=1) + "\n")
     lines = read_lines(path)
     if path.exists() and not path.read_bytes().endswith(b"\n"):
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(path, "".join(map(_json_line, lines)))
     if lines:
-        say(f"{path} has {len(lines):,} features already; they stay")
-    return {line["feature"]: line for line in lines}
+        say(f"{path} already has {len(lines):,} features; they stay")
+    return {line.feature: line for line in lines}
 
 
 def _explanations(
-    reader: Reader,
+    text: TokenText,
     judge: Judge,
     features: Sequence[int],
-    protocol: Protocol,
-    boards: Mapping[int, dict[str, Any]] | None,
+    protocol: ExplanationProtocol,
+    boards: Mapping[int, BoardProperty] | None,
 ) -> dict[int, Explanation]:
-    """What every feature that fires is said to fire on."""
-    alive = [feature for feature in features if reader.store.windows_F[feature]]
+    """An explanation of every feature that fires."""
+    alive = [feature for feature in features if text.store.windows_F[feature]]
     if boards is not None and not judge.scorers:
         nothing = Explanation(None, "board", "no property of the board goes with it")
-        return {f: Explanation(boards[f]["property"], "board") if f in boards else nothing for f in alive}
-    found: dict[int, Explanation] = {}
+        return {f: Explanation(boards[f].property, "board") if f in boards else nothing for f in alive}
+    explanations: dict[int, Explanation] = {}
     with bar(len(alive), "explain", "feature", lines=True) as progress:
         for start in range(0, len(alive), CHUNK):
-            part = alive[start : start + CHUNK]
-            made = judge.explain([trial(reader, feature, protocol) for feature in part])
-            found |= dict(zip(part, made, strict=True))
-            progress.update(len(part))
-    return found
+            chunk = alive[start : start + CHUNK]
+            new = judge.explain([trial(text, feature, protocol) for feature in chunk])
+            explanations |= dict(zip(chunk, new, strict=True))
+            progress.update(len(chunk))
+    return explanations
 
 
 def shuffled(texts: Mapping[int, str], seed: int) -> dict[int, int]:
-    """For each feature another whose explanation is a different text, at random; none where all texts are the same."""
+    """Feature -> a random other feature whose explanation is a different text; nothing where all texts are equal."""
     order = np.random.default_rng([seed, len(texts)]).permutation(list(texts)).tolist() if texts else []
-    found = {}
+    others = {}
     for at, feature in enumerate(order):
         for other in (*order[at + 1 :], *order[:at]):
             if texts[other] != texts[feature]:
-                found[feature] = other
+                others[feature] = other
                 break
-    return found
+    return others
 
 
 def _lines(
-    reader: Reader,
+    text: TokenText,
     judge: Judge,
     features: Sequence[int],
-    said: Mapping[int, Explanation],
+    explanations: Mapping[int, Explanation],
     texts: Mapping[int, str | None],
     others: Mapping[int, int],
-    protocol: Protocol,
-    boards: Mapping[int, dict[str, Any]] | None,
-) -> list[Line]:
+    protocol: ExplanationProtocol,
+    boards: Mapping[int, BoardProperty] | None,
+) -> list[FeatureExplanation]:
     """The lines of some features, in order."""
-    trials = {f: trial(reader, f, protocol) for f in features if judge.scorers and texts.get(f) is not None}
-    own: list[Case] = [(str(texts[f]), each) for f, each in trials.items()]
-    control: list[Case] = [(str(texts[others[f]]), each) for f, each in trials.items() if f in others]
-    found: dict[str, dict[int, dict[str, Any]]] = {"scores": {}, "control": {}}
-    for key, cases in (("scores", own), ("control", control)):
-        for name, scorer in judge.scorers.items():
-            for (_, tried), score in zip(cases, scorer(cases), strict=True):
-                found[key].setdefault(tried.feature, {})[name] = score
+    trials = {f: trial(text, f, protocol) for f in features if judge.scorers and texts.get(f) is not None}
+    own = _scored(judge, [(str(texts[f]), case) for f, case in trials.items()])
+    control = _scored(judge, [(str(texts[others[f]]), case) for f, case in trials.items() if f in others])
     lines = []
     for feature in features:
-        silent = feature not in said
-        each = said.get(feature, Explanation(None, "none", "it never fires"))
-        line: Line = {"feature": feature, "explanation": each.text, "explainer": each.explainer, "judge": judge.name}
-        line |= {"scores": found["scores"].get(feature, {}), "control": found["control"].get(feature, {})}
-        line |= {"board": (boards or {}).get(feature), "silent": silent}
-        line |= {"fires": int(reader.store.counts_F[feature]), "maximum": float(reader.store.maxima_F[feature])}
-        line |= {"why": each.why} if each.why else {}
-        line |= {"unread": judge.unread[feature]} if feature in judge.unread else {}
-        lines.append(line)
+        explanation = explanations.get(feature, Explanation(None, "none", "it never fires"))
+        lines.append(
+            FeatureExplanation(
+                feature=feature,
+                explanation=explanation.text,
+                explainer=explanation.explainer,
+                judge=judge.name,
+                scores=own.get(feature, {}),
+                control=control.get(feature, {}),
+                board=(boards or {}).get(feature),
+                silent=feature not in explanations,
+                fires=int(text.store.counts_F[feature]),
+                maximum=float(text.store.maxima_F[feature]),
+                why=explanation.why or None,
+                unread=judge.unread.get(feature),
+            )
+        )
     return lines
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, Any]:
-    """The means of lines, and how many features there are of which kind."""
-    return {
-        "features": len(lines),
-        "silent": sum(line["silent"] for line in lines),
-        "unexplained": sum(line["explanation"] is None and not line["silent"] for line in lines),
-        "scored": sum(bool(line["scores"]) for line in lines),
-        "scores": summary([line["scores"] for line in lines if line["scores"]]),
-        "control": summary([line["control"] for line in lines if line["control"]]),
-    }
+def _scored(judge: Judge, cases: Sequence[Case]) -> dict[int, dict[str, Score]]:
+    """Feature -> scorer -> score."""
+    scores: dict[int, dict[str, Score]] = {}
+    for name, scorer in judge.scorers.items():
+        for (_, case), score in zip(cases, scorer(cases), strict=True):
+            scores.setdefault(case.feature, {})[name] = score
+    return scores

@@ -14,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 from glassmoe.console import bar
 from glassmoe.device import pick_device
 
-from .judges import Answers, Counts, Messages
+from .chat import Answers, Counts, Messages
+from .results import Questions
 
 LONGEST_ANSWER = 256
 """Tokens of an answer."""
@@ -61,10 +62,11 @@ class LocalChat:
                 progress.update()
         return found
 
-    def summary(self) -> dict[str, Any]:
-        """Who was asked and the counts, as plain values."""
-        asked = {"model": self.folder.name, "settings": {"weights": self._identity, "max_new_tokens": LONGEST_ANSWER}}
-        return {**asked, **vars(self.counts), "failed": dict(self.counts.failed)}
+    def summary(self) -> Questions:
+        """The counts so far; the settings identify the weights."""
+        settings = {"weights": self._identity, "max_new_tokens": LONGEST_ANSWER}
+        counts = {**vars(self.counts), "failed": dict(self.counts.failed)}
+        return Questions(self.folder.name, settings, **counts)
 
     def _answered(self, messages: Messages) -> str | None:
         self.counts.asked += 1

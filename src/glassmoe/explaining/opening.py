@@ -1,19 +1,15 @@
-"""From what a user names to what is explained: the features of a layer or coder, their store of examples, and of chess
-what they say of the board."""
+"""Features of a layer or coder with their store of examples, and for chess models their board properties."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glassmoe.chess.board_explanations import explain_boards
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.inspect.readers import Reader as Features
-from glassmoe.inspect.readers import one_reader, open_readers
+from glassmoe.inspect.readers import Reader, one_reader, open_readers
 from glassmoe.inspect.store import (
     FeatureStore,
     Gathering,
@@ -25,55 +21,68 @@ from glassmoe.inspect.store import (
 )
 from glassmoe.model.subject import Subject, weights_digest
 
+from .results import BoardProperty
+
 EXPLANATIONS = "explanations"
-GIVEN = ("read", "keep", "split", "window", "full")
-"""Settings of a store that a user may give and another store may lack."""
+CHECKED = {"read": "--tokens", "keep": "--keep", "split": "--split", "window": "--window", "full": "--full"}
+"""Settings of a store that a user may ask for, and by which option."""
 
 
 @dataclass(frozen=True)
-class Explained:
-    """Features with their examples. `name`: the reader's, with what is kept of each token (`2/gelu-k32`). `folder`:
-    where explanations lie. `data`: where the games or text lie that were read."""
+class LayerExamples:
+    """A layer with examples of where its features fire."""
 
     subject: Subject
-    features: Features
+    """The model."""
+    layer: Reader
+    """The layer or coder."""
     store: FeatureStore
+    """The examples."""
     name: str
+    """Name of the layer, with `-kN` where only the N greatest features of each token count."""
     folder: Path
+    """Folder of its explanations."""
     data: Path
+    """Prepared data that was read."""
 
 
-def open_explained(
-    path: str,
-    layer: int | None = None,
-    *,
-    coder: str | None = None,
-    gathering: Gathering | None = None,
-    data: str | None = None,
-    source: str | None = None,
-    again: bool = False,
+def open_layer(
+    path: str | Path, layer: int | None = None, *, coder: str | None = None, source: str | None = None,
     device: str = "auto",
-) -> Explained:
-    """The features of a layer (or `coder`) at a path, and their store, which is gathered first where there is none.
-
-    `gathering`: settings that a store must have; without, any will do, and a new one has the usual. `again`: gather
-    anew. Under torchrun the processes share the reading, and all but one of them end here. ValueError when there is no
-    such layer, when a store has other settings than given or is of other weights, and when the data cannot be found.
-    """
+) -> tuple[Subject, Reader]:  # fmt: skip
+    """The model at a local path, and one of its layers or coders. ValueError when there is no such folder or layer, or
+    when several layers fit."""
     if not Path(path).is_dir():
-        raise ValueError(
-            f"there is no folder {path}; give a run, or what decompose made, beside which examples can lie"
-        )
-    subject, readers = open_readers(path, None if layer is None else [layer], own=False, source=source, device=device)
-    features = one_reader(readers, coder)
+        raise ValueError(f"there is no folder {path}; examples are stored beside a run, or what decompose wrote")
+    wanted = None if layer is None else [layer]
+    subject, readers = open_readers(str(path), wanted, own=False, source=source, device=device)
+    return subject, one_reader(readers, coder)
+
+
+def open_examples(
+    subject: Subject,
+    layer: Reader,
+    path: str | Path,
+    *,
+    gathering: Gathering | None = None,
+    data: str | Path | None = None,
+    again: bool = False,
+) -> LayerExamples:
+    """The store of examples of a layer beside the run at `path`. It is gathered first where there is none.
+
+    `gathering`: settings that the store must have; without, any will do, and a new store has the defaults. `again`:
+    gather anew. Under torchrun the processes share the reading, and all but one of them end here (SystemExit).
+    ValueError when a store has other settings than asked for or belongs to other weights, and when the data is not
+    known.
+    """
     wanted = gathering or Gathering()
-    name = features.name if wanted.keep is None else f"{features.name}-k{wanted.keep}"
+    name = layer.name if wanted.keep is None else f"{layer.name}-k{wanted.keep}"
     where = store_path(path, name)
-    corpus_path = data or data_of(path, subject, features)
+    corpus_path = Path(data or data_of(path, subject, layer))
     if again:
         remove_store(where)
     if (where / "manifest.json").is_file():
-        command = f"gather examples anew with: glassmoe explain {path} --layer {features.number}"
+        command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
         store = open_store(where, command, weights_digest(subject.model))
         if shard_of_environment()[0]:
             raise SystemExit(0)
@@ -81,58 +90,56 @@ def open_explained(
     else:
         corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
         say(f"examples of {name} are gathered into {where}")
-        about = {"reader": name, "layer": features.number}
-        made = make_store(where, subject, features.layer, features.place, corpus, wanted, about, shard_of_environment())
-        if made is None:  # the process that is done last goes on with all
+        about = {"reader": name, "layer": layer.number}
+        new = make_store(where, subject, layer.layer, layer.place, corpus, wanted, about, shard_of_environment())
+        if new is None:  # the process that finishes last continues
             raise SystemExit(0)
-        store = made
+        store = new
     folder = Path(path) / EXPLANATIONS / name.replace("/", "-")
-    return Explained(subject, features, store, name, folder, Path(corpus_path))
+    return LayerExamples(subject, layer, store, name, folder, corpus_path)
 
 
-def boards_of(found: Explained, games: int, data: str | None = None) -> dict[int, dict[str, Any]] | None:
-    """Feature -> the property of the board that it tells best, with its figures on games that did not choose it; None
-    for what is no model of chess."""
-    if found.subject.tokens == TEXT:
+def boards_of(examples: LayerExamples, games: int) -> dict[int, BoardProperty] | None:
+    """Feature -> the board property that it detects best, measured on games that did not choose it; None for models
+    that do not read chess."""
+    if examples.subject.tokens == TEXT:
         return None
+    layer = examples.layer
     try:
-        told = explain_boards(
-            found.subject.model,
-            Corpus.open(data or found.data, found.subject.tokens),
-            found.features.number,
+        measured = explain_boards(
+            examples.subject.model,
+            Corpus.open(examples.data, examples.subject.tokens),
+            layer.number,
             games=games,
             controls=False,
-            coder=None if found.features.config is None else found.features.layer,
-            site=found.features.place.site,
+            coder=None if layer.config is None else layer.layer,
+            site=layer.place.site,
         )
     except ValueError as error:
-        raise ValueError(f"{error}; or leave the board out with --games 0") from None
-    keys = ("property", "precision", "recall", "f1", "f1_always_on")
-    features: Mapping[int, Mapping[str, Any]] = told["features"]
-    return {feature: {key: each[key] for key in keys} for feature, each in features.items()}
+        raise ValueError(f"{error}; or leave board properties out with --games 0") from None
+    return {feature: BoardProperty.from_dict(best) for feature, best in measured["features"].items()}
 
 
-def data_of(path: str, subject: Subject, features: Features | None = None) -> str:
-    """Where the games or the text of a run's training, or of a coder's fit, lie. ValueError when nothing says so."""
-    config = subject.config if features is None or features.config is None else features.config
+def data_of(path: str | Path, subject: Subject, layer: Reader | None = None) -> str:
+    """Where the data lies on which a run was trained, or a coder fitted. ValueError when nothing says so."""
+    config = subject.config if layer is None or layer.config is None else layer.config
     held = Path(subject.name) / "games"
-    found = None if config is None else config.data.path or (str(held) if held.is_dir() else None)
-    if found is None:
+    known = None if config is None else config.data.path or (str(held) if held.is_dir() else None)
+    if known is None:
         raise ValueError(f"{path} does not say which games or text it was trained on; give --data.path")
-    return found
+    return known
 
 
-def _check(store: FeatureStore, wanted: Gathering, given: bool, data: str | None) -> None:
-    """ValueError when a store was gathered otherwise than is asked for."""
+def _check(store: FeatureStore, wanted: Gathering, asked: bool, data: str | Path | None) -> None:
+    """ValueError when a store has other settings than asked for."""
     usual = Gathering()
-    for name in GIVEN:
-        asked, held = getattr(wanted, name), store.manifest[name]
-        if given and asked != getattr(usual, name) and asked != held:
-            option = {"read": "--tokens"}.get(name, f"--{name}")
+    for name, option in CHECKED.items():
+        value, held = getattr(wanted, name), store.manifest[name]
+        if asked and value != getattr(usual, name) and value != held:
             if name == "full":
                 raise ValueError(f"{store.path} keeps examples only; give --again --full to keep every strength")
             raise ValueError(
-                f"the examples in {store.path} were gathered with {option} {held}, not {asked}; give --again to gather "
+                f"the examples in {store.path} were gathered with {option} {held}, not {value}; give --again to gather "
                 f"them anew, or leave {option} out"
             )
     if data is not None and Corpus.open(data, store.manifest["tokens"]).fingerprint != store.manifest["data_sha256"]:

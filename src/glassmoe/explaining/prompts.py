@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .judges import Messages, find_json
+from .chat import Messages, find_json
 from .trials import Trial
 from .windows import Bool, Windows, with_marks
 

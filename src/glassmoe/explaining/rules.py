@@ -1,8 +1,8 @@
-"""A small language in which an explanation can be said in words and applied to the letter.
+"""A small language of explanations that are written in words and can be applied literally.
 
-A rule names tokens: by what they spell, how they begin or end, what kind of word they are, what stands before them,
-where in the row they are, or where their document came from. `words` says it, `parse` reads it back, `hits` applies it.
-The grammar, with TOKEN for what one token is called (token, character, move):
+A rule selects tokens by what they spell, how they begin or end, their kind of word, the token before them, their
+position in the row, or the source of their document. `words` writes a rule, `parse` reads it back, `hits` applies it.
+The grammar, where TOKEN is what one token is called (token, character, move):
 
     rule  = "fires on " what [ " after " what ]
           | "fires at the end of " TEXT              the text up to and including the token ends so
@@ -14,9 +14,9 @@ The grammar, with TOKEN for what one token is called (token, character, move):
           | "any TOKEN"
     TEXT  = a JSON string
 
-A first token of a window has nothing before it that a rule could see.
+The first token of a window has no token before it that a rule could see.
 
-Legend: E windows, L tokens of a window, V different pieces.
+Legend: E windows, L tokens of a window, V distinct pieces.
 """
 
 from __future__ import annotations
@@ -53,56 +53,63 @@ CLASSES: dict[str, Callable[[str], bool]] = {
     "a piece inside a word": lambda piece: len(piece) > 1 and piece[0].isalpha(),
     "something outside ASCII": lambda piece: not piece.isascii(),
 }
-"""Kinds of tokens, in words, by what they spell."""
+"""Kinds of tokens, in words -> whether a piece is of that kind."""
 
-How = Literal["is", "begins", "ends", "class", "any"]
+PatternKind = Literal["is", "begins", "ends", "class", "any"]
 
 
 @dataclass(frozen=True)
-class What:
-    """Which tokens are meant: those that are one of `texts`, begin with or end in `texts[0]` (and are longer, spaces
-    around them apart), are of the class `texts[0]`, or any."""
+class TokenPattern:
+    """A set of tokens, by what they spell."""
 
-    how: How = "any"
+    kind: PatternKind = "any"
+    """`is`: one of `texts`. `begins`, `ends`: longer than `texts[0]`, and begins or ends with it, spaces around the
+    token apart. `class`: of the class `texts[0]`. `any`: every token."""
     texts: tuple[str, ...] = ()
+    """See `kind`."""
 
     def holds(self, piece: str) -> bool:
-        """Whether a token that spells this is meant."""
-        if self.how == "is":
+        """Whether a token that spells this is in the set."""
+        if self.kind == "is":
             return piece in self.texts
-        if self.how == "class":
+        if self.kind == "class":
             return CLASSES[self.texts[0]](piece)
-        if self.how == "any":
+        if self.kind == "any":
             return True
         word, affix = piece.strip(), self.texts[0]
-        return len(word) > len(affix) and (word.startswith(affix) if self.how == "begins" else word.endswith(affix))
+        return len(word) > len(affix) and (word.startswith(affix) if self.kind == "begins" else word.endswith(affix))
 
     def words(self, token: str) -> str:
-        """In words; `token`: what one token is called."""
-        if self.how == "is":
+        """The set in words. `token`: what one token is called."""
+        if self.kind == "is":
             quoted = ", ".join(map(_quoted, self.texts))
             return f"the {token} {quoted}" if len(self.texts) == 1 else f"one of the {token}s {quoted}"
-        if self.how == "class":
+        if self.kind == "class":
             return self.texts[0]
-        if self.how == "any":
+        if self.kind == "any":
             return f"any {token}"
-        return f"a {token} that {'begins with' if self.how == 'begins' else 'ends in'} {_quoted(self.texts[0])}"
+        return f"a {token} that {'begins with' if self.kind == 'begins' else 'ends in'} {_quoted(self.texts[0])}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`what` (after `before`), or the end of the text `end`, or a place in the row: the first `first` tokens, or with
-    a negative number those after so many; or all tokens of documents of the source `source`."""
+    """Tokens on which a feature fires. Of the fields only one of `what` (with `before`), `end`, `first` and `source`
+    decides."""
 
-    what: What = What()
-    before: What | None = None
+    what: TokenPattern = TokenPattern()
+    """The tokens."""
+    before: TokenPattern | None = None
+    """Tokens of which one stands before."""
     end: str | None = None
+    """The text up to and including the token ends with this."""
     first: int | None = None
+    """The first so many tokens of a row; if negative, the tokens after so many."""
     source: str | None = None
+    """All tokens of documents of this source."""
 
     def hits(self, windows: Windows) -> Bool:
-        """(E, L): the tokens on which it says that the feature fires. A window lies within one document; where sources
-        are not known none is of a source."""
+        """(E, L): the tokens that the rule selects. A window lies within one document. Where sources are not known, a
+        rule of source selects nothing."""
         if self.source is not None:
             return np.repeat(windows.of_source(self.source)[:, None], windows.piece_EL.shape[1], axis=1)
         if self.first is not None:
@@ -112,14 +119,14 @@ class Rule:
             return np.array([_ends(windows.tokens(e), self.end) for e in range(len(windows))]).reshape(
                 windows.piece_EL.shape
             )
-        found_EL = windows.where(self.what)
+        hits_EL = windows.where(self.what)
         if self.before is not None:
-            found_EL[:, 1:] &= windows.where(self.before)[:, :-1]
-            found_EL[:, :1] = False
-        return found_EL
+            hits_EL[:, 1:] &= windows.where(self.before)[:, :-1]
+            hits_EL[:, :1] = False
+        return hits_EL
 
     def words(self, token: str = "token") -> str:
-        """The explanation that says it."""
+        """The rule as an explanation."""
         if self.source is not None:
             return f"fires in documents of {_quoted(self.source)}"
         if self.first is not None:
@@ -130,11 +137,11 @@ class Rule:
 
 
 def _ends(tokens: list[str], end: str) -> list[bool]:
-    text, found = "", []
+    text, ends = "", []
     for token in tokens:
         text += token
-        found.append(bool(token) and text.endswith(end))
-    return found
+        ends.append(bool(token) and text.endswith(end))
+    return ends
 
 
 def _quoted(text: str) -> str:
@@ -154,31 +161,31 @@ _FIRST = re.compile(rf"fires (on|after) the first ([1-9]\d{{0,8}}) {_TOKEN}s of 
 
 
 def parse(explanation: str) -> Rule | None:
-    """The rule that an explanation says, None where it says none."""
+    """The rule that an explanation states; None where it states none."""
     text = explanation.strip()
     try:
-        if found := _FIRST.fullmatch(text):
-            return Rule(first=int(found[2]) * (1 if found[1] == "on" else -1))
-        if found := _END.fullmatch(text):
-            return Rule(end=_unquoted(found[1]))
-        if found := _SOURCE.fullmatch(text):
-            return Rule(source=_unquoted(found[1]))
-        if found := _ON.fullmatch(text):
-            return Rule(_what(found[1]), _what(found[2]) if found[2] else None)
-    except ValueError:  # a string that JSON does not know
+        if match := _FIRST.fullmatch(text):
+            return Rule(first=int(match[2]) * (1 if match[1] == "on" else -1))
+        if match := _END.fullmatch(text):
+            return Rule(end=_unquoted(match[1]))
+        if match := _SOURCE.fullmatch(text):
+            return Rule(source=_unquoted(match[1]))
+        if match := _ON.fullmatch(text):
+            return Rule(_pattern(match[1]), _pattern(match[2]) if match[2] else None)
+    except ValueError:  # not a JSON string
         return None
     return None
 
 
-def _what(words: str) -> What:
+def _pattern(words: str) -> TokenPattern:
     if words in CLASSES:
-        return What("class", (words,))
+        return TokenPattern("class", (words,))
     texts = tuple(_unquoted(each) for each in re.findall(_TEXT, words))
     if not texts:
-        return What()
+        return TokenPattern()
     if " that begins with " in words.partition('"')[0]:
-        return What("begins", texts)
-    return What("ends" if " that ends in " in words.partition('"')[0] else "is", texts)
+        return TokenPattern("begins", texts)
+    return TokenPattern("ends" if " that ends in " in words.partition('"')[0] else "is", texts)
 
 
 def _unquoted(text: str) -> str:

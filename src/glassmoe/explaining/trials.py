@@ -1,4 +1,4 @@
-"""What is shown of a feature: windows that explain it, and windows of other documents that test an explanation.
+"""What judges see of a feature: windows that explain it, and windows of other documents that test an explanation.
 
 Legend: E windows, L tokens of a window.
 """
@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .scoring import Score
-from .windows import Bool, Reader, Windows, joined, random_marks
+from .results import Questions, Score
+from .windows import Bool, TokenText, Windows, joined, random_marks
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How much is asked of a feature: windows of each tenth of its strength, and windows in which it does not fire (10
-    and 100: Paulo et al. 2024). `seed`: of what is drawn."""
+class ExplanationProtocol:
+    """How many windows score an explanation (10 and 100 in Paulo et al. 2024)."""
 
     per_decile: int = 10
+    """Windows of each tenth of the feature's strength."""
     silent: int = 100
+    """Windows in which the feature does not fire."""
     seed: int = 0
+    """Seed of the random choice of windows."""
 
     @property
     def asked(self) -> int:
@@ -32,58 +34,69 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One feature. `explaining`: windows that may be looked at to explain it, those where it does not fire last
-    (decile -1). `scoring`: windows of other documents, likewise. `marked_EL`: the tokens of `scoring` that fuzzing
-    marks: the right ones where it fires, as many random ones where it does not. `maximum`: its greatest strength.
-    `token`: what one token is called. `asked`: windows that the protocol asks for."""
+    """The windows of one feature."""
 
     feature: int
+    """Its number."""
     explaining: Windows
+    """Windows that an explainer may see; those in which the feature does not fire come last (decile -1)."""
     scoring: Windows
+    """Windows of other documents, in the same order."""
     marked_EL: Bool
+    """Tokens of `scoring` that fuzzing marks: the right ones where the feature fires, equally many random ones where
+    it does not."""
     maximum: float
+    """Its greatest strength."""
     token: str
+    """What one token is called: token, character or move."""
     asked: int
+    """Windows that the protocol asks for."""
 
     @property
     def fires_E(self) -> Bool:
-        """Of `scoring`."""
-        found: Bool = self.scoring.deciles_E >= 0
-        return found
+        """The windows of `scoring` in which the feature fires."""
+        fires_E: Bool = self.scoring.deciles_E >= 0
+        return fires_E
 
 
 class Explanation(NamedTuple):
-    """What a feature is said to fire on (None: nothing could be said), who says it, and where there is no explanation
-    why, in words."""
+    """What a feature fires on, in words."""
 
     text: str | None
+    """The explanation; None where there is none."""
     explainer: str
+    """Who wrote it."""
     why: str | None = None
+    """Why there is no explanation."""
 
 
 Case = tuple[str, Trial]
-"""An explanation, and the feature on which it is tried: its own, or in a control another."""
+"""An explanation, and the feature on which it is tried: its own, or another as control."""
 
 
 class Judge(NamedTuple):
-    """Who explains and judges. `about`: all that decides what it says, for runs that go on. `scorers`: name -> from
-    cases to their scores. `counts`: what became of its questions, where it asks any. `unread`: answers that could not
-    be read, feature -> their beginnings."""
+    """Explains features and scores explanations."""
 
     name: str
+    """Name of its files."""
     about: Mapping[str, Any]
+    """All that decides its answers; a resumed run must have the same."""
     explain: Callable[[Sequence[Trial]], list[Explanation]]
+    """Explains features."""
     scorers: Mapping[str, Callable[[Sequence[Case]], list[Score]]]
-    counts: Callable[[], dict[str, Any]] | None = None
+    """Name -> scores explanations. Without any, nothing is scored."""
+    counts: Callable[[], Questions] | None = None
+    """Counts of its questions to a language model, where it asks one."""
     unread: Mapping[int, list[str]] = {}
+    """Feature -> beginnings of answers that could not be read."""
 
 
-def trial(reader: Reader, feature: int, protocol: Protocol) -> Trial:
+def trial(text: TokenText, feature: int, protocol: ExplanationProtocol) -> Trial:
     """The windows of one feature, the same for every judge."""
-    store, draw = reader.store, (feature, protocol.silent, protocol.seed)
+    store, draw = text.store, (feature, protocol.silent, protocol.seed)
     explaining = [store.explaining(feature), store.silent_explaining(*draw)]
     firing, silent = (
-        reader.windows(each) for each in (store.scoring(feature, protocol.per_decile), store.silent(*draw))
+        text.windows(examples) for examples in (store.scoring(feature, protocol.per_decile), store.silent(*draw))
     )
     maximum = float(store.maxima_F[feature])
     right_EL = firing.marked(maximum)
@@ -91,10 +104,10 @@ def trial(reader: Reader, feature: int, protocol: Protocol) -> Trial:
     wrong_EL = random_marks(silent, average, np.random.default_rng([protocol.seed, feature]))
     return Trial(
         feature,
-        joined([reader.windows(each) for each in explaining]),
+        joined([text.windows(examples) for examples in explaining]),
         joined([firing, silent]),
         np.concatenate([right_EL, wrong_EL]),
         maximum,
-        reader.kind.one,
+        text.kind.one,
         protocol.asked,
     )

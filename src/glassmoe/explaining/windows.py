@@ -1,6 +1,6 @@
-"""Windows of text or games as explainers and judges meet them: what each token spells, and where a feature fires.
+"""Windows of text or games as explainers and judges see them: what each token spells, and where a feature fires.
 
-Legend: E windows, L tokens of a window, V different pieces (what a token spells).
+Legend: E windows, L tokens of a window, V distinct pieces (what a token spells).
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ OPEN, CLOSE = "<<", ">>"
 MARKED_ABOVE = 0.3
 """Tokens above this share of the feature's maximum are marked (delphi's default)."""
 BROKEN = "\ufffd"
-"""What stands for the bytes of a character of which a token has only some."""
+"""Replaces the bytes of a character when a token holds only some of them."""
 
 
-class Test(Protocol):
-    """A question to what a token spells."""
+class PieceTest(Protocol):
+    """A yes-or-no question about what a token spells."""
 
     def holds(self, piece: str) -> bool: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """E windows of one feature. `pieces`: the V different pieces; `piece_EL`: which of them each token is;
-    `place_EL`: how many tokens of its row stand before it; `strengths_EL`: of the feature there; `deciles_E`: 0 for
-    the strongest tenth to 9, -1 where the feature does not fire. `source_E`: the name of the source of the document
-    that each is of; None where sources are not known."""
+    """E windows of one feature."""
 
     pieces: tuple[str, ...]
+    """The V distinct pieces."""
     piece_EL: Int64
+    """Index of each token's piece."""
     place_EL: Int64
+    """Tokens before each token in its row."""
     strengths_EL: Float32
+    """Strength of the feature at each token."""
     deciles_E: Int64
+    """0 for the strongest tenth to 9; -1 where the feature does not fire."""
     source_E: npt.NDArray[Any] | None = None
-    _held: dict[Test, Bool] = field(default_factory=dict, repr=False)
+    """Name of the source of each window's document; None where sources are not known."""
+    _known: dict[PieceTest, Bool] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.piece_EL)
 
     def __getitem__(self, chosen: Any) -> Windows:
         """Some of the windows, by numbers, a mask or a slice."""
-        parts = (self.piece_EL, self.place_EL, self.strengths_EL, self.deciles_E)
-        piece_EL, place_EL, strengths_EL, deciles_E = (each[chosen] for each in parts)
+        arrays = (self.piece_EL, self.place_EL, self.strengths_EL, self.deciles_E)
+        piece_EL, place_EL, strengths_EL, deciles_E = (array[chosen] for array in arrays)
         source_E = None if self.source_E is None else self.source_E[chosen]
         return Windows(self.pieces, piece_EL, place_EL, strengths_EL, deciles_E, source_E)
 
@@ -62,34 +65,35 @@ class Windows:
         return [self.pieces[piece] for piece in self.piece_EL[window]]
 
     def text(self, window: int) -> str:
+        """The text of a window."""
         return "".join(self.tokens(window))
 
-    def where(self, test: Test) -> Bool:
-        """(E, L): the tokens for which a test holds; each piece is asked once."""
-        if test not in self._held:
-            self._held[test] = np.array([test.holds(piece) for piece in self.pieces], dtype=bool)
-        found: Bool = self._held[test][self.piece_EL]
-        return found
+    def where(self, test: PieceTest) -> Bool:
+        """(E, L): tokens for which a test holds. Each piece is tested once."""
+        if test not in self._known:
+            self._known[test] = np.array([test.holds(piece) for piece in self.pieces], dtype=bool)
+        holds_EL: Bool = self._known[test][self.piece_EL]
+        return holds_EL
 
     def of_source(self, name: str) -> Bool:
-        """(E,): the windows whose document is of a source; none where sources are not known."""
+        """(E,): windows whose document comes from a source; none where sources are not known."""
         if self.source_E is None:
             return np.zeros(len(self), dtype=bool)
-        found: Bool = self.source_E == name
-        return found
+        is_source_E: Bool = self.source_E == name
+        return is_source_E
 
     def marked(self, maximum: float) -> Bool:
-        """(E, L): the tokens that are shown as those on which the feature fires: above `MARKED_ABOVE` of its
-        `maximum`, and of every window where it fires the strongest."""
+        """(E, L): tokens shown as those on which the feature fires: those above `MARKED_ABOVE` of `maximum`, and the
+        strongest token of every window in which it fires."""
         peak_E1 = self.strengths_EL.max(1, keepdims=True, initial=0.0)
-        found: Bool = (self.strengths_EL > 0) & (
+        marked_EL: Bool = (self.strengths_EL > 0) & (
             (self.strengths_EL > MARKED_ABOVE * maximum) | (self.strengths_EL == peak_E1)
         )
-        return found
+        return marked_EL
 
 
-class Reader:
-    """From a store's examples to `Windows`, in the words of what its tokens are."""
+class TokenText:
+    """Turns the examples of a store into `Windows`, with the text of every token."""
 
     def __init__(self, store: FeatureStore, kind: TokenKind):
         self.store, self.kind = store, kind
@@ -103,7 +107,7 @@ class Reader:
         piece_EL = piece_EL.reshape(tokens_EL.shape)
         pieces = [self.piece(int(token)) for token in ids_V]
         broken_V = np.array([BROKEN in piece for piece in pieces], dtype=bool)
-        # Few windows hold characters that several tokens share, and these are spelled one by one.
+        # Few windows hold characters that several tokens share. These are spelled one by one.
         for window in np.flatnonzero(broken_V[piece_EL].any(1)) if broken_V.any() else ():
             whole = self._spelled(tokens_EL[window])
             piece_EL[window] = range(len(pieces), len(pieces) + len(whole))
@@ -113,7 +117,7 @@ class Reader:
         if self.store.sources_R is not None:
             names = np.array(self.store.manifest["source_names"], dtype=object)
             source_E = names[self.store.sources_R[examples.rows_E]]
-        return Windows(*_once(pieces, piece_EL), place_EL, examples.strengths_EL, examples.deciles_E, source_E)
+        return Windows(*_distinct(pieces, piece_EL), place_EL, examples.strengths_EL, examples.deciles_E, source_E)
 
     def piece(self, token: int) -> str:
         """What a token spells within a text."""
@@ -125,47 +129,47 @@ class Reader:
         if self._before is None:
             word = self.kind.vocabulary[token]
             return f" {word}" if self.kind is MOVES and word != self.kind.start_token else word
-        # Alone, the first word of a text loses its space with some tokenizers.
+        # Some tokenizers drop the space of a text's first word, so the token is decoded after another one.
         before = self.kind.decode(self._before)
         return self.kind.decode([*self._before, token])[len(before) :]
 
     def _spelled(self, tokens_L: Int64) -> list[str]:
-        """Pieces of a window in which characters are spread over tokens: each such character is its last token's."""
+        """Pieces of a window in which characters are spread over tokens: each such character counts as the last of
+        its tokens."""
         assert self._before is not None
-        shown = self.kind.decode(self._before)
+        decoded = self.kind.decode(self._before)
         pieces = []
         for end in range(1, len(tokens_L) + 1):
             text = self.kind.decode([*self._before, *tokens_L[:end]])
             if end < len(tokens_L):
                 text = text.rstrip(BROKEN)
-            pieces.append(text[len(shown) :])
-            shown = max(shown, text, key=len)
+            pieces.append(text[len(decoded) :])
+            decoded = max(decoded, text, key=len)
         return pieces
 
 
-def _once(pieces: Sequence[str], piece_EL: Int64) -> tuple[tuple[str, ...], Int64]:
-    """Every piece once: several ids may spell the same."""
-    number = {piece: at for at, piece in enumerate(dict.fromkeys(pieces))}
-    place_V = np.array([number[piece] for piece in pieces], dtype=np.int64)
-    return tuple(number), place_V[piece_EL]
+def _distinct(pieces: Sequence[str], piece_EL: Int64) -> tuple[tuple[str, ...], Int64]:
+    """Every piece once, as several ids may spell the same."""
+    number = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    index_V = np.array([number[piece] for piece in pieces], dtype=np.int64)
+    return tuple(number), index_V[piece_EL]
 
 
-def joined(windows: Sequence[Windows]) -> Windows:
-    """The windows of several, in order."""
-    pieces = [piece for each in windows for piece in each.pieces]
-    starts = np.cumsum([0, *(len(each.pieces) for each in windows)])
-    piece_EL = np.concatenate([each.piece_EL + start for each, start in zip(windows, starts[:-1], strict=True)])
-    rest = (
-        np.concatenate([getattr(each, name) for each in windows]) for name in ("place_EL", "strengths_EL", "deciles_E")
+def joined(parts: Sequence[Windows]) -> Windows:
+    """The windows of several parts, in order."""
+    pieces = [piece for part in parts for piece in part.pieces]
+    starts = np.cumsum([0, *(len(part.pieces) for part in parts)])
+    piece_EL = np.concatenate([part.piece_EL + start for part, start in zip(parts, starts[:-1], strict=True)])
+    place_EL, strengths_EL, deciles_E = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("place_EL", "strengths_EL", "deciles_E")
     )
-    place_EL, strengths_EL, deciles_E = rest
-    sources = [each.source_E for each in windows if each.source_E is not None]
-    source_E = np.concatenate(sources) if len(sources) == len(windows) else None
-    return Windows(*_once(pieces, piece_EL), place_EL, strengths_EL, deciles_E, source_E)
+    sources = [part.source_E for part in parts if part.source_E is not None]
+    source_E = np.concatenate(sources) if len(sources) == len(parts) else None
+    return Windows(*_distinct(pieces, piece_EL), place_EL, strengths_EL, deciles_E, source_E)
 
 
 def with_marks(tokens: Sequence[str], marked: Sequence[bool]) -> str:
-    """A text with its marked tokens between << and >>, tokens that touch together. The text's own << and >> are
+    """A text with its marked tokens between << and >>; adjacent tokens share one pair. The text's own << and >> are
     written apart, so that they mark nothing."""
     parts, inside = [], False
     for token, mark in zip(tokens, marked, strict=True):
@@ -177,9 +181,9 @@ def with_marks(tokens: Sequence[str], marked: Sequence[bool]) -> str:
 
 
 def random_marks(windows: Windows, count: float, rng: np.random.Generator) -> Bool:
-    """(E, L): about `count` tokens of each window, at random (at least one): the wrong marks of fuzzing."""
+    """(E, L): about `count` random tokens of each window, at least one: the wrong marks of fuzzing."""
     length = windows.piece_EL.shape[1]
     order_EL = rng.random(windows.piece_EL.shape).argsort(1)
     counts_E1 = np.full((len(windows), 1), count) // 1 + (rng.random((len(windows), 1)) < count % 1)
-    found: Bool = order_EL < np.clip(counts_E1, 1, length)
-    return found
+    marked_EL: Bool = order_EL < np.clip(counts_E1, 1, length)
+    return marked_EL

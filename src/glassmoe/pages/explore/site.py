@@ -35,7 +35,7 @@ from .records import Recorder, Ties, column, rounded
 from .sources import Options, Source, open_sources
 
 HERE = Path(__file__).parent
-PIECES = HERE.parent / "report/templates/pieces.svg"
+PIECES = HERE.parent / "templates/pieces.svg"
 SHARD, WORDS = 8, 1024
 """Features of a file of records, and of a file of words."""
 NEAR, LOGITS, CARDS = 8, 10, 6

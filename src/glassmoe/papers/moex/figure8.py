@@ -19,12 +19,13 @@ from typing import Any
 
 from glassmoe.console import say
 from glassmoe.device import describe, pick_device
-from glassmoe.explaining.explained import Line, choose_features, explain_features, read_lines
-from glassmoe.explaining.opening import Explained, open_explained
+from glassmoe.explaining.explained import choose_features, explain_features
+from glassmoe.explaining.opening import LayerExamples, open_examples, open_layer
+from glassmoe.explaining.results import FeatureExplanation, VerdictScore
 from glassmoe.explaining.rules import parse
 from glassmoe.explaining.scoring import mean_of
-from glassmoe.explaining.trials import Judge, Protocol
-from glassmoe.explaining.windows import Reader, with_marks
+from glassmoe.explaining.trials import ExplanationProtocol, Judge
+from glassmoe.explaining.windows import TokenText, with_marks
 from glassmoe.inspect.readers import open_readers
 from glassmoe.inspect.store import Gathering
 from glassmoe.measure.encoder_map import require_plots
@@ -58,7 +59,7 @@ def figure8(
     name: str | None = None,
     data: str | None = None,
     gathering: Gathering | None = None,
-    protocol: Protocol | None = None,
+    protocol: ExplanationProtocol | None = None,
     results: Path = Path("results"),
     device: str = "auto",
     again: bool = False,
@@ -69,7 +70,7 @@ def figure8(
     require_plots("matplotlib.figure", "Drawing figures")
     if "detection" not in judge.scorers:
         raise ValueError("figure8 shows the accuracy of detection; give --judge rules, embedding, or a language model")
-    protocol, usual = protocol or Protocol(), gathering or Gathering()
+    protocol, usual = protocol or ExplanationProtocol(), gathering or Gathering()
     found = [(run, name) for run in runs for name in _readers(run, layer, device)]
     header = {
         "suite": "figure8",
@@ -85,7 +86,8 @@ def figure8(
     def add(run: str, reader: str, kept: int | None) -> dict[str, Any]:
         say(f"{run}, {reader}" + (f", the greatest {kept} of a token" if kept else ""))
         settings = replace(usual, keep=kept)
-        one = open_explained(run, layer, coder=reader, gathering=settings, data=data, device=device, again=again)
+        opened = open_layer(run, layer, coder=reader, device=device)
+        one = open_examples(*opened, run, gathering=settings, data=data, again=again)
         rows.append(_explained(one, run, kept, judge, features, protocol, again))
         title = f"figure8-{name or Path(runs[0]).name}"
         return save(results, title, {**header, "rows": rows}, render_figure8, draw_figure8)
@@ -108,22 +110,35 @@ def _readers(run: str, layer: int | None, device: str) -> list[str]:
 
 
 def _explained(
-    one: Explained, run: str, kept: int | None, judge: Judge, features: int, protocol: Protocol, again: bool
+    one: LayerExamples,
+    run: str,
+    kept: int | None,
+    judge: Judge,
+    features: int,
+    protocol: ExplanationProtocol,
+    again: bool,
 ) -> Row:
     chosen = choose_features(one.store, features, protocol.seed)
     made = explain_features(one.store, one.subject.kind(), judge, chosen, one.folder, protocol=protocol, again=again)
     keys = ("reader", "l0", "read_tokens", "features", "silent", "unexplained", "scored", "scores", "control")
     name = Path(run).name + (f", k = {kept}" if kept else "")
-    if one.features.folder is not None:
-        name = f"{Path(run).name}/{one.features.name}"
+    if one.layer.folder is not None:
+        name = f"{Path(run).name}/{one.layer.name}"
     about = {"name": name, "run": Path(run).name, "keep": kept, "corpus": one.data.name}
-    lines = {line["feature"]: line for line in read_lines(Path(made["file"]))}
-    scored = [lines[feature] for feature in chosen if "detection" in lines[feature]["scores"]]
+    lines = {line.feature: line for line in made.explanations}
+    scored = [lines[feature] for feature in chosen if "detection" in lines[feature].scores]
     found = {"of": speaks_of(scored), "best": _best(one, scored)}
-    return {**about, "data_sha256": one.store.manifest["data_sha256"], **{key: made[key] for key in keys}, **found}
+    values = made.to_dict()
+    return {**about, "data_sha256": one.store.manifest["data_sha256"], **{key: values[key] for key in keys}, **found}
 
 
-def speaks_of(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
+def _detection(line: FeatureExplanation, control: bool = False) -> float | None:
+    """Balanced accuracy in detection of a feature's own explanation, or of the control."""
+    score = (line.control if control else line.scores).get("detection")
+    return score.balanced_accuracy if isinstance(score, VerdictScore) else None
+
+
+def speaks_of(lines: Sequence[FeatureExplanation]) -> dict[str, dict[str, Any]]:
     """Detection's balanced accuracy, own and with another's explanation, of the features whose explanation is a rule
     of `place` in the row or of the document's `source`, and of the `others`: {"own", "control"}, each {"mean", "half",
     "n"}."""
@@ -131,50 +146,48 @@ def speaks_of(lines: Sequence[Line]) -> dict[str, dict[str, Any]]:
     return {
         wanted: {
             name: mean_of(
-                line[key]["detection"]["balanced_accuracy"]
-                for line, kind in zip(lines, kinds, strict=True)
-                if kind == wanted and "detection" in line[key]
-            )
-            for name, key in (("own", "scores"), ("control", "control"))
+                _detection(line, control) for line, kind in zip(lines, kinds, strict=True) if kind == wanted
+            ).to_dict()
+            for name, control in (("own", False), ("control", True))
         }
         for wanted in KINDS
     }
 
 
-def _speaks_of(line: Line) -> str:
-    rule = parse(line["explanation"])
+def _speaks_of(line: FeatureExplanation) -> str:
+    rule = parse(line.explanation or "")
     if rule is None or (rule.first is None and rule.source is None):
         return "others"
     return "source" if rule.first is None else "place"
 
 
-def _best(one: Explained, lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _best(one: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[dict[str, Any]]:
     """The features that detection scores highest, one an explanation, rules of place and source left out; each with
     its expert, where there are experts, and the place where it fires most strongly in the windows that scored it."""
     size = one.store.num_features // (one.store.manifest["num_experts"] or 1)
-    reader = Reader(one.store, one.subject.kind())
+    text = TokenText(one.store, one.subject.kind())
     found: dict[str, dict[str, Any]] = {}
-    for line in sorted(lines, key=lambda line: -(line["scores"]["detection"]["balanced_accuracy"] or 0.0)):
-        if len(found) < BEST and _speaks_of(line) == "others" and line["explanation"] not in found:
-            feature = line["feature"]
-            found[line["explanation"]] = {
+    for line in sorted(lines, key=lambda line: -(_detection(line) or 0.0)):
+        if len(found) < BEST and _speaks_of(line) == "others" and line.explanation not in found:
+            feature = line.feature
+            found[str(line.explanation)] = {
                 "expert": feature // size if 1 < size < one.store.num_features else None,
                 "feature": feature,
-                "explanation": line["explanation"],
-                "balanced_accuracy": line["scores"]["detection"]["balanced_accuracy"],
-                "control": line["control"].get("detection", {}).get("balanced_accuracy"),
-                "fires": line["fires"] / one.store.manifest["read_tokens"],
-                "where": _where(reader, feature),
+                "explanation": line.explanation,
+                "balanced_accuracy": _detection(line),
+                "control": _detection(line, control=True),
+                "fires": line.fires / one.store.manifest["read_tokens"],
+                "where": _where(text, feature),
             }
     return list(found.values())
 
 
-def _where(reader: Reader, feature: int) -> str:
+def _where(text: TokenText, feature: int) -> str:
     """Some tokens around the strongest of the windows that score a feature, those where it fires between << and >>."""
-    windows = reader.windows(reader.store.scoring(feature))
+    windows = text.windows(text.store.scoring(feature))
     window, peak = divmod(int(windows.strengths_EL.argmax()), windows.strengths_EL.shape[1])
     shown = slice(max(0, peak - BEFORE), peak + AFTER + 1)
-    marked = windows.marked(float(reader.store.maxima_F[feature]))[window]
+    marked = windows.marked(float(text.store.maxima_F[feature]))[window]
     return with_marks(windows.tokens(window)[shown], marked[shown].tolist())
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.console import say
-from glassmoe.explaining.judges import Chat, Counts, rate_texts
-from glassmoe.explaining.table import cost_told
+from glassmoe.explaining.chat import Chat, Counts
+from glassmoe.explaining.ratings import rate_texts
+from glassmoe.explaining.results import questions_of
 from glassmoe.inspect.readers import Reader, open_readers
 from glassmoe.inspect.sample import Sampling
 from glassmoe.measure.encoder_map import require_plots
@@ -84,7 +85,7 @@ def steering(
         ]
         made = {**header, "rows": rows}
         if judges:
-            made["judges"] = [judge.summary() for judge in judges]
+            made["judges"] = [judge.summary().to_dict() for judge in judges]
         saved = save(results, f"mxd-steering-{name or Path(path).name}", made, render_steering, draw_steering)
     return saved
 
@@ -172,13 +173,14 @@ def _by(model: str) -> Callable[[Row], Mapping[str, Any]]:
 
 
 def _told(judge: dict[str, Any]) -> str:
+    counts = questions_of(judge)
     missing = sum(judge["failed"].values())
     reasons = ", ".join(f"{reason}: {count}" for reason, count in judge["failed"].items())
     return (
         f"{judge['model']} was asked {judge['asked']} times: {missing} without an answer"
         + (f" ({reasons})" if reasons else "")
         + f", {judge['malformed']} with one that could not be read."
-        + "".join(f" What it answered now came to {cost}." for cost in cost_told(judge))
+        + "".join(f" What it answered now came to {cost}." for cost in (counts.cost_in_words() if counts else []))
     )
 
 

@@ -1,4 +1,4 @@
-"""Judges against a scripted endpoint on loopback: what is sent, what is tried again, what is counted, what is kept."""
+"""Chats with a scripted endpoint on loopback: what is sent, what is tried again, what is counted, what is kept."""
 
 import json
 import subprocess
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from chat_server import ChatServer, Reply, said, serving
+from glassmoe.explaining.chat import Answers, Chat, Endpoint, find_json
 from glassmoe.explaining.cost import usage
-from glassmoe.explaining.judges import Answers, Chat, Endpoint, Rating, find_json, parse_rating, rate_texts
+from glassmoe.explaining.ratings import Rating, parse_rating, rate_texts
 
 GOOD = '{"concept": 0.75, "fluency": 0.5}'
 SECRET = "sk-only-in-the-header-123"
@@ -128,7 +129,7 @@ def test_failures_are_counted_and_leave_the_rest(capsys: pytest.CaptureFixture[s
         judge = chat(server, tries=3, concurrent=2)
         assert judge.ask(questions(*replies)) == ["yes", *[None] * 6]
     failed = {"HTTP 500": 1, "HTTP 400": 1, "no chat completion": 3, "an answer without text": 1}
-    assert judge.counts.failed == failed and judge.summary()["failed"] == failed
+    assert judge.counts.failed == failed and judge.summary().failed == failed
     assert judge.counts.calls == 9  # only the server's failure is tried again
     assert judge.counts.asked == 7 == judge.counts.answered + sum(failed.values())
     assert "judge: HTTP 400: no such field\n" in capsys.readouterr().err
@@ -223,7 +224,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         return echo(number, body)
 
     code = (
-        "import sys; from glassmoe.explaining.judges import *\n"
+        "import sys; from glassmoe.explaining.chat import *\n"
         "chat = Chat(Endpoint(sys.argv[1], 'judge', concurrent=1), Answers(Path(sys.argv[2])))\n"
         "chat.ask([[{'role': 'user', 'content': each}] for each in 'abcd'])\n"
     )
@@ -274,7 +275,12 @@ def test_the_key_is_in_the_header_alone(
         with pytest.raises(ValueError) as error:
             chat(server).ask(questions("x"))
     assert [headers["Authorization"] for _, headers, _ in server.asked] == [f"Bearer {SECRET}"] * 3
-    shown = "".join(capsys.readouterr()) + str(error.value) + repr(vars(judge.counts)) + json.dumps(judge.summary())
+    shown = (
+        "".join(capsys.readouterr())
+        + str(error.value)
+        + repr(vars(judge.counts))
+        + json.dumps(judge.summary().to_dict())
+    )
     assert "bad key [key]" in shown and SECRET not in shown + (tmp_path / "answers.jsonl").read_text()
     assert not any(SECRET in json.dumps(body) for _, _, body in server.asked)
 
@@ -335,13 +341,13 @@ def test_tokens_and_dollars_by_hand(tmp_path: Path) -> None:
         judge = chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0))
         judge.ask(questions("x", "y"))
         judge.ask(questions("x", "z"))
-        told = judge.summary()
+        told = judge.summary().to_dict()
         assert (told["prompt_tokens"], told["completion_tokens"], told["prices"]) == (3000, 300, [2.0, 30.0])
         assert told["cost"] == pytest.approx(0.015) and told["unmetered"] == told["lost"] == 0
-        assert chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0)).summary()["cost"] == 0
+        assert chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0)).summary().cost == 0
         free = chat(server)
         free.ask(questions("x"))
-    assert free.summary()["cost"] is None and free.summary()["prompt_tokens"] == 1000
+    assert free.summary().cost is None and free.summary().prompt_tokens == 1000
 
 
 @pytest.mark.parametrize("concurrent", [1, 4])
@@ -355,7 +361,7 @@ def test_the_cap_on_cost(concurrent: int, tmp_path: Path) -> None:
         assert judge.ask(questions("i")) == [None]
         again = chat(server, tmp_path / "a.jsonl", prices=(2.0, 30.0), cost=1.0)
         assert again.ask(questions(*"abcdefgh")) == [f"about {each}" for each in "abcdefgh"]
-        assert len(server.asked) == 8 and again.counts.cached == 3 and again.summary()["cost"] == pytest.approx(0.025)
+        assert len(server.asked) == 8 and again.counts.cached == 3 and again.summary().cost == pytest.approx(0.025)
 
 
 def test_what_is_under_way_counts_as_the_dearest() -> None:
@@ -376,7 +382,7 @@ def test_what_is_under_way_counts_as_the_dearest() -> None:
         # A cent each, 5.5 in all: with one answered and four under way there is room for another, with five for none.
         judge = chat(server, prices=(10.0, 0.0), cost=0.055, concurrent=8)
         judge.ask(questions(*"abcdefgh"))
-        assert len(server.asked) == 6 and judge.summary()["cost"] == pytest.approx(0.06)
+        assert len(server.asked) == 6 and judge.summary().cost == pytest.approx(0.06)
     assert seen[0] == 1 and max(seen) <= 5
 
 
@@ -390,7 +396,7 @@ def test_an_endpoint_that_tells_no_tokens_cannot_be_capped(tmp_path: Path) -> No
         assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1
         judge = chat(server, prices=(1.0, 1.0))
         judge.ask(questions("a"))
-    assert judge.summary()["unmetered"] == 1 and judge.summary()["cost"] == 0
+    assert judge.summary().unmetered == 1 and judge.summary().cost == 0
 
 
 @pytest.mark.parametrize(
@@ -411,18 +417,18 @@ def test_a_request_that_is_lost_counts_as_the_dearest() -> None:
         judge = chat(server, prices=(10.0, 0.0), cost=0.03, concurrent=1, timeout=0.5, tries=1)
         assert judge.ask(questions(*"abcde")) == ["yes", None, None, "yes", None]
         end.set()
-    told = judge.summary()
+    told = judge.summary().to_dict()
     assert told["cost"] == pytest.approx(0.03) and told["lost"] == 1 and told["prompt_tokens"] == 2000
     judge.ask(questions("f"))
-    assert judge.summary()["lost"] == 1
+    assert judge.summary().lost == 1
     gone = chat(closed_port(), prices=(10.0, 0.0), cost=0.03, tries=2)
     with pytest.raises(ValueError, match="unreachable"):
         gone.ask(questions("x"))
-    assert gone.summary()["lost"] == 0
+    assert gone.summary().lost == 0
 
 
 def test_answers_without_text_are_paid_for() -> None:
     with serving(lambda *_: said(None, (500, 7))) as server:
         judge = chat(server, prices=(2.0, 0.0))
         assert judge.ask(questions("a")) == [None]
-    assert judge.summary()["cost"] == pytest.approx(0.001) and judge.summary()["completion_tokens"] == 7
+    assert judge.summary().cost == pytest.approx(0.001) and judge.summary().completion_tokens == 7
