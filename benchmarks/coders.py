@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from glassmoe.coders.configuration import CoderConfig, FitConfig, Kind, matched_experts
+from glassmoe.coders.configuration import CoderConfig, FitConfig, matched_experts
 from glassmoe.coders.fit import fit
-from glassmoe.coders.sae import build_coder
+from glassmoe.coders.kinds import build_coder
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.layers.sparse_ops import write_rows
 from glassmoe.text.documents import prepare_text
@@ -39,7 +39,7 @@ LAYERS, LAYER, HEADS, ROW = 4, 2, 4, 128
 random, of the coders' width."""
 WORDS = 400
 """Different words of the text that whole fits read."""
-OURS: dict[str, Kind] = {"topk sae": "topk", "transcoder": "transcoder"}
+OURS: dict[str, str] = {"topk sae": "topk", "transcoder": "transcoder"}
 PEERS = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens"}
 """Module -> what it is installed as. sae-lens trains no transcoders with a top-k."""
 Pass = Callable[[], object]
@@ -91,13 +91,13 @@ def _beside(
     ]
 
 
-def _config(kind: Kind, sizes: Sizes, **settings: Any) -> CoderConfig:
+def _config(kind: str, sizes: Sizes, **settings: Any) -> CoderConfig:
     site = "mlp-out" if kind == "topk" else None
     given = {"features": sizes.coder_features, "k": sizes.coder_k, "auxiliary": 0.0, **settings}
     return CoderConfig(layer=LAYER, kind=kind, site=cast(Any, site), **given)
 
 
-def _steps(kind: Kind, peers: list[str], sizes: Sizes, device: torch.device) -> dict[str, Pass]:
+def _steps(kind: str, peers: list[str], sizes: Sizes, device: torch.device) -> dict[str, Pass]:
     """One step of each on the same vectors."""
     torch.manual_seed(0)
     x_TD, y_TD = torch.randn(2, sizes.coder_tokens, sizes.coder_width, device=device)
@@ -124,14 +124,14 @@ def _our_step(config: CoderConfig, x_TD: Tensor, y_TD: Tensor) -> Pass:
     return step
 
 
-def _sparsify_config(kind: Kind, sizes: Sizes) -> Any:
+def _sparsify_config(kind: str, sizes: Sizes) -> Any:
     from sparsify.config import SparseCoderConfig
 
     settings: Any = {"num_latents": sizes.coder_features, "k": sizes.coder_k, "transcode": kind != "topk"}
     return SparseCoderConfig(**settings)
 
 
-def _sparsify_step(kind: Kind, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
+def _sparsify_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
     """What its `Trainer.fit` does with the vectors of one batch, with Adam."""
     from sparsify import SparseCoder
 
@@ -162,7 +162,7 @@ def _sae_lens_coder(sizes: Sizes) -> Any:
     return TopKTrainingSAEConfig(**settings, aux_loss_coefficient=0.0)
 
 
-def _sae_lens_step(kind: Kind, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
+def _sae_lens_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
     del kind, y_TD
     from sae_lens import TopKTrainingSAE
     from sae_lens.config import SAETrainerConfig
@@ -175,7 +175,7 @@ def _sae_lens_step(kind: Kind, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass
     return lambda: trainer._train_step(sae=coder, sae_in=x_TD)
 
 
-def _fits(kind: Kind, peers: list[str], sizes: Sizes, folder: Path) -> dict[str, Pass]:
+def _fits(kind: str, peers: list[str], sizes: Sizes, folder: Path) -> dict[str, Pass]:
     """Whole fits of one length, each on the same text and model, the latter read from `folder`."""
     model, data = folder / "model", folder / "data"
     _write_model(model, data, sizes)
@@ -209,7 +209,7 @@ def _write_model(model: Path, data: Path, sizes: Sizes) -> None:
     (model / "tokenizer.json").write_text((data / "tokenizer.json").read_text())
 
 
-def _our_fit(kind: Kind, sizes: Sizes, model: Path, data: Path, folder: Path) -> None:
+def _our_fit(kind: str, sizes: Sizes, model: Path, data: Path, folder: Path) -> None:
     batch = sizes.coder_tokens // ROW
     config = FitConfig(
         source=str(model),
@@ -232,7 +232,7 @@ def _our_fit(kind: Kind, sizes: Sizes, model: Path, data: Path, folder: Path) ->
         fit(config, Path(out) / "fit")
 
 
-def _sparsify_fit(kind: Kind, sizes: Sizes, model: Path, tokens: npt.NDArray[np.int64], folder: Path) -> None:
+def _sparsify_fit(kind: str, sizes: Sizes, model: Path, tokens: npt.NDArray[np.int64], folder: Path) -> None:
     from datasets import Dataset
     from sparsify import TrainConfig as SparsifyTrainConfig
     from sparsify import Trainer

@@ -3,6 +3,14 @@
 import torch
 
 from glassmoe.coders.base import Coder
+from glassmoe.coders.configuration import CoderConfig
+from glassmoe.coders.kinds import coder_class
+
+
+def parameter_count(config: CoderConfig, width: int) -> int:
+    """Parameters of a coder, without memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in coder_class(config.kind)(width, config, 100, 1).parameters())
 
 
 def gradients(coder: Coder, inputs: tuple[torch.Tensor, ...], value: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from glassmoe import config as configuration
 from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import save_coder
-from glassmoe.coders.sae import build_coder
+from glassmoe.coders.kinds import build_coder
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.model.subject import load_subject, weights_digest
 

@@ -92,7 +92,7 @@ def test_mistakes_get_one_clear_message(values: dict, message: str) -> None:
 
 
 def test_values_arrive_with_their_types(tmp_path: Path) -> None:
-    config = from_dict({"seed": 3, "model": {"ffn": "mine", "options": {"k": 4}}, "optimizer": {"betas": [0.8, 0.9]}})
+    config = from_dict({"seed": 3, "model": {"ffn": "peer", "options": {"k": 4}}, "optimizer": {"betas": [0.8, 0.9]}})
     assert (config.seed, config.model.options, config.optimizer.betas) == (3, {"k": 4}, (0.8, 0.9))
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="does not hold a configuration"):

@@ -7,11 +7,13 @@ import difflib
 import math
 import re
 from argparse import ArgumentError
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+
+from .registry import LAYER_REGISTRY, ROUTER_REGISTRY
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -65,7 +67,7 @@ class ModelConfig:
 
     ffn: str = "moe-x"
     """Feed-forward layer: gelu, gelu-tanh, relu, relu-topk, geglu, swiglu, reglu, solu, switch, moe-x, monet-hd,
-    monet-vd, peer, or one of your own."""
+    monet-vd, peer, or one that you add (`glassmoe.FEED_FORWARD`)."""
     layers: int = 4
     """Number of blocks."""
     heads: int = 2
@@ -83,8 +85,8 @@ class ModelConfig:
     """Activation of the experts, where it should differ from what `ffn` means."""
     gated: bool = False
     """Experts of switch and moe-x with a second encoder: s(W_enc x) * (W_up x), as an upcycled Llama has them."""
-    router: Literal["learned", "sparsity"] | None = None
-    """Router of a mixture, where it should differ from what `ffn` means."""
+    router: str | None = None
+    """Router of switch and moe-x: learned, sparsity, or one that you add; by default what `ffn` means."""
     balance: float = 0.01
     """Weight of the Switch load-balance loss; 0 turns it off."""
     router_gradient: bool = True
@@ -98,7 +100,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     """What the norm adds to the variance."""
     positions: Literal["learned", "rotary"] = "learned"
-    """How positions are told: a learned vector of each, or queries and keys that turn."""
+    """Positional encoding: learned embeddings or rotary."""
     rotary_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     rotary_share: float = 1.0
@@ -121,10 +123,13 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
     options: dict[str, Any] | None = None
-    """Settings of one kind of layer: of relu-topk (k), of Monet (heads, experts, unit, topk), of PEER (num_experts,
-    heads, k, d_key, activation), or of a layer of your own."""
+    """Settings of one kind of layer: relu-topk (k), Monet (heads, experts, unit, topk), PEER (num_experts, heads, k,
+    d_key, activation), or one that you add."""
 
     def __post_init__(self) -> None:
+        LAYER_REGISTRY.check(self.ffn, "model.ffn")
+        if self.router is not None:
+            ROUTER_REGISTRY.check(self.router, "model.router")
         positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
         given = [name for name in ("kv_heads", "context") if getattr(self, name) is not None]
         positive(self, "model", "norm_eps", "rotary_theta", *given)
@@ -267,7 +272,7 @@ def recipes(what: str = "") -> dict[str, Path]:
 
 def to_yaml(config: Any) -> str:
     """A configuration, of a run or of another kind, as the text of a YAML file."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return yaml.safe_dump(plain(config), sort_keys=False)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -427,10 +432,14 @@ def _check_keys(values: Any, kind: Any, prefix: str = "") -> None:
             raise ValueError(f"{prefix}{key} takes {_expected(hint)}, got null; leave it out for its default")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A configuration as nested dictionaries and lists. Fields marked `omit_none` are left out while they are None."""
+    if is_dataclass(value):
+        values = {each.name: (getattr(value, each.name), each.metadata.get("omit_none")) for each in fields(value)}
+        return {name: plain(each) for name, (each, omit) in values.items() if not omit or each is not None}
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def positive(section: Any, prefix: str, *names: str, zero: bool = False) -> None:

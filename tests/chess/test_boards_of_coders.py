@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from glassmoe.chess.board_evaluation import CHARACTERS, DOTS, evaluate_boards
+from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import CoderConfig
-from glassmoe.coders.sae import Coder, build_coder
+from glassmoe.coders.kinds import build_coder
 from glassmoe.data.corpus import Corpus
 from glassmoe.model import GlassConfig, GlassForCausalLM
 

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from glassmoe.coders.configuration import CoderConfig
-from glassmoe.coders.sae import AUTOENCODERS, BatchTopK, Coder, Gated, JumpReLU, PAnneal, TopK, build_coder
+from glassmoe.coders.base import Coder
+from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig
+from glassmoe.coders.kinds import build_coder
+from glassmoe.coders.sae import BatchTopK, Gated, JumpReLU, PAnneal, TopK
 from glassmoe.model import FEED_FORWARD, Features, FeedForward
 from glassmoe.model.statistics import layer_statistics
 
@@ -375,7 +377,7 @@ def test_the_first_reconstruction_is_the_stream_with_noise(kind: str) -> None:
         ({"p_end": 1.5}, "coder.p_end is 1.5; the exponent falls from 1"),
         ({"dead_tokens": 0}, "coder.dead_tokens is 0"),
         ({"kind": "batchtopk", "features": 8, "k": 9}, r"coder.k is 9, more than the 8 features; lower coder.k"),
-        ({"kind": "jump"}, "coder.kind is 'jump'; expected one of topk, batchtopk, jumprelu, l1, p-anneal, gated, "),
+        ({"kind": "jump"}, "coder.kind: unknown coder 'jump'; did you mean jumprelu"),
         ({"site": "attention"}, "coder.site is 'attention'; expected one of stream, mlp, mlp-out"),
         ({"site": "mlp"}, "coder.site is 'mlp'; topk rebuilds what it reads: give stream or mlp-out, or one of the"),
         ({"normalise": "max"}, "coder.normalise is 'max'; expected one of none, rms"),

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from glassmoe.coders.configuration import learning_rate, parameter_count
+from coder_twins import parameter_count
+from glassmoe.coders.configuration import learning_rate
 from glassmoe.coders.sweep import sweep
 from text_files import made_up_texts, prepared, random_gpt2
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glassmoe.coders.configuration import CoderConfig
-from glassmoe.coders.sae import AUTOENCODERS, BatchTopK, JumpReLU, _greatest, build_coder
+from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig
+from glassmoe.coders.kinds import build_coder
+from glassmoe.coders.sae import BatchTopK, JumpReLU, _greatest
 
 WIDTH, FEATURES, TOKENS = 6, 40, 15
 

@@ -8,8 +8,8 @@ import torch
 
 from coder_twins import assert_as_the_twin
 from glassmoe import config as configuration
-from glassmoe.coders.configuration import CoderConfig, FitConfig, parameter_count
-from glassmoe.coders.sae import CODERS, build_coder
+from glassmoe.coders.configuration import CoderConfig, FitConfig
+from glassmoe.coders.kinds import build_coder
 from glassmoe.coders.transcoder import SkipTranscoder, Transcoder
 from glassmoe.model import Features, FeedForward
 from glassmoe.model.statistics import layer_statistics
@@ -145,13 +145,6 @@ def test_inputs_and_targets_are_normalised_each_by_its_own() -> None:
     torch.testing.assert_close(found.reconstruction, y_rms * expected.reconstruction)
     torch.testing.assert_close(own.write(own.features(x)), found.reconstruction)
     torch.testing.assert_close(found.losses, expected.losses)
-
-
-@pytest.mark.parametrize("kind", CODERS)
-def test_parameters_are_counted_before_there_are_any(kind: str) -> None:
-    for settings in ({}, {"features": 70}, {"hidden": 5}, {"glu": True}):
-        config = CoderConfig(layer=0, kind=kind, k=2, **settings)
-        assert parameter_count(config, 6) == sum(p.numel() for p in build_coder(config, 6, 100, 1).parameters())
 
 
 def test_what_is_left_open_follows_the_kind_however_it_is_given() -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassmoe.coders.configuration import CoderConfig
+from glassmoe.coders.base import Coder
+from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig
+from glassmoe.coders.kinds import build_coder
 from glassmoe.coders.reconstruction import StreamFit
-from glassmoe.coders.sae import AUTOENCODERS, Coder, build_coder
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest

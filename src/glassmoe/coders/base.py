@@ -38,18 +38,25 @@ class Coder(FeedForward):
     """What the kinds share. Row f of `w_enc` (F, D) is what feature f reads, row f of `w_dec` (F, D) what it writes;
     `b_enc` (F,), `b_dec` (D,).
 
-    `width`: D. `steps`, `tokens`: length of the fit, which the shares in `config` are shares of. Buffers: `step`, how
-    many steps were taken; `scale`, root of the mean of ||y - mean||^2 in the first batch, by which penalties are
-    multiplied so that their weights mean the same for a target of any size; `silent_F`, tokens since each feature last
-    fired, to the step; `fired_F` and `seen`, which features fired and how many tokens were seen since the last step;
-    with `normalise: rms` also `x_rms` and `y_rms`, root mean squares of the entries in the first batch: x and y are
-    divided by them, so that features, parameters and losses are in these units, and what is written is multiplied back.
-    `counters`: the buffers to which passes add since the last step; several processes add theirs up before
-    `after_update`. `unit_rows`: whether decoder rows are held at norm 1. ValueError when the configuration does not
-    fit the width or the length.
+    `width`: D. `steps`, `tokens`: length of the fit, which the shares in `config` are shares of. ValueError when the
+    configuration does not fit the width or the length. A subclass implements `_encode` and `_losses`, and may set:
+    `stands_for_mlp`, whether the kind reads the input of an MLP and rebuilds its output (else it rebuilds what it
+    reads); `uses_k`, whether `config.k` features of a token are used; `unit_rows`, whether decoder rows are held at
+    norm 1; `counters`, the buffers to which passes add since the last step (several processes add theirs up before
+    `after_update`).
+
+    Buffers: `step`, how many steps were taken; `scale`, root of the mean of ||y - mean||^2 in the first batch, by which
+    penalties are multiplied so that their weights mean the same for a target of any size; `silent_F`, tokens since each
+    feature last fired, to the step; `fired_F` and `seen`, which features fired and how many tokens were seen since the
+    last step; with `normalise: rms` also `x_rms` and `y_rms`, root mean squares of the entries in the first batch: x
+    and y are divided by them, so that features, parameters and losses are in these units, and what is written is
+    multiplied back.
     """
 
+    row_methods: ClassVar[tuple[str, ...]] = (*FeedForward.row_methods, "code", "loss", "scores", "initialise")
     counters: ClassVar[tuple[str, ...]] = ("fired_F", "seen")
+    stands_for_mlp: ClassVar[bool] = False
+    uses_k: ClassVar[bool] = False
     unit_rows: bool = True
 
     step: Tensor
@@ -65,6 +72,7 @@ class Coder(FeedForward):
         self.config = config.complete(width, tokens)
         assert self.config.features is not None and self.config.dead_tokens is not None
         self.num_features, self.dead_tokens = self.config.features, self.config.dead_tokens
+        self.input_width = width
         self.warmup_steps = round(config.l1_warmup * steps)
         self.normalised = config.normalise == "rms"
         shape = (self.num_features, width)
@@ -119,6 +127,20 @@ class Coder(FeedForward):
 
     def write(self, features: Features) -> Tensor:
         return self._restored(self._decode(features))
+
+    def encode(self, x: Tensor, *, grad: bool = False) -> Features:
+        """The features of activations (..., D) of any float type, computed in float32 whatever the autocast state.
+        `grad`: whether gradients flow. ValueError for another last dimension than D."""
+        with torch.set_grad_enabled(grad), torch.autocast(x.device.type, enabled=False):
+            features: Features = self.features(x.to(self.w_dec.dtype))
+            return features
+
+    def decode(self, features: Features, *, grad: bool = False) -> Tensor:
+        """The reconstruction (..., D) from features, such as `encode` returns, in float32. `grad`: whether gradients
+        flow. ValueError for features of another coder."""
+        with torch.set_grad_enabled(grad), torch.autocast(features.values.device.type, enabled=False):
+            rebuilt: Tensor = self.write(features)
+            return rebuilt
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The reconstruction (T, D) from what is read (T, D) and, in training, the named losses of an autoencoder."""
@@ -227,8 +249,10 @@ class ListedCoder(Coder):
     """Lists k features a token, those of the greatest scores above 0, and helps the dead (Gao et al. 2024, A.2): with
     `auxiliary` above 0 the error, held constant, is to be rebuilt by the D / 2 greatest of the dead features.
 
-    Gradients of encoder and decoder are made from the listed rows alone (`sparse`).
+    Gradients of encoder and decoder are made from the listed rows alone (`layers.sparse_ops`).
     """
+
+    uses_k = True
 
     def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
         super().__init__(width, config, steps, tokens)
@@ -280,7 +304,7 @@ def fired(features: Features) -> Tensor:
     """(F,) bool: the features above 0 on at least one of the tokens."""
     active = features.values > 0
     if features.ids is None:
-        return active.any(0)
+        return active.reshape(-1, features.width).any(0)
     fired_F = torch.zeros(features.width, dtype=torch.bool, device=active.device)
     fired_F[features.ids[active]] = True
     return fired_F

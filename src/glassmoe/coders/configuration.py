@@ -1,5 +1,4 @@
-"""What a coder is and how it is fitted, as dataclasses of the kind that `glassmoe.config` has. No torch
-here."""
+"""The configuration of a coder and of its fit, as dataclasses like those of `glassmoe.config`. No torch here."""
 
 from __future__ import annotations
 
@@ -8,27 +7,21 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig, check_top, positive
+from glassmoe.registry import CODER_REGISTRY
 
 SCHEMA_VERSION = 1
-Kind = Literal["topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated", "transcoder", "skip-transcoder", "mxd"]
 Site = Literal["stream", "mlp", "mlp-out"]
 Activation = Literal["gelu", "relu", "silu", "gelu-tanh", "sigmoid"]
 Normalise = Literal["none", "rms"]
 Gate = Literal["signed", "one"]
 
-MLP_KINDS: tuple[Kind, ...] = ("transcoder", "skip-transcoder", "mxd")
-"""Kinds that read an MLP's input and rebuild its output; all others rebuild what they read."""
-LISTED_KINDS: tuple[Kind, ...] = ("topk", "batchtopk", *MLP_KINDS)
-"""Kinds that use k features a token."""
-
-CODERS: dict[str, dict[str, Any]] = {
-    **{kind if kind in MLP_KINDS else f"sae-{kind}": {"kind": kind} for kind in get_args(Kind)},
-    "mxd-one": {"kind": "mxd", "variant": "one", "gate": "one"},
-    "mxd-relu": {"kind": "mxd", "variant": "relu", "activation": "relu", "glu": False},
-    "mxd-gelu": {"kind": "mxd", "variant": "gelu", "activation": "gelu", "glu": False},
-    "mxd-glu": {"kind": "mxd", "variant": "glu", "glu": True},
-}
-"""What a coder is called in tables and on the command line -> what that says of its configuration."""
+AUTOENCODERS = ("topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated")
+"""Built-in kinds that rebuild what they read; tables and the command line call them `sae-KIND`."""
+MLP_KINDS = ("transcoder", "skip-transcoder", "mxd")
+"""Built-in kinds that read the input of an MLP and rebuild its output."""
+LISTED_KINDS = ("topk", "batchtopk", *MLP_KINDS)
+"""Built-in kinds that use k features a token."""
+KINDS = (*AUTOENCODERS, *MLP_KINDS)
 
 EXPANSION = 8
 """Features for each entry of the stream where `features` is not given: the smaller of the two widths of the chess
@@ -50,10 +43,11 @@ class CoderConfig:
 
     layer: int
     """Block whose output, or whose MLP, is read, counted from 0."""
-    kind: Kind = "topk"
+    kind: str = "topk"
     """An autoencoder, named by how it is kept sparse: the k greatest a token (`topk`), k a token on average
     (`batchtopk`), learned thresholds (`jumprelu`), an L1 penalty (`l1`), one that goes from L1 towards L0
-    (`p-anneal`), a gate (`gated`). Or what stands for an MLP: `transcoder`, `skip-transcoder`, `mxd`."""
+    (`p-anneal`), a gate (`gated`). Or what stands for an MLP: `transcoder`, `skip-transcoder`, `mxd`. Or one that you
+    add (`glassmoe.CODERS`)."""
     site: Site | None = None
     """What is read and rebuilt: `stream`, the residual stream as it leaves the block; `mlp-out`, the output of the
     block's MLP; `mlp`, the output from the input. The last is for kinds that stand for an MLP, and theirs where none is
@@ -103,19 +97,22 @@ class CoderConfig:
     """`mxd`: count experts as the paper's code does, which is 14 fewer for GPT-2."""
     variant: str = ""
     """What tells it from others of its kind, in its name."""
+    options: dict[str, Any] | None = field(default=None, metadata={"omit_none": True})
+    """Settings of a kind that you add."""
 
     def __post_init__(self) -> None:
-        choices = {"kind": Kind, "site": Site, "normalise": Normalise, "activation": Activation, "gate": Gate}
+        CODER_REGISTRY.check(self.kind, "coder.kind", KINDS)
+        choices = {"site": Site, "normalise": Normalise, "activation": Activation, "gate": Gate}
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in get_args(known) and not (name == "site" and value is None):
                 raise ValueError(f"coder.{name} is {value!r}; expected one of " + ", ".join(get_args(known)))
-        if self.kind in MLP_KINDS and self.site not in ("mlp", None):
+        if self.stands_for_mlp and self.site not in ("mlp", None):
             raise ValueError(
                 f"coder.site is {self.site!r}; {self.kind} reads an MLP's input and rebuilds its output: give mlp, or "
                 f"leave it out"
             )
-        if self.kind not in MLP_KINDS and self.site == "mlp":
+        if not self.stands_for_mlp and self.site == "mlp":
             raise ValueError(
                 f"coder.site is 'mlp'; {self.kind} rebuilds what it reads: give stream or mlp-out, or one of the kinds "
                 + ", ".join(MLP_KINDS)
@@ -144,30 +141,45 @@ class CoderConfig:
             raise ValueError(
                 f"coder.p_end is {self.p_end}; the exponent falls from 1: give a number above 0, at most 1"
             )
-        if self.kind in LISTED_KINDS and self.features is not None and self.k > self.features:
+        if self.features is not None and self.uses_k and self.k > self.features:
             raise ValueError(
                 f"coder.k is {self.k}, more than the {self.features} features; lower coder.k or raise coder.features"
             )
 
     @property
+    def stands_for_mlp(self) -> bool:
+        """Whether it reads the input of an MLP and rebuilds its output."""
+        return self.kind in MLP_KINDS if self.kind in KINDS else self._class().stands_for_mlp
+
+    @property
+    def uses_k(self) -> bool:
+        """Whether k features of a token are used."""
+        return self.kind in LISTED_KINDS if self.kind in KINDS else self._class().uses_k
+
+    def _class(self) -> Any:
+        # The class of another package says what the table above says of ours; only then is torch imported.
+        from .kinds import coder_class
+
+        return coder_class(self.kind)
+
+    @property
     def label(self) -> str:
-        """The kind and variant as tables call it: autoencoders are `sae-KIND`."""
-        kind = self.kind if self.kind in MLP_KINDS else f"sae-{self.kind}"
+        """The kind and variant as tables call it: built-in autoencoders are `sae-KIND`."""
+        kind = f"sae-{self.kind}" if self.kind in AUTOENCODERS else self.kind
         return f"{kind}-{self.variant}" if self.variant else kind
 
     @property
     def name(self) -> str:
         """Where the coder lies in a sweep, `LAYER/KIND-kK` (without k for a kind that has none)."""
-        return f"{self.layer}/{self.label}" + (f"-k{self.k}" if self.kind in LISTED_KINDS else "")
+        return f"{self.layer}/{self.label}" + (f"-k{self.k}" if self.uses_k else "")
 
     def complete(self, width: int, tokens: int) -> CoderConfig:
         """The same with nothing left open, for vectors of `width` entries and a fit of `tokens` tokens. ValueError when
         they leave fewer features than k."""
-        stands_for_mlp = self.kind in MLP_KINDS
-        site: Site = self.site or ("mlp" if stands_for_mlp else "stream")
+        site: Site = self.site or ("mlp" if self.stands_for_mlp else "stream")
         auxiliary = self.auxiliary
-        if auxiliary is None and self.kind in LISTED_KINDS:
-            auxiliary = 0.0 if stands_for_mlp else AUXILIARY
+        if auxiliary is None and self.uses_k:
+            auxiliary = 0.0 if self.stands_for_mlp else AUXILIARY
         hidden = HIDDEN_EXPANSION * width if self.kind == "mxd" and self.hidden is None else self.hidden
         features = self.features
         if features is None and self.kind == "mxd":
@@ -205,20 +217,6 @@ def matched_experts(
             f"transcoder of {features} features and width {width}; lower coder.hidden or give coder.features"
         )
     return left // (2 * width + 1)
-
-
-def parameter_count(config: CoderConfig, width: int) -> int:
-    """Parameters of the coder that `config` describes for vectors of `width` entries. ValueError as for
-    `CoderConfig.complete`."""
-    complete = config.complete(width, 1)
-    assert complete.features is not None
-    count = complete.features * (2 * width + 1)
-    if complete.kind == "mxd":
-        assert complete.hidden is not None
-        return count + _around_experts(width, complete.hidden, complete.glu)
-    per_feature = {"gated": 2, "jumprelu": 1}.get(complete.kind, 0)
-    skip = width * width if complete.kind == "skip-transcoder" else 0
-    return count + width + per_feature * complete.features + skip
 
 
 def _around_experts(width: int, hidden: int, glu: bool) -> int:

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from glassmoe import config as configuration
 from glassmoe.atomic import write_atomically
 from glassmoe.device import pick_device
+from glassmoe.registry import CODER_REGISTRY
 
 from .base import Coder
-from .configuration import SCHEMA_VERSION, FitConfig
-from .sae import build_coder
+from .configuration import KINDS, SCHEMA_VERSION, FitConfig
+from .kinds import build_coder
 
 WEIGHTS = "coder.safetensors"
 
@@ -23,6 +24,11 @@ WEIGHTS = "coder.safetensors"
 def save_coder(folder: Path, coder: Coder, step: int, source_sha256: str) -> None:
     """Write a coder's weights and counts into a folder, whole or not at all. OSError when the disk refuses them."""
     header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "source_sha256": source_sha256}
+    kind = coder.config.kind
+    if kind not in KINDS:
+        package = CODER_REGISTRY.provider(kind)
+        where = f"the package {package}" if package else f"the module {type(coder).__module__}"
+        header |= {"kind": kind, "provider": where}
     tensors = {name: tensor.contiguous() for name, tensor in coder.state_dict().items()}
     try:
         write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, header))
@@ -38,7 +44,16 @@ def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig
     path = Path(path)
     if not (path / "config.yaml").exists():
         raise ValueError(f"{path} holds no coder: it has no config.yaml; give a directory that a fit made")
-    config = configuration.load_as(FitConfig, path / "config.yaml")
+    try:
+        config = configuration.load_as(FitConfig, path / "config.yaml")
+    except ValueError as error:
+        about = header(path)
+        if about.get("kind", KINDS[0]) in (*KINDS, *CODER_REGISTRY.names()):
+            raise
+        raise ValueError(
+            f"cannot load the coder in {path}: its kind {about['kind']!r} comes from {about['provider']}, which is not "
+            f"installed or imported here; install or import it first"
+        ) from error
     if not (path / WEIGHTS).exists():
         raise ValueError(f"{path} holds a fit without a coder yet; let it reach its first checkpoint")
     try:

@@ -26,8 +26,8 @@ from glassmoe.model.subject import MLPS, Subject, load_subject, weights_digest
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import coder_folders, load_coder, save_coder
+from .kinds import build_coder
 from .layouts import CFG, WEIGHTS, Found, Reading, from_saelens, from_sparsify, refusal, to_saelens, to_sparsify
-from .sae import build_coder
 from .sweep import CONTEXT
 
 FORMATS = tuple(WEIGHTS)

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from .base import Coder
-from .configuration import MLP_KINDS, CoderConfig, FitConfig, Kind, Site
+from .configuration import KINDS, MLP_KINDS, CoderConfig, FitConfig, Site
 
 CFG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
@@ -53,7 +53,7 @@ SAELENS: dict[str, str] = {
 }
 """Kind -> architecture of SAELens; of transcoders that use all features the two below."""
 SAELENS_MLPS: dict[str, str] = {"transcoder": "transcoder", "skip-transcoder": "skip_transcoder"}
-SAELENS_KINDS: dict[str, tuple[Kind | None, Kind | None]] = {
+SAELENS_KINDS: dict[str, tuple[str | None, str | None]] = {
     "standard": ("l1", "transcoder"),
     "topk": ("topk", "transcoder"),
     "jumprelu": ("jumprelu", None),
@@ -62,7 +62,7 @@ SAELENS_KINDS: dict[str, tuple[Kind | None, Kind | None]] = {
     "skip_transcoder": (None, "skip-transcoder"),
 }
 """Architecture of SAELens -> our kind of one that rebuilds what it reads, and of one that stands for an MLP."""
-SPARSIFY: tuple[Kind, ...] = ("topk", "transcoder", "skip-transcoder")
+SPARSIFY: tuple[str, ...] = ("topk", "transcoder", "skip-transcoder")
 """Kinds that sparsify has."""
 SAELENS_KEYS = {"architecture", "d_in", "d_sae", "d_out", "dtype", "device", "metadata", "k"} | {
     "apply_b_dec_to_input", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm",
@@ -93,7 +93,7 @@ class Found:
     """A coder that came in, in our words. `weights`: its parameters by the names of our kind. `centred`: whether b_dec
     is taken off what is read. `layer`, `site`: where it belongs, as far as `name` says; that is the hook or folder."""
 
-    kind: Kind
+    kind: str
     k: int
     weights: dict[str, Tensor]
     centred: bool
@@ -117,6 +117,8 @@ def refusal(config: CoderConfig, format: str) -> str | None:
     """Why a coder cannot be written in a format, and what can be done; None when it can."""
     if config.kind == "mxd":
         return "neither saelens nor sparsify has mixtures of decoders; keep it as it is, or export another kind"
+    if config.kind not in KINDS:
+        return f"{format} has no coder of this kind; keep it as it is"
     if format == "sparsify" and config.kind not in SPARSIFY:
         return f"sparsify has no {config.kind}, its coders use the k greatest features; give --format saelens"
     if format == "saelens" and config.kind == "skip-transcoder" and config.k != config.features:
@@ -341,7 +343,7 @@ def from_sparsify(reading: Reading, site: Site | None) -> Found:
     given = reading.tensors(shapes)
     names = {"encoder.weight": "w_enc", "encoder.bias": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "W_skip": "w_skip"}
     weights = {names[name]: tensor for name, tensor in given.items()}
-    kind: Kind = "skip-transcoder" if skip else "transcoder" if for_mlp else "topk"
+    kind = "skip-transcoder" if skip else "transcoder" if for_mlp else "topk"
     # Of several seeds each lies in a folder of its own within that of the place.
     name = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
     layer, found = place(name, for_mlp)

@@ -24,8 +24,6 @@ In each, rows of the decoder have norm 1, or longer rows would make a penalty on
 gradient along a row is taken out before an update, and rows are normalised after it. The input is not normalised
 unless `normalise` says so.
 
-Here is also the list of all kinds, `CODERS`, those of an MLP's input and output (`transcoder.py`, `mxd.py`) included.
-
 Legend: T tokens, D width, F features, K features of a token, N batches that are remembered.
 """
 
@@ -41,25 +39,8 @@ from torch.autograd.function import once_differentiable
 
 from glassmoe.layers.features import Features, empty_parameters, linear_write
 
-from .base import Coded, Coder, ListedCoder, fired
+from .base import Coder, ListedCoder
 from .configuration import CoderConfig
-from .mxd import MxD
-from .transcoder import SkipTranscoder, Transcoder
-
-__all__ = [
-    "AUTOENCODERS",
-    "CODERS",
-    "L1",
-    "BatchTopK",
-    "Coded",
-    "Coder",
-    "Gated",
-    "JumpReLU",
-    "PAnneal",
-    "TopK",
-    "build_coder",
-    "fired",
-]
 
 REMEMBERED = 10
 """Batches over which the size of the penalty is averaged when p changes."""
@@ -300,29 +281,3 @@ def _lists(positive_TF: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     longest = max(1, int(count_T.max())) if tokens else 1
     ids_TK = places.new_zeros(tokens, longest).index_put_((token, slot), places % features)
     return ids_TK, positive_TF.new_zeros(tokens, longest).index_put_((token, slot), positive_TF.flatten()[places])
-
-
-AUTOENCODERS: dict[str, type[Coder]] = {
-    "topk": TopK,
-    "batchtopk": BatchTopK,
-    "jumprelu": JumpReLU,
-    "l1": L1,
-    "p-anneal": PAnneal,
-    "gated": Gated,
-}
-"""Name of a kind that rebuilds what it reads -> its class."""
-CODERS: dict[str, type[Coder]] = {
-    **AUTOENCODERS,
-    "transcoder": Transcoder,
-    "skip-transcoder": SkipTranscoder,
-    "mxd": MxD,
-}
-"""Name of a kind -> its class."""
-
-
-def build_coder(config: CoderConfig, width: int, steps: int, tokens: int) -> Coder:
-    """The coder that `config` describes for vectors of `width` entries, with fresh weights from torch's random state.
-    `steps`, `tokens`: length of the fit. ValueError when it does not fit them."""
-    coder = CODERS[config.kind](width, config, steps, tokens)
-    coder.reset_parameters()
-    return coder

@@ -10,9 +10,12 @@ from typing import Any, cast
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import Subject, load_subject
+from glassmoe.registry import CODER_REGISTRY
 from glassmoe.text.documents import prepare_text
 
-from .configuration import CODERS, LISTED_KINDS, CoderConfig, Site, SweepConfig, learning_rate, matched_experts
+from .configuration import CoderConfig, Site, SweepConfig, learning_rate, matched_experts
+from .kinds import coder_class, coder_settings
+from .mxd import MxD
 
 CONTEXT, BATCH_TOKENS = 128, 4096
 """Tokens of a row and of a step (Oldfield et al. 2025)."""
@@ -44,13 +47,15 @@ def sweep(
     precision: str = "auto",
     device: str = "auto",
 ) -> SweepConfig:
-    """The sweep of `coders` (names of `CODERS`) at every k, in every one of `layers` of `model`.
+    """The sweep of `coders` (names of `kinds.CODERS`) at every k, in every one of `layers` of `model`.
 
     `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
     as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
     unless another is given. `data`: prepared data, or text that is prepared into `out`. `context`: tokens of a row
     (default: 128, or as in the run's training). ValueError for a coder that is none, and whatever does not fit.
     """
+    for name in coders:
+        CODER_REGISTRY.check(name)
     subject = load_subject(model, device)
     if subject.config is not None and context is None:
         rows = subject.config.data.rows
@@ -104,19 +109,18 @@ def _coders(
     activation: str | None,
 ) -> list[CoderConfig]:
     """The coders that one name means at one layer: one for each k, or one where the kind has none."""
-    if name not in CODERS:
-        raise ValueError(f"there is no coder {name!r}; known: {', '.join(CODERS)}")
-    kind = CODERS[name]["kind"]
-    given: dict[str, Any] = {"layer": layer, "features": features}
-    if kind == "mxd":
+    named = coder_settings(name)
+    coder = coder_class(named["kind"])
+    settings: dict[str, Any] = {"layer": layer, "features": features}
+    if coder is MxD:
         hidden, glu, own = subject.mlp_form()
-        given |= {"hidden": hidden, "glu": glu, "activation": activation or own}
-    elif name.startswith("sae-"):
-        given["site"] = site
-    given |= CODERS[name]
-    if kind == "mxd":
-        given["features"] = matched_experts(subject.width, given["hidden"], given["glu"], features)
-    return [CoderConfig(**given, k=k) for k in (ks if kind in LISTED_KINDS else ks[:1])]
+        settings |= {"hidden": hidden, "glu": glu, "activation": activation or own}
+    elif not coder.stands_for_mlp:
+        settings["site"] = site
+    settings |= named
+    if coder is MxD:
+        settings["features"] = matched_experts(subject.width, settings["hidden"], settings["glu"], features)
+    return [CoderConfig(**{"k": k, **settings}) for k in (ks if coder.uses_k else ks[:1])]
 
 
 def prepared(data: str, model: str, out: Path) -> str:

@@ -35,8 +35,9 @@ from glassmoe.training.loop import Batch
 from .base import Coder
 from .configuration import FitConfig, SweepConfig
 from .files import header, save_coder
+from .kinds import build_coder
 from .reconstruction import StreamFit
-from .sae import PAnneal, build_coder
+from .sae import PAnneal
 
 DOCUMENT_READ = 10_000
 """Characters on which two tokenizers are compared."""

@@ -31,6 +31,7 @@ class Transcoder(ListedCoder):
     """The k greatest a token of an MLP's input write its output."""
 
     unit_rows = False
+    stands_for_mlp = True
 
     def _draw(self) -> None:
         self.w_enc.uniform_(-1, 1).mul_(linear_bound(self.w_enc.shape[1]))

@@ -23,7 +23,7 @@ PACKAGE = Path(glassmoe.__file__).parent
 AUTO_MAP = {"AutoConfig": "configuration.GlassConfig", "AutoModelForCausalLM": "transformer.GlassForCausalLM"}
 UNKNOWN = "unknown"
 _BESIDE = re.compile(r"from \.(\w+) import")
-_LAYERS = re.compile(r"from glassmoe\.layers\.(\w+) import")
+_PACKAGE = re.compile(r"from glassmoe\.(layers\.|)(\w+) import")
 
 
 def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
@@ -73,8 +73,8 @@ def code_files() -> dict[str, str]:
             continue
         code = path.read_text(encoding="utf-8")
         waiting += [path.with_name(f"{name}.py") for name in _BESIDE.findall(code)]
-        waiting += [PACKAGE / "layers" / f"{name}.py" for name in _LAYERS.findall(code)]
-        found[path.name] = _LAYERS.sub(r"from .\1 import", code)
+        waiting += [PACKAGE / folder.rstrip(".") / f"{name}.py" for folder, name in _PACKAGE.findall(code)]
+        found[path.name] = _PACKAGE.sub(r"from .\2 import", code)
     return found
 
 

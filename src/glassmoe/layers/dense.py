@@ -33,7 +33,7 @@ class Dense(FeedForward):
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = False):
         super().__init__()
-        self.num_features = hidden
+        self.num_features, self.input_width = hidden, width
         self.activation = activation
         self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
         self.b_enc, self.b_dec = bias_parameter((hidden,), bias), bias_parameter((width,), bias)
@@ -77,7 +77,7 @@ class GLU(FeedForward):
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = False):
         super().__init__()
-        self.num_features = hidden
+        self.num_features, self.input_width = hidden, width
         self.activation = activation
         self.w_enc, self.w_up, self.w_dec = empty_parameters(*[(hidden, width)] * 3)
         self.b_dec = bias_parameter((width,), bias)
@@ -105,7 +105,7 @@ class SoLU(FeedForward):
 
     def __init__(self, width: int, hidden: int, bias: bool = False):
         super().__init__()
-        self.num_features = hidden
+        self.num_features, self.input_width = hidden, width
         self.w_enc, self.w_dec = empty_parameters((hidden, width), (hidden, width))
         self.b_enc, self.b_dec = bias_parameter((hidden,), bias), bias_parameter((width,), bias)
         self.norm = nn.LayerNorm(hidden, bias=bias)

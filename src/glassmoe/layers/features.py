@@ -1,17 +1,19 @@
-"""The two-step view of a feed-forward layer: which features fired, and what they write.
+"""The two-step view of a feed-forward layer: which features fire, and what they write.
 
 MoE-X (arXiv 2503.07639) observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held
 to that: `features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual
 stream, and `forward(x)` is the fast path that must give the same result.
 
-Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features.
+Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features; names
+without a suffix have any leading shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from functools import wraps
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +24,13 @@ FeatureIds = int | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Features:
-    """What a layer's features say about T tokens. Values are never thresholded here: what counts as active is for the
-    measure to decide.
+    """The features of a layer on tokens of any leading shape. Values are never thresholded here: each measure decides
+    what counts as active.
 
-    `values`: (T, F) when `ids` is None, else (T, A). `ids`: (T, A) int64 feature numbers in [0, width), or None for
-    dense. `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values (for
-    example frozen routing); edits leave it as it is. A feature may be listed more than once for a token: its strength
-    is the sum.
+    `values`: (..., F) when `ids` is None, else (..., A). `ids`: (..., A) int64 feature numbers in [0, width), or None
+    for dense. `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values
+    (for example frozen routing), with all tokens in one row; edits leave it as it is. A feature may be listed more than
+    once for a token: its strength is the sum. ValueError when the shapes contradict each other.
     """
 
     values: Tensor
@@ -43,31 +45,32 @@ class Features:
             raise ValueError(f"ids {tuple(self.ids.shape)} and values {tuple(self.values.shape)} differ in shape")
 
     def to_dense(self) -> Tensor:
-        """(T, F): every feature's strength, zero where it is not listed."""
+        """(..., F): the strength of every feature, zero where it is not listed."""
         if self.ids is None:
             return self.values
-        dense_TF = self.values.new_zeros(self.values.shape[0], self.width)
-        return dense_TF.scatter_add(1, self.ids, self.values)
+        dense = self.values.new_zeros(*self.values.shape[:-1], self.width)
+        return dense.scatter_add(-1, self.ids, self.values)
 
     def coalesce(self) -> Features:
         """The same features, ids ascending and each listed once a token (later copies keep their place with value
         0)."""
         if self.ids is None:
             return self
-        ids_TA, order_TA = self.ids.sort(dim=1, stable=True)
-        values_TA = self.values.gather(1, order_TA)
-        first_TA = torch.ones_like(ids_TA, dtype=torch.bool)
-        first_TA[:, 1:] = ids_TA[:, 1:] != ids_TA[:, :-1]
-        slot_TA = first_TA.cumsum(1) - 1
-        summed_TA = torch.zeros_like(values_TA).scatter_add(1, slot_TA, values_TA)
-        return replace(self, ids=ids_TA, values=torch.where(first_TA, summed_TA.gather(1, slot_TA), 0.0))
+        ids, order = self.ids.sort(dim=-1, stable=True)
+        values = self.values.gather(-1, order)
+        first = torch.ones_like(ids, dtype=torch.bool)
+        first[..., 1:] = ids[..., 1:] != ids[..., :-1]
+        slot = first.cumsum(-1) - 1
+        summed = torch.zeros_like(values).scatter_add(-1, slot, values)
+        return replace(self, ids=ids, values=torch.where(first, summed.gather(-1, slot), 0.0))
 
     def select(self, features: FeatureIds) -> Tensor:
-        """(T, S): the strengths of the S features named, in the order named."""
+        """(..., S): the strengths of the S features named, in the order named."""
         chosen_S = self._chosen(features)
         if self.ids is None:
-            return self.values[:, chosen_S]
-        return torch.stack([(self.values * (self.ids == f)).sum(1) for f in chosen_S.tolist()], dim=1)
+            return self.values[..., chosen_S]
+        strengths = [(self.values * (self.ids == f)).sum(-1) for f in chosen_S.tolist()]
+        return torch.stack(strengths, dim=-1) if strengths else self.values[..., :0]
 
     def scale(self, features: FeatureIds, factor: float) -> Features:
         """Multiply the strength of the named features by `factor`, at every token."""
@@ -82,13 +85,11 @@ class Features:
         """Add `amount` to the strength of the named features, also where they were silent or not listed."""
         if self.ids is None:
             return replace(self, values=self.values + amount * self._hits(features).to(self.values.dtype))
-        chosen_S = self._chosen(features)
-        tokens = self.values.shape[0]
-        extra_TS = self.values.new_full((tokens, len(chosen_S)), amount)
+        chosen_S = self._chosen(features).expand(*self.values.shape[:-1], -1)
         return replace(
             self,
-            values=torch.cat([self.values, extra_TS], dim=1),
-            ids=torch.cat([self.ids, chosen_S.expand(tokens, -1)], dim=1),
+            values=torch.cat([self.values, self.values.new_full(chosen_S.shape, amount)], dim=-1),
+            ids=torch.cat([self.ids, chosen_S], dim=-1),
         )
 
     def set(self, features: FeatureIds, value: float) -> Features:
@@ -113,20 +114,98 @@ class Features:
         return hit_F
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def any_shape(method: Method) -> Method:
+    """Let a method that takes tokens in one row, (T, D) or `Features` of T tokens, take any leading shape.
+
+    All arguments have one leading shape, and what comes back has it too: tensors, `Features` and tuples of them. A
+    dictionary of losses stays as it is. ValueError for a last dimension that is not the layer's.
+    """
+
+    @wraps(method)
+    def flattened(layer: FeedForward, *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        shape = _leading_shape(layer, given[0])
+        for other in given[1:]:
+            if isinstance(other, Tensor) and _leading_shape(layer, other) != shape:
+                raise ValueError(
+                    f"{type(layer).__name__} takes tensors of one shape, got {tuple(given[0].shape)} and "
+                    f"{tuple(other.shape)}"
+                )
+        if len(shape) == 1:
+            return method(layer, *args, **kwargs)
+        rows = method(layer, *map(_in_one_row, args), **{name: _in_one_row(each) for name, each in kwargs.items()})
+        return _restored(rows, shape)
+
+    return flattened  # type: ignore[return-value]
+
+
+def _leading_shape(layer: FeedForward, given: Tensor | Features) -> torch.Size:
+    if isinstance(given, Features):
+        if given.width != layer.num_features:
+            raise ValueError(
+                f"{type(layer).__name__} has {layer.num_features} features, got features of a layer of {given.width}; "
+                f"write features with the layer that they come from"
+            )
+        return given.values.shape[:-1]
+    width = layer.input_width
+    if given.ndim == 0 or (width is not None and given.shape[-1] != width):
+        raise ValueError(
+            f"{type(layer).__name__} reads tensors of shape (..., {'D' if width is None else width}), got "
+            f"{tuple(given.shape)}"
+        )
+    return given.shape[:-1]
+
+
+def _in_one_row(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return given.flatten(0, -2) if given.ndim > 1 else given.unsqueeze(0)
+    if isinstance(given, Features):
+        ids = None if given.ids is None else _in_one_row(given.ids)
+        return replace(given, values=_in_one_row(given.values), ids=ids)
+    return given
+
+
+def _restored(result: Any, shape: torch.Size) -> Any:
+    if isinstance(result, Tensor):
+        return result.reshape(*shape, *result.shape[1:])
+    if isinstance(result, Features):
+        ids = None if result.ids is None else _restored(result.ids, shape)
+        return replace(result, values=_restored(result.values, shape), ids=ids)
+    if isinstance(result, tuple):
+        parts = [_restored(part, shape) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    return result
+
+
 class FeedForward(nn.Module):
     """A feed-forward layer that can be read: implement `features` and `write`, and every measure works on it.
 
-    `num_features`: F. `num_experts`: in how many equal groups the features come (1 for a layer that does not route);
+    Both are written for tokens in one row, (T, D). The base class lets them and `forward` take any leading shape,
+    (..., D), in every subclass; `row_methods` names the methods.
+
+    `num_features`: F. `input_width`: D; inputs of another width are refused (a decoder's layer gets the model's width
+    where it sets none). `num_experts`: in how many equal groups the features come (1 for a layer that does not route);
     feature f belongs to expert f // (F / num_experts). `writes`: "linear" (a fixed vector per feature), "token" (the
     vector depends on the features' context) or "nonlinear". `output_weights`: names of the layer's own parameters that
-    write into the residual stream; they start with the smaller standard deviation of residual projections.
-    `signed`: whether a feature below zero is active too; silent ones are then exactly 0.
+    write into the residual stream; they start with the smaller standard deviation of residual projections. `signed`:
+    whether a feature below zero is active too; silent ones are then exactly 0.
     """
 
     num_features: int
+    input_width: int | None = None
     num_experts: int = 1
     writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "linear"
     output_weights: ClassVar[tuple[str, ...]] = ("w_dec",)
+    row_methods: ClassVar[tuple[str, ...]] = ("features", "write", "forward")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in cls.row_methods:
+            if name in vars(cls):
+                setattr(cls, name, any_shape(vars(cls)[name]))
 
     def features(self, x_TD: Tensor) -> Features:
         """Which features fire on each token, and how strongly. `x_TD`: (T, D), the block's normalised stream."""

@@ -120,7 +120,7 @@ def expert_values(
         values = h_SF.new_empty(entries + 1, h_SF.shape[1]) if values is None else values
         values.index_copy_(0, entry_S, h_SF)
     assert values is not None
-    return values[:entries].view(*experts_TK.shape, -1)
+    return values[:entries].view(*experts_TK.shape, w_enc_EFD.shape[1])
 
 
 def _values_of(

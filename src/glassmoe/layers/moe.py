@@ -12,12 +12,16 @@ Legend: T tokens, D model width, E experts, F hidden units of one expert, K expe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from glassmoe.registry import ROUTER_REGISTRY
 
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .kernels import expert_mlp, expert_values, few_tokens
-from .routers import LearnedRouter, balance_loss, choose, choose_few, encoder_statistics, sparsity_scores
+from .routers import ROUTERS, balance_loss, choose, choose_few, encoder_statistics, sparsity_router
 
 EXPERTS_IN_PYTHON = 16
 """Up to so many experts the scores of one token are worked out faster number by number."""
@@ -26,11 +30,14 @@ EXPERTS_IN_PYTHON = 16
 class MoE(FeedForward):
     """E experts of F hidden units, K of them for each token.
 
-    `router`: "learned" or "sparsity". `activation`: one of `dense.ACTIVATIONS`. `balance`: weight of the Switch balance
-    loss, named "balance" among the training losses; 0 turns it off. `router_gradient`: whether the sparsity-aware
-    router's gradient reaches the encoder weights that it reads (a learned router always learns). `gated`: experts have
-    `w_up`, and, as gated dense layers do, no encoder bias.
+    `router`: a name of `routers.ROUTERS`, or of an installed router. `activation`: one of `dense.ACTIVATIONS`.
+    `balance`: weight of the Switch balance loss, named "balance" among the training losses; 0 turns it off.
+    `router_gradient`: whether the sparsity-aware router's gradient reaches the encoder weights that it reads (a learned
+    router always learns). `gated`: experts have `w_up`, and, as gated dense layers do, no encoder bias. The attribute
+    `router` is the module of a router with weights, else None. ValueError for an unknown router.
     """
+
+    row_methods: ClassVar[tuple[str, ...]] = (*FeedForward.row_methods, "scores")
 
     def __init__(
         self,
@@ -46,7 +53,7 @@ class MoE(FeedForward):
         gated: bool = False,
     ):
         super().__init__()
-        self.num_experts = num_experts
+        self.num_experts, self.input_width = num_experts, width
         self.num_features = num_experts * expert_hidden
         self.expert_hidden = expert_hidden
         self.experts_per_token = experts_per_token
@@ -57,7 +64,9 @@ class MoE(FeedForward):
         self.w_enc, self.w_dec = empty_parameters(shape, shape)
         self.w_up = empty_parameters(shape)[0] if gated else None
         self.b_enc, self.b_dec = bias_parameter(shape[:2], bias and not gated), bias_parameter((width,), bias)
-        self.router = LearnedRouter(width, num_experts) if router == "learned" else None
+        self.router_name, entry = router, ROUTER_REGISTRY.look_up(ROUTERS, router)
+        self.router: nn.Module | None = entry(width, num_experts) if isinstance(entry, type) else None
+        self.score_function = None if isinstance(entry, type) else entry
         self._statistics: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -69,7 +78,8 @@ class MoE(FeedForward):
         if self.router is not None:
             scores_TE: Tensor = self.router(x_TD)
             return scores_TE
-        return sparsity_scores(x_TD, *self._encoder_statistics())
+        assert self.score_function is not None
+        return self.score_function(x_TD, self)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self._few(x_TD):
@@ -95,8 +105,8 @@ class MoE(FeedForward):
         )
 
     def _forward_few(self, x_TD: Tensor) -> Tensor:
-        if self.router is None and self.num_experts <= EXPERTS_IN_PYTHON:
-            gates, experts = choose_few(x_TD, *self._encoder_statistics(), self.experts_per_token)
+        if self.score_function is sparsity_router and self.num_experts <= EXPERTS_IN_PYTHON:
+            gates, experts = choose_few(x_TD, *self.encoder_statistics(), self.experts_per_token)
         else:
             gates, experts = (each.tolist() for each in choose(self.scores(x_TD), self.experts_per_token))
         y_TD = few_tokens(x_TD, self.w_enc, self.b_enc, self.w_dec, gates, experts, self.activation, self.w_up)
@@ -120,10 +130,13 @@ class MoE(FeedForward):
         experts = matrices * self.w_enc[0].numel() * self.experts_per_token
         experts += 0 if self.b_enc is None else self.b_enc.shape[1] * self.experts_per_token
         experts += 0 if self.b_dec is None else self.b_dec.numel()
-        router = self.num_experts * self.w_enc.shape[2]
-        return experts + (router if self.router is not None else 2 * router)
+        if self.router is not None:
+            return int(experts) + sum(p.numel() for p in self.router.parameters())
+        return experts + (2 * self.num_experts * self.w_enc.shape[2] if self.score_function is sparsity_router else 0)
 
-    def _encoder_statistics(self) -> tuple[Tensor, Tensor]:
+    def encoder_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the rows of each expert's encoder, as `routers.encoder_statistics` returns them. With
+        gradients where the router's gradient reaches the encoders."""
         w_enc, b_enc = self.w_enc, self.b_enc
         if torch.is_grad_enabled() and self.router_gradient:
             return encoder_statistics(w_enc, b_enc)

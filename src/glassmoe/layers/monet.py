@@ -254,7 +254,7 @@ class Monet(FeedForward):
 
     def __init__(self, width: int, sizes: MonetSizes):
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.input_width = sizes, width
         self.router = MonetRouter(width, sizes)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -55,7 +55,7 @@ class Peer(FeedForward):
         bias: bool = False,
     ):
         super().__init__()
-        self.num_features = num_experts
+        self.num_features, self.input_width = num_experts, width
         self.activation = activation
         self.router = ProductKeys(width, math.isqrt(num_experts), heads, k, d_key or max(1, width // 2))
         self.w_enc, self.w_dec = empty_parameters((num_experts, width), (num_experts, width))

@@ -1,5 +1,5 @@
-"""Who gets a token: the learned top-k router, and the sparsity-aware router of MoE-X
-(arXiv 2503.07639).
+"""Routers, which score the experts of a mixture for each token: the learned top-k router, and the sparsity-aware router
+of MoE-X (arXiv 2503.07639).
 
 The sparsity-aware router has no weights. It treats the F rows of an expert's encoder as draws from one Gaussian, so
 that a pre-activation is Gaussian with mean mu^T x and variance var^T (x * x), and scores an expert by how
@@ -18,6 +18,7 @@ Legend: T tokens, D model width, E experts, F hidden units of one expert, K expe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,6 +66,21 @@ def sparsity_scores(x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> Tensor:
             mean_TE = mean_TE + mean_ED[:, width]
             var_TE = var_TE + var_ED[:, width]
         return -torch.erf(mean_TE * (var_TE.clamp_min(VARIANCE_FLOOR) * 2).rsqrt())
+
+
+def sparsity_router(x_TD: Tensor, layer: Any) -> Tensor:
+    """(T, E) float32 scores from the encoders of `layer`, a `moe.MoE`."""
+    return sparsity_scores(x_TD, *layer.encoder_statistics())
+
+
+ROUTERS: dict[str, type[nn.Module] | Callable[[Tensor, Any], Tensor]] = {
+    "learned": LearnedRouter,
+    "sparsity": sparsity_router,
+}
+"""Name -> router, which gives the float32 scores (T, E) of the experts. A class is a module with weights of its own: it
+is built as `Router(width, num_experts)` and called with x (T, D). A function has no weights: it is called with x (T, D)
+and the layer. A router of your own joins by `ROUTERS["name"] = Router`, or by an entry point of the group
+`glassmoe.routers`."""
 
 
 class _ColumnStatistics(torch.autograd.Function):

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glassmoe.coders.configuration import LISTED_KINDS
 from glassmoe.coders.files import header
 from glassmoe.coders.reconstruction import StreamFit
 from glassmoe.coders.task import corpus_for
@@ -162,7 +161,7 @@ def coder_facts(reader: Reader) -> dict[str, Any]:
     return {
         "kind": config.coder.kind,
         "layer": config.coder.layer,
-        "k": config.coder.k if config.coder.kind in LISTED_KINDS else None,
+        "k": config.coder.k if config.coder.uses_k else None,
         "features": coder.num_features,
         "parameters": sum(p.numel() for p in coder.parameters()),
         "step": step,

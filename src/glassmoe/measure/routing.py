@@ -66,14 +66,14 @@ def routing(
         experts_TK = choose(scores_TE, layer.experts_per_token)[1]
         load_E = torch.bincount(experts_TK.flatten(), minlength=layer.num_experts) / experts_TK.numel()
         error = None
-        if layer.router is None:
+        if layer.router_name == "sparsity":
             error = float((expected_l0(scores_TE, layer.expert_hidden) - l0_TE).double().square().mean().sqrt())
         all_scores.append(scores_TE.double().numpy())
         all_l0.append(l0_TE.double().numpy())
         layers.append(
             {
                 "layer": i,
-                "router": "sparsity" if layer.router is None else "learned",
+                "router": layer.router_name,
                 **compare(all_scores[-1], all_l0[-1], experts_TK.numpy()),
                 "predicted_l0_error": error,
                 "mean_l0": float(l0_TE.double().mean()),

@@ -26,9 +26,11 @@ class Neurons(FeedForward):
     """The neurons of one MLP. `hidden`: (T, D) -> (T, F); `encoder`: the linear map whose rows they read; `out`: the
     module that maps them back, (T, F) -> (T, D). The parameters stay the model's."""
 
-    def __init__(self, hidden: Callable[[Tensor], Tensor], encoder: nn.Module, out: nn.Module, num_features: int):
+    def __init__(
+        self, hidden: Callable[[Tensor], Tensor], encoder: nn.Module, out: nn.Module, num_features: int, width: int
+    ):
         super().__init__()
-        self.num_features = num_features
+        self.num_features, self.input_width = num_features, width
         # Kept out of the module tree: they belong to the model.
         self._parts = (hidden, encoder, out)
 
@@ -73,4 +75,4 @@ def neurons(subject: Subject, layer: int) -> FeedForward:
     hidden, encoder, out = known[family](mlp)
     with torch.no_grad():
         count = hidden(torch.zeros(1, subject.width, device=next(subject.model.parameters()).device)).shape[-1]
-    return Neurons(hidden, encoder, out, count)
+    return Neurons(hidden, encoder, out, count, subject.width)

@@ -32,6 +32,7 @@ from glassmoe.layers.features import FeedForward
 from glassmoe.layers.moe import MoE
 from glassmoe.layers.monet import MonetHD, MonetVD, monet_sizes
 from glassmoe.layers.peer import peer
+from glassmoe.registry import LAYER_REGISTRY
 
 from .attention import causal_attention
 from .configuration import GlassConfig
@@ -79,27 +80,17 @@ FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "monet-vd": lambda c: MonetVD(c.width, monet_sizes(c.active_width, c.options), c.bias),
     "peer": lambda c: peer(c.width, c.active_width, c.num_experts * c.expert_hidden, c.activation, c.bias, c.options),
 }
-"""Table name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] =
-Class` (its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the
-group `glassmoe.feed_forward`."""
+"""Name -> how to build that layer from a configuration. A layer of your own joins by `FEED_FORWARD["name"] = Class`
+(its only argument is the configuration; its own settings come in `config.options`), or by an entry point of the group
+`glassmoe.feed_forward`."""
 
 
 def build_feed_forward(config: GlassConfig) -> FeedForward:
-    """The layer that `config.ffn` names: the table first, then installed entry points. ValueError for an unknown
-    name."""
-    if config.ffn in FEED_FORWARD:
-        return FEED_FORWARD[config.ffn](config)
-    from importlib.metadata import entry_points
-
-    installed = {point.name: point for point in entry_points(group="glassmoe.feed_forward")}
-    if config.ffn in installed:
-        layer: FeedForward = installed[config.ffn].load()(config)
-        return layer
-    known = ", ".join(sorted({*FEED_FORWARD, *installed}))
-    raise ValueError(
-        f"unknown feed-forward layer {config.ffn!r}; known: {known}. A layer of your own is made known by "
-        f"glassmoe.model.FEED_FORWARD[{config.ffn!r}] = YourClass before the model is built or loaded"
-    )
+    """The layer that `config.ffn` names, with weights that are not filled in. ValueError for an unknown name."""
+    layer = LAYER_REGISTRY.look_up(FEED_FORWARD, config.ffn)(config)
+    if layer.input_width is None:
+        layer.input_width = config.width
+    return layer
 
 
 def attention(

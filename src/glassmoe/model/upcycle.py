@@ -95,7 +95,7 @@ def start_from(
         "source_parameters": source.num_parameters(),
         "parameters": target.num_parameters(),
         "new_weights": sum(
-            new.router.weight.numel()
+            sum(p.numel() for p in new.router.parameters())
             for (_, new), kind in zip(pairs, kinds, strict=True)
             if kind == "experts" and isinstance(new, MoE) and new.router is not None
         ),

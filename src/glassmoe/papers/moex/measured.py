@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from glassmoe import config as configuration
 from glassmoe.chess.board_evaluation import evaluate_boards
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
@@ -200,7 +201,7 @@ def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
         "commit": environment["commit"],
         "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
         "apart": work.row.apart,
-        "model": asdict(work.config.coder if work.row.coder else work.config.model),
+        "model": configuration.plain(work.config.coder if work.row.coder else work.config.model),
         "learning_rate": optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
     }
     if receipt is not None:

@@ -123,7 +123,7 @@ def _coder_config(plan: Plan, row: Row, seed: int, source: Path | None) -> Any:
     assert source is not None and row.coder is not None
     # Five eighths of the way up, as layer 5 of the paper's 8.
     updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
-    coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)  # type: ignore[arg-type]
+    coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)
     fit = FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
     # The protocol's 3e-4 is for 36,000 steps.
     fit.optimizer = replace(fit.optimizer, lr=SHORT_FIT_LR if run.train.steps < SHORT_FIT else fit.optimizer.lr)
