@@ -24,10 +24,8 @@ def data_rows(sizes: Sizes, pgn: Path | None = None) -> list[dict[str, Any]]:
         found: dict[str, int] = {}
 
         def prepare(name: str, trust: bool) -> None:
-            manifest = prepare_chess(
-                [file], Path(folder) / name, trust=trust, workers=1, progress=False, overwrite=True
-            )
-            found[name] = sum(manifest["games"].values()) + manifest["duplicates"]
+            corpus = prepare_chess(file, Path(folder) / name, trust=trust, workers=1, progress=False, overwrite=True)
+            found[name] = sum(corpus.sequences.values()) + corpus.duplicates
 
         def read() -> None:
             found["chess.pgn"] = read_games(file)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from glassmoe.chess.tokens import CHARACTERS, pack_games
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.data.writer import CorpusWriter, pack_games
+from glassmoe.data.writer import CorpusWriter
 from glassmoe.inspect.store import Gathering, make_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
@@ -96,7 +97,7 @@ def _prepare(root: Path, sizes: Sizes) -> None:
         b";" + bytes(rng.choice(list(b"abcdefgh12345678"), ROW).astype(np.uint8))
         for _ in range(max(sizes.store_tokens, sizes.store_tokens_longer) // ROW + 2)
     ]
-    with CorpusWriter(root / "games", valid_share=0.0) as writer:
+    with CorpusWriter(root / "games", CHARACTERS, valid_share=0.0) as writer:
         writer.add(pack_games(texts))
         writer.finish({"synthetic": True})
     tokens_RN, _ = Rows(Corpus.open(root / "games").split("train"), f"games:{ROW}").batch(np.arange(2))

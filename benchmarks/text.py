@@ -85,12 +85,11 @@ def _tokenising_row(file: Path, tokenizer: Path, root: Path, sizes: Sizes, *, ow
     tokens: dict[str, int] = {}
 
     def ours() -> None:
-        manifest = prepare_text(
-            [file], root / "ours", tokenizer=str(tokenizer), workers=PROCESSES, progress=False, overwrite=True
+        corpus = prepare_text(
+            file, root / "ours", tokenizer=str(tokenizer), workers=PROCESSES, progress=False, overwrite=True
         )
-        documents = sum(manifest["documents"].values())
-        tokens["ours"] = sum(manifest["token_counts"].values()) - documents
-        tokens["duplicates"] = manifest["duplicates"]
+        tokens["ours"] = sum(corpus.tokens.values()) - sum(corpus.sequences.values())
+        tokens["duplicates"] = corpus.duplicates
 
     def theirs() -> None:
         tokens["theirs"] = _map(file, root / "transformers", root)

@@ -24,6 +24,7 @@ from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.training.distributed import processes
 from glassmoe.training.language import LanguageTask, build_model
 from glassmoe.training.loop import run_task
+from glassmoe.training.resolve import resolve
 
 from .compare import Sizes, alternate, per_second, ratios, row, skipped
 
@@ -106,7 +107,7 @@ class _Timed(LanguageTask):
 
 def _our_fit(config: RunConfig, root: Path, device: torch.device) -> float:
     with tempfile.TemporaryDirectory(dir=root) as folder, processes(device) as group:
-        task = _Timed(config, Path(folder) / "run", device, group)
+        task = _Timed(resolve(config, Path(folder) / "run", device, group)[0], group)
         task.marks = []
         run_task(task, config.train, config.optimizer, Path(folder) / "run", group, device)
     return task.marks[-1] - task.marks[WARM_UP - 1]

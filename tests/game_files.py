@@ -37,7 +37,7 @@ def as_pgn(texts):
 def prepare(tmp_path, *inputs, name="out", **options):
     """The prepared texts in order, and the manifest."""
     options = {"workers": 1, "valid_share": 0.0, "progress": False, **options}
-    manifest = prepare_chess(list(inputs), tmp_path / name, **options)
+    manifest = prepare_chess(list(inputs), tmp_path / name, **options).manifest
     games = Corpus.open(tmp_path / name).split("train")
     return [games.text(i) for i in range(len(games))], manifest
 
@@ -52,5 +52,5 @@ def read(text, checked=True, kind="pgn"):
     """(texts, skipped) of one chunk, without files."""
     data = text if isinstance(text, bytes) else text.encode("utf-8")
     result = read_chunk(Chunk(0, kind, data), checked=checked)
-    texts = [";" + part for part in decode(result.games.tokens).split(";")[1:]]
+    texts = [";" + part for part in decode(result.sequences.tokens).split(";")[1:]]
     return texts, [(number, reason) for number, reason, _ in result.skipped]

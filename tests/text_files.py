@@ -28,7 +28,7 @@ def prepared(folder: Path, texts: list[str], tokenizer: str = "train:320", **opt
     """The manifest of `folder`, prepared from texts in this process."""
     file = folder.with_name(folder.name + ".jsonl")
     file.write_text(jsonl(texts), encoding="utf-8")
-    return prepare_text([file], folder, tokenizer=tokenizer, **{"workers": 1, "progress": False, **options})
+    return prepare_text([file], folder, tokenizer=tokenizer, **{"workers": 1, "progress": False, **options}).manifest
 
 
 def random_gpt2(folder: Path, corpus: Path, layers: int = 3) -> Path:

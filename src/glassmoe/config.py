@@ -52,8 +52,9 @@ class DataConfig:
     rows: str = "games:256"
     """How rows are cut: `games:N` (the first N tokens of each game) or `packed:N` (whole games, rows of N); of text
     `documents:N` (the first N tokens of each document) or `packed:N` (documents end to end, rows of N)."""
-    tokens: Literal["characters", "moves", "text"] = "characters"
-    """What a token is; the folder must have been made so."""
+    tokens: str = "characters"
+    """What a token is: characters or moves of games, text, or a kind of your own domain. The folder of `path` must hold
+    it."""
     synthetic_games: int = 6000
     """How many synthetic games to make when there is no path."""
 

@@ -1,4 +1,5 @@
-"""What a person sees while a verb works: lines, and a bar with rate and time left that becomes lines off a terminal."""
+"""What a person sees while a verb works: lines, and a bar with rate and time left. Off a terminal, and outside a
+notebook, the bar becomes lines."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """One line for people, on standard error, so that standard output stays the result's alone. Under torchrun one
-    process speaks for all."""
+    """Writes one line for people on standard error, so that standard output holds the result alone. Under torchrun only
+    the first process writes."""
     if os.environ.get("RANK", "0") == "0":
         tqdm.write(text, file=sys.stderr)
 
@@ -19,10 +20,16 @@ def say(text: str) -> None:
 def bar(
     total: int | None, what: str, unit: str, *, initial: int = 0, show: bool = True, lines: bool = False, **more: Any
 ) -> Any:
-    """A tqdm bar. Off a terminal it is silent, for callers that `say` their milestones, or with `lines` it writes
-    itself every ten seconds, and stays when it is done. `more`: further settings of tqdm."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
+    """A tqdm bar, in a notebook its widget. Elsewhere off a terminal it is silent, for callers that `say` their
+    milestones, or with `lines` it writes itself every ten seconds, and stays when it is done. `more`: further settings
+    of tqdm."""
+    terminal, make = sys.stderr.isatty(), tqdm
+    if in_notebook():
+        # Imported only here, because it loads IPython's widgets.
+        from tqdm.auto import tqdm as make
+
+        terminal = True
+    return make(
         total=total,
         initial=initial,
         desc=what,
@@ -32,3 +39,9 @@ def bar(
         mininterval=0.2 if terminal else 10.0,
         **more,
     )
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config

@@ -15,9 +15,9 @@ from glassmoe.chess.board_labels import boards_at_dots, dot_positions, label_gam
 from glassmoe.chess.board_properties import HEADLINE, PROPERTIES
 from glassmoe.chess.moves import VOCABULARY, decode_moves, moves_of_line
 from glassmoe.chess.selfplay import generate, play_game
+from glassmoe.chess.tokens import MOVES
 from glassmoe.cli import main as cli
-from glassmoe.data.corpus import Corpus, Games, Rows
-from glassmoe.data.tokens import MOVES
+from glassmoe.data.corpus import Corpus, Rows, Sequences
 from glassmoe.inspect.sample import continuations
 from glassmoe.measure.perplexity import perplexity
 from glassmoe.model import GlassConfig, GlassForCausalLM
@@ -70,7 +70,7 @@ def test_labels_of_a_game_are_the_same_in_both_worlds() -> None:
 def test_games_of_39_tokens_are_usable_and_cut_at_40() -> None:
     ids = moves_of_line(play_game(0, 1, max_chars=600))
     lengths = (38, 39, 40, 41)
-    games = Games(np.concatenate([ids[:n] for n in lengths]), np.cumsum([0, *lengths]).astype(np.uint64), MOVES)
+    games = Sequences(np.concatenate([ids[:n] for n in lengths]), np.cumsum([0, *lengths]).astype(np.uint64), MOVES)
     texts = board_games(games, 10)
     assert [len(text.split()) for text in texts] == [39, 40, 40] and texts[2] == texts[1]
     tokens_GN, lengths_G, positions_GP = board_rows(texts)
@@ -211,7 +211,7 @@ def test_a_run_of_moves_from_the_command_line(tmp_path: Path, capsys: pytest.Cap
     ):
         capsys.readouterr()
         assert cli.main(["train", *words]) == 2
-        assert "are needed here; prepare those with glassmoe data chess --tokens" in capsys.readouterr().err
+        assert "prepare that with `glassmoe data chess" in capsys.readouterr().err
     assert cli.main(["eval", "ppl", str(run), "--data.path", str(characters)]) == 2
     assert cli.main(["train", *TINY.split(), "--out", str(run), "--data.tokens", "characters"]) == 2
     assert "data.tokens: 'moves' -> 'characters'" in capsys.readouterr().err

@@ -58,10 +58,10 @@ def test_missing_chess_says_what_to_install(monkeypatch):
         require_chess("Checking games")
 
 
-def test_data_room_imports_neither_torch_nor_chess():
+def test_preparing_imports_neither_torch_nor_chess():
     import subprocess
 
-    modules = "chess_text, corpus, pgn, selfplay, sources, parallel"
-    code = f"import sys; from glassmoe.data import {modules}; print({{'torch', 'chess'}} & set(sys.modules))"
+    modules = "glassmoe.data.corpus, glassmoe.data.parallel, glassmoe.chess.pgn, glassmoe.chess.selfplay"
+    code = f"import sys, {modules}; print({{'torch', 'chess'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

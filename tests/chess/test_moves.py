@@ -10,9 +10,10 @@ from game_files import as_pgn, pgn, synthetic
 from glassmoe.chess.moves import VOCABULARY, decode_moves, encode_moves, moves_of_line
 from glassmoe.chess.pgn import prepare_chess
 from glassmoe.chess.selfplay import generate, play_game
-from glassmoe.data.corpus import Corpus, Games, Rows
-from glassmoe.data.tokens import CHARACTERS, MOVES, kind_of, token_kind
-from glassmoe.data.writer import CorpusWriter, pack_games
+from glassmoe.chess.tokens import CHARACTERS, MOVES, kind_of, pack_games
+from glassmoe.data.corpus import Corpus, Rows, Sequences
+from glassmoe.data.domains import token_kind
+from glassmoe.data.writer import CorpusWriter
 
 # --- the vocabulary and the text ---
 
@@ -117,7 +118,7 @@ def test_kinds():
     assert kind_of(";1.e4 e5") is kind_of(";1.") is CHARACTERS and kind_of("; e2e4") is kind_of(";") is MOVES
     assert (CHARACTERS.size, MOVES.size) == (32, 1969) and (CHARACTERS.start, MOVES.start) == (15, 0)
     assert CHARACTERS.first(";1.e4", 3) == ";1." and MOVES.first("; e2e4 e7e5", 2) == "; e2e4"
-    with pytest.raises(ValueError, match="characters or moves, not as 'words'"):
+    with pytest.raises(ValueError, match=r"unknown kind of tokens 'words'; known: characters"):
         token_kind("words")
 
 
@@ -132,7 +133,7 @@ def test_the_same_games_in_either_form(tmp_path):
     made = {
         tokens: prepare_chess(
             [tmp_path / "games.pgn"], tmp_path / tokens, tokens=tokens, workers=1, valid_share=0.3, progress=False
-        )
+        ).manifest
         for tokens in ("characters", "moves")
     }
     characters, moves = made["characters"], made["moves"]
@@ -158,7 +159,7 @@ def test_workers_and_max_games_do_not_change_moves(tmp_path):
     options = {"tokens": "moves", "progress": False}
     one = prepare_chess([tmp_path / "games.txt"], tmp_path / "one", workers=1, **options)
     two = prepare_chess([tmp_path / "games.txt"] * 2, tmp_path / "two", workers=2, max_games=60, **options)
-    assert one["files"] == two["files"]
+    assert one.manifest["files"] == two.manifest["files"]
 
 
 def test_synthetic_games_are_the_same_in_either_form(tmp_path):
@@ -170,7 +171,7 @@ def test_synthetic_games_are_the_same_in_either_form(tmp_path):
 
 def test_rows_are_cut_in_moves(tmp_path):
     ids = [encode_moves(text) for text in ("; e2e4 e7e5 g1f3", "; d2d4", "; c2c4 e7e5")]
-    with CorpusWriter(tmp_path / "c", valid_share=0, tokens="moves") as writer:
+    with CorpusWriter(tmp_path / "c", MOVES, valid_share=0) as writer:
         writer.add(pack_games([b";1.e4 e5 2.Nf3", b";1.d4", b";1.c4 e5"], ids))
         writer.finish({})
     games = Corpus.open(tmp_path / "c").split("train")
@@ -187,7 +188,7 @@ def test_moves_cannot_be_trusted(tmp_path):
     (tmp_path / "g.pgn").write_text(pgn("e4 e5"))
     with pytest.raises(ValueError, match=r"have to be replayed, which trust=True \(--trust\) leaves out"):
         prepare_chess([tmp_path / "g.pgn"], tmp_path / "o", tokens="moves", trust=True)
-    with pytest.raises(ValueError, match="not as 'words'"):
+    with pytest.raises(ValueError, match="unknown tokens 'words' for games; expected characters or moves"):
         prepare_chess([tmp_path / "g.pgn"], tmp_path / "o", tokens="words")
     assert not (tmp_path / "o").exists()
 
@@ -197,19 +198,19 @@ OLD_TEXTS = [b";1.e4 e5 2.Nf3 Nc6 3.Bb5", b";1.d4 d5 2.c4", b";1.c4", b";1.e4 c5
 
 def test_folders_of_characters_keep_their_fingerprint(tmp_path):
     """The fingerprint is the one that was published when every folder held characters; those folders still open."""
-    with CorpusWriter(tmp_path / "c", valid_share=0.5) as writer:
+    with CorpusWriter(tmp_path / "c", CHARACTERS, valid_share=0.5) as writer:
         writer.add(pack_games(OLD_TEXTS))
-        manifest = writer.finish({"synthetic": False})
+        manifest = writer.finish({"synthetic": False}).manifest
     known = "c6a68ce7df466d241ee2a6aa0f507968099ee1456bd266a8f72449ede189851c"
     assert Corpus.open(tmp_path / "c").fingerprint == known
     old = {key: value for key, value in manifest.items() if key != "tokens"}
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(old))
     corpus = Corpus.open(tmp_path / "c")
     assert corpus.fingerprint == known and corpus.tokens == "characters" and corpus.require("characters") is corpus
-    with pytest.raises(ValueError, match=r"holds games as characters, and games as moves are needed .*--tokens moves"):
+    with pytest.raises(ValueError, match=r"holds games as characters, expected games as moves; .*--tokens moves"):
         corpus.require("moves")
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"tokens": "words"}))
-    with pytest.raises(ValueError, match="its own vocabulary"):
+    with pytest.raises(ValueError, match="unknown kind of tokens 'words'"):
         Corpus.open(tmp_path / "c")
     (tmp_path / "c" / "manifest.json").write_text(json.dumps(manifest | {"tokens": ["moves"]}))
     with pytest.raises(ValueError, match="not the manifest"):
@@ -217,5 +218,5 @@ def test_folders_of_characters_keep_their_fingerprint(tmp_path):
 
 
 def test_games_of_moves_by_hand():
-    games = Games(np.array([0, 1032, 0], np.uint16), np.array([0, 2, 3], np.uint64), MOVES)
+    games = Sequences(np.array([0, 1032, 0], np.uint16), np.array([0, 2, 3], np.uint64), MOVES)
     assert [games.text(0), games.text(1)] == ["; e2e4", ";"] and games.tokens(0).tolist() == [0, 1032]

@@ -320,7 +320,7 @@ def test_any_bytes_give_a_corpus_or_one_documented_error(tmp_path, data, ending,
     file.write_bytes(PACK[packing](data) if packed else data)
     out = tmp_path / "out"
     try:
-        manifest = prepare_chess([file], out, trust=trust, workers=1, progress=False, overwrite=True)
+        manifest = prepare_chess([file], out, trust=trust, workers=1, progress=False, overwrite=True).manifest
     except ValueError as error:
         assert str(error).startswith("no usable game in")
     else:
@@ -350,7 +350,9 @@ def test_mutated_games_and_streams_never_fail_otherwise(tmp_path, packing, place
     file = tmp_path / f"mutated.pgn{packing}"
     file.write_bytes(mutate(PACK[packing](whole)) if packed_first else PACK[packing](mutate(whole)))
     try:
-        manifest = prepare_chess([file], tmp_path / "out", trust=trust, workers=1, progress=False, overwrite=True)
+        manifest = prepare_chess(
+            [file], tmp_path / "out", trust=trust, workers=1, progress=False, overwrite=True
+        ).manifest
     except ValueError as error:
         assert str(error).startswith("no usable game in") and str(error).isprintable()
     else:

@@ -17,7 +17,7 @@ def sans_of(text):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("selfplay") / "many"
-    manifest = generate(folder, games=1400, seed=7, max_chars=180, progress=False)
+    manifest = generate(folder, games=1400, seed=7, max_chars=180, progress=False).manifest
     return manifest, Corpus.open(folder)
 
 
@@ -133,9 +133,9 @@ def test_black_mirrors_white():
 
 
 def test_result_does_not_depend_on_workers(tmp_path):
-    one = generate(tmp_path / "one", games=120, seed=3, max_chars=40, workers=1, progress=False)
-    two = generate(tmp_path / "two", games=120, seed=3, max_chars=40, workers=2, progress=False)
-    other = generate(tmp_path / "other", games=120, seed=4, max_chars=40, workers=1, progress=False)
+    one = generate(tmp_path / "one", games=120, seed=3, max_chars=40, workers=1, progress=False).manifest
+    two = generate(tmp_path / "two", games=120, seed=3, max_chars=40, workers=2, progress=False).manifest
+    other = generate(tmp_path / "other", games=120, seed=4, max_chars=40, workers=1, progress=False).manifest
     assert one == two
     assert one["files"] != other["files"]
 

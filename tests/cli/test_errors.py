@@ -144,7 +144,7 @@ MISTAKES = [
     ("train --out o --schema_version 9", "schema version 9", "update glassmoe"),
     ("train --out o --data.path nope", "nope", "glassmoe data chess"),
     ("train --out o --data.path games --data.tokens moves", "games as characters", "--tokens moves"),
-    ("train --out o --data.tokens words", "'words'", "one of characters, moves"),
+    ("train --out o --data.tokens words", "'words'", "characters (chess), moves (chess)"),
     ("train --out o --data.path run", "run", "glassmoe data chess"),
     ("train --out o --data.path games --data.rows games:1", "'games:1'", "N >= 2"),
     ("train --out o --data.synthetic_games 0", "synthetic_games is 0", "above 0"),

@@ -280,7 +280,7 @@ def test_mistakes_are_named(source: Path, noise_games: Path, tmp_path: Path) -> 
         fit(tiny(source, coder={"k": 5}, steps=2), out)
     config = tiny(source, steps=2)
     config.data.path = str(noise_games)
-    with pytest.raises(ValueError, match="was trained on other games"):
+    with pytest.raises(ValueError, match="was trained on different data"):
         fit(config, out)
     changed = shutil.copytree(source, tmp_path / "changed")
     weights = load_file(changed / "model.safetensors")

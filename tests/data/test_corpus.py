@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from glassmoe.chess.characters import decode, encode
-from glassmoe.data.corpus import Corpus, Games, Rows, row_indices
-from glassmoe.data.writer import CorpusWriter, PackedGames, pack_games
+from glassmoe.chess.tokens import CHARACTERS, pack_games
+from glassmoe.data.corpus import Corpus, Rows, Sequences, row_indices
+from glassmoe.data.writer import CorpusWriter, PackedSequences
 
 
 def made_up_games(count, seed=0, longest=60):
@@ -23,10 +24,10 @@ def made_up_games(count, seed=0, longest=60):
 
 
 def write(folder, texts, chunk=7, **options):
-    with CorpusWriter(folder, **options) as writer:
+    with CorpusWriter(folder, CHARACTERS, **options) as writer:
         for begin in range(0, len(texts), chunk):
             writer.add(pack_games(texts[begin : begin + chunk]))
-        return writer.finish({"checked": False, "synthetic": True})
+        return writer.finish({"checked": False, "synthetic": True}).manifest
 
 
 def split_by_hand(texts, valid_share):
@@ -40,7 +41,7 @@ def split_by_hand(texts, valid_share):
 
 def games_of(texts):
     offsets = np.cumsum([0, *map(len, texts)]).astype(np.uint64)
-    return Games(encode(b"".join(texts)), offsets)
+    return Sequences(encode(b"".join(texts)), offsets, CHARACTERS)
 
 
 # --- on disk ---
@@ -93,7 +94,7 @@ def test_fingerprint_names_the_content(tmp_path):
 def test_finished_folder_is_kept_unless_told(tmp_path):
     write(tmp_path / "c", made_up_games(20))
     before = Corpus.open(tmp_path / "c").fingerprint
-    with pytest.raises(ValueError, match=r"already holds prepared games.*--overwrite"):
+    with pytest.raises(ValueError, match=r"already holds a prepared corpus.*--overwrite"):
         write(tmp_path / "c", made_up_games(30, seed=5))
     with pytest.raises(ValueError, match="no games"):
         write(tmp_path / "c", [], overwrite=True)
@@ -103,7 +104,7 @@ def test_finished_folder_is_kept_unless_told(tmp_path):
 
 
 def test_failure_leaves_nothing_behind(tmp_path):
-    with pytest.raises(KeyError), CorpusWriter(tmp_path / "c") as writer:
+    with pytest.raises(KeyError), CorpusWriter(tmp_path / "c", CHARACTERS) as writer:
         writer.add(pack_games([b";1.e4"]))
         raise KeyError
     assert not (tmp_path / "c").exists()
@@ -118,10 +119,10 @@ def test_failure_leaves_nothing_behind(tmp_path):
 def test_writer_refuses_bad_arguments(tmp_path):
     for share in (-0.1, 1.0, 2):
         with pytest.raises(ValueError, match="valid_share"):
-            CorpusWriter(tmp_path / "c", valid_share=share)
+            CorpusWriter(tmp_path / "c", CHARACTERS, valid_share=share)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        CorpusWriter(tmp_path / "file")
+        CorpusWriter(tmp_path / "file", CHARACTERS)
 
 
 def test_opening_what_is_not_there_says_what_to_do(tmp_path):
@@ -171,14 +172,14 @@ def test_memory_is_at_most_32_bytes_a_game(tmp_path):
     hashes = np.random.default_rng(0).permutation(games).astype(np.uint64) // np.uint64(2)
     tokens = np.full(2 * part, 15, np.uint8)
     chunks = [
-        PackedGames(tokens, np.full(part, 2, np.uint32), hashes[begin : begin + part])
+        PackedSequences(tokens, np.full(part, 2, np.uint32), hashes[begin : begin + part])
         for begin in range(0, games, part)
     ]
-    with CorpusWriter(tmp_path / "c") as writer:
+    with CorpusWriter(tmp_path / "c", CHARACTERS) as writer:
         tracemalloc.start()
         for chunk in chunks:
             writer.add(chunk)
-        manifest = writer.finish({})
+        manifest = writer.finish({}).manifest
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert manifest["duplicates"] == games // 2
@@ -213,7 +214,9 @@ def test_packed_rows_equal_the_definition(length, seed):
 
 def test_packed_rows_over_more_than_one_block():
     count = (1 << 20) + 5000
-    games = Games(np.full(3 * count, 15, np.uint8), np.arange(count + 1, dtype=np.uint64) * np.uint64(3))
+    games = Sequences(
+        np.full(3 * count, 15, np.uint8), np.arange(count + 1, dtype=np.uint64) * np.uint64(3), CHARACTERS
+    )
     rows = Rows(games, "packed:7")
     assert len(rows) == count // 3
     assert np.array_equal(rows._first, np.arange(0, count - 2, 3))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glassmoe.chess.tokens import CHARACTERS
 from glassmoe.cli import main as cli
 from glassmoe.data import origins
-from glassmoe.data.corpus import Corpus, Games, Rows
+from glassmoe.data.corpus import Corpus, Rows, Sequences
 from glassmoe.data.origins import LONGEST_NAME, SourceNumbers, source_in, stem
-from glassmoe.data.tokens import CHARACTERS
 from glassmoe.text import documents
 from glassmoe.text.documents import prepare_text
 from text_files import jsonl, made_up_texts, prepared
@@ -96,7 +96,7 @@ def test_sources_stay_with_their_documents(tmp_path: Path) -> None:
     """Duplicates are dropped with their sources, and each split has those of its documents."""
     texts = made_up_texts(60)
     file = lines(tmp_path / "t.jsonl", [*sourced(texts), *sourced(texts[1:20])])
-    manifest = prepare_text([file], tmp_path / "c", **OPTIONS)
+    manifest = prepare_text([file], tmp_path / "c", **OPTIONS).manifest
     corpus = Corpus.open(tmp_path / "c")
     assert kept(corpus) == {each["text"]: each["source"] for each in sourced(texts)}
     assert corpus.source_names == ("a", "b", "c") and manifest["duplicates"] == 19
@@ -114,9 +114,9 @@ def test_the_same_tokens_are_the_same_data(tmp_path: Path) -> None:
 
 def test_sources_do_not_depend_on_workers_or_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = lines(tmp_path / "t.jsonl", sourced(made_up_texts(200, longest=30), "abcdefg"))
-    one = prepare_text([file], tmp_path / "c", **OPTIONS, max_documents=150)
+    one = prepare_text([file], tmp_path / "c", **OPTIONS, max_documents=150).manifest
     monkeypatch.setattr(documents, "CHUNK_BYTES", 1000)
-    two = prepare_text([file], tmp_path / "c", **OPTIONS | {"workers": 2}, max_documents=150, overwrite=True)
+    two = prepare_text([file], tmp_path / "c", **OPTIONS | {"workers": 2}, max_documents=150, overwrite=True).manifest
     assert one == two and len(kept(Corpus.open(tmp_path / "c"))) == 150
 
 
@@ -154,7 +154,7 @@ def test_too_many_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(ValueError, match="has more than 2 different values"):
         prepare_text([file], tmp_path / "c", **OPTIONS, source_field="source")
     assert not (tmp_path / "c").exists()
-    manifest = prepare_text([file], tmp_path / "c", **OPTIONS)
+    manifest = prepare_text([file], tmp_path / "c", **OPTIONS).manifest
     split = Corpus.open(tmp_path / "c").split("train")
     assert "sources" not in manifest and split.sources is None and split.source_names == ()
     assert not list((tmp_path / "c").glob("*sources*")) and "not kept" in capsys.readouterr().err
@@ -210,7 +210,7 @@ def test_changed_sources_are_refused(tmp_path: Path) -> None:
         else:
             file.write_bytes(changed)
         with pytest.raises(
-            ValueError, match=r"train.sources.npy is not what the manifest says of it; prepare .* again"
+            ValueError, match=r"train.sources.npy differs from the file in the manifest; prepare .* again"
         ):
             Corpus.open(tmp_path / "c")
     file.write_bytes(raw)
@@ -248,7 +248,7 @@ def test_the_documents_of_rows_against_a_loop(tmp_path: Path, cut: str) -> None:
 
 def test_the_games_of_packed_rows() -> None:
     """Three games of 3 tokens in rows of 4: the second of a row is cut, and the next row begins with the one after."""
-    games = Games(np.full(9, 15, np.uint8), np.array([0, 3, 6, 9], np.uint64), CHARACTERS)
+    games = Sequences(np.full(9, 15, np.uint8), np.array([0, 3, 6, 9], np.uint64), CHARACTERS)
     assert Rows(games, "packed:4").documents([0]).tolist() == [[0, 0, 0, 1]]
 
 

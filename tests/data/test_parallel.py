@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 import time
@@ -38,18 +39,38 @@ def test_an_error_in_a_worker_is_the_callers():
         list(ordered_map(math.isqrt, iter([1]), 0))
 
 
-def test_script_without_a_guard_is_told_so(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import math\n"
-        "from glassmoe.data.parallel import ordered_map\n"
-        "print(list(ordered_map(math.isqrt, iter([1, 4, 9]), 2)))\n"
+SCRIPT = """
+import sys
+from glassmoe.chess.selfplay import generate
+print("started")
+corpus = generate("games", games=120, seed=3, max_chars=20, workers=2, progress=False)
+print(sum(corpus.sequences.values()) + corpus.duplicates, __name__, __spec__)
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "stdin", "command", "module"])
+def test_a_script_without_a_guard_prepares_with_several_workers(tmp_path, way):
+    """Workers do not run the caller's script again, wherever it comes from."""
+    pytest.importorskip("chess")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = {"script": ["script.py"], "stdin": ["-"], "command": ["-c", SCRIPT], "module": ["-m", "script"]}[way]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        input=SCRIPT if way == "stdin" else None,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    # Python's resource tracker, a process of its own, may have the last word.
-    said = [line for line in done.stderr.splitlines() if not line.lstrip().startswith(("warnings.warn(", "/"))]
-    assert said[-1].startswith("ValueError: a worker process ended before")
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first == "started" and last.startswith("120 __main__ ") and ("ModuleSpec" in last) == (way == "module")
+
+
+def test_a_killed_worker_is_one_clear_error():
+    with pytest.raises(ValueError, match=r"a worker process was killed .* use fewer workers"):
+        list(ordered_map(os._exit, iter([1, 1, 1]), 2))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see whether a process lives")
@@ -57,13 +78,12 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     """A parent that is killed cannot tell its workers anything."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import os, time, sys\n"
+        "import worker\n"
         "from glassmoe.data.parallel import ordered_map\n"
-        "def work(_):\n"
-        "    print(os.getpid(), flush=True)\n"
-        "    time.sleep(1)\n"
-        "if __name__ == '__main__':\n"
-        "    list(ordered_map(work, iter(range(1000)), 2))\n"
+        "list(ordered_map(worker.work, iter(range(1000)), 2))\n"
+    )
+    (tmp_path / "worker.py").write_text(
+        "import os, time\ndef work(_):\n    print(os.getpid(), flush=True)\n    time.sleep(1)\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
+from glassmoe.chess.game_files import GameFile
 from glassmoe.chess.pgn import prepare_chess
-from glassmoe.data.sources import Source
 
 
 @pytest.mark.parametrize("packing", PACK)
@@ -120,7 +120,7 @@ def test_chunks_cut_between_games_only(tmp_path, content):
     }[content]
     file = tmp_path / ("g.txt" if content == "lines" else "g.pgn")
     file.write_text("".join(map(build, texts)))
-    source = Source(str(file), 0, lambda _: None)
+    source = GameFile(str(file), 0, lambda _: None)
     chunks = list(source.chunks())
     got = [text for chunk in chunks for text in read(chunk.data, checked=False, kind=chunk.kind)[0]]
     assert len(chunks) > 1 and got == texts

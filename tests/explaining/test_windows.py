@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.explaining.windows import TokenText, Windows, joined, random_marks, with_marks
 from glassmoe.inspect.store import Examples
 from text_files import made_up_texts, prepared

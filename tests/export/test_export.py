@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glassmoe.chess.moves import VOCABULARY
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli.main import main
-from glassmoe.data.tokens import CHARACTERS, MOVES, token_kind
+from glassmoe.data.domains import token_kind
 from glassmoe.export.card import write_card
 from glassmoe.export.model import code_files, export_model
 from glassmoe.inspect.sample import Sampling, sampled

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli.main import main
-from glassmoe.data.tokens import CHARACTERS, MOVES, TokenKind
+from glassmoe.data.tokens import TokenKind
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
 from glassmoe.model.loading import load

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli import main as cli
-from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.measure.specialisation import (
     DEALS,
     Sources,
@@ -16,7 +16,6 @@ from glassmoe.measure.specialisation import (
     experts_of,
     mutual_information,
     properties_of,
-    token_classes,
 )
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.text.tokens import text_kind
@@ -39,7 +38,8 @@ def test_properties_by_hand() -> None:
     assert found["before"].tolist() == [32, 15, 6, 4, 32, 15]
     assert found["place"].tolist() == [0, 2, 4, 6, 0, 2]
     assert found["document"].tolist() == [1, 1, 1, 1, 0, 0]
-    names = sorted(set(token_classes(CHARACTERS)))
+    assert CHARACTERS.classes is not None
+    names = sorted(set(CHARACTERS.classes))
     assert [names[c] for c in found["class"]] == ["break", "digit", "break", "file", "break", "digit"]
     assert "class" not in properties_of(np.zeros((1, 2), int), np.array([2]), MOVES)
 
@@ -66,8 +66,8 @@ def test_classes_of_text_by_spelling(tmp_path: Path) -> None:
 
     prepared(tmp_path / "data", [*made_up_texts(60), "The end. 12 The the 9 it, The 12 the end."] * 4)
     kind = text_kind((tmp_path / "data/tokenizer.json").read_text())
-    classes = token_classes(kind)
-    assert len(classes) == kind.size and classes[kind.start] == "start"
+    classes = kind.classes
+    assert classes is not None and len(classes) == kind.size and classes[kind.start] == "start"
     for text, expected in ((".", "mark"), (" ", "space"), ("t", "inside"), ("T", "Word"), ("1", "number")):
         (token,) = kind.encode(text)[1:]
         assert classes[int(token)] == expected, text

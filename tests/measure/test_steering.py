@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from glassmoe.cli.main import main
-from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.inspect.edit import Edit, features_of, spliced
 from glassmoe.inspect.sample import FrequencyPenalty, Sampling, sampled
-from glassmoe.measure.steering import agreement, first_moves, specialisation, steered
+from glassmoe.measure.steering import agreement, specialisation, steered
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import load_subject
@@ -45,17 +44,6 @@ def test_agreement_by_hand() -> None:
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     assert agreement(rows) == pytest.approx(2 / 3 / 2**0.5)
     assert agreement(torch.ones(4, 3)) == pytest.approx(1.0)
-
-
-def test_first_moves_by_hand() -> None:
-    texts = [";1.e4 e5 2.Nf3 Nc6", ";1.e4 e5 2.Ke3 ", ";1.e4 e5 2.Nf3 d6", ";1.e4 e5 2."]
-    assert first_moves(CHARACTERS, ";1.e4 e5 2.", texts) == (["Nf3", "Ke3", "Nf3", ""], 0.5)
-    # A move that the prompt begins is the first.
-    assert first_moves(CHARACTERS, ";1.e4 e5 2.N", texts)[0][0] == "Nf3"
-    assert first_moves(CHARACTERS, ";1.e4 e5 ", [";1.e4 e5 2.Nf3 "]) == (["Nf3"], 1.0)
-    assert first_moves(MOVES, "; e2e4", ["; e2e4 e7e5 g1f3", "; e2e4 e2e4"]) == (["e7e5", "e2e4"], 0.5)
-    with pytest.raises(ValueError, match=r"the prompt's move 'Ke3' is not legal"):
-        first_moves(CHARACTERS, ";1.Ke3 ", [";1.Ke3 "])
 
 
 def test_edits_and_whole_experts() -> None:

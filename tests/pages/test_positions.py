@@ -3,7 +3,7 @@
 import pytest
 
 from glassmoe.chess.board_labels import boards_at_dots, dot_positions
-from glassmoe.data.tokens import CHARACTERS, MOVES
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.pages.explore.positions import replay
 
 chess = pytest.importorskip("chess")

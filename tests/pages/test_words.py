@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from explored import SCRIPTS
+from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.data.corpus import Corpus
-from glassmoe.data.tokens import CHARACTERS, MOVES
 from glassmoe.pages.explore.words import LONGEST, Words, visible
 from text_files import prepared
 

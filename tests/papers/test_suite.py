@@ -220,7 +220,7 @@ def toy_run(games: Path, toy: Path) -> RunConfig:
         (["table1", "--config", "nowhere"], "no recipe or file 'nowhere'; recipes: "),
         (["table1", "--on", "wikitext2"], "--on belongs to table2; leave it out"),
         (["table2", "--on", "wikitext2"], "holds games, and table2 is of text; give text of glassmoe data text"),
-        (["table1", "--data.path", "nowhere"], "no prepared games at nowhere"),
+        (["table1", "--data.path", "nowhere"], "no prepared corpus at nowhere"),
     ],
 )
 def test_mistakes_get_one_clear_message(

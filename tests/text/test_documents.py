@@ -21,11 +21,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from glassmoe.cli import main as cli
-from glassmoe.data.corpus import Corpus, Games, Rows
-from glassmoe.data.tokens import TEXT, token_kind
+from glassmoe.data.corpus import Corpus, Rows, Sequences
+from glassmoe.data.domains import token_kind
+from glassmoe.data.tokens import TEXT
 from glassmoe.text import documents
 from glassmoe.text import tokens as text_tokens
-from glassmoe.text.documents import TextSource, prepare_text
+from glassmoe.text.documents import TextFile, prepare_text
 from glassmoe.text.tokens import (
     byte_lengths,
     cut_text,
@@ -104,7 +105,7 @@ def test_fingerprint_holds_the_tokenizer(tmp_path: Path) -> None:
     again = prepared(tmp_path / "again", texts, str(tmp_path / "a"))
     assert Corpus.open(tmp_path / "again").fingerprint == opened[0].fingerprint
     assert "trained_on" not in again["tokenizer"]
-    with pytest.raises(ValueError, match=r"another tokenizer .*prepare the text again"):
+    with pytest.raises(ValueError, match=r"another tokenizer .*prepare it again"):
         opened[1].require("text", opened[0].tokenizer_sha256)
     assert opened[1].require("text", None).require("text", opened[1].tokenizer_sha256) is opened[1]
     with pytest.raises(ValueError, match=r"holds text, and games as moves are needed .*data chess --tokens moves"):
@@ -112,7 +113,7 @@ def test_fingerprint_holds_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_text_is_needed_where_there_are_games(noise_games: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds games as characters, and text is needed .*data text FILES"):
+    with pytest.raises(ValueError, match=r"holds games as characters, expected text; .*data text FILES"):
         Corpus.open(noise_games).require("text")
 
 
@@ -135,7 +136,7 @@ def test_killed_preparation_is_refused_and_made_again(tmp_path: Path) -> None:
 
 def test_finished_folder_is_kept_unless_told(tmp_path: Path) -> None:
     prepared(tmp_path / "c", made_up_texts(20))
-    with pytest.raises(ValueError, match=r"already holds prepared games or documents.*--overwrite"):
+    with pytest.raises(ValueError, match=r"already holds a prepared corpus.*--overwrite"):
         prepared(tmp_path / "c", made_up_texts(30))
     prepared(tmp_path / "c", made_up_texts(30), overwrite=True)
     assert sum(Corpus.open(tmp_path / "c").manifest["documents"].values()) == 30
@@ -147,10 +148,10 @@ def test_changed_tokenizer_or_manifest_is_refused(tmp_path: Path) -> None:
     file = folder / "tokenizer.json"
     kept = file.read_bytes()
     file.write_bytes(kept + b"\n")
-    with pytest.raises(ValueError, match="is not the tokenizer that the text"):
+    with pytest.raises(ValueError, match=r"is not the tokenizer that .* was prepared with"):
         Corpus.open(folder)
     file.unlink()
-    with pytest.raises(ValueError, match="is not the tokenizer that the text"):
+    with pytest.raises(ValueError, match=r"is not the tokenizer that .* was prepared with"):
         Corpus.open(folder)
     file.write_bytes(kept)
     for broken in ({"documents": 3}, {"tokenizer": {}}, {"files": {}}):
@@ -175,7 +176,9 @@ def test_every_kind_of_file_and_folder(tmp_path: Path) -> None:
     (folder / "4.txt.bz2").write_bytes(bz2.compress("\n<|endoftext|>\n".join(c).encode()))
     (folder / "5.jsonl.zst").write_bytes(zstandard.compress(jsonl(d).encode()))
     (folder / "notes.md").write_text("not for training")
-    manifest = prepare_text([folder], tmp_path / "c", tokenizer="train:300", workers=1, valid_share=0, progress=False)
+    manifest = prepare_text(
+        [folder], tmp_path / "c", tokenizer="train:300", workers=1, valid_share=0, progress=False
+    ).manifest
     expected = [*a, *b, "a book\nof two lines", *(text.strip("\n") for text in c), *d]
     assert texts_in(Corpus.open(tmp_path / "c")) == list(dict.fromkeys(expected))
     assert manifest["ignored_files"] == 1 and len(manifest["inputs"]) == 5
@@ -205,7 +208,7 @@ def test_where_a_stream_is_cut_changes_nothing(tmp_path: Path, monkeypatch: pyte
     for read_bytes, chunk_bytes in ((1, 1), (7, 40), (64, 500), (1 << 16, 1 << 19)):
         monkeypatch.setattr("glassmoe.data.sources._READ_BYTES", read_bytes)
         monkeypatch.setattr(documents, "CHUNK_BYTES", chunk_bytes)
-        source = TextSource(str(tmp_path / f"t.{kind}"), 0, lambda _: None)
+        source = TextFile(str(tmp_path / f"t.{kind}"), 0, lambda _: None)
         found = [each.text for chunk in source.chunks() for each in documents.documents(chunk, "text")]
         assert found == texts, (read_bytes, chunk_bytes)
 
@@ -228,7 +231,7 @@ def test_bad_documents_are_counted_and_told(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
     options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0, "progress": False}
-    manifest = prepare_text([tmp_path / "t.jsonl"], tmp_path / "c", **options)
+    manifest = prepare_text([tmp_path / "t.jsonl"], tmp_path / "c", **options).manifest
     counts = {reason: entry["count"] for reason, entry in manifest["skipped"].items()}
     assert counts == {"not JSON": 3, "no field 'text'": 2, "field 'text' is not text": 2, "empty": 1}
     assert manifest["skipped"]["not JSON"]["examples"][0] == {
@@ -255,7 +258,7 @@ def test_broken_stream_keeps_what_came_before(tmp_path: Path) -> None:
     texts = made_up_texts(200)
     (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(jsonl(texts).encode())[:-600])
     options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0, "progress": False}
-    manifest = prepare_text([tmp_path / "t.jsonl.gz"], tmp_path / "c", **options)
+    manifest = prepare_text([tmp_path / "t.jsonl.gz"], tmp_path / "c", **options).manifest
     assert manifest["skipped"]["unreadable stream"]["count"] == 1
     found = texts_in(Corpus.open(tmp_path / "c"))
     assert found == texts[: len(found)] and 50 < len(found) < 200
@@ -267,7 +270,7 @@ def test_long_lines_are_skipped_and_long_texts_cut(tmp_path: Path, monkeypatch: 
     (tmp_path / "t.jsonl").write_text(jsonl(["before", "long " * 3000, "after"]))
     (tmp_path / "t.txt").write_text("word " * 3000)
     options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0, "progress": False}
-    manifest = prepare_text([tmp_path / "t.jsonl", tmp_path / "t.txt"], tmp_path / "c", **options)
+    manifest = prepare_text([tmp_path / "t.jsonl", tmp_path / "t.txt"], tmp_path / "c", **options).manifest
     assert manifest["skipped"]["too long"]["count"] == 1
     found = texts_in(Corpus.open(tmp_path / "c"))
     assert found[:2] == ["before", "after"] and len(found) > 3 and all(len(text) <= 7000 for text in found)
@@ -287,7 +290,7 @@ def test_parquet(tmp_path: Path) -> None:
     texts = made_up_texts(600)
     parquet.write_table(pyarrow.table({"text": [*texts, None], "n": [*range(600), 0]}), tmp_path / "t.parquet")
     options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0, "progress": False}
-    manifest = prepare_text([tmp_path / "t.parquet"], tmp_path / "c", **options)
+    manifest = prepare_text([tmp_path / "t.parquet"], tmp_path / "c", **options).manifest
     assert texts_in(Corpus.open(tmp_path / "c")) == texts
     assert manifest["skipped"]["field 'text' is not text"]["count"] == 1
     stored = (tmp_path / "t.parquet").read_bytes()
@@ -361,7 +364,7 @@ def test_the_sample_is_bounded_and_of_the_training_split(tmp_path: Path, monkeyp
     assert everything["tokenizer"]["trained_on"]["documents"] == everything["documents"]["train"]
     assert everything["tokenizer"]["trained_on"]["bytes"] == everything["bytes"]["train"]
     # Another order gives the same sample of them.
-    sources = [TextSource(str(tmp_path / f"{name}.jsonl"), 0, lambda _: None) for name in "ab"]
+    sources = [TextFile(str(tmp_path / f"{name}.jsonl"), 0, lambda _: None) for name in "ab"]
     Path(sources[1].name).write_text(jsonl(texts[::-1]))
     monkeypatch.setattr(documents, "SAMPLE_BYTES", 4000)
     one, two = (documents._sample([source], "text", 0.4, None, 0) for source in sources)
@@ -494,7 +497,7 @@ def test_words_are_looked_up_only_where_that_is_known_to_be_exact() -> None:
 
 
 def test_the_tokens_of_text_are_not_told_by_the_name() -> None:
-    with pytest.raises(ValueError, match="those of its tokenizer"):
+    with pytest.raises(ValueError, match="that of a tokenizer"):
         token_kind(TEXT)
     with pytest.raises(ValueError, match="no token '<s>'"):
         text_kind(train_tokenizer(["a"], 257), "<s>")
@@ -533,12 +536,12 @@ def test_document_rows_against_a_naive_loop(tmp_path: Path) -> None:
 def test_cuts_of_the_other_world_are_refused(tmp_path: Path, noise_games: Path) -> None:
     prepared(tmp_path / "c", made_up_texts(5), valid_share=0)
     split = Corpus.open(tmp_path / "c").split("train")
-    with pytest.raises(ValueError, match=r"'documents:N' .*given: 'games:8'"):
+    with pytest.raises(ValueError, match=r"'documents:N' .*got 'games:8'"):
         Rows(split, "games:8")
     with pytest.raises(ValueError, match=r"'games:N' .*given: 'documents:8'"):
         Rows(Corpus.open(noise_games).split("train"), "documents:8")
     with pytest.raises(ValueError, match=r"no row at all from 5 documents"):
         Rows(split, "packed:100000")
-    few = Games(np.zeros(0, np.uint16), np.zeros(1, np.uint64), split.kind)
+    few = Sequences(np.zeros(0, np.uint16), np.zeros(1, np.uint64), split.kind)
     with pytest.raises(ValueError, match="no row at all"):
         Rows(few, "packed:8")

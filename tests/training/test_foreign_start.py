@@ -15,8 +15,9 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.model.loading import load
 from glassmoe.model.upcycle import SHARED
 from glassmoe.training.language import train
-from glassmoe.training.run import read_start, tokenizer_of
-from glassmoe.training.source import load_source
+from glassmoe.training.records import read_start
+from glassmoe.training.run import tokenizer_of
+from glassmoe.training.source import load_source, source_settings
 from glassmoe.training.start import FEED_FORWARD, complete
 from text_files import made_up_texts, prepared
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny
@@ -104,9 +105,9 @@ def test_the_recipe_takes_its_shape_from_the_source(
     )
     assert model.unused_ids == (8 if name == "pythia" else 0)
     assert (config.start.shape, config.data.rows) == ("model", "packed:40")
-    loss = receipt["valid_loss"]
-    assert receipt["jump"] == loss["copied"] - loss["source"] != 0
-    assert f"so the function is too: {receipt['jump']:+.4f})" in told
+    loss = receipt.valid_loss
+    assert receipt.jump == loss["copied"] - loss["source"] != 0
+    assert f"so the function is too: {receipt.jump:+.4f})" in told
     # The source's loss by transformers' own model, on the same rows.
     theirs = AutoModelForCausalLM.from_pretrained(sources[name]).eval()
     ids = torch.from_numpy(Corpus.open(texts[name]).split("valid").data[: 40 * 8].astype("int64")).view(8, 40)
@@ -140,7 +141,7 @@ def test_where_the_activation_stays_the_start_is_exact(
             difference = (made.model(input_ids=ids).logits - source.model(input_ids=ids).logits).abs().max()
         assert difference < 1e-5
         receipt = read_start(out)
-        assert receipt is not None and abs(receipt["jump"]) < 1e-5
+        assert receipt is not None and abs(receipt.jump) < 1e-5
         assert made.kind().tokenizer_sha256 is not None and made.model.config.vocab_size == FAMILIES[name][2]
 
 
@@ -158,12 +159,12 @@ def test_an_upcycled_llama_that_died_goes_on_to_the_same_bits(
             train(config, tmp_path / "broken")
     train(config, tmp_path / "broken")
     assert_same_bits(tmp_path / "whole", tmp_path / "broken")
-    assert lines(tmp_path / "whole")[-1]["valid_loss"] < read_start(tmp_path / "whole")["valid_loss"]["start"]
+    assert lines(tmp_path / "whole")[-1]["valid_loss"] < read_start(tmp_path / "whole").valid_loss["start"]
     # What was made goes on again, with nothing but its name.
     config.start = StartConfig(source=str(tmp_path / "whole"), shape="source")
     config.model = ModelConfig(ffn="moe-x", num_experts=4)
     receipt = read_start(train(config, tmp_path / "on"))
-    assert receipt is not None and [layer["kind"] for layer in receipt["layers"]] == ["same", "same"]
+    assert receipt is not None and [layer["kind"] for layer in receipt.layers] == ["same", "same"]
 
 
 @pytest.mark.parametrize("name", ["pythia", "llama"])
@@ -253,9 +254,10 @@ def test_the_shape_of_a_run_of_ours(noise_games: Path, tmp_path: Path) -> None:
     """The source's width of a layer becomes an expert's; ReLU experts need no other activation."""
     source = train(tiny(noise_games, "relu", steps=1), tmp_path / "dense")
     start = StartConfig(source=str(source), shape="source")
-    config = complete(RunConfig(data=tiny(noise_games).data, model=ModelConfig(num_experts=4), start=start))
+    settings = source_settings(str(source))
+    config = complete(RunConfig(data=tiny(noise_games).data, model=ModelConfig(num_experts=4), start=start), settings)
     assert (config.model.width, config.model.active_width, config.model.gated) == (16, 64, False)
     assert config.model.context == 64 and config.start == StartConfig(source=str(source))
-    assert complete(config) is config
-    assert complete(replace(config, model=ModelConfig(ffn="switch"), start=start)).model.activation == "relu"
+    switch = replace(config, model=ModelConfig(ffn="switch"), start=start)
+    assert complete(switch, settings).model.activation == "relu"
     assert {*SHARED, *FEED_FORWARD} <= {field.name for field in fields(ModelConfig)}

@@ -245,7 +245,7 @@ def test_games_may_move_but_not_change(noise_games: Path, tmp_path: Path) -> Non
     manifest["files"]["train.bin"]["sha256"] = "0" * 64
     (other / "manifest.json").write_text(json.dumps(manifest))
     config.data.path = str(other)
-    with pytest.raises(ValueError, match="was trained on other games"):
+    with pytest.raises(ValueError, match="was trained on different data"):
         train(config, tmp_path / "run")
     assert load(tmp_path / "run" / "config.yaml").data.path == str(moved)
 

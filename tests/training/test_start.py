@@ -12,7 +12,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.measure.results import add_row
 from glassmoe.model.loading import load
 from glassmoe.training.language import train
-from glassmoe.training.run import read_start
+from glassmoe.training.records import read_start
 from glassmoe.training.tracking import read_metrics
 from tiny_runs import Interrupt, assert_same_bits, stop_after, tiny
 
@@ -38,17 +38,17 @@ def test_the_receipt_tells_the_loss_before_and_after_and_what_the_source_had_see
     receipt = read_start(tmp_path / "up")
     last = read_metrics(source / "metrics.jsonl")[-1]
     assert receipt is not None
-    assert receipt["valid_loss"]["source"] == pytest.approx(last["valid_loss"], abs=2e-3)
-    assert receipt["valid_loss"]["copied"] == pytest.approx(receipt["valid_loss"]["source"], abs=2e-3)
-    assert receipt["valid_loss"]["start"] != receipt["valid_loss"]["copied"]
-    assert (receipt["source_tokens"], receipt["source_flops"]) == (last["tokens"], last["flops"])
-    assert receipt["source_config"]["model"]["ffn"] == "relu"
+    assert receipt.valid_loss["source"] == pytest.approx(last["valid_loss"], abs=2e-3)
+    assert receipt.valid_loss["copied"] == pytest.approx(receipt.valid_loss["source"], abs=2e-3)
+    assert receipt.valid_loss["start"] != receipt.valid_loss["copied"]
+    assert (receipt.source_tokens, receipt.source_flops) == (last["tokens"], last["flops"])
+    assert receipt.source_config["model"]["ffn"] == "relu"
     # A run that starts from this one counts both.
     train(started(noise_games, tmp_path / "up"), tmp_path / "on")
     on, middle = read_start(tmp_path / "on"), read_metrics(tmp_path / "up/metrics.jsonl")[-1]
     assert on is not None
-    assert on["source_tokens"] == last["tokens"] + middle["tokens"]
-    assert [layer["kind"] for layer in on["layers"]] == ["same", "same"]
+    assert on.source_tokens == last["tokens"] + middle["tokens"]
+    assert [layer["kind"] for layer in on.layers] == ["same", "same"]
     # So does a results file.
     add_row(tmp_path / "table", load(str(tmp_path / "up")), Corpus.open(noise_games), {})
     (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 
 from glassmoe.console import bar, say
-from glassmoe.data.corpus import Corpus, Games
-from glassmoe.data.tokens import Tokens, kind_of
+from glassmoe.data.corpus import Corpus, Sequences
+from glassmoe.data.tokens import Tokens
 from glassmoe.inspect.harvest import Harvest, activations_at, harvests
 from glassmoe.model import FeedForward, GlassForCausalLM
 from glassmoe.model.loading import random_coder, random_twin
@@ -35,6 +35,7 @@ from .board_features import read_features
 from .board_labels import dot_positions, label_games
 from .board_properties import HEADLINE, STRATEGY
 from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
+from .tokens import kind_of
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
 TOKENS_READ = {"characters": CHARACTERS, "moves": 2 * DOTS}
@@ -212,7 +213,7 @@ def _features(
     )
 
 
-def board_games(games: Games, limit: int) -> list[str]:
+def board_games(games: Sequences, limit: int) -> list[str]:
     """The first `limit` games, in order, that have 20 dots within what is read of them (`TOKENS_READ`), cut there."""
     found = []
     for i in range(len(games)):

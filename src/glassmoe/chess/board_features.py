@@ -17,13 +17,13 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from glassmoe.data.tokens import kind_of
 from glassmoe.inspect.harvest import Harvest
 
 from .board_counts import Float64
 from .board_labels import boards_at_dots, dot_positions
 from .board_properties import HEADLINE, PROPERTIES, slot_name
 from .boards import Coverage, always_on_f1
+from .tokens import kind_of
 
 SHOWN = 24
 TRUE_SHARE = (0.01, 0.4)

@@ -22,11 +22,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from glassmoe.data.parallel import ordered_map
-from glassmoe.data.tokens import MOVES, kind_of
 
 from .board_position import Position
 from .board_properties import get_property, unpack_slots
 from .characters import require_chess
+from .tokens import MOVES, kind_of
 
 if TYPE_CHECKING:
     import chess
@@ -102,8 +102,7 @@ def label_games(
     """Labels of every property at the first `dots` dots of each game.
 
     texts: game texts, already cut to what the model reads (256 characters in the paper's protocol).
-    properties: names from `PROPERTIES`. workers: processes to use (None: one a CPU); with more than one, the
-    calling script needs the usual `if __name__ == "__main__":` guard, since processes are spawned.
+    properties: names from `PROPERTIES`. workers: processes to use (None: one a CPU).
 
     Returns name -> 0/1 labels [N, B], N = len(texts) * dots, game by game and dot by dot: a CSR array of
     uint8 for the piece properties, else a uint8 array. ValueError when a game has fewer than `dots` dots,

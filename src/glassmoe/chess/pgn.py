@@ -1,11 +1,11 @@
-"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of text or of moves.
+"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of characters or of moves.
 
 Comments, variations, annotation glyphs, clocks, move numbers and results are dropped; what stays is the text
-of `chess_text.py`, or the moves themselves (`chess_moves.py`). By default every game is replayed from the start
+of `characters.py`, or the moves themselves (`moves.py`). By default every game is replayed from the start
 position and its moves are rewritten canonically; `trust=True` converts the text alone, many times faster. A game
 that cannot be used is counted with its reason, never fatal.
 
-Source: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). It differs
+InputFile: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). It differs
 from the letter in one thing: a header line ends an unterminated comment, so that one broken game cannot
 swallow the next.
 """
@@ -16,18 +16,20 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from glassmoe.console import bar
 from glassmoe.data.parallel import count_workers
-from glassmoe.data.sources import MAX_GAME_BYTES, STDIN, Chunk, Skip, Source, discover
+from glassmoe.data.prepared import PreparedCorpus
+from glassmoe.data.sources import STDIN, Chunk, Skip, discover
 from glassmoe.data.tally import ChunkResult, Tally, gather
-from glassmoe.data.tokens import CHARACTERS, MOVES, Tokens
-from glassmoe.data.writer import CorpusWriter, pack_games
+from glassmoe.data.tokens import Tokens
+from glassmoe.data.writer import CorpusWriter
 
 from .characters import MAX_PLIES, VOCABULARY, move_text, require_chess
+from .game_files import KINDS, MAX_GAME_BYTES, GameFile
 from .moves import encode_moves
 from .replay import Replayer
+from .tokens import CHARACTERS, MOVES, game_kind, pack_games
 
 _DETAIL_CHARS = 80
 
@@ -50,8 +52,8 @@ _SAN = re.compile(r"(?:[KQRBN]?[a-h]?[1-8]?[x-]?[a-h][1-8](?:=?[QRBN])?|O-O(?:-O
 
 
 def prepare_chess(
-    inputs: Sequence[str | Path],
-    out: Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
     trust: bool = False,
     workers: int | None = None,
@@ -61,8 +63,8 @@ def prepare_chess(
     overwrite: bool = False,
     progress: bool = True,
     tokens: str = CHARACTERS.name,
-) -> dict[str, Any]:
-    """Prepares the corpus `out` from files of games and returns its manifest.
+) -> PreparedCorpus:
+    """Prepares the corpus `out` from files of games.
 
     Inputs are .pgn files, .txt files with one `;1.e4 e5 ...` a line, each plain or as .zst, .bz2 or .gz,
     folders of them, and `-` for standard input. `trust` skips the legality check and needs no python-chess.
@@ -78,20 +80,21 @@ def prepare_chess(
             "games as moves (--tokens moves) have to be replayed, which trust=True (--trust) leaves out; "
             "leave out one of the two"
         )
+    kind = game_kind(tokens)
     if max_games is not None and max_games < 1:
-        raise ValueError(f"max_games is a number of games, at least 1, or None for all, not {max_games}")
+        raise ValueError(f"max_games is {max_games}; expected a number of games of at least 1, or None for all")
     workers = count_workers(workers)
-    names, ignored = discover(inputs)
+    names, ignored = discover(inputs, KINDS)
     if not trust:
         require_chess("Checking games (anything but trust=True, --trust)")
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=tokens)
+    new = CorpusWriter(out, kind, valid_share=valid_share, overwrite=overwrite)
     size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
     with new as writer, bar(size, "preparing games", "B", show=progress, lines=True, unit_scale=True) as shown:
-        sources = [Source(name, number, shown.update) for number, name in enumerate(names)]
-        tally = Tally(names)
+        sources = [GameFile(name, number, shown.update) for number, name in enumerate(names)]
+        tally = Tally(names, "game")
         read = partial(read_chunk, checked=not trust, min_plies=min_plies, tokens=tokens)
         inputs_read = gather(writer, tally, sources, read, shown, workers, max_games)
-        if not writer.games:
+        if not writer.count:
             raise ValueError(
                 f"no usable game in {', '.join(names)}: {tally.summary()}; "
                 "give games of standard chess, as PGN or as lines ;1.e4 e5 2.Nf3"

@@ -21,12 +21,13 @@ from typing import Any
 
 from glassmoe.console import bar
 from glassmoe.data.parallel import ordered_map
-from glassmoe.data.tokens import CHARACTERS, MOVES, token_kind
-from glassmoe.data.writer import CorpusWriter, PackedGames, pack_games
+from glassmoe.data.prepared import PreparedCorpus
+from glassmoe.data.writer import CorpusWriter, PackedSequences
 
 from .characters import move_text, require_chess
 from .moves import encode_moves
 from .replay import check_mark
+from .tokens import CHARACTERS, MOVES, game_kind, pack_games
 
 _GAMES_A_BATCH = 50
 _OPENING_PLIES = 20
@@ -69,7 +70,7 @@ _BACK_RANKS = 0xFF000000000000FF
 
 
 def generate(
-    out: Path,
+    out: str | Path,
     *,
     games: int,
     seed: int = 0,
@@ -79,8 +80,8 @@ def generate(
     progress: bool = True,
     overwrite: bool = False,
     tokens: str = CHARACTERS.name,
-) -> dict[str, Any]:
-    """Writes a corpus of synthetic games to `out` and returns its manifest.
+) -> PreparedCorpus:
+    """Prepares the corpus `out` of synthetic games.
 
     A game stops with the move that takes its text to `max_chars` characters or beyond, or when it is over. The games
     are the same whether a token is one of their `characters` or one of their `moves`.
@@ -90,7 +91,7 @@ def generate(
     Raises ValueError for `games` or `max_chars` that are too small, an `out` that holds a finished corpus
     already, unknown `tokens`, and when python-chess is missing.
     """
-    token_kind(tokens)
+    kind = game_kind(tokens)
     if games < 1:
         raise ValueError(f"games is how many to play, at least 1, not {games}")
     if max_chars < 5:
@@ -98,7 +99,7 @@ def generate(
     require_chess("Making synthetic games")
     batches = (range(begin, min(begin + _GAMES_A_BATCH, games)) for begin in range(0, games, _GAMES_A_BATCH))
     play = partial(_play_batch, seed=seed, max_chars=max_chars, tokens=tokens)
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=tokens)
+    new = CorpusWriter(out, kind, valid_share=valid_share, overwrite=overwrite)
     with new as writer, bar(games, "playing games", " games", show=progress, lines=True) as shown:
         for played in ordered_map(play, batches, workers):
             writer.add(played)
@@ -116,7 +117,7 @@ def generate(
         )
 
 
-def _play_batch(numbers: range, *, seed: int, max_chars: int, tokens: str) -> PackedGames:
+def _play_batch(numbers: range, *, seed: int, max_chars: int, tokens: str) -> PackedSequences:
     played = [_play(seed, number, max_chars) for number in numbers]
     moves = [encode_moves("; " + " ".join(ucis)) for _, ucis in played] if tokens == MOVES.name else None
     return pack_games([move_text(sans).encode("ascii") for sans, _ in played], moves)

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.data.tokens import CHARACTERS, MOVES, TEXT, TokenKind, Tokens
+from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 from glassmoe.inspect.edit import Edit, spliced
-from glassmoe.measure.steering import first_moves
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, activations
+
+from .domain import first_moves
+from .tokens import CHARACTERS, MOVES
 
 LONGEST_MOVE = 8
 """Characters of a move with the space after it, such as `Qa1xb2+ `."""

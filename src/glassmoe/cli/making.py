@@ -35,7 +35,7 @@ def data(words: list[str]) -> None:
         raise ValueError("`text` stands before the files and options: glassmoe data text FILES --tokenizer train:8192")
     from glassmoe.chess.pgn import prepare_chess
 
-    manifest = prepare_chess(
+    prepared = prepare_chess(
         args.inputs,
         args.out,
         trust=args.trust,
@@ -45,9 +45,7 @@ def data(words: list[str]) -> None:
         overwrite=args.overwrite,
         tokens=args.tokens,
     )
-    from glassmoe.measure.tables import data_table
-
-    show(args, manifest, data_table(args.out, manifest))
+    show(args, prepared.to_dict(), prepared.table())
     return None
 
 
@@ -75,10 +73,9 @@ def _text_data(words: list[str]) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="of the sample that a tokenizer is trained on")
     parser.add_argument("--overwrite", action="store_true", help="replace what is already prepared in the folder")
     args = parser.parse_args(words)
-    from glassmoe.measure.tables import data_table
     from glassmoe.text.documents import prepare_text
 
-    manifest = prepare_text(
+    prepared = prepare_text(
         args.inputs,
         args.out,
         tokenizer=args.tokenizer,
@@ -90,7 +87,7 @@ def _text_data(words: list[str]) -> None:
         overwrite=args.overwrite,
         seed=args.seed,
     )
-    show(args, manifest, data_table(args.out, manifest))
+    show(args, prepared.to_dict(), prepared.table())
 
 
 def train(words: list[str]) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from typing import TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 def default_workers() -> int:
@@ -35,21 +37,20 @@ def count_workers(workers: int | None) -> int:
     return count
 
 
-def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], workers: int | None) -> Generator[Result]:
+def ordered_map(function: Callable[[Item], Value], items: Iterator[Item], workers: int | None) -> Generator[Value]:
     """`map(function, items)` over `workers` processes (None: one a CPU).
 
-    At most `2 * workers + 2` items are in flight. One item, or one worker, runs in this process. `function`
-    and items are pickled: processes are spawned, as forking a process that holds threads or a GPU is unsafe;
-    so a script that comes here needs the usual `if __name__ == "__main__":`.
+    At most `2 * workers + 2` items are in flight. One item, or one worker, runs in this process. Processes are spawned,
+    because forking a process that holds threads or a GPU is unsafe; so `function` and items are pickled, and have to
+    come from a module. ValueError for workers below 1, and when a worker process is killed.
     """
     count = count_workers(workers)
     ahead = list(islice(items, 2)) if count > 1 else []
     if len(ahead) < 2:
         yield from map(function, chain(ahead, items))
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=spawn, initializer=_end_with_parent) as pool:
-        waiting: deque[Future[Result]] = deque()
+    with ProcessPoolExecutor(count, mp_context=_WorkerContext(), initializer=_end_with_parent) as pool:
+        waiting: deque[Future[Value]] = deque()
         try:
             for item in chain(ahead, items):
                 waiting.append(pool.submit(function, item))
@@ -59,12 +60,41 @@ def ordered_map(function: Callable[[Item], Result], items: Iterator[Item], worke
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise ValueError(
-                "a worker process ended before its work was done: either memory ran out, or a script came "
-                'here without the guard `if __name__ == "__main__":`; workers=1 (--workers 1) needs neither'
+                "a worker process was killed before its work was done, most likely because memory ran out; "
+                "use fewer workers (--workers)"
             ) from None
         finally:
             for future in waiting:
                 future.cancel()
+
+
+_HIDING = threading.Lock()
+
+
+class _WorkerProcess(SpawnProcess):
+    """A spawned process that does not run the caller's script again.
+
+    `multiprocessing` imports the main module anew in every spawned process, for functions that are defined there. Our
+    functions are not, and a script without `if __name__ == "__main__":` would start its work, and its workers, in each
+    worker; a script from standard input could not even be found. So the main module hides where it came from while a
+    process starts.
+    """
+
+    def start(self) -> None:
+        main = sys.modules["__main__"]
+        with _HIDING:
+            origin: dict[str, Any] = {
+                name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__
+            }
+            main.__spec__ = None
+            try:
+                super().start()
+            finally:
+                main.__dict__.update(origin)
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
 
 
 def _end_with_parent() -> None:

@@ -1,40 +1,32 @@
-"""Files of games or documents as streams: which files, how they are packed, and where a stream may be cut.
+"""Input files as streams of chunks: which files there are, and how they are compressed.
 
-Whatever the size of an input, only a few chunks of it are in memory. Cutting never depends on the number of
-workers. A stream that breaks (truncated or damaged) gives the games before the break; the break itself is
-reported.
+Whatever the size of an input, only a few chunks of it are in memory. Where a stream is cut never depends on the number
+of workers. A stream that breaks (truncated or damaged) gives the sequences before the break; the break is reported.
 """
 
 from __future__ import annotations
 
 import bz2
 import hashlib
-import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
 STDIN = "-"
-KINDS = {".pgn": "pgn", ".txt": "lines"}
-"""What the files of games hold, by their endings."""
 PACKINGS = (".zst", ".bz2", ".gz")
-# A game, comments and all, is a few kilobytes; what has no end after this many bytes is not a game.
-MAX_GAME_BYTES = 1 << 20
 
 _READ_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 19
-# No mark of a game's beginning is longer, so this much is kept where a search goes on in the next block.
-_LONGEST_MARK = 64
 _MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\x1f\x8b": ".gz"}
-_HEADER_LINE = re.compile(rb'^[ \t]*\[\w+[ \t]+"', re.MULTILINE)
 
 
 class Skip(Exception):
-    """A game or document that cannot be used: `reason` is what the manifest counts by, `detail` is for its examples."""
+    """A sequence that cannot be used: the manifest counts by `reason`, and `detail` is for its examples."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -43,8 +35,8 @@ class Skip(Exception):
 
 
 class Chunk(NamedTuple):
-    """Whole games or documents of input number `file`, written as `kind` says (for games PGN, or one a line).
-    `origin`: what documents that do not name their source go by."""
+    """Whole sequences of input number `file`, in the format `kind`. `origin`: source of sequences that do not name
+    theirs."""
 
     file: int
     kind: str
@@ -52,13 +44,15 @@ class Chunk(NamedTuple):
     origin: str = ""
 
 
-def discover(inputs: Sequence[str | Path], kinds: Mapping[str, str] = KINDS) -> tuple[list[str], int]:
-    """The files behind `inputs`, folders searched in sorted order, and how many other files those hold. `kinds`: the
-    endings of known files, without that of their packing.
+def discover(inputs: str | Path | Sequence[str | Path], kinds: Mapping[str, str]) -> tuple[list[str], int]:
+    """The files behind `inputs`, folders searched in sorted order, and how many other files those hold. `kinds`: ending
+    of a file, without that of its compression -> its format.
 
     Raises ValueError for a missing input, a file of an unknown kind, or a folder without a known one.
     """
     either, both = " or ".join(kinds), " and ".join(kinds)
+    if isinstance(inputs, str | Path):
+        inputs = [inputs]
     if not inputs:
         raise ValueError(f"no input given; name {either} files (plain, .zst, .bz2, .gz), folders, or -")
     files: list[str] = []
@@ -83,20 +77,19 @@ def discover(inputs: Sequence[str | Path], kinds: Mapping[str, str] = KINDS) -> 
     return files, ignored
 
 
-def kind_of_file(name: str, kinds: Mapping[str, str] = KINDS) -> str | None:
-    """What a file holds by its name; None for an unknown ending."""
-    return kinds.get(Path(name.lower().removesuffix(_packing(name))).suffix)
+def kind_of_file(name: str, kinds: Mapping[str, str]) -> str | None:
+    """The format of a file by its name; None for an unknown ending."""
+    return kinds.get(Path(name.lower().removesuffix(packing_of(name))).suffix)
 
 
-def _packing(name: str) -> str:
+def packing_of(name: str) -> str:
+    """The ending that names the compression of a file; "" for a plain file."""
     return next((packing for packing in PACKINGS if name.lower().endswith(packing)), "")
 
 
-class Source:
-    """One input being read; after the last chunk, `error`, `bytes` and `sha256` tell how it went.
-
-    `sha256` and `bytes` are of the file as it is stored; `error` is None where all was well.
-    """
+class InputFile:
+    """One input file that is being read. After the last chunk `bytes` and `sha256` describe the file as it is stored,
+    and `error` says what broke the stream, or is None."""
 
     def __init__(self, name: str, number: int, on_bytes: Callable[[int], object]) -> None:
         self.name = name
@@ -107,38 +100,8 @@ class Source:
         self._on_bytes = on_bytes
 
     def chunks(self) -> Iterator[Chunk]:
-        """Chunks of whole games, about half a megabyte each."""
-        blocks = one_newline(self.unpacked())
-        head = b""
-        for block in blocks:
-            head += block
-            if len(head.strip()) > 2:
-                break
-        head = head.removeprefix(b"\xef\xbb\xbf")
-        kind = kind_of_file(self.name) or ("lines" if re.match(rb"\s*;\s*1\.", head) else "pgn")
-        buffer, skipping = head, False
-        for block in blocks:
-            buffer += block
-            if skipping:
-                start = _next_start(buffer, kind)
-                buffer, skipping = (buffer[start:], False) if start else (buffer[-_LONGEST_MARK:], True)
-            if skipping or len(buffer) < CHUNK_BYTES:
-                continue
-            cut = _last_start(buffer, kind)
-            if cut:
-                yield Chunk(self.number, kind, buffer[:cut])
-                buffer = buffer[cut:]
-            elif len(buffer) > 2 * MAX_GAME_BYTES:
-                # A worker reports it as too long; what is still to come of it goes unread.
-                yield Chunk(self.number, kind, buffer)
-                buffer, skipping = buffer[-_LONGEST_MARK:], True
-        if skipping:
-            return
-        if self.error:
-            # The game at the break may lack its end, and half a game would pass for a whole one.
-            buffer = buffer[: _last_start(buffer, kind)]
-        if buffer.strip():
-            yield Chunk(self.number, kind, buffer)
+        """Chunks of whole sequences, about `CHUNK_BYTES` each; where a stream may be cut depends on the domain."""
+        raise NotImplementedError
 
     def about(self, finished: bool) -> dict[str, Any]:
         """The manifest's entry of this input; size and hash are null for one that was read in part."""
@@ -166,7 +129,7 @@ class Source:
         stored = self.stored()
         try:
             first = next(stored, b"")
-            packing = _packing(self.name)
+            packing = packing_of(self.name)
             if self.name == STDIN:
                 packing = next((p for magic, p in _MAGIC.items() if first.startswith(magic)), "")
             if not packing:
@@ -174,7 +137,7 @@ class Source:
                 yield from stored
                 return
             stream: Any = None
-            for data in _then(first, stored):
+            for data in chain((first,), stored):
                 # One file may be several compressed streams in a row.
                 while data:
                     stream = stream or _decompressor(packing)
@@ -187,11 +150,6 @@ class Source:
             self.error = f"cannot be read on after {self.bytes} bytes: {error}"
             for _ in stored:  # for the checksum of the whole file
                 pass
-
-
-def _then(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
 
 
 def _decompressor(packing: str) -> Any:
@@ -211,30 +169,3 @@ def one_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:
         yield block.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in block else block
     if held:
         yield b"\n"
-
-
-def _next_start(buffer: bytes, kind: str) -> int:
-    """Where the first game after a broken one begins; 0 when none does."""
-    if kind == "lines":
-        return buffer.find(b"\n") + 1
-    header = _HEADER_LINE.search(buffer, 1)
-    return header.start() if header else buffer.find(b"\n\n") + 1
-
-
-def _last_start(buffer: bytes, kind: str) -> int:
-    """Where the last game of `buffer` begins; 0 when no start but the first is seen."""
-    if kind == "lines":
-        return buffer.rfind(b"\n") + 1
-    start = buffer.rfind(b"\n[Event ") + 1
-    if start:
-        return start
-    last = previous_end = -1
-    for header in _HEADER_LINE.finditer(buffer):
-        line_end = buffer.find(b"\n", header.end())
-        if previous_end >= 0 and buffer[previous_end : header.start()].strip():
-            last = header.start()
-        previous_end = line_end if line_end >= 0 else len(buffer)
-    if previous_end >= 0:
-        return max(last, 0)
-    # Bare movetext: a blank line is all there is between games.
-    return buffer.rfind(b"\n\n") + 2 if b"\n\n" in buffer.rstrip(b"\n") else 0

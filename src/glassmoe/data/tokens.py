@@ -1,8 +1,7 @@
-"""What a token is: the forms in which a model reads games or text, behind one face.
+"""What a token is: the vocabulary of a corpus and how it maps to text.
 
-`characters` are cheap to make and show how a model copes with spelling; `moves` are about a fifth as many tokens a
-game, so that the same training sees more chess. The third, `text`, has its vocabulary from a tokenizer
-(`text_tokens.py` makes it).
+A domain (`domains.py`) brings its own kinds of tokens. Chess has two with a fixed vocabulary, one token a character or
+one token a move; text has the vocabulary of a tokenizer.
 """
 
 from __future__ import annotations
@@ -14,48 +13,73 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glassmoe.chess import characters as chess_text
-from glassmoe.chess import moves as chess_moves
-
 Tokens = npt.NDArray[np.uint8 | np.uint16 | np.uint32]
 
 TEXT = "text"
+"""Name of the kind whose vocabulary is that of a tokenizer."""
 
 
 class TokenKind(NamedTuple):
-    """One form. A token's id is its place in `vocabulary`; `separator` stands between the tokens of a text; `prompt`
-    is where a game that is all the model's own begins; `about` says in words what the model reads; `one` is what one
-    token is called. Every game or document begins with `start_token`; `unit` names them, `counted` their tokens in a
-    manifest. `tokenizer`: of text, the JSON of a `tokenizers.Tokenizer`."""
+    """One kind of tokens. A token's id is its index in `vocabulary`."""
 
     name: str
+    """Name of the kind, as in `data.tokens` of a run: `characters`, `moves` or `text`."""
+    domain: str
+    """Name of the domain that the kind belongs to: `chess` or `text`."""
     vocabulary: Sequence[str]
+    """Spelling of each token, by id."""
     separator: str
+    """What stands between the tokens of a sequence that is written as text."""
     dtype: np.dtype[Any]
+    """Type of token ids on disk, little-endian."""
     encode: Callable[[str], Tokens]
+    """From the text of a sequence to its ids."""
     decode: Callable[[npt.ArrayLike], str]
+    """From ids to text."""
     prompt: str
+    """Prompt with which a model begins a sequence of its own."""
     about: str
+    """What a model of these tokens reads, in words."""
     one: str
+    """What one token is called: character, move, token."""
     counted: str
-    start_token: str = ";"
-    unit: str = "games"
+    """Key of the token counts in a manifest."""
+    start_token: str
+    """First token of every sequence."""
+    unit: str
+    """What sequences are called, in the plural: games, documents."""
     tokenizer: str | None = None
+    """JSON of a `tokenizers.Tokenizer`; None for a fixed vocabulary."""
+    prompt_ids: Callable[[str], Tokens] | None = None
+    """Ids of a prompt that a person wrote, where other notations than that of `encode` are read too."""
+    token_class: Callable[[int], str] | None = None
+    """Class of a token id by its spelling, such as digit or mark; None where tokens have no classes."""
+    window: int = 32
+    """How many tokens are shown around the token on which a feature fires."""
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary."""
+        """Number of tokens in the vocabulary."""
         return len(self.vocabulary)
 
     @property
     def start(self) -> int:
-        """The token with which every game or document begins."""
+        """Id of the first token of every sequence."""
         return self.vocabulary.index(self.start_token)
 
     @property
     def tokenizer_sha256(self) -> str | None:
-        """sha256 (hex) of a text's `tokenizer.json`; None for games."""
+        """sha256 (hex) of `tokenizer.json`; None for a fixed vocabulary."""
         return None if self.tokenizer is None else hashlib.sha256(self.tokenizer.encode("utf-8")).hexdigest()
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class of every token, by id; None where tokens have no classes."""
+        return None if self.token_class is None else [self.token_class(token) for token in range(self.size)]
+
+    def encode_prompt(self, text: str) -> Tokens:
+        """Token ids of a prompt. ValueError for text that is not in the vocabulary."""
+        return (self.prompt_ids or self.encode)(text)
 
     def split(self, text: str) -> list[str]:
         """The tokens of a text, as text."""
@@ -64,46 +88,3 @@ class TokenKind(NamedTuple):
     def first(self, text: str, count: int) -> str:
         """The first `count` tokens of a text, as one text."""
         return self.separator.join(self.split(text)[:count])
-
-
-CHARACTERS = TokenKind(
-    name="characters",
-    vocabulary=chess_text.VOCABULARY,
-    separator="",
-    dtype=np.dtype("u1"),
-    encode=chess_text.encode,
-    decode=chess_text.decode,
-    prompt=";1.",
-    about="chess games as text (`;1.e4 e5 2.Nf3 ...`), one token a character",
-    one="character",
-    counted="characters",
-)
-MOVES = TokenKind(
-    name="moves",
-    vocabulary=chess_moves.VOCABULARY,
-    separator=" ",
-    dtype=np.dtype("<u2"),  # little-endian on every machine, because that is what is on disk
-    encode=chess_moves.encode_moves,
-    decode=chess_moves.decode_moves,
-    prompt=";",
-    about="chess games as moves (`; e2e4 e7e5 g1f3 ...`), one token a move, after a `;` that begins the game",
-    one="move",
-    counted="moves",
-)
-KINDS = {kind.name: kind for kind in (CHARACTERS, MOVES)}
-
-
-def token_kind(name: str) -> TokenKind:
-    """The form of games of this name; ValueError when there is none."""
-    if name == TEXT:
-        raise ValueError(
-            "the tokens of text are those of its tokenizer, which lies in the corpus or the run; open that"
-        )
-    if name not in KINDS:
-        raise ValueError(f"games are read as {' or '.join(KINDS)}, not as {name!r}; give one of the two")
-    return KINDS[name]
-
-
-def kind_of(text: str) -> TokenKind:
-    """The form in which a game is written: moves stand apart from the `;`, the number of a first move does not."""
-    return MOVES if text == ";" or text.startswith("; ") else CHARACTERS

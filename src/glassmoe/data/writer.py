@@ -1,5 +1,5 @@
-"""Games or documents on their way to a prepared folder (`corpus.py` says what it holds): streamed, freed of exact
-duplicates, split by hash, and published whole or not at all."""
+"""Sequences on their way to a prepared folder (`corpus.py` says what it holds): streamed, freed of exact duplicates,
+split by hash, and published whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from glassmoe.chess.characters import encode
-
-from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SOURCES, SPLITS, TOKENIZER, UInt64, shown
+from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SOURCES, SPLITS, TOKENIZER, UInt64, spelled
 from .origins import SourceNumbers
-from .tokens import CHARACTERS, TokenKind, Tokens, token_kind
+from .prepared import PreparedCorpus, prepared_corpus
+from .tokens import TokenKind, Tokens
 
 _PARTIAL = ".partial"
 _TEXTS_A_PASS, _TOKENS_A_PASS = 1 << 16, 1 << 24
 
 
-class PackedGames(NamedTuple):
-    """Games or documents on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each
-    text, and of documents the length of each text in bytes of UTF-8 and the name of its source."""
+class PackedSequences(NamedTuple):
+    """Sequences on their way to a writer: token ids of all, length of each in tokens, 8-byte hash of each text, and
+    where there is a tokenizer the length of each text in bytes of UTF-8 and the name of its source."""
 
     tokens: Tokens
     lengths: npt.NDArray[np.uint32]
@@ -33,13 +32,13 @@ class PackedGames(NamedTuple):
     sizes: npt.NDArray[np.uint32] | None = None
     sources: Sequence[str] | None = None
 
-    def first(self, count: int) -> PackedGames:
+    def first(self, count: int) -> PackedSequences:
         """The first `count` of them."""
         lengths = self.lengths[:count]
         sizes = None if self.sizes is None else self.sizes[:count]
         sources = None if self.sources is None else self.sources[:count]
         tokens = self.tokens[: int(lengths.sum(dtype=np.int64))]
-        return PackedGames(tokens, lengths, self.hashes[:count], sizes, sources)
+        return PackedSequences(tokens, lengths, self.hashes[:count], sizes, sources)
 
 
 def hash_texts(texts: Sequence[bytes]) -> UInt64:
@@ -53,44 +52,30 @@ def of_validation(hashes: UInt64, valid_share: float) -> npt.NDArray[np.bool_]:
     return hashes < np.uint64(int(valid_share * 2**64))
 
 
-def pack_games(texts: Sequence[bytes], moves: Sequence[Tokens] | None = None) -> PackedGames:
-    """Packs texts such as b";1.e4 e5", or the `moves` of these games (token ids of each) where they are given.
-
-    The hash is that of the text in either form, so that a game is on the same side of the split in both. ValueError
-    for a text that holds a character outside the vocabulary.
-    """
-    games: Sequence[Any] = texts if moves is None else moves
-    return PackedGames(
-        tokens=encode(b"".join(texts)) if moves is None else np.concatenate([np.empty(0, np.uint16), *moves]),
-        lengths=np.fromiter(map(len, games), dtype=np.uint32, count=len(texts)),
-        hashes=hash_texts(texts),
-    )
-
-
 class CorpusWriter:
-    """Streams games or documents into a folder; `finish` removes exact duplicates, splits and publishes.
+    """Streams sequences of one kind of tokens into a folder; `finish` removes exact duplicates, splits and publishes.
 
-    They keep their order. Which split one falls into depends only on its text, so the same game always lands on the
-    same side. Memory is under 32 bytes a game. Used as a context manager, it leaves nothing half-done behind.
-    `tokens`: what a token is: `characters` or `moves` of games, or the kind of a text. The tokenizer of a text lies
-    at `tokenizer_file` while the writer is open. `sources`: the numbers of documents' sources, where these are kept.
+    Sequences keep their order. The split of a sequence depends only on its text, so that equal sequences always land on
+    the same side. Memory is under 32 bytes a sequence. Used as a context manager, it leaves nothing half-done behind.
+    A tokenizer lies at `tokenizer_file` while the writer is open. `sources`: numbers of the sources of sequences, where
+    these are kept. ValueError as `check_target`.
     """
 
     def __init__(
         self,
         out: str | Path,
+        kind: TokenKind,
         *,
         valid_share: float = 0.01,
         overwrite: bool = False,
-        tokens: str | TokenKind = CHARACTERS.name,
         sources: SourceNumbers | None = None,
     ) -> None:
-        self.kind = token_kind(tokens) if isinstance(tokens, str) else tokens
+        self.kind = kind
         self.out = Path(out)
         check_target(self.out, valid_share, overwrite, self.kind.unit)
         self.valid_share = valid_share
         self.sources = sources
-        self.games = 0
+        self.count = 0
         self._made_folder = not self.out.exists()
         self._published = FILES if self.kind.tokenizer is None else (*FILES, TOKENIZER)
         self._streams = ("tokens", "lengths", "hashes") + (() if self.kind.tokenizer is None else ("sizes",))
@@ -114,32 +99,32 @@ class CorpusWriter:
 
     @property
     def tokenizer_file(self) -> Path:
-        """Where the tokenizer of a text lies, for other processes to read, until `finish` gives it its name."""
+        """Where the tokenizer lies for other processes to read, until `finish` gives it its name."""
         return self._partial(TOKENIZER)
 
-    def add(self, games: PackedGames) -> None:
-        """Appends games or documents; nothing is kept in memory."""
-        lengths = games.lengths
-        assert int(lengths.sum(dtype=np.int64)) == games.tokens.size and lengths.size == games.hashes.size
+    def add(self, packed: PackedSequences) -> None:
+        """Appends sequences; nothing is kept in memory."""
+        lengths = packed.lengths
+        assert int(lengths.sum(dtype=np.int64)) == packed.tokens.size and lengths.size == packed.hashes.size
         if not lengths.size:
             return
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        assert games.tokens.dtype == self.kind.dtype
-        assert lengths.min() > 0 and (games.tokens[starts] == self.kind.start).all()
-        self._files["tokens"].write(games.tokens.tobytes())
+        assert packed.tokens.dtype == self.kind.dtype
+        assert lengths.min() > 0 and (packed.tokens[starts] == self.kind.start).all()
+        self._files["tokens"].write(packed.tokens.tobytes())
         self._files["lengths"].write(lengths.astype("<u4").tobytes())
-        self._files["hashes"].write(games.hashes.astype("<u8").tobytes())
+        self._files["hashes"].write(packed.hashes.astype("<u8").tobytes())
         if "sizes" in self._files:
-            assert games.sizes is not None and games.sizes.size == lengths.size
-            self._files["sizes"].write(games.sizes.astype("<u4").tobytes())
+            assert packed.sizes is not None and packed.sizes.size == lengths.size
+            self._files["sizes"].write(packed.sizes.astype("<u4").tobytes())
         if self.sources is not None:
-            assert games.sources is not None and len(games.sources) == lengths.size
-            self._files["sources"].write(self.sources.numbers(games.sources).astype("<u2").tobytes())
-        self.games += lengths.size
+            assert packed.sources is not None and len(packed.sources) == lengths.size
+            self._files["sources"].write(self.sources.numbers(packed.sources).astype("<u2").tobytes())
+        self.count += lengths.size
 
-    def finish(self, about: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the corpus and returns its manifest, which holds `about` too."""
-        if not self.games:
+    def finish(self, about: dict[str, Any]) -> PreparedCorpus:
+        """Publishes the corpus, whose manifest also holds the entries `about`. ValueError without a sequence."""
+        if not self.count:
             raise ValueError(f"no {self.kind.unit} to write")
         self._close()
         keep, valid = self._choose()
@@ -153,29 +138,29 @@ class CorpusWriter:
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "tokens": self.kind.name,
-            **({"vocabulary": shown(self.kind)} if self.kind.tokenizer is None else {}),
+            **({"vocabulary": spelled(self.kind)} if self.kind.tokenizer is None else {}),
             **about,
             "valid_share": self.valid_share,
             self.kind.unit: counts,
             self.kind.counted: tokens,
             **sizes,
             **sources,
-            "duplicates": self.games - sum(counts.values()),
+            "duplicates": self.count - sum(counts.values()),
             "files": {name: file_digest(self.out / name) for name in self._published},
         }
         self._partial(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         self._partial(MANIFEST).replace(self.out / MANIFEST)
-        return manifest
+        return prepared_corpus(self.out, self.kind, manifest)
 
     def _choose(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         hashes = np.fromfile(self._partial("hashes"), dtype="<u8")
-        # A stable sort puts the first of equal games first. That two different games among 16M share a hash
+        # A stable sort puts the first of equal sequences first. That two different ones among 16M share a hash
         # happens in about 1 of 100,000 such sets.
         order = np.argsort(hashes, kind="stable")
         in_order = hashes[order]
         repeated = in_order[1:] == in_order[:-1]
         del in_order
-        keep = np.ones(self.games, dtype=np.bool_)
+        keep = np.ones(self.count, dtype=np.bool_)
         keep[order[1:][repeated]] = False
         return keep, of_validation(hashes, self.valid_share)
 
@@ -185,9 +170,9 @@ class CorpusWriter:
         files = {split: self._partial(f"{split}.bin").open("wb") for split in SPLITS}
         with self._partial("tokens").open("rb") as source, files["train"], files["valid"]:
             begin = 0
-            while begin < self.games:
+            while begin < self.count:
                 before = int(ends[begin - 1]) if begin else 0
-                # Documents may be long, so a pass is bounded in tokens too.
+                # Sequences may be long, so a pass is bounded in tokens too.
                 fitting = int(np.searchsorted(ends, before + _TOKENS_A_PASS, side="right"))
                 part = slice(begin, min(begin + _TEXTS_A_PASS, max(begin + 1, fitting)))
                 size = int(lengths[part].sum(dtype=np.int64)) * self.kind.dtype.itemsize
@@ -205,15 +190,15 @@ class CorpusWriter:
         return counts, totals
 
     def _text_bytes(self, chosen: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
-        """The bytes of UTF-8 in each split's texts, for the manifest of a text."""
+        """The bytes of UTF-8 in the texts of each split, for the manifest; empty without a tokenizer."""
         if "sizes" not in self._files:
             return {}
         sizes = np.fromfile(self._partial("sizes"), dtype="<u4")
         return {"bytes": {split: int(sizes[mask].sum(dtype=np.int64)) for split, mask in chosen.items()}}
 
     def _distribute_sources(self, chosen: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Any]:
-        """Publishes the sources of each split's documents; what the manifest says of them, hashes included, as they
-        have no part in the fingerprint of the tokens."""
+        """Publishes the sources of the sequences of each split and returns their entries in the manifest. Hashes are
+        among these, because sources have no part in the fingerprint of the tokens."""
         if self.sources is None or not self.sources.kept:
             return {}
         numbers = np.fromfile(self._partial("sources"), dtype="<u2")
@@ -240,17 +225,18 @@ class CorpusWriter:
             self._partial(name).unlink(missing_ok=True)
 
 
-def check_target(out: Path, valid_share: float, overwrite: bool, unit: str = "games") -> None:
-    """ValueError when a corpus cannot be written to `out`: a share that is none, a file, or one that is there."""
+def check_target(out: Path, valid_share: float, overwrite: bool, unit: str) -> None:
+    """ValueError when a corpus cannot be written to `out`: it is a file or holds a corpus already, or `valid_share` is
+    not a share."""
     if not 0 <= valid_share < 1:
-        raise ValueError(f"valid_share is a share of the {unit}, 0 <= share < 1, not {valid_share}")
+        raise ValueError(f"valid_share is {valid_share}; expected a share of the {unit}, 0 <= share < 1")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder to write the prepared {unit} to")
+        raise ValueError(f"{out} is a file; pass a folder for the prepared {unit}")
     there = [name for name in (MANIFEST, *FILES) if (out / name).exists()]
     if there and not overwrite:
         raise ValueError(
-            f"{out} already holds prepared games or documents ({there[0]}); "
-            "give another folder, or overwrite=True (--overwrite)"
+            f"{out} already holds a prepared corpus ({there[0]}); "
+            "pass a different folder, or overwrite=True (--overwrite)"
         )
 
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from glassmoe.data.tokens import MOVES, TEXT, TokenKind
+from glassmoe.chess.tokens import MOVES
+from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.inspect.store import Examples, FeatureStore
 
 Bool = npt.NDArray[np.bool_]

@@ -16,7 +16,7 @@ from glassmoe.measure.saved import read_measure
 from glassmoe.measure.tables import table
 from glassmoe.model import GlassForCausalLM
 from glassmoe.training.checkpoint import latest
-from glassmoe.training.run import read_start, seen_before
+from glassmoe.training.records import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
 
 PPL = "ppl-"

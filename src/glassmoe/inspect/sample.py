@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from glassmoe.chess.moves import moves_of_line
-from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens, token_kind
+from glassmoe.data.domains import token_kind
+from glassmoe.data.tokens import TokenKind, Tokens
 
 MENDED = "\ufffd"
 """What a decoder writes for bytes that are no whole character."""
@@ -113,10 +113,10 @@ def sampled(
     ValueError for several samples then."""
     if write is not None and sampling.samples > 1:
         raise ValueError(f"{sampling.samples} samples are made side by side and cannot be streamed; give one")
-    if not prompt.strip() and kind.name != TEXT:
-        raise ValueError(f"the prompt is empty; a game begins with {kind.prompt!r}")
-    given_ids = moves_of_line(prompt) if kind is MOVES and "." in prompt else kind.encode(prompt)
-    ids = torch.from_numpy(np.array(given_ids)).long().to(next(model.parameters()).device)
+    if not prompt.strip() and kind.prompt:
+        raise ValueError(f"the prompt is empty; a {kind.unit.removesuffix('s')} begins with {kind.prompt!r}")
+    prompt_ids = np.array(kind.encode_prompt(prompt))
+    ids = torch.from_numpy(prompt_ids).long().to(next(model.parameters()).device)
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     room = context - len(ids)
     if room < 1:
@@ -132,7 +132,7 @@ def sampled(
         settings["logits_processor"] = LogitsProcessorList([penalty])
     eos = model.config.eos_token_id
     eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-    ends = sorted({kind.start, *eos}) if kind.name == TEXT else []
+    ends = sorted({kind.start, *eos}) if kind.tokenizer is not None else []
     if ends:
         settings |= {"pad_token_id": kind.start, "eos_token_id": ends}  # the former fills up samples that end early
     if write is not None:

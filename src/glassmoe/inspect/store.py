@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from glassmoe.atomic import write_atomically, write_text
 from glassmoe.console import bar
 from glassmoe.data.corpus import Corpus, Rows, row_indices
-from glassmoe.data.tokens import MOVES, TEXT
+from glassmoe.data.tokens import TEXT
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, given, require_finite, weights_digest
 
@@ -251,18 +251,18 @@ def make_store(
     is not finite, OSError when the disk is full: what was saved before stays.
     """
     corpus.require(subject.tokens, subject.tokenizer_sha256)
-    window = gathering.window or (8 if subject.tokens == MOVES.name else 32)
-    games = corpus.split(gathering.split)
-    longest = int(np.diff(games.offsets.astype(np.int64)).max(initial=0))
+    window = gathering.window or corpus.kind.window
+    sequences = corpus.split(gathering.split)
+    longest = int(np.diff(sequences.offsets.astype(np.int64)).max(initial=0))
     row = min(subject.context, longest)
     if subject.config is not None:
         row = min(row, int(subject.config.data.rows.rpartition(":")[2]))
     if row < window:
         raise ValueError(f"the longest row has {row} tokens, and a window {window}; give a shorter window")
-    rows = Rows(games, f"{games.kind.unit}:{row}")
+    rows = Rows(sequences, f"{sequences.kind.unit}:{row}")
     count = max(2, min(len(rows), -(-gathering.read // row)))
     if count > len(rows):
-        raise ValueError(f"{corpus.path} has one {games.kind.unit.removesuffix('s')} to read; two halves need two")
+        raise ValueError(f"{corpus.path} has one {sequences.kind.unit.removesuffix('s')} to read; two halves need two")
     manifest = {
         "schema_version": SCHEMA_VERSION,
         **about,
@@ -404,7 +404,7 @@ class _Pass:
         state = whole.state()
         tokens_RN, lengths_R = self.rows.batch(self.source_rows_R)
         read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": self.source_rows_R}
-        sources = self.rows.games.sources_of(self.source_rows_R)
+        sources = self.rows.sequences.sources_of(self.source_rows_R)
         self._write(self.path / "rows.safetensors", read | ({"sources": sources[1]} if sources else {}))
         counted: Arrays = {n: a for n, a in state.items() if n.endswith(("_F", "_FB"))}
         examples: Arrays = {}

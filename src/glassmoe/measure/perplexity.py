@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.data.tokens import CHARACTERS, TEXT
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.loss import total_loss
 from glassmoe.text.tokens import byte_lengths
@@ -32,6 +31,7 @@ def perplexity(
     or, where the tokenizer does not tell them, `estimated` from `bytes_per_token` (`bytes_per_token(corpus, split)`;
     without it both are None).
     """
+    kind = rows.sequences.kind
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     parts = [
         total_loss(model, rows, np.arange(start, min(start + micro_rows, count)), micro_rows)
@@ -45,10 +45,10 @@ def perplexity(
         "loss": float(loss),
         "loss_standard_error": spread if len(parts) > 1 else None,
         "perplexity": math.exp(loss),
-        "bits_per_character": float(loss) / math.log(2) if rows.games.kind is CHARACTERS else None,
+        "bits_per_character": float(loss) / math.log(2) if kind.one == "character" else None,
         "rows": count,
         "tokens": int(labels_P.sum()),
-        **(_bits_per_byte(rows, count, loss_P.sum(), bytes_per_token) if rows.games.kind.name == TEXT else {}),
+        **(_bits_per_byte(rows, count, loss_P.sum(), bytes_per_token) if kind.tokenizer is not None else {}),
     }
 
 
@@ -60,7 +60,7 @@ def bytes_per_token(corpus: Corpus, split: str) -> float:
 
 def _bits_per_byte(rows: Rows, count: int, nats: float, ratio: float | None) -> dict[str, Any]:
     """Bits per byte of the first `count` rows of text, whose loss is `nats` in sum."""
-    lengths_V = byte_lengths(rows.games.kind)
+    lengths_V = byte_lengths(rows.sequences.kind)
     size = 0.0
     for start in range(0, count, 256):
         tokens_RN, lengths_R = rows.batch(np.arange(start, min(start + 256, count)))

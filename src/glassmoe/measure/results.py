@@ -17,7 +17,7 @@ from glassmoe.atomic import alone_in, write_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.loading import Loaded
-from glassmoe.training.run import seen_before
+from glassmoe.training.records import seen_before
 from glassmoe.training.tracking import read_metrics
 
 from .tables import table

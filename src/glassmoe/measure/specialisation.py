@@ -14,7 +14,6 @@ F hidden units of one expert, D documents of a split.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from glassmoe.data.tokens import CHARACTERS, MOVES, TEXT, TokenKind
+from glassmoe.data.tokens import TokenKind
 from glassmoe.layers.routers import choose
 from glassmoe.model import GlassForCausalLM, MoE
 from glassmoe.model.subject import activations, place_in
@@ -137,16 +136,16 @@ def properties_of(
     sources: Sources | None = None,
 ) -> dict[str, Int64]:
     """What is known of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
-    itself, the one `before` it, its `class` (`token_classes`; not of moves), its `place` in the row, the label of its
-    `document` where rows have one, and the `source` of its document where there are several."""
+    itself, the one `before` it, its `class` (`TokenKind.classes`, where tokens have one), its `place` in the row,
+    the label of its `document` where rows have one, and the `source` of its document where there are several."""
     inside_RN = np.arange(tokens_RN.shape[1]) < lengths_R[:, None]
     token_RN = tokens_RN.astype(np.int64)
     # A row begins where nothing is before it: a value of its own.
     before_RN = np.concatenate([np.full((len(token_RN), 1), kind.size), token_RN[:, :-1]], axis=1)
     place_RN = np.broadcast_to(np.arange(tokens_RN.shape[1]) * PLACES // tokens_RN.shape[1], tokens_RN.shape)
     found = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
-    if kind.name != MOVES.name:
-        names = token_classes(kind)
+    names = kind.classes
+    if names is not None:
         number = {name: n for n, name in enumerate(sorted(set(names)))}
         found["class"] = np.array([number[name] for name in names])[found["token"]]
     if labels_R is not None:
@@ -158,31 +157,6 @@ def properties_of(
         if len(np.unique(source_T)) > 1:
             found["source"] = source_T
     return found
-
-
-def token_classes(kind: TokenKind) -> list[str]:
-    """The class of every token of a vocabulary, by its spelling alone. Characters of games: piece, file, digit,
-    castling, mark (`x`, `+`, `#`, `=`), break. Text: start, space, word (with the space before it), Word (the same,
-    with a capital), inside (letters that go on), number, mark."""
-    if kind.name == CHARACTERS.name:
-        classes = {"piece": "KQRBN", "file": "abcdefgh", "digit": string.digits, "castling": "O-", "mark": "x+#="}
-        lookup = {letter: name for name, letters in classes.items() for letter in letters}
-        return [lookup.get(letter, "break") for letter in kind.vocabulary]
-    assert kind.name == TEXT
-    return ["start" if number == kind.start else _word_class(kind.decode([number])) for number in range(kind.size)]
-
-
-def _word_class(text: str) -> str:
-    bare = text.strip()
-    if not bare:
-        return "space"
-    if bare.isdigit():
-        return "number"
-    if not bare[0].isalpha():
-        return "mark"
-    if text[0].isspace():
-        return "Word" if bare[0].isupper() else "word"
-    return "Word" if bare[0].isupper() else "inside"
 
 
 @torch.no_grad()

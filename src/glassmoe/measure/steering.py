@@ -17,7 +17,6 @@ Legend: B texts, N tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glassmoe.chess.characters import require_chess
-from glassmoe.data.tokens import MOVES, TEXT, TokenKind, Tokens
+from glassmoe.data.domains import domain
+from glassmoe.data.tokens import TokenKind, Tokens
 from glassmoe.inspect.edit import Edit, spliced
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FeedForward
@@ -60,14 +59,15 @@ def steered(
         found[when] = {"texts": [kind.decode(row) for row in rows[when]]}
     with torch.no_grad():
         found |= _shift(subject, layer, place, edit, rows["before"], given, kind)
-    if kind.name == TEXT:
+    first_steps = domain(kind.domain).first_steps
+    if first_steps is None:
         for when, written in rows.items():
             losses = [loss for row in written for loss in _losses(subject.model, row, given)]
             found[when]["perplexity"] = math.exp(float(np.mean(losses))) if losses else None
         return found
     shares = {}
     for when in rows:
-        moves, legal = first_moves(kind, prompt, found[when]["texts"])
+        moves, legal = first_steps(kind, prompt, found[when]["texts"])
         shares[when] = {move: count / len(moves) for move, count in Counter(moves).most_common()}
         found[when] |= {"legal": legal, "moves": shares[when]}
     every = {*shares["before"], *shares["after"]}
@@ -121,39 +121,6 @@ def _losses(model: Any, row: Tokens, given: int) -> list[float]:
     """Nats of each token of a text after the first `given`, under the model as it is."""
     log_NV = _log_probabilities(model, row)
     return [-float(log_NV[i - 1, int(row[i])]) for i in range(given, len(row))]
-
-
-def first_moves(kind: TokenKind, prompt: str, texts: Sequence[str]) -> tuple[list[str], float]:
-    """The first move that each text writes after the prompt (a word that is none stays as it is, nothing is ""), and
-    the share of them that are legal there. A move that the prompt has begun counts as written. ValueError when the
-    prompt's own moves are not legal."""
-    chess = require_chess("Reading moves")
-    board, given = chess.Board(), _words(prompt, kind)
-    if given and not prompt[-1].isspace() and not prompt.endswith((".", ";")) and kind is not MOVES:
-        given = given[:-1]
-    parse = board.push_uci if kind is MOVES else board.push_san
-    for move in given:
-        try:
-            parse(move)
-        except ValueError:
-            raise ValueError(f"the prompt's move {move!r} is not legal after those before it; give a game") from None
-    read = board.parse_uci if kind is MOVES else board.parse_san
-    moves, legal = [], 0
-    for text in texts:
-        written = _words(text, kind)[len(given) : len(given) + 1]
-        moves.append(written[0] if written else "")
-        try:
-            read(moves[-1])
-            legal += 1
-        except ValueError:
-            continue
-    return moves, legal / len(texts)
-
-
-def _words(text: str, kind: TokenKind) -> list[str]:
-    """The moves of a game, as written: without the start and the numbers."""
-    text = text.removeprefix(";")
-    return text.split() if kind is MOVES else re.sub(r"\d+\.", " ", text).split()
 
 
 @torch.no_grad()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-SOURCES_SHOWN, MANY_SOURCES = 5, 1000
-"""How many sources of a text are named, and above how many that is said to be many."""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -18,69 +14,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(
         "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
-
-
-def data_table(out: Path, manifest: dict[str, Any]) -> str:
-    if manifest["tokens"] == "text":
-        return _text_data_table(out, manifest)
-    games, kind = manifest["games"], manifest["tokens"]
-    rows = [[split, f"{games[split]:,}", f"{manifest[kind][split]:,}"] for split in games]
-    checked = "every move checked legal" if manifest["checked"] else "moves not checked (--trust)"
-    lines = [
-        table(["split", "games", kind], rows),
-        "",
-        f"{checked}; {manifest['duplicates']:,} duplicates left out",
-    ]
-    return "\n".join([*lines, *_skipped(manifest, "game"), f"prepared games: {out}"])
-
-
-def _text_data_table(out: Path, manifest: dict[str, Any]) -> str:
-    documents, tokens, sizes = manifest["documents"], manifest["token_counts"], manifest["bytes"]
-    rows = []
-    for split in documents:
-        ratio = sizes[split] / tokens[split] if tokens[split] else None
-        rows.append([split, f"{documents[split]:,}", f"{tokens[split]:,}", f"{sizes[split]:,}", ratio])
-    tokenizer = manifest["tokenizer"]
-    lines = [
-        table(["split", "documents", "tokens", "bytes", "bytes a token"], rows),
-        "",
-        f"tokenizer {tokenizer['source']}: {tokenizer['vocab_size']:,} ids, documents begin with "
-        f"{tokenizer['separator']}; {manifest['duplicates']:,} duplicates left out",
-    ]
-    if "trained_on" in tokenizer:
-        trained = tokenizer["trained_on"]
-        lines.append(f"it was trained on {trained['bytes']:,} bytes of {trained['documents']:,} documents")
-    lines += _sources(manifest.get("sources"))
-    if manifest["not_utf8"]:
-        lines.append(f"{manifest['not_utf8']:,} documents were not all UTF-8; what was not became U+FFFD")
-    return "\n".join([*lines, *_skipped(manifest, "document"), f"prepared text: {out}"])
-
-
-def _sources(sources: dict[str, Any] | None) -> list[str]:
-    """Where documents came from: how many sources, and the greatest."""
-    if sources is None:
-        return []
-    totals = map(sum, zip(*sources["documents"].values(), strict=True))
-    counts = dict(zip(sources["names"], totals, strict=True))
-    many = "; sources that many documents share say more: --source-field" if len(counts) > MANY_SOURCES else ""
-    return [f"{len(counts):,} {'source' if len(counts) == 1 else 'sources'}: {greatest(counts, SOURCES_SHOWN)}{many}"]
-
-
-def greatest(counts: Mapping[str, int], shown: int) -> str:
-    """The names with the greatest counts, in words, and how many more there are."""
-    order = sorted(counts, key=lambda name: -counts[name])
-    named = ", ".join(f"{name} {counts[name]:,}" for name in order[:shown])
-    return named + (f", and {len(order) - shown:,} more" if len(order) > shown else "")
-
-
-def _skipped(manifest: dict[str, Any], unit: str) -> list[str]:
-    """What was left out of a corpus and why, one line a reason."""
-    lines = []
-    for reason, skipped in manifest["skipped"].items():
-        example = skipped["examples"][0]
-        where = f"{example['file']}, {unit} {example[unit]}" + (f": {example['detail']}" if example["detail"] else "")
-        lines.append(f"skipped {skipped['count']:,}: {reason} (first: {where})")
-    return lines
 
 
 def boards_table(measured: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
-from glassmoe.data.tokens import TEXT, TokenKind, token_kind
+from glassmoe.data.domains import token_kind
+from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.text.tokens import text_kind
 

@@ -18,10 +18,12 @@ from markupsafe import Markup
 from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
+from glassmoe.chess.tokens import CHARACTERS, kind_of
 from glassmoe.config import RunConfig
-from glassmoe.data.tokens import CHARACTERS, TEXT, kind_of, token_kind
+from glassmoe.data.domains import token_kind
+from glassmoe.data.tokens import TEXT
 from glassmoe.measure.saved import read_measure
-from glassmoe.training.tracking import read_metrics
+from glassmoe.training.tracking import MetricsLine, read_metrics
 
 from .charts import Line, board_map, board_position, line_chart
 
@@ -38,7 +40,7 @@ class RunRecord:
     name: str
     config: RunConfig
     environment: dict[str, Any]
-    lines: list[dict[str, Any]]
+    lines: list[MetricsLine]
     boards: dict[str, Any] | None
     ppl: dict[str, Any] | None
 

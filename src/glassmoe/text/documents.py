@@ -14,6 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,11 @@ import numpy as np
 from glassmoe.console import bar, say
 from glassmoe.data.origins import FIELD, LONGEST_NAME, NO_SOURCE, SourceNumbers, source_in, stem
 from glassmoe.data.parallel import count_workers
-from glassmoe.data.sources import CHUNK_BYTES, STDIN, Chunk, Skip, Source, discover, kind_of_file, one_newline
+from glassmoe.data.prepared import PreparedCorpus
+from glassmoe.data.sources import CHUNK_BYTES, STDIN, Chunk, InputFile, Skip, discover, kind_of_file, one_newline
 from glassmoe.data.tally import ChunkResult, Tally, gather
 from glassmoe.data.tokens import TokenKind, Tokens
-from glassmoe.data.writer import CorpusWriter, PackedGames, check_target, hash_texts, of_validation
+from glassmoe.data.writer import CorpusWriter, PackedSequences, check_target, hash_texts, of_validation
 
 from .tokens import (
     LEAST_IDS,
@@ -51,8 +53,8 @@ _MARKS = {"jsonl": b"\n", "documents": SEPARATOR.encode()}
 
 
 def prepare_text(
-    inputs: Sequence[str | Path],
-    out: Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
     tokenizer: str,
     field: str = "text",
@@ -63,8 +65,8 @@ def prepare_text(
     overwrite: bool = False,
     progress: bool = True,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Prepares the corpus `out` from files of documents and returns its manifest.
+) -> PreparedCorpus:
+    """Prepares the corpus `out` from files of documents.
 
     Inputs are .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them,
     and `-` for standard input. `field` holds the text in .jsonl and .parquet, `source_field` the name of a document's
@@ -84,7 +86,7 @@ def prepare_text(
     names, ignored = discover(inputs, KINDS)
     if any(kind_of_file(name, KINDS) == "parquet" for name in names):
         _require_pyarrow(next(name for name in names if kind_of_file(name, KINDS) == "parquet"))
-    check_target(out, valid_share, overwrite, "documents")
+    check_target(Path(out), valid_share, overwrite, "documents")
     size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
     if tokenizer.startswith("train:"):
         ids = _ids(tokenizer)
@@ -94,7 +96,7 @@ def prepare_text(
                 "a tokenizer that is there"
             )
         with bar(size, "reading for the tokenizer", "B", show=progress, lines=True, unit_scale=True) as shown:
-            sources = [TextSource(name, number, shown.update, field) for number, name in enumerate(names)]
+            sources = [TextFile(name, number, shown.update, field) for number, name in enumerate(names)]
             texts = _sample(sources, field, valid_share, max_documents, seed)
         sampled = sum(len(text.encode("utf-8")) for text in texts)
         kind = text_kind(train_tokenizer(texts, ids), SEPARATOR)
@@ -105,15 +107,15 @@ def prepare_text(
     else:
         kind, trained = text_kind(*load_tokenizer(tokenizer)), {}
     numbers = SourceNumbers(source_field)
-    new = CorpusWriter(out, valid_share=valid_share, overwrite=overwrite, tokens=kind, sources=numbers)
+    new = CorpusWriter(out, kind, valid_share=valid_share, overwrite=overwrite, sources=numbers)
     with new as writer, bar(size, "preparing text", "B", show=progress, lines=True, unit_scale=True) as shown:
-        sources = [TextSource(name, number, shown.update, field, source_field) for number, name in enumerate(names)]
+        sources = [TextFile(name, number, shown.update, field, source_field) for number, name in enumerate(names)]
         tally = Tally(names, "document")
         digest = str(kind.tokenizer_sha256)
         worker = (str(writer.tokenizer_file), digest)
         read = partial(read_chunk, field=field, source_field=source_field, tokenizer=worker, start=kind.start_token)
         inputs_read = gather(writer, tally, sources, read, shown, workers, max_documents)
-        if not writer.games:
+        if not writer.count:
             raise ValueError(
                 f"no usable document in {', '.join(names)}: {tally.summary()}; give .jsonl with a field "
                 f"{field!r} (--field), .txt or .parquet"
@@ -142,15 +144,15 @@ def prepare_text(
                     "document": "the separator, then the tokens of the text, special tokens in it read as text",
                 },
                 "skipped": tally.skipped,
-                "not_utf8": tally.mended,
+                "not_utf8": tally.repaired,
                 "ignored_files": ignored,
                 **inputs_read,
             }
         )
 
 
-class TextSource(Source):
-    """One input of documents being read; `error`, `bytes` and `sha256` are those of `Source`."""
+class TextFile(InputFile):
+    """One input of documents being read; `error`, `bytes` and `sha256` are those of `InputFile`."""
 
     def __init__(
         self, name: str, number: int, on_bytes: Any, field: str = "text", source_field: str | None = None
@@ -177,7 +179,7 @@ class TextSource(Source):
         mark = _MARKS[kind]
         held: list[bytes] = []
         size, skipping = 0, False
-        for block in _then(head, blocks):
+        for block in chain((head,), blocks):
             if skipping:
                 _, found, block = block.partition(mark)  # only lines are skipped, and their mark is one byte
                 if not found:
@@ -227,11 +229,6 @@ class TextSource(Source):
             self.error = f"cannot be read on: {str(error).partition(chr(10))[0]}"
 
 
-def _then(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
 def read_chunk(
     chunk: Chunk, *, field: str, source_field: str | None, tokenizer: tuple[str, str], start: str
 ) -> ChunkResult:
@@ -242,7 +239,7 @@ def read_chunk(
     texts: list[str] = []
     sources: list[str] = []
     numbers: list[int] = []
-    mended: list[int] = []
+    repaired: list[int] = []
     skipped: list[tuple[int, str, str]] = []
     seen = 0
     for seen, found in enumerate(documents(chunk, field, source_field or FIELD), start=1):
@@ -252,18 +249,18 @@ def read_chunk(
         texts.append(found.text)
         sources.append(found.source or unnamed)
         numbers.append(seen - 1)
-        if found.mended:
-            mended.append(seen - 1)
+        if found.repaired:
+            repaired.append(seen - 1)
     raw = [text.encode("utf-8") for text in texts]
     ids = encode(texts)
-    packed = PackedGames(
+    packed = PackedSequences(
         tokens=np.concatenate([np.empty(0, kind.dtype), *ids]),
         lengths=np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids)),
         hashes=hash_texts(raw),
         sizes=np.fromiter(map(len, raw), dtype=np.uint32, count=len(raw)),
         sources=sources,
     )
-    return ChunkResult(chunk.file, packed, numbers, skipped, seen, mended)
+    return ChunkResult(chunk.file, packed, numbers, skipped, seen, repaired)
 
 
 @lru_cache(maxsize=1)
@@ -283,7 +280,7 @@ class Document(NamedTuple):
     it names one."""
 
     text: str | Skip
-    mended: bool = False
+    repaired: bool = False
     source: str | None = None
 
 
@@ -346,7 +343,7 @@ def _fields(line: str, field: str, source_field: str) -> tuple[str, str | None]:
 
 
 def _sample(
-    sources: Sequence[TextSource], field: str, valid_share: float, max_documents: int | None, seed: int
+    sources: Sequence[TextFile], field: str, valid_share: float, max_documents: int | None, seed: int
 ) -> list[str]:
     """Documents of the training split to train a tokenizer on, in their order: one is in when a hash of it and the
     seed is below a bound that leaves at most `SAMPLE_BYTES` of them, so that the choice does not hang on the order."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glassmoe.data.origins import stem
-from glassmoe.data.sources import PACKINGS, Skip, one_newline
+from glassmoe.data.sources import Skip, one_newline, packing_of
 
-from .documents import TextSource, documents
+from .documents import TextFile, documents
 from .tokens import SEPARATOR
 
 OPENWEBTEXT_DOCUMENTS = 400
@@ -90,16 +90,16 @@ def _read(given: str, text_field: str) -> EvaluationText:
 def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
     known = KNOWN.get(name)
     passages = known is not None and known.entry == "passage"
-    source = TextSource(str(path), 0, lambda _: None, text_field)
+    source = TextFile(str(path), 0, lambda _: None, text_field)
     texts: list[str] = []
     skipped: Counter[str] = Counter()
-    mended = 0
+    repaired = 0
     for found, changed in _entries(source, path, passages, text_field):
         if isinstance(found, Skip):
             skipped[found.reason] += 1
         else:
             texts.append(found)
-            mended += changed
+            repaired += changed
     if source.error:
         raise ValueError(f"{path} {source.error}; a text that is cut short is not measured: give the whole file")
     if not texts:
@@ -107,14 +107,14 @@ def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
         raise ValueError(f"{path} holds no text to measure on" + (f": {reasons}" if reasons else ""))
     about = known.about if known else "text as it is written"
     assert source.sha256 is not None
-    return EvaluationText(name, texts, path.name, source.sha256, about, passages, dict(skipped), mended)
+    return EvaluationText(name, texts, path.name, source.sha256, about, passages, dict(skipped), repaired)
 
 
-def _entries(source: TextSource, path: Path, passages: bool, text_field: str) -> Iterator[tuple[str | Skip, bool]]:
-    ending = Path(_unpacked_name(path.name)).suffix
+def _entries(source: TextFile, path: Path, passages: bool, text_field: str) -> Iterator[tuple[str | Skip, bool]]:
+    ending = Path(path.name.lower().removesuffix(packing_of(path.name))).suffix
     if ending in (".jsonl", ".parquet"):
         for chunk in source.chunks():
-            yield from ((each.text, each.mended) for each in documents(chunk, text_field))
+            yield from ((each.text, each.repaired) for each in documents(chunk, text_field))
         return
     raw = b"".join(one_newline(source.unpacked())).removeprefix(b"\xef\xbb\xbf")
     for part in raw.split(b"\n" if passages else SEPARATOR.encode()):
@@ -123,11 +123,6 @@ def _entries(source: TextSource, path: Path, passages: bool, text_field: str) ->
             yield text, text.encode("utf-8") != part
         elif not passages and raw.strip():
             yield Skip("empty"), False
-
-
-def _unpacked_name(name: str) -> str:
-    lower = name.lower()
-    return next((lower.removesuffix(packing) for packing in PACKINGS if lower.endswith(packing)), lower)
 
 
 def _from_datasets(name: str, known: Known) -> EvaluationText:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glassmoe.data.sources import Source, kind_of_file, one_newline
+from glassmoe.data.sources import InputFile, kind_of_file, one_newline
 
 LEAST = 10
 """Examples below which a label is left out: one of several parts would hold one or none."""
@@ -94,7 +94,7 @@ def checked(name: str, pairs: list[tuple[str, str]], *, last: bool, token: bool)
 def _read(path: Path, limit: int | None) -> list[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a .jsonl of text and label, or the name of a task")
-    source = Source(str(path), 0, lambda _: None)
+    source = InputFile(str(path), 0, lambda _: None)
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate(_lines(source), start=1):
         if limit is not None and len(pairs) >= limit:
@@ -115,7 +115,7 @@ def _read(path: Path, limit: int | None) -> list[tuple[str, str]]:
     return pairs
 
 
-def _lines(source: Source) -> Any:
+def _lines(source: InputFile) -> Any:
     held = b""
     for block in one_newline(source.unpacked()):
         *whole, held = (held + block).split(b"\n")

@@ -66,6 +66,7 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
 
     return TokenKind(
         name=TEXT,
+        domain="text",
         vocabulary=vocabulary,
         separator="",
         dtype=dtype,
@@ -78,7 +79,23 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
         start_token=start,
         unit="documents",
         tokenizer=tokenizer_json,
+        token_class=lambda token: "start" if token == begin else word_class(decode([token])),
     )
+
+
+def word_class(text: str) -> str:
+    """Class of a token by its spelling: space, number, mark, word (after a space), Word (a word with a capital), inside
+    (letters that continue a word)."""
+    bare = text.strip()
+    if not bare:
+        return "space"
+    if bare.isdigit():
+        return "number"
+    if not bare[0].isalpha():
+        return "mark"
+    if bare[0].isupper():
+        return "Word"
+    return "word" if text[0].isspace() else "inside"
 
 
 def read_tokenizer(tokenizer_json: str) -> Tokenizer:

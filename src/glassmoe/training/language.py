@@ -16,61 +16,63 @@ from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
-from glassmoe.data.corpus import Corpus, Rows, row_indices
-from glassmoe.data.tokens import TEXT, TokenKind, token_kind
-from glassmoe.device import autocast, compute_dtype, describe, pick_device
-from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.data.corpus import row_indices
+from glassmoe.data.tokens import TokenKind
+from glassmoe.device import autocast, describe, pick_device
+from glassmoe.model import GlassForCausalLM
+from glassmoe.model.loading import Loaded
 from glassmoe.model.loss import count_labels, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
 from glassmoe.model.upcycle import describe_start, start_from
 
 from . import run
-from .distributed import Processes, barrier, processes, sum_values
+from .distributed import Processes, processes, sum_values
 from .loop import Batch, run_task
-from .source import load_source
-from .start import complete
+from .records import METRICS, START, StartReceipt, seen_before
+from .resolve import ResolvedRun, model_settings, resolve
 from .tracking import read_metrics
 
 STATISTICS_ROWS = 4
 """Rows on which the layers' statistics are taken when a line of metrics is written."""
 
 
-def train(config: RunConfig, out: Path) -> Path:
-    """Train the model that `config` describes into the run directory `out`; resume when `out` holds the same run.
+def train(config: RunConfig, out: str | Path) -> Path:
+    """Trains the model that `config` describes into the run directory `out`, and resumes when `out` holds the same run.
 
-    Raises ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
+    Returns the run directory. ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after
+    SIGTERM or Ctrl-C.
     """
-    device = pick_device(config.train.device)
+    out, device = Path(out), pick_device(config.train.device)
     with processes(device) as group:
-        config = complete(config, speak=group.first)
-        run.check(out, config)
-        task = LanguageTask(config, out, device, group)
-        run_task(task, config.train, config.optimizer, out, group, device)
+        resolved, source = resolve(config, out, device, group)
+        task = LanguageTask(resolved, group, source)
+        del source  # the task drops the weights of the source when it has copied them
+        run_task(task, resolved.config.train, resolved.config.optimizer, out, group, device)
     return out
 
 
 class LanguageTask:
-    """Next-token prediction on rows of games or text; what each method is for, `loop.Task` says."""
+    """Next-token prediction on rows of a corpus; `loop.Task` says what each method is for."""
 
-    def __init__(self, config: RunConfig, out: Path, device: torch.device, group: Processes):
-        self.config, self.out, self.device, self.group = config, out, device, group
-        self.micros = micro_batches(config.train, group)
-        self.corpus = _corpus(config, out, group)
-        self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
-        torch.manual_seed(config.seed)
-        self.module = build_model(config, self.rows["train"].length, self.corpus.kind).to(device).train()
-        self.compute = torch.compile(self.module) if config.train.compile else self.module
-        self.dtype = compute_dtype(config.train.precision, device)
+    def __init__(self, resolved: ResolvedRun, group: Processes, source: Loaded | None = None):
+        self.resolved, self.config, self.group, self.source = resolved, resolved.config, group, source
+        self.out, self.corpus, self.rows = resolved.out, resolved.corpus, resolved.rows
+        self.device, self.dtype = resolved.device, resolved.dtype
+        self.micros = micro_batches(self.config.train, group)
+        torch.manual_seed(self.config.seed)
+        self.module = GlassForCausalLM(resolved.model).to(self.device).train()
+        self.compute = torch.compile(self.module) if self.config.train.compile else self.module
         self.fingerprint = self.corpus.fingerprint
-        self.tokens_per_step = config.train.batch_rows * (self.rows["train"].length - 1)
+        self.tokens_per_step = self.config.train.batch_rows * (self.rows["train"].length - 1)
         self.flops_per_token = self.module.flops_per_token(self.rows["train"].length - 1)
 
     def claim(self) -> None:
         run.claim(self.out, configuration.to_yaml(self.config))
 
     def begin(self) -> None:
-        if self.config.start.source is not None:
-            self._start(self.config.start.source)
+        if self.source is not None:
+            self._start(self.source)
+            self.source = None
         if self.group.first:
             run.write_environment(
                 self.out,
@@ -83,7 +85,7 @@ class LanguageTask:
             )
 
     def announce(self) -> str:
-        synthetic = " (synthetic games)" if self.corpus.manifest.get("synthetic") else ""
+        synthetic = f" (synthetic {self.corpus.kind.unit})" if self.corpus.manifest.get("synthetic") else ""
         rows = self.rows["train"]
         return (
             f"{self.config.model.ffn}: {self.module.num_parameters() / 1e6:.2f}M parameters, "
@@ -139,78 +141,32 @@ class LanguageTask:
     def _indices(self, step: int) -> Any:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
 
-    def _start(self, name: str) -> None:
-        """Take the weights of another run, and write down what changed and by how much the loss moved."""
+    def _start(self, source: Loaded) -> None:
+        """Takes the weights of the source, and writes down what changed and by how much the loss moved."""
         start = self.config.start
-        source = load_source(name, self.device.type)
-        # Whether the source fits is checked first: reading it on games of another kind of token would fail.
-        self.corpus.require(source.model.config.tokens, source.model.config.tokenizer_sha256)
-        found = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
-        models = {"source": source.model, "copied": found.copied, "start": self.module}
+        started = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
+        models = {"source": source.model, "copied": started.copied, "start": self.module}
         loss = {name: self._valid_loss(model) for name, model in models.items()}
-        lines = read_metrics(source.path / "metrics.jsonl") if (source.path / "metrics.jsonl").exists() else []
-        earlier = run.seen_before(source.path)
-        receipt = {
-            "source": name,
-            "source_config": None if source.config is None else asdict(source.config),
-            "source_tokens": (lines[-1]["tokens"] if lines else 0) + earlier["source_tokens"],
-            "source_flops": (lines[-1]["flops"] if lines else 0) + earlier["source_flops"],
-            "valid_loss": loss,
-            "jump": loss["copied"] - loss["source"],
-            **found.receipt,
-        }
+        log = source.path / METRICS
+        lines = read_metrics(log) if log.exists() else []
+        earlier = seen_before(source.path)
+        receipt = StartReceipt(
+            source=str(start.source),
+            source_config=None if source.config is None else asdict(source.config),
+            source_tokens=(lines[-1].tokens if lines else 0) + earlier["source_tokens"],
+            source_flops=(lines[-1].flops if lines else 0) + earlier["source_flops"],
+            valid_loss=loss,
+            jump=loss["copied"] - loss["source"],
+            **started.receipt,
+        )
         if self.group.first:
-            write_text(self.out / run.START, json.dumps(receipt, indent=1) + "\n")
-            say(describe_start(receipt))
+            write_text(self.out / START, json.dumps(receipt.to_dict(), indent=1) + "\n")
+            say(describe_start(receipt.to_dict()))
 
 
 def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassForCausalLM:
-    """The model of a run with fresh weights from torch's random state. Its context is a whole row where the
-    configuration has none: one position more than training uses as input, so that a whole row can be read. `kind`:
-    what its tokens are; text needs it, for its tokenizer. ValueError for rows longer than the context."""
-    kind = token_kind(config.data.tokens) if kind is None else kind
-    context = config.model.context or row_length
-    if row_length > context:
-        raise ValueError(
-            f"rows of {row_length} tokens are longer than model.context {context}; give --data.rows packed:{context}"
-        )
-    eos = config.model.eos_token_id
-    document = {"bos_token_id": kind.start, "eos_token_id": kind.start if eos is None else eos}
-    return GlassForCausalLM(
-        GlassConfig(
-            tokens=kind.name,
-            tokenizer_sha256=kind.tokenizer_sha256,
-            vocab_size=kind.size + config.model.unused_ids,
-            **{**asdict(config.model), "context": context, **(document if kind.name == TEXT else {})},
-        )
-    )
-
-
-def _corpus(config: RunConfig, out: Path, group: Processes) -> Corpus:
-    if config.data.path is not None:
-        return Corpus.open(Path(config.data.path), config.data.tokens).require(config.data.tokens)
-    if config.data.tokens == TEXT:
-        raise ValueError(
-            "data.tokens is text and there is no data.path: synthetic text is not made; prepare yours with "
-            "glassmoe data text FILES --tokenizer train:8192 --out data/text, and give --data.path data/text"
-        )
-    path, games, tokens = out / "games", config.data.synthetic_games, config.data.tokens
-    if group.first and _synthetic(path) != (config.seed, games, tokens):
-        from glassmoe.chess.selfplay import generate
-
-        say(f"no data.path: making {games} synthetic games in {path}")
-        generate(path, games=games, seed=config.seed, overwrite=True, tokens=tokens)
-    barrier(group)
-    return Corpus.open(path)
-
-
-def _synthetic(path: Path) -> tuple[int, int, str] | None:
-    """Seed, number and tokens of the synthetic games in a folder, if they are there."""
-    if not (path / "manifest.json").exists():
-        return None
-    corpus = Corpus.open(path)
-    manifest = corpus.manifest
-    return manifest["seed"], sum(manifest["games"].values()) + manifest["duplicates"], corpus.tokens
+    """The model of a run with fresh weights from torch's random state; arguments as `model_settings`."""
+    return GlassForCausalLM(model_settings(config, row_length, kind))
 
 
 def micro_batches(settings: TrainConfig, group: Processes) -> list[slice]:

@@ -27,6 +27,7 @@ from glassmoe.device import fast_bf16
 from . import checkpoint
 from .distributed import Processes, any_process, barrier, sum_gradients, sum_values
 from .optimizer import build_optimizers, schedule, set_learning_rate
+from .records import METRICS
 from .tracking import MetricsLog
 
 
@@ -126,8 +127,8 @@ def run_task(
     start, extra = found or (0, fresh)
     if extra["data"] != task.fingerprint:
         raise ValueError(
-            f"the run in {out} was trained on other games ({extra['data'][:12]}) than are given now "
-            f"({task.fingerprint[:12]}); give the same games, or another --out"
+            f"cannot resume {out}: it was trained on different data (sha256 {extra['data'][:12]}) than this "
+            f"({task.fingerprint[:12]}); pass the data of the run, or a different --out"
         )
     barrier(group)  # what the first process writes must not be there while another still looks
     if group.first:
@@ -145,7 +146,7 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
     if group.first:
         resuming = "" if new else f"; resuming at step {s.start}"
         say(f"{task.announce()}; {steps} steps, {steps * task.tokens_per_step / 1e6:.1f}M tokens{resuming}")
-        log = MetricsLog(s.out / "metrics.jsonl", s.start)
+        log = MetricsLog(s.out / METRICS, s.start)
         if not new:
             # A kill may have come between the checkpoint and the model files made from it.
             task.publish(s.start)

@@ -23,73 +23,66 @@ from glassmoe import __version__
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.config import RunConfig
-from glassmoe.data.tokens import CHARACTERS, TEXT, TokenKind, token_kind
+from glassmoe.data.domains import domain, domain_names
+from glassmoe.data.tokens import TokenKind
 
 from .checkpoint import latest
+from .records import ENVIRONMENT, METRICS, START, Environment
 
-START = "start.json"
-"""The receipt of a run that took its weights from another one."""
+CONFIG = "config.yaml"
+"""The configuration of a run."""
 
-UNSTARTED = {"config.yaml", "environment.json", "metrics.jsonl", START, "games", "text", "snapshots", "state"}
-"""What a run directory holds before its first checkpoint."""
+UNSTARTED = {CONFIG, ENVIRONMENT, METRICS, START, "snapshots", "state"}
+"""What a run directory may hold before its first checkpoint, beside a corpus that was made for the run."""
 
 
 def check(out: Path, config: Any) -> None:
-    """ValueError unless `out` is free, or holds the run that `config` describes. A run without a checkpoint has nothing
-    to lose and may start again otherwise; games, and a model that is read, may lie elsewhere now, as their fingerprints
-    are checked."""
+    """ValueError unless `out` is free, or holds the run that `config` describes.
+
+    A run without a checkpoint has nothing to lose and may start again with a different configuration. Data, and a model
+    that is read, may have moved, because their fingerprints are checked.
+    """
     if latest(out / "state"):
-        if not (out / "config.yaml").is_file():
-            raise ValueError(f"{out} holds checkpoints but no config.yaml; put it back, or give another --out")
-        changed = configuration.differences(configuration.load_as(type(config), out / "config.yaml"), config)
+        if not (out / CONFIG).is_file():
+            raise ValueError(f"{out} holds checkpoints but no {CONFIG}; put it back, or pass a different --out")
+        changed = configuration.differences(configuration.load_as(type(config), out / CONFIG), config)
         changed = [change for change in changed if not change.startswith(("data.path:", "source:"))]
         if changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "
-                f"give another --out, or the configuration that is there to go on with it"
+                f"pass a different --out, or the configuration of the run to resume it"
             )
-    elif out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= UNSTARTED):
-        raise ValueError(f"{out} is there already and is not a run of glassmoe; give another --out")
+    elif out.exists():
+        corpora = {domain(name).corpus for name in domain_names()}
+        if not out.is_dir() or not {path.name for path in out.iterdir()} <= {*UNSTARTED, *corpora}:
+            raise ValueError(f"{out} already exists and is not a run of glassmoe; pass a different --out")
 
 
 def claim(out: Path, config_yaml: str) -> None:
     """Make `out` the directory of the run that this configuration describes."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.yaml", config_yaml)
-
-
-def read_start(out: Path) -> dict[str, Any] | None:
-    """The receipt of a run that took its weights from another one; None for a run from scratch."""
-    path = out / START
-    receipt: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return receipt
-
-
-def seen_before(out: Path) -> dict[str, Any]:
-    """`source_tokens` and `source_flops`: what the weights of a run had seen when it began; zeros from scratch."""
-    receipt = read_start(out) or {}
-    return {key: receipt.get(key, 0) for key in ("source_tokens", "source_flops")}
+    write_text(out / CONFIG, config_yaml)
 
 
 def write_environment(
     out: Path, *, data: str, data_sha256: str, hardware: str, dtype: str, active_parameters: int, total_parameters: int
 ) -> None:
-    """environment.json: what this run was made with, for whoever wants to make it again."""
-    environment = {
-        "glassmoe": __version__,
-        "command": sys.argv,
-        "commit": commit(),
-        "data": data,
-        "data_sha256": data_sha256,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware,
-        "compute_dtype": dtype,
-        "active_parameters": active_parameters,
-        "total_parameters": total_parameters,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
-    }
-    write_text(out / "environment.json", json.dumps(environment, indent=1) + "\n")
+    """Writes environment.json: how this run was made."""
+    environment = Environment(
+        glassmoe=__version__,
+        command=sys.argv,
+        commit=commit(),
+        data=data,
+        data_sha256=data_sha256,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware,
+        compute_dtype=dtype,
+        active_parameters=active_parameters,
+        total_parameters=total_parameters,
+        python=platform.python_version(),
+        packages={name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
+    )
+    write_text(out / ENVIRONMENT, json.dumps(environment.to_dict(), indent=1) + "\n")
 
 
 def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind) -> None:
@@ -125,7 +118,7 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        if kind.name == TEXT:
+        if kind.tokenizer is not None:
             tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
         # A killed run passes this step again, with the same weights.
         shutil.rmtree(path, ignore_errors=True)
@@ -138,40 +131,30 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
 
 
 def tokenizer_of(kind: TokenKind, context: int, eos: int | None = None) -> PreTrainedTokenizerFast:
-    """The tokens of a corpus as a transformers tokenizer; of text, the tokenizer that it was prepared with, whose eos
-    token is that of the id `eos` or else the separator."""
-    if kind.tokenizer is None:
-        return chess_tokenizer(context, kind.name)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(kind.tokenizer),
-        bos_token=kind.start_token,
-        eos_token=kind.start_token if eos is None else kind.vocabulary[eos],
-        model_max_length=context,
-        clean_up_tokenization_spaces=False,
-    )
+    """The tokens of a corpus as a transformers tokenizer: its own one, whose eos token is that of the id `eos` or else
+    the separator, or one of its fixed vocabulary.
 
-
-def chess_tokenizer(context: int, tokens: str = CHARACTERS.name) -> PreTrainedTokenizerFast:
-    """A vocabulary of `data.tokens` as a transformers tokenizer: one token a character, or one a move.
-
-    A character outside the vocabulary is read as a space; a word that is no move is refused.
+    A fixed vocabulary has one token a character, and a character outside it is read as a space where it has one; or
+    one token a word, and a word outside it is refused.
     """
-    kind = token_kind(tokens)
+    more: dict[str, Any] = {"model_max_length": context, "clean_up_tokenization_spaces": False}
+    if kind.tokenizer is not None:
+        end = kind.start_token if eos is None else kind.vocabulary[eos]
+        tokenizer = Tokenizer.from_str(kind.tokenizer)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=kind.start_token, eos_token=end, **more)
     vocabulary = {token: i for i, token in enumerate(kind.vocabulary)}
-    if kind is CHARACTERS:
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-        tokenizer.decoder = decoders.Fuse()
-    else:
+    if kind.separator:
         tokenizer = Tokenizer(models.WordLevel(vocabulary))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=context, clean_up_tokenization_spaces=False
-    )
+    else:
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, **({"unk_token": " "} if " " in vocabulary else {})))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more)
 
 
 def model_card(config: RunConfig, step: int, kind: TokenKind) -> str:
-    model, world = asdict(config.model), "text" if kind.name == TEXT else "chess"
+    model, world = asdict(config.model), kind.domain
     return (
         f"---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, {world}]\n---\n\n"
         f"# {config.model.ffn} {world} model\n\n"

@@ -11,8 +11,6 @@ from glassmoe.layers.dense import gated_hidden
 from glassmoe.model import GlassConfig
 from glassmoe.model.upcycle import SHARED
 
-from .source import source_settings
-
 ACTIVATION = {"gelu": "gelu", "gelu-tanh": "gelu-tanh", "relu": "relu", "relu-topk": "relu"}
 GATED = {"geglu": "gelu", "swiglu": "silu", "reglu": "relu"}
 """Dense layers and their activation; those of the latter are gated."""
@@ -21,30 +19,25 @@ MIXTURES = ("switch", "moe-x")
 FEED_FORWARD = ("active_width", "num_experts", "experts_per_token", "activation", "gated", "router", "options")
 
 
-def complete(config: RunConfig, speak: bool = True) -> RunConfig:
-    """The configuration with the shape of its source in its section `model`, where `start.shape` asks for that; such a
-    configuration needs its source no more to be read. Rows that are longer than the source's context are cut to it.
+def complete(config: RunConfig, source: GlassConfig) -> RunConfig:
+    """The configuration with the shape of its source in its section `model`; such a configuration can be read without
+    the source. Rows longer than the context of the source are cut to it.
 
-    ValueError when there is no source, or when a field of `model` was given that the source has otherwise.
+    ValueError when a field of `model` contradicts the source.
     """
     start = config.start
-    if start.shape == "model":
-        return config
-    if start.source is None:
-        raise ValueError("start.shape is source and no source is given: name one, as in glassmoe upcycle FOLDER")
-    settings = source_settings(start.source)
-    taken = _shape(settings, config.model)
+    taken = _shape(source, config.model)
     defaults = ModelConfig()
     for name, value in taken.items():
-        given = getattr(config.model, name)
-        if given not in (value, getattr(defaults, name)):
+        own = getattr(config.model, name)
+        if own not in (value, getattr(defaults, name)):
             raise ValueError(
-                f"model.{name} is {given}, and {value} for the source {start.source}; leave it out, as start.shape "
+                f"model.{name} is {own}, but {value} in the source {start.source}; leave it out, because start.shape "
                 f"source takes it from there"
             )
-    rows = _rows(config.data.rows, settings.context)
-    if speak and rows != config.data.rows:
-        say(f"rows are {rows} instead of {config.data.rows}: the source's context is {settings.context}")
+    rows = _rows(config.data.rows, source.context)
+    if rows != config.data.rows:
+        say(f"rows are {rows} instead of {config.data.rows}: the source's context is {source.context}")
     return replace(
         config,
         data=replace(config.data, rows=rows),

@@ -3,35 +3,94 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glassmoe.atomic import write_text
 
 
-class MetricsLog:
-    """Appends lines to `path`; on resuming drops those after the resumed step, so that no step is told twice."""
+@dataclass(frozen=True)
+class MetricsLine(Mapping[str, Any]):
+    """One line of metrics.jsonl. The properties are those of every run; a task adds values of its own, which are read
+    as those of a mapping."""
 
-    def __init__(self, path: Path, resumed_step: int):
-        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step] if path.exists() else []
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_text(path, text)
-        self.path = path
+    entries: dict[str, Any]
+    """Everything that the line holds."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that were done."""
+        return int(self.entries["step"])
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were learned from so far."""
+        return int(self.entries["tokens"])
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs so far."""
+        return self.entries["flops"]  # type: ignore[no-any-return]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of training so far, in seconds."""
+        return float(self.entries["seconds"])
+
+    @property
+    def loss(self) -> float:
+        """Loss of the step (of a language model, in nats per token)."""
+        return float(self.entries["loss"])
+
+    @property
+    def valid_loss(self) -> float | None:
+        """Validation loss; None where the step did not validate."""
+        return self.entries.get("valid_loss")
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed since the last line; None where it was not measured."""
+        return self.entries.get("tokens_per_second")
+
+    @property
+    def layers(self) -> list[dict[str, Any]] | None:
+        """Statistics of each feed-forward layer on a few rows of the step; None where none were taken."""
+        return self.entries.get("layers")
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class MetricsLog:
+    """Appends lines to `path`; on resuming drops those after the resumed step, so that no step appears twice."""
+
+    def __init__(self, path: str | Path, resumed_step: int):
+        self.path = Path(path)
+        lines = read_metrics(path) if self.path.exists() else []
+        write_text(self.path, "".join(json.dumps(line.entries) + "\n" for line in lines if line.step <= resumed_step))
 
     def write(self, **values: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl up to the first that is none, such as one cut short by a kill."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def read_metrics(path: str | Path) -> list[MetricsLine]:
+    """The lines of a metrics.jsonl up to the first damaged one, such as a line that a kill cut short."""
+    lines = []
+    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
+            values = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
             break
-        lines.append(line)
+        lines.append(MetricsLine(values))
     return lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _run(name: str, layers: list[tuple[Source, dict[str, Any]]]) -> dict[str, An
     }
 
 
-def _summary(run: Path, lines: list[dict[str, Any]]) -> str:
+def _summary(run: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     """One sentence on a run: what it is, what it saw, its loss."""
     if not (run / "config.yaml").is_file() or not lines:
         return ""
@@ -112,7 +112,7 @@ def _bars(load: Sequence[float]) -> Markup:
     return Markup(f'<svg class="loads" viewBox="0 0 74 20" role="img" aria-label="{label}">{bars}</svg>')
 
 
-def _learning(name: str, lines: list[dict[str, Any]], colour: int) -> list[Line]:
+def _learning(name: str, lines: Sequence[Mapping[str, Any]], colour: int) -> list[Line]:
     points = [(line["tokens"], line["valid_loss"]) for line in lines if "valid_loss" in line and "tokens" in line]
     return [Line(f"{name}, validation", points, colour)] if len(points) > 1 else []
 

@@ -10,7 +10,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from glassmoe.chess.characters import require_chess
-from glassmoe.data.tokens import MOVES, TokenKind
+from glassmoe.chess.tokens import MOVES
+from glassmoe.data.tokens import TokenKind
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glassmoe.data.tokens import MOVES
+from glassmoe.chess.tokens import MOVES
 from glassmoe.inspect.store import Examples
 
 from .directions import Logits, Nearest

@@ -12,12 +12,13 @@ import numpy as np
 
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.prepared import largest
 from glassmoe.data.tokens import TEXT
 from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
 from glassmoe.measure.specialisation import DEALS, Sources, experts_of
-from glassmoe.measure.tables import greatest, table
+from glassmoe.measure.tables import table
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.papers.mxd.uses import save
 from glassmoe.text.labelled import Labelled, labelled
@@ -99,7 +100,7 @@ def _rows(
     tokens, lengths = rows.batch(chosen)
     width = min(tokens.shape[1], subject.context)
     tokens, lengths, read = tokens[:, :width], np.minimum(lengths, width), f"{count:,} validation rows"
-    games = rows.games
+    games = rows.sequences
     if games.sources is None:
         missing = f" (the text keeps no sources: {AGAIN})" if games.kind.name == TEXT else ""
         return tokens, lengths, {}, read + missing
@@ -153,7 +154,7 @@ def _sources(rows: Sequence[dict[str, Any]]) -> str:
     """Where the text came from, and what the second column of sources is."""
     counts = next(row["sources"] for row in rows if row.get("sources"))
     return (
-        f"Tokens by source: {greatest(counts, NAMED)}. Documents dealt at random: the same with the documents in "
+        f"Tokens by source: {largest(counts, NAMED)}. Documents dealt at random: the same with the documents in "
         f"groups as great as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
     )
 

@@ -23,7 +23,7 @@ from glassmoe.model.loading import load
 from glassmoe.model.statistics import model_statistics
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.training.language import build_model
-from glassmoe.training.run import read_start, seen_before
+from glassmoe.training.records import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
 
 from .runner import Plan, Work, make, snapshots
@@ -205,5 +205,5 @@ def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
         "learning_rate": optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
     }
     if receipt is not None:
-        facts["start"] = {key: receipt[key] for key in ("valid_loss", "noise", "redraw")}
+        facts["start"] = {key: getattr(receipt, key) for key in ("valid_loss", "noise", "redraw")}
     return facts

@@ -209,10 +209,11 @@ def seconds_per_step(config: RunConfig) -> float:
     from glassmoe.training.distributed import Processes
     from glassmoe.training.language import LanguageTask
     from glassmoe.training.optimizer import build_optimizers
+    from glassmoe.training.resolve import resolve
 
     device = pick_device(config.train.device)
     with tempfile.TemporaryDirectory() as folder:
-        task = LanguageTask(config, Path(folder), device, Processes())
+        task = LanguageTask(resolve(config, Path(folder), device, Processes())[0], Processes())
         optimizers = build_optimizers(task.module, config.optimizer)
         began = math.nan
         for step in range(TRIAL_STEPS + 1):
