@@ -124,9 +124,9 @@ def test_mistakes_are_named(played: Corpus, noise_games: Path) -> None:
     with pytest.raises(ValueError, match=r"reads 40 moves .* context is 39; train with data.rows games:40"):
         evaluate_boards(make("gelu", context=39), played)
     characters = Corpus.open(noise_games)
-    with pytest.raises(ValueError, match="holds games as characters, and games as moves are needed"):
+    with pytest.raises(ValueError, match="holds games as characters, expected games as moves"):
         evaluate_boards(make("gelu"), characters)
-    with pytest.raises(ValueError, match="holds games as characters, and games as moves are needed"):
+    with pytest.raises(ValueError, match="holds games as characters, expected games as moves"):
         evaluate_boards(make("gelu"), played, test_corpus=characters)
     with pytest.raises(ValueError, match="holds games as moves, and games as characters are needed"):
         evaluate_boards(make("gelu", tokens="characters", vocab_size=32, context=256), played)

@@ -108,7 +108,7 @@ def test_fingerprint_holds_the_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another tokenizer .*prepare it again"):
         opened[1].require("text", opened[0].tokenizer_sha256)
     assert opened[1].require("text", None).require("text", opened[1].tokenizer_sha256) is opened[1]
-    with pytest.raises(ValueError, match=r"holds text, and games as moves are needed .*data chess --tokens moves"):
+    with pytest.raises(ValueError, match=r"holds text, expected games as moves; .*data chess GAMES.pgn --tokens moves"):
         opened[0].require("moves")
 
 
@@ -538,7 +538,7 @@ def test_cuts_of_the_other_world_are_refused(tmp_path: Path, noise_games: Path) 
     split = Corpus.open(tmp_path / "c").split("train")
     with pytest.raises(ValueError, match=r"'documents:N' .*got 'games:8'"):
         Rows(split, "games:8")
-    with pytest.raises(ValueError, match=r"'games:N' .*given: 'documents:8'"):
+    with pytest.raises(ValueError, match=r"'games:N' .*got 'documents:8'"):
         Rows(Corpus.open(noise_games).split("train"), "documents:8")
     with pytest.raises(ValueError, match=r"no row at all from 5 documents"):
         Rows(split, "packed:100000")

@@ -183,7 +183,7 @@ def test_mistakes(text: Path, run: Path, noise_games: Path, tmp_path: Path, caps
         return capsys.readouterr().err
 
     out = tmp_path / "out"
-    assert "synthetic text is not made" in said("train", "--config", "text-small", "--out", out)
+    assert "there is no synthetic text" in said("train", "--config", "text-small", "--out", out)
     assert "glassmoe data text" in said("train", "--config", "text-small", "--data.path", tmp_path / "no", "--out", out)
     assert "text is needed here" in said("train", "--config", "text-small", "--data.path", noise_games, "--out", out)
     assert "--data.tokens text" in said("train", "--config", "chess-small", "--data.path", text, "--out", out)

@@ -90,7 +90,7 @@ class _WorkerProcess(SpawnProcess):
             try:
                 super().start()
             finally:
-                main.__dict__.update(origin)
+                vars(main).update(origin)
 
 
 class _WorkerContext(SpawnContext):
