@@ -12,8 +12,7 @@ from safetensors.numpy import load_file
 from explored import chess_model, chess_run, explain, games, store_of
 from glassmoe.cli import main as cli
 from glassmoe.inspect.store import Gathering, open_store, store_path
-from glassmoe.pages.explore.exports import export
-from glassmoe.pages.explore.sources import Options
+from glassmoe.pages.explore.exports import export_features
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def lines(file: Path) -> list[dict]:
 
 
 def test_neuronpedia(run: Path, tmp_path: Path) -> None:
-    export("neuronpedia", [run], tmp_path / "np", Options(layers=[1]))
+    export_features("neuronpedia", [run], tmp_path / "np", layers=[1])
     folder, store = tmp_path / "np/chess/1-moe-x", open_store(store_path(run, "1/moe-x"))
     (source,), (model,) = lines(folder / "source.jsonl"), lines(folder / "model.jsonl")
     assert (source["id"], source["modelId"], model["id"]) == ("1-moe-x", "chess", "chess")
@@ -84,12 +83,12 @@ def test_delphi_reads_back_every_strength(tmp_path: Path) -> None:
 
 def test_figures(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    written = export("figures", [run], tmp_path / "figures")
+    written = export_features("figures", [run], tmp_path / "figures")
     assert {"density.png", "density.svg", "scores.png", "scores.svg"} <= {
         file.name for file in (tmp_path / "figures").iterdir()
     }
     assert (tmp_path / "figures/scores.png").read_bytes().startswith(b"\x89PNG")
-    assert [each["files"] for each in written["layers"]] == [
+    assert [layer.files for layer in written.layers] == [
         "density of 64 features, scores of 0", "density of 64 features, scores of 1",
     ]  # fmt: skip
 
@@ -97,4 +96,4 @@ def test_figures(run: Path, tmp_path: Path) -> None:
 def test_figures_without_matplotlib_say_how(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r"pip install \"glassmoe\[plots\]\""):
-        export("figures", [run], tmp_path / "figures")
+        export_features("figures", [run], tmp_path / "figures")

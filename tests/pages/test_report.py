@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -12,12 +14,13 @@ import pytest
 from glassmoe.cli.main import main
 from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glassmoe.measure.saved import read_measure
-from glassmoe.pages.charts import COLOURS, Line, board_map, board_position, line_chart
+from glassmoe.pages.boards import PieceShare, board_map, board_position
+from glassmoe.pages.charts import COLOURS, Line, line_chart
 from glassmoe.pages.report import write_report
 from glassmoe.training.language import train
 
 
-class Reader(HTMLParser):
+class ParsedPage(HTMLParser):
     """Checks that tags close in order, and keeps them with their attributes."""
 
     VOID = frozenset({"meta", "link", "br", "img"})
@@ -72,12 +75,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def page_of(runs: list[Path], out: Path) -> str:
-    return write_report(runs, out).read_text(encoding="utf-8")
+    return Path(write_report(runs, out).page).read_text(encoding="utf-8")
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp_path: Path) -> None:
     page = page_of(runs[:1], tmp_path / "page.html")
-    read = Reader(page)
+    read = ParsedPage(page)
     assert not re.search(r"https?://|src=|@import|url\((?!#)", page)
     record = read_measure(runs[0], "boards")
     assert record is not None
@@ -90,7 +93,11 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp
     assert read.count("svg", **{"class": "small"}) == boards
     # Loss, two of the sweep, L0, activity, and the load of each of two layers.
     assert read.count("svg", **{"class": "chart"}) == 7
-    for shown in (values["tracked"][0]["slot"], f"{values['detected']['slots']} facts", "synthetic games of seed 1"):
+    for shown in (
+        values["tracked"][0]["slot"],
+        f"{values['detected']['slots']} board properties",
+        "synthetic games of seed 1",
+    ):
         assert shown in read.text
     best = next(each for each in values["layers"] if each["layer"] == values["best_layer"])
     assert f"{best['reconstruction']:.3f}" in read.text and f"{best['random']['reconstruction']:.3f}" in read.text
@@ -101,12 +108,49 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp
 
 def test_names_that_hold_html_are_text(runs: list[Path], tmp_path: Path) -> None:
     page = page_of(runs, tmp_path / "page.html")
-    assert "<b>moe-x<i>" in Reader(page).text
+    assert "<b>moe-x<i>" in ParsedPage(page).text
     assert page.count("<b>moe-x<i>") == 0
 
 
+HOSTILE = "\"'/><script>alert(1)</script><b onclick=alert(1)>"
+
+
+def hostile(value: object) -> object:
+    """A measure in which every text could be markup."""
+    if isinstance(value, dict):
+        return {key: hostile(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [hostile(part) for part in value]
+    return HOSTILE + value if isinstance(value, str) else value
+
+
+def test_measures_that_hold_html_are_text(runs: list[Path], tmp_path: Path) -> None:
+    """A run of somebody else is data: nothing in its files becomes markup."""
+    path = runs[0] / "measures" / "boards.json"
+    kept = path.read_text()
+    try:
+        path.write_text(json.dumps(hostile(json.loads(kept))))
+        read = ParsedPage(page_of(runs[:1], tmp_path / "page.html"))
+    finally:
+        path.write_text(kept)
+    assert not read.count("script") and not any("onclick" in attrs for _, attrs in read.tags)
+    assert any(HOSTILE.lower() in (attrs["href"] or "") for tag, attrs in read.tags if tag == "use")
+
+
+def test_the_policy_allows_the_page_s_own_style_alone(runs: list[Path], tmp_path: Path) -> None:
+    page = page_of(runs[:1], tmp_path / "page.html")
+    read = ParsedPage(page)
+    (policy,) = (attrs["content"] for _, attrs in read.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    style = page[page.index("<style>") + len("<style>") : page.index("</style>")]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    assert not read.count("script") and not any("style" in attrs for _, attrs in read.tags)
+
+
 def test_several_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
-    read = Reader(page_of(runs, tmp_path / "page.html"))
+    read = ParsedPage(page_of(runs, tmp_path / "page.html"))
     assert "gelu" in read.text and "have not been measured yet" in read.text
     assert f"glassmoe eval boards {runs[1]}" in read.text
     with pytest.raises(ValueError, match="given twice"):
@@ -119,7 +163,7 @@ def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> No
         folder.mkdir(parents=True)
         for file in ("config.yaml", "environment.json", "metrics.jsonl"):
             (folder / file).write_bytes((runs[1] / file).read_bytes())
-    text = Reader(page_of([tmp_path / "a/run", tmp_path / "b/run"], tmp_path / "page.html")).text
+    text = ParsedPage(page_of([tmp_path / "a/run", tmp_path / "b/run"], tmp_path / "page.html")).text
     assert "a/run" in text and "b/run" in text
 
 
@@ -130,19 +174,19 @@ def test_what_is_not_comparable_is_said(runs: list[Path], tmp_path: Path) -> Non
         (folder / file).write_bytes((runs[1] / file).read_bytes())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join(lines[:2]) + "\n")
-    text = Reader(page_of([runs[1], folder], tmp_path / "page.html")).text
-    assert "different numbers of tokens" in text and "trained on different games" not in text
+    text = ParsedPage(page_of([runs[1], folder], tmp_path / "page.html")).text
+    assert "different numbers of tokens" in text and "trained on different data" not in text
 
 
 def test_a_measure_older_than_the_run_is_marked(runs: list[Path], tmp_path: Path) -> None:
-    assert "has been trained on since" not in Reader(page_of(runs[:1], tmp_path / "page.html")).text
+    assert "was trained further since then" not in ParsedPage(page_of(runs[:1], tmp_path / "page.html")).text
     path = runs[0] / "measures" / "boards.json"
     kept = path.read_text()
     try:
         path.write_text(json.dumps({**json.loads(kept), "step": 2}))
         assert (
-            "Measured at step 2; the run has been trained on since"
-            in Reader(page_of(runs[:1], tmp_path / "page.html")).text
+            "Measured at step 2; the run was trained further since then"
+            in ParsedPage(page_of(runs[:1], tmp_path / "page.html")).text
         )
     finally:
         path.write_text(kept)
@@ -150,7 +194,7 @@ def test_a_measure_older_than_the_run_is_marked(runs: list[Path], tmp_path: Path
 
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    assert "is not a trained run: it lacks config.yaml" in capsys.readouterr().err
+    assert "is not a trained run: it has no config.yaml" in capsys.readouterr().err
     (tmp_path / "measures").mkdir()
     (tmp_path / "measures" / "boards.json").write_text("{")
     with pytest.raises(ValueError, match="not a measure that glassmoe wrote"):
@@ -174,7 +218,7 @@ def test_a_chart_by_hand() -> None:
     assert "legend" not in chart
     both = str(line_chart([Line("a & b", [(0, 1)]), Line("c", [(0, float("nan")), (4, 2)], 9, dashed=True)], "x", "y"))
     assert "a &amp; b" in both and f"c{9 % COLOURS} dashed" in both and both.count("<circle") == 2
-    assert "No figures yet" in line_chart([Line("none", [])], "x", "y")
+    assert "No data yet" in line_chart([Line("none", [])], "x", "y")
 
 
 def test_a_board_by_hand() -> None:
@@ -184,7 +228,7 @@ def test_a_board_by_hand() -> None:
         '<use href="#k" class="black" x="0" y="0"' in drawn and '<use href="#r" class="white" x="280" y="280"' in drawn
     )
     assert 'x="1.5" y="281.5"' in drawn and "a &lt;title&gt;" in drawn
-    sure = {"square": 14, "piece": "B", "probability": 0.5, "on_all_boards": 0.125}
+    sure = PieceShare(square=14, piece="B", probability=0.5, on_all_boards=0.125)
     mapped = str(board_map([sure], [], "map"))
-    assert "g2: 50% of the boards on which it fires, 12% of all boards" in mapped
-    assert '<use href="#b" class="white" x="240" y="240" width="40" height="40" opacity="0.65"/>' in mapped
+    assert "g2: 50% of the boards on which the feature fires, 12% of all boards" in mapped
+    assert '<use href="#b" class="white" x="240" y="240" width="40" height="40" opacity="0.65"></use>' in mapped

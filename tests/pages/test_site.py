@@ -15,10 +15,10 @@ from glassmoe.cli import main as cli
 from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.readers import open_readers
 from glassmoe.inspect.store import Gathering, make_store, open_store, store_path
+from glassmoe.pages.explore.explored import open_explored, read_explanations
 from glassmoe.pages.explore.records import SHOWN
 from glassmoe.pages.explore.serve import address, server
 from glassmoe.pages.explore.site import SHARD, WORDS, build_site
-from glassmoe.pages.explore.sources import Options, open_sources, read_explanations
 
 ODD = "<b onclick=alert(1)>&\"'run"
 KB = 1000
@@ -74,7 +74,7 @@ def test_an_example_is_what_the_store_holds(made: Path) -> None:
     record = data_of(layer(made), f"features-{feature // SHARD}")[str(feature)]
     top, example = store.top(feature, 10), record["top"][0]
     assert len(record["top"]) == len(top)
-    vocabulary = open_sources([made / ODD], Options([1]))[0].kind.vocabulary
+    vocabulary = open_explored([made / ODD], [1])[0].kind.vocabulary
     row = [vocabulary[token] for token in store.rows_RN[top.rows_E[0]]]
     start = int(top.starts_E[0])
     assert example["tokens"] == row[start : start + store.window]
@@ -86,10 +86,10 @@ def test_an_example_is_what_the_store_holds(made: Path) -> None:
 
 
 def test_explanations_are_read_as_they_come(made: Path) -> None:
-    (source,) = open_sources([made / ODD], Options([1]))
-    assert [line["judge"] for line in source.explained[5]] == ["rules", "other"]
+    (source,) = open_explored([made / ODD], [1])
+    assert [line.judge for line in source.explained[5]] == ["rules", "other"]
     assert source.score(5) == 0.8 and source.score(7) is None and source.score(0) is None
-    assert source.board(5)["property"] == "white knight on f3" and source.board(2) is None
+    assert source.board(5).property == "white knight on f3" and source.board(2) is None
     said = data_of(layer(made), "features-0")["5"]["said"]
     assert said[0]["scores"]["detection"]["balanced_accuracy"] == 0.8 and said[1]["scores"] == {}
     assert data_of(layer(made), "meta")["explained"] == 2
@@ -103,9 +103,7 @@ def test_the_judge_that_scored_comes_first(tmp_path: Path) -> None:
     for judge, each in lines.items():
         explain(tmp_path, "x", each, judge)
     found = read_explanations(tmp_path / "explanations/x")
-    assert [line["judge"] for line in found[1]] == ["words", "none"] and [line["judge"] for line in found[0]] == [
-        "none"
-    ]
+    assert [line.judge for line in found[1]] == ["words", "none"] and [line.judge for line in found[0]] == ["none"]
 
 
 def test_a_store_of_the_greatest_features_only(tmp_path: Path) -> None:
@@ -117,11 +115,11 @@ def test_a_store_of_the_greatest_features_only(tmp_path: Path) -> None:
     place, about = store_path(run, "1/gelu-k3"), {"reader": "1/gelu-k3", "layer": 1}
     make_store(place, subject, reader.layer, reader.place, Corpus.open(corpus), gathering, about)
     explain(run, "1/gelu-k3", [{"feature": 2, "explanation": "w", "scores": {"embedding": {"auc": 0.7}}}])
-    both = open_sources([run], Options())
+    both = open_explored(run)
     assert [source.title for source in both] == ["1/gelu", "1/gelu-k3"]
-    assert both[1].score(2) == 0.7 and both[0].says(2) == ""
+    assert both[1].score(2) == 0.7 and both[0].explanation(2) == ""
     written = build_site([run], tmp_path / "site")
-    assert [each["page"] for each in written["layers"]] == ["run/1-gelu/index.html", "run/1-gelu-k3/index.html"]
+    assert [layer.page for layer in written.layers] == ["run/1-gelu/index.html", "run/1-gelu-k3/index.html"]
 
 
 def test_boards_tell_features_that_have_no_explanation(made: Path, tmp_path: Path) -> None:
@@ -130,8 +128,8 @@ def test_boards_tell_features_that_have_no_explanation(made: Path, tmp_path: Pat
     (run / "measures").mkdir()
     values = {"best_layer": 1, "layers": [], "tracked": [{"feature": 3, "slot": "black king on g8", "f1": 0.9}]}
     (run / "measures/boards.json").write_text(json.dumps({"schema_version": 1, "values": values}))
-    first, second = open_sources([run], Options())
-    assert second.board(3) == {"property": "black king on g8", "f1": 0.9} and first.board(3) is None
+    first, second = open_explored([run])
+    assert second.board(3).to_dict() == {"property": "black king on g8", "f1": 0.9} and first.board(3) is None
 
 
 def test_nothing_from_a_run_becomes_markup(made: Path) -> None:
@@ -184,7 +182,7 @@ def test_silent_features_are_there(tmp_path: Path) -> None:
     save_file(weights, run / "model.safetensors", {"format": "pt"})
     store_of(run, corpus, [1])
     written = build_site([run], tmp_path / "site")
-    assert written["layers"][0]["silent"] == 1
+    assert written.layers[0].silent == 1
     record = data_of(tmp_path / "site/run/1-relu", "features-0")["4"]
     assert record["count"] == 0 and record["top"] == [] and record["mean"] is None
     assert record["histogram"]["counts"] == [] and record["near"]["read"] == []
@@ -232,8 +230,8 @@ def test_pages_weigh_little(made: Path) -> None:
 
 
 def test_the_first_so_many(made: Path, tmp_path: Path) -> None:
-    written = build_site([made / ODD], tmp_path / "site", Options(layers=[1], features=3))
-    assert [each["features"] for each in written["layers"]] == [3] and written["layers"][0]["of"] == 64
+    written = build_site([made / ODD], tmp_path / "site", layers=[1], features=3)
+    assert [layer.features for layer in written.layers] == [3] and written.layers[0].of == 64
     (folder,) = (tmp_path / "site").glob("*/1-moe-x")
     columns = data_of(folder, "list")
     assert columns["ids"] == [5, 2, 0]
@@ -252,7 +250,7 @@ def test_a_site_is_replaced_and_nothing_else(made: Path, tmp_path: Path) -> None
     assert (site / "notes.txt").read_text() == "mine" and (site / "index.html").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a").write_text("x")
-    with pytest.raises(ValueError, match="is not empty, and not what"):
+    with pytest.raises(ValueError, match="is not empty, and `glassmoe explore` did not"):
         build_site([run], tmp_path / "other")
     with pytest.raises(ValueError, match="is a file"):
         build_site([run], tmp_path / "other/a")

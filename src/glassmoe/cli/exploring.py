@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from .arguments import count
 from .common import integers, make_parser, show, write
@@ -27,39 +26,24 @@ def explore(words: list[str]) -> None:
         raise ValueError("--port is the port of --serve; give both, or neither")
     if args.export and args.serve:
         raise ValueError("--export writes files and no pages; leave out --serve, or --export")
-    from glassmoe.pages.explore.sources import Options
-
-    layers = None if args.layers is None else integers(args.layers, "--layers")
-    options = Options(layers=layers, features=args.features, source=args.source, device=args.device)
+    options = {
+        "layers": None if args.layers is None else integers(args.layers, "--layers"),
+        "features": args.features,
+        "source": args.source,
+        "device": args.device,
+    }
     if args.export:
-        from glassmoe.pages.explore.exports import export
+        from glassmoe.pages.explore.exports import export_features
 
-        written = export(args.export, args.runs, args.out, options)
-        show(
-            args,
-            written,
-            "\n".join(f"{each['reader']} of {each['run']}: {each['files']}" for each in written["layers"]),
-        )
+        exported = export_features(args.export, args.runs, args.out, **options)
+        show(args, exported.to_dict(), exported.table())
         return
     from glassmoe.pages.explore.site import build_site
 
-    written = build_site(args.runs, args.out, options)
-    show(args, written, _table(written))
+    site = build_site(args.runs, args.out, **options)
+    show(args, site.to_dict(), site.table())
     if args.serve:
         _serve(args.out, args.port or 0)
-
-
-def _table(written: dict[str, Any]) -> str:
-    """A line a layer, and where to begin."""
-    rows = [("run", "layer", "features", "silent", "explained")]
-    rows += [
-        (each["run"], each["reader"], f"{each['features']:,}", f"{each['silent']:,}", f"{each['explained']:,}")
-        for each in written["layers"]
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
-    return "\n".join([*lines, "", f"the pages, to open in a browser: {written['site']}"])
 
 
 def _serve(folder: Path, port: int) -> None:

@@ -164,5 +164,5 @@ def report(words: list[str]) -> None:
     args = parser.parse_args(words)
     from glassmoe.pages.report import write_report
 
-    page = write_report(args.runs, args.out or args.runs[0] / "report.html")
-    show(args, {"page": str(page)}, f"the page, to open in a browser: {page}")
+    result = write_report(args.runs, args.out)
+    show(args, result.to_dict(), result.table())

@@ -1,38 +1,46 @@
-"""Line charts and chess boards as inline SVG; colours come from the page's style sheet, which has a light and a dark
-theme."""
+"""Line charts and bars as inline SVG; colours come from the style sheets (`colours.css`), light and dark."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from .html import element
 
 WIDTH, HEIGHT = 520, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 40
 COLOURS = 8
-"""How many line colours the style sheet has; more lines than that share them."""
-SQUARE = 40
+"""Line colours of the style sheet; more lines than that share them."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its points, and a dash pattern for what stands beside the main lines (controls)."""
+    """One line of a chart."""
 
     name: str
+    """Its name, in the legend and as a tooltip."""
     points: Sequence[tuple[float, float]]
+    """(x, y) pairs."""
     colour: int = 0
+    """Number of its colour."""
     dashed: bool = False
+    """Whether it is dashed, as controls are."""
+
+    @property
+    def style(self) -> str:
+        """Classes of its colour and dashes."""
+        return f"c{self.colour % COLOURS}" + (" dashed" if self.dashed else "")
 
 
 def line_chart(lines: Sequence[Line], x: str, y: str, *, from_zero: bool = False, legend: bool = True) -> Markup:
-    """A chart of `lines` with labelled axes; each line carries its name as a tooltip. Points that are not finite are
-    left out, and a line of one point is a dot."""
-    drawn = [[point for point in line.points if all(map(math.isfinite, point))] for line in lines]
-    points = [point for each in drawn for point in each]
+    """A chart of `lines` with labelled axes. Points that are not finite are left out; a line of one point is a dot."""
+    finite = [[point for point in line.points if all(map(math.isfinite, point))] for line in lines]
+    points = [point for line in finite for point in line]
     if not points:
-        return Markup('<p class="quiet">No figures yet.</p>')
+        return element("p", {"class": "quiet"}, "No data yet.")
     ticks_x, ticks_y = _ticks([p[0] for p in points]), _ticks([p[1] for p in points] + ([0.0] if from_zero else []))
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
@@ -43,34 +51,32 @@ def line_chart(lines: Sequence[Line], x: str, y: str, *, from_zero: bool = False
             round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
         )
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y} over {x}")}">']
+    parts = []
     for tick in ticks_y:
         at = place((ticks_x[0], tick))[1]
-        parts.append(f'<path class="grid" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{_short(tick)}</text>')
+        parts.append(element("path", {"class": "grid", "d": f"M{LEFT} {at}H{WIDTH - RIGHT}"}))
+        parts.append(element("text", {"x": LEFT - 6, "y": at + 4, "text-anchor": "end"}, _short(tick)))
+    middle = {"text-anchor": "middle"}
     for tick in ticks_x:
         at = place((tick, ticks_y[0]))[0]
-        parts.append(f'<text x="{at}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_short(tick)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
-    for line, each in zip(lines, drawn, strict=True):
-        style = f"line c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
-        places = [place(point) for point in each]
-        title = f"<title>{escape(line.name)}</title>"
+        parts.append(element("text", {"x": at, "y": HEIGHT - BOTTOM + 16, **middle}, _short(tick)))
+    parts.append(element("text", {"x": (LEFT + WIDTH) / 2, "y": HEIGHT - 6, **middle}, x))
+    turned = f"translate(12 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)"
+    parts.append(element("text", {"transform": turned, **middle}, y))
+    for line, drawn in zip(lines, finite, strict=True):
+        style, title = f"line {line.style}", element("title", None, line.name)
+        places = [place(point) for point in drawn]
         if len(places) == 1:
-            parts.append(f'<circle class="{style}" cx="{places[0][0]}" cy="{places[0][1]}" r="3">{title}</circle>')
+            parts.append(element("circle", {"class": style, "cx": places[0][0], "cy": places[0][1], "r": 3}, title))
         elif places:
             path = "L".join(f"{px} {py}" for px, py in places)
-            parts.append(f'<path class="{style}" d="M{path}">{title}</path>')
-    parts.append("</svg>")
-    if legend and len(lines) > 1:
-        keys = "".join(
-            f'<span class="key c{line.colour % COLOURS}{" dashed" if line.dashed else ""}">{escape(line.name)}</span>'
-            for line in lines
-        )
-        parts.append(f'<p class="legend">{keys}</p>')
-    return Markup("".join(parts))
+            parts.append(element("path", {"class": style, "d": f"M{path}"}, title))
+    about = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": f"{y} over {x}"}
+    chart = element("svg", {"class": "chart", **about}, *parts)
+    if not legend or len(lines) < 2:
+        return chart
+    keys = [element("span", {"class": f"key {line.style}"}, line.name) for line in lines]
+    return chart + element("p", {"class": "legend"}, *keys)
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
@@ -94,72 +100,31 @@ def _short(value: float) -> str:
     return f"{value:.4g}" if abs(value) > 1e-12 else "0"
 
 
-def board_position(placement: str, framed: Sequence[int], label: str) -> Markup:
-    """A position from the piece placement of a FEN; squares numbered in `framed` (a1 = 0, h8 = 63) are outlined."""
-    men = {}
-    for row, text in enumerate(placement.split("/")):
-        column = 0
-        for letter in text:
-            if letter.isdigit():
-                column += int(letter)
-            else:
-                men[(7 - row) * 8 + column] = letter
-                column += 1
-    pieces = "".join(_man(square, letter) for square, letter in men.items())
-    return _board(pieces + _frames(framed), label, small=True)
+def share_bar(share: float, own: bool = False) -> Markup:
+    """A share as a horizontal bar; `own` in the page's accent colour."""
+    about = {"class": "bar own" if own else "bar", "viewBox": "0 0 100 9", "preserveAspectRatio": "none"}
+    full = {"width": 100, "height": 9}
+    return element(
+        "svg",
+        {**about, "aria-hidden": "true"},
+        element("rect", {"class": "track", **full}),
+        element("rect", {**full, "width": round(100 * share, 1)}),
+    )
 
 
-def board_map(squares: Sequence[Mapping[str, object]], framed: Sequence[int], label: str) -> Markup:
-    """What stands where when a feature fires: each man as solid as it is sure, with its percentage.
-
-    `squares`: entries of `measure.board_features` with `square`, `piece` (FEN letter), `probability` and
-    `on_all_boards`.
-    """
-    parts = []
-    for each in squares:
-        square, sure = int(str(each["square"])), float(str(each["probability"]))
-        x, y = _corner(square)
-        name = f"{'abcdefgh'[square % 8]}{square // 8 + 1}: {sure:.0%} of the boards on which it fires, "
-        name += f"{float(str(each['on_all_boards'])):.0%} of all boards"
-        parts.append(f"<g><title>{name}</title>")
-        parts.append(
-            f'<rect class="sure" x="{x}" y="{y}" width="{SQUARE}" height="{SQUARE}" opacity="{0.75 * sure:.2f}"/>'
+def column_bars(values: Sequence[float], label: str) -> Markup:
+    """Values side by side as small vertical bars."""
+    most, step = max(values) or 1.0, 74 / len(values)
+    bars = [
+        element(
+            "rect",
+            {
+                "x": f"{i * step:.1f}",
+                "y": f"{20 - 20 * value / most:.1f}",
+                "width": f"{max(0.5, step - 1):.1f}",
+                "height": f"{20 * value / most:.1f}",
+            },
         )
-        parts.append(_man(square, str(each["piece"]), opacity=0.3 + 0.7 * sure))
-        parts.append(
-            f'<text x="{x + SQUARE - 2}" y="{y + SQUARE - 3}" text-anchor="end">{round(100 * sure)}</text></g>'
-        )
-    letters = "".join(
-        f'<text class="edge" x="{(i + 0.5) * SQUARE}" y="{8 * SQUARE + 12}" text-anchor="middle">{file}</text>'
-        f'<text class="edge" x="-8" y="{(7.5 - i) * SQUARE + 4}" text-anchor="middle">{i + 1}</text>'
-        for i, file in enumerate("abcdefgh")
-    )
-    return _board("".join(parts) + _frames(framed) + letters, label, small=False)
-
-
-def _board(inside: str, label: str, *, small: bool) -> Markup:
-    edge = 8 * SQUARE
-    view = f"0 0 {edge} {edge}" if small else f"-16 0 {edge + 16} {edge + 16}"
-    return Markup(
-        f'<svg class="board{" small" if small else ""}" viewBox="{view}" role="img" aria-label="{escape(label)}">'
-        f'<rect width="{edge}" height="{edge}" fill="url(#squares)"/>{inside}</svg>'
-    )
-
-
-def _corner(square: int) -> tuple[int, int]:
-    return square % 8 * SQUARE, (7 - square // 8) * SQUARE
-
-
-def _man(square: int, letter: str, opacity: float = 1.0) -> str:
-    x, y = _corner(square)
-    side = "white" if letter.isupper() else "black"
-    faint = "" if opacity == 1 else f' opacity="{opacity:.2f}"'
-    return f'<use href="#{letter.lower()}" class="{side}" x="{x}" y="{y}" width="{SQUARE}" height="{SQUARE}"{faint}/>'
-
-
-def _frames(squares: Sequence[int]) -> str:
-    inner = SQUARE - 3
-    return "".join(
-        f'<rect class="frame" x="{x + 1.5}" y="{y + 1.5}" width="{inner}" height="{inner}"/>'
-        for x, y in map(_corner, squares)
-    )
+        for i, value in enumerate(values)
+    ]
+    return element("svg", {"class": "loads", "viewBox": "0 0 74 20", "role": "img", "aria-label": label}, *bars)

@@ -1,9 +1,9 @@
-"""The same features as the files of others: Neuronpedia's bulk layout, delphi's cache of latents, figures for papers.
+"""Features as files of other tools: Neuronpedia's bulk layout, delphi's cache of latents, figures for papers.
 
-Neuronpedia (`MODEL/SOURCE/{model,release,source,sourceset}.jsonl`, `features`, `activations` and `explanations` as
-`batch-N.jsonl.gz` of 1,024 features): the record shapes that its exporter writes, without what only its database knows.
-delphi (`RUN/READER/latents/MODULE/START_END.safetensors` with `locations` (n, 3) of row, position and latent minus
-START, `activations` float16 and `tokens`, and `config.json`): what its `LatentDataset` opens.
+Neuronpedia (`MODEL/SOURCE/{model,release,source,sourceset}.jsonl`, and `features`, `activations` and `explanations` as
+`batch-N.jsonl.gz` of 1,024 features): the records that its exporter writes, without what only its database knows.
+delphi (`RUN/LAYER/latents/MODULE/START_END.safetensors` with `locations` (n, 3) of row, position and latent minus
+START, `activations` float16 and `tokens`, and `config.json`): what its `LatentDataset` reads.
 
 Legend: n strengths above 0, R rows, N tokens of a row.
 """
@@ -16,91 +16,104 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from glassmoe.inspect.store import Examples
 
+from .explored import ExploredLayer, open_explored
 from .figures import figures
-from .folder import made_folder
-from .records import Recorder, rounded
-from .site import LOGITS, folders_of, order_of, ties_of
-from .sources import Options, Source, open_sources
+from .folder import new_folder
+from .records import FeatureRecord, Recorder, rounded
+from .results import ExportedLayer, ExportResult
+from .site import LOGITS, folders_of, order_of, relations_of
 
 BATCH, SPLITS = 1024, 5
+ExportKind = Literal["neuronpedia", "delphi", "figures"]
 
 
-def export(kind: str, runs: Sequence[Path], out: Path, options: Options | None = None) -> dict[str, Any]:
-    """Write the features of `runs` to the folder `out` as `neuronpedia`, `delphi` or `figures`, and return what was
-    written: {"export", "out", "layers": [{"run", "reader", "files"}]}. ValueError as for `build_site`, and when
-    delphi's cache is asked of a store that keeps examples only."""
-    options = options or Options()
-    sources = open_sources(runs, options)
-    for source in sources if kind == "delphi" else ():
-        if not source.store.manifest["full"]:
+def export_features(
+    kind: ExportKind,
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path = "site",
+    *,
+    layers: Sequence[int] | None = None,
+    features: int | None = None,
+    source: str | Path | None = None,
+    device: str = "auto",
+) -> ExportResult:
+    """Write the features of some runs to the folder `out` for another tool. The other parameters are those of
+    `build_site`. ValueError as there, and when delphi's cache is asked of a store that keeps examples only."""
+    explored = open_explored(runs, layers, source, device)
+    for layer in explored if kind == "delphi" else ():
+        if not layer.store.manifest["full"]:
             raise ValueError(
-                f"delphi's cache holds every strength, and {source.store.path} keeps examples only; make it again "
-                f"with: glassmoe explain {source.run} --layer {source.reader.number} --judge none --full --again"
+                f"delphi's cache holds every strength, and {layer.store.path} keeps examples only; make it again "
+                f"with: glassmoe explain {layer.run} --layer {layer.reader.number} --judge none --full --again"
             )
-    with made_folder(out) as folder:
+    with new_folder(Path(out)) as folder:
         if kind == "figures":
-            written = figures(sources, folder)
+            written = figures(explored, folder)
+        elif kind == "delphi":
+            written = [delphi(layer, folder / place) for layer, place in _places(explored)]
         else:
-            one = neuronpedia if kind == "neuronpedia" else delphi
-            places = folders_of(sources)
-            written = [one(source, folder / place, options) for source, place in zip(sources, places, strict=True)]
-    layers = [
-        {"run": source.name, "reader": source.title, "files": files}
-        for source, files in zip(sources, written, strict=True)
-    ]
-    return {"export": kind, "out": str(out), "layers": layers}
+            written = [neuronpedia(layer, folder / place, features) for layer, place in _places(explored)]
+    return ExportResult(
+        kind,
+        str(out),
+        [ExportedLayer(layer.name, layer.title, files) for layer, files in zip(explored, written, strict=True)],
+    )
 
 
-def neuronpedia(source: Source, folder: Path, options: Options) -> str:
-    """One source of a model in Neuronpedia's bulk layout."""
-    recorder = Recorder(source, ties_of(source), boards=False)
-    features = sorted(order_of(source)[: options.features])
+def _places(layers: Sequence[ExploredLayer]) -> list[tuple[ExploredLayer, str]]:
+    return list(zip(layers, folders_of(layers), strict=True))
+
+
+def neuronpedia(layer: ExploredLayer, folder: Path, count: int | None = None) -> str:
+    """Write one source of a model in Neuronpedia's bulk layout. `count`: the first so many features of the list."""
+    recorder = Recorder(layer, relations_of(layer), boards=False)
+    features = sorted(order_of(layer)[:count])
     model, name = folder.parent.name, folder.name
     same = {"modelId": model, "layer": name}
     now = {"createdAt": datetime.now(UTC).isoformat(timespec="seconds")}
     folder.mkdir(parents=True)
-    width, layers = source.subject.width, source.subject.layers
+    width, depth = layer.subject.width, layer.subject.layers
     _lines(
-        folder / "model.jsonl", [{"id": model, "displayName": source.name, "layers": layers, "dimension": width, **now}]
+        folder / "model.jsonl", [{"id": model, "displayName": layer.name, "layers": depth, "dimension": width, **now}]
     )
-    _lines(folder / "release.jsonl", [{"name": model, "description": f"features of {source.name}", **now}])
-    sets = {"modelId": model, "name": source.reader.layer.__class__.__name__, "releaseName": model, **now}
+    _lines(folder / "release.jsonl", [{"name": model, "description": f"features of {layer.name}", **now}])
+    sets = {"modelId": model, "name": layer.reader.layer.__class__.__name__, "releaseName": model, **now}
     _lines(folder / "sourceset.jsonl", [sets])
-    manifest = source.store.manifest
+    manifest = layer.store.manifest
     about = {"num_prompts": manifest["rows"], "num_tokens_in_prompt": manifest["row"], "hasDashboards": True}
     _lines(folder / "source.jsonl", [{"id": name, "modelId": model, "setName": sets["name"], **about, **now}])
     for batch in range(-(-len(features) // BATCH)):
         some = features[batch * BATCH : (batch + 1) * BATCH]
         records = {feature: recorder.record(feature) for feature in some}
-        wanted = {
-            "features": (_np_feature(source, records[f]) | same | {"sourceSetName": sets["name"]} for f in some),
+        parts = {
+            "features": (_np_feature(layer, records[f]) | same | {"sourceSetName": sets["name"]} for f in some),
             "activations": (line | same for f in some for line in _np_activations(recorder, f)),
-            "explanations": (line | same for f in some for line in _np_explanations(source, f)),
+            "explanations": (line | same for f in some for line in _np_explanations(layer, f)),
         }
-        for part, lines in wanted.items():
+        for part, lines in parts.items():
             (folder / part).mkdir(exist_ok=True)
             _lines(folder / part / f"batch-{batch}.jsonl.gz", lines)
     return f"{len(features):,} features in Neuronpedia's layout"
 
 
-def _np_feature(source: Source, record: dict[str, Any]) -> dict[str, Any]:
-    """Its numbers, logits and nearest features. The histogram's heights are counts of tokens."""
-    edges, histogram = source.store.edges_B, record["histogram"]
-    first, counts = histogram["first"], histogram["counts"]
-    up, down = record["logits"].get("up", []), record["logits"].get("down", [])
+def _np_feature(layer: ExploredLayer, record: FeatureRecord) -> dict[str, Any]:
+    """Numbers, logits and nearest features. The histogram's heights are counts of tokens."""
+    edges = layer.store.edges_B
+    first, counts = record.histogram.first, record.histogram.counts
+    up, down = record.logits.get("up", []), record.logits.get("down", [])
     assert len(up) <= LOGITS
-    near = record["near"].get("written", [])
+    near = record.near.get("written", [])
     return {
-        "index": str(record["id"]),
-        "maxActApprox": record["max"],
-        "frac_nonzero": record["count"] / source.store.manifest["read_tokens"],
+        "index": str(record.id),
+        "maxActApprox": record.max,
+        "frac_nonzero": record.count / layer.store.manifest["read_tokens"],
         "hasVector": False,
         "freq_hist_data_bar_heights": counts,
         "freq_hist_data_bar_values": [rounded(edge) for edge in edges[first : first + len(counts)]],
@@ -114,7 +127,7 @@ def _np_feature(source: Source, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _np_activations(recorder: Recorder, feature: int) -> Iterable[dict[str, Any]]:
-    """Its strongest examples (without a bin), and those of each tenth (with the tenth's range as their bin)."""
+    """The strongest examples (without a bin), and those of each tenth (with the tenth's range as their bin)."""
     store = recorder.store
     top, sample = store.top(feature), store.scoring(feature)
     yield from (_np_activation(recorder, feature, top, e) | {"id": f"{feature}-top-{e}"} for e in range(len(top)))
@@ -145,11 +158,11 @@ def _np_activation(recorder: Recorder, feature: int, examples: Examples, e: int)
     }
 
 
-def _np_explanations(source: Source, feature: int) -> Iterable[dict[str, Any]]:
-    for line in source.explained.get(feature, []):
-        if text := line.get("explanation"):
-            made = {"typeName": str(line["judge"]), "explanationModelName": str(line.get("explainer") or "")}
-            yield {"id": f"{feature}-{line['judge']}", "index": str(feature), "description": str(text), **made}
+def _np_explanations(layer: ExploredLayer, feature: int) -> Iterable[dict[str, Any]]:
+    for line in layer.explained.get(feature, []):
+        if line.text:
+            names = {"typeName": line.judge, "explanationModelName": line.explainer}
+            yield {"id": f"{feature}-{line.judge}", "index": str(feature), "description": line.text, **names}
 
 
 def _lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -158,10 +171,10 @@ def _lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     file.write_bytes(gzip.compress(text, 5, mtime=0) if file.suffix == ".gz" else text)
 
 
-def delphi(source: Source, folder: Path, _: Options) -> str:
-    """The cache of one module's latents."""
-    store, manifest = source.store, source.store.manifest
-    module = folder / "latents" / source.reader.place.module
+def delphi(layer: ExploredLayer, folder: Path) -> str:
+    """Write the cache of one module's latents."""
+    store, manifest = layer.store, layer.store.manifest
+    module = folder / "latents" / layer.reader.place.module
     module.mkdir(parents=True)
     bounds = np.linspace(0, store.num_features, min(SPLITS, store.num_features) + 1).astype(int).tolist()
     row, total = store.rows_RN.shape[1], 0
@@ -177,7 +190,7 @@ def delphi(source: Source, folder: Path, _: Options) -> str:
         save_file(arrays, module / f"{start}_{end - 1}.safetensors")
         total += len(token_Z)
     config = {
-        "model_name": source.subject.name,
+        "model_name": layer.subject.name,
         "dataset_repo": manifest["data_sha256"],
         "dataset_split": manifest["split"],
         "dataset_name": "",

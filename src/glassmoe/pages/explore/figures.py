@@ -1,5 +1,5 @@
-"""Two figures for papers: on what share of the tokens features fire, and how their explanations score; one line a
-layer, as PNG and SVG, with matplotlib (the extra `plots`)."""
+"""Two figures for papers, as PNG and SVG, with one line a layer: the share of tokens on which features fire, and the
+scores of their explanations. They need matplotlib (the extra `plots`)."""
 
 from __future__ import annotations
 
@@ -10,44 +10,45 @@ import numpy as np
 
 from glassmoe.pages.plots import COLOURS, WIDTH, drawing, matplotlib, write
 
-from .sources import Source
+from .explored import ExploredLayer
 
 DASHES = ("-", "--", ":")
 
 
-def figures(sources: Sequence[Source], folder: Path) -> list[str]:
-    """Draw `density` and, where anything is scored, `scores` in `folder`; what is drawn of each source, in words."""
+def figures(layers: Sequence[ExploredLayer], folder: Path) -> list[str]:
+    """Draw `density` and, where explanations are scored, `scores` in `folder`; return what was drawn of each layer, in
+    words."""
     with drawing():
-        _draw_density(sources, folder / "density")
-        scores = [[s for f in source.explained if (s := source.score(f)) is not None] for source in sources]
+        _draw_density(layers, folder / "density")
+        scores = [[s for f in layer.explained if (s := layer.score(f)) is not None] for layer in layers]
         if any(scores):
-            _draw_scores(sources, scores, folder / "scores")
+            _draw_scores(layers, scores, folder / "scores")
     return [
-        f"density of {source.store.num_features:,} features, scores of {len(scored):,}"
-        for source, scored in zip(sources, scores, strict=True)
+        f"density of {layer.store.num_features:,} features, scores of {len(scored):,}"
+        for layer, scored in zip(layers, scores, strict=True)
     ]
 
 
-def _label(source: Source) -> str:
-    return f"{source.title} of {source.name}"
+def _label(layer: ExploredLayer) -> str:
+    return f"{layer.title} of {layer.name}"
 
 
 def _style(at: int) -> dict[str, str]:
     return {"color": COLOURS[at % len(COLOURS)], "linestyle": DASHES[at // len(COLOURS) % len(DASHES)]}
 
 
-def _draw_density(sources: Sequence[Source], path: Path) -> None:
-    """Features by the decimal logarithm of their density; silent ones, which have none, are named in the legend."""
+def _draw_density(layers: Sequence[ExploredLayer], path: Path) -> None:
+    """Features by the decimal logarithm of their density; silent ones have none and are counted in the legend."""
     figure = matplotlib(".figure").Figure(figsize=(WIDTH, 2.8), layout="constrained")
     panel = figure.subplots()
-    least = min(1 / source.store.manifest["read_tokens"] for source in sources)
+    least = min(1 / layer.store.manifest["read_tokens"] for layer in layers)
     bins = np.arange(np.floor(np.log10(least)), 0.01, 0.2)
-    for at, source in enumerate(sources):
-        counts_F = source.store.counts_F
-        alive_F = counts_F[counts_F > 0] / source.store.manifest["read_tokens"]
+    for at, layer in enumerate(layers):
+        counts_F = layer.store.counts_F
+        alive_F = counts_F[counts_F > 0] / layer.store.manifest["read_tokens"]
         heights, edges = np.histogram(np.log10(alive_F), bins=bins)
         silent = int((counts_F == 0).sum())
-        panel.stairs(heights / len(counts_F), edges, label=f"{_label(source)} ({silent:,} silent)", **_style(at))
+        panel.stairs(heights / len(counts_F), edges, label=f"{_label(layer)} ({silent:,} silent)", **_style(at))
     panel.set_xlabel("share of tokens on which a feature fires")
     panel.set_ylabel("share of features")
     panel.xaxis.set_major_formatter(matplotlib(".ticker").FuncFormatter(lambda value, _: f"{10**value:g}"))
@@ -55,13 +56,13 @@ def _draw_density(sources: Sequence[Source], path: Path) -> None:
     write(figure, path)
 
 
-def _draw_scores(sources: Sequence[Source], scores: Sequence[Sequence[float]], path: Path) -> None:
+def _draw_scores(layers: Sequence[ExploredLayer], scores: Sequence[Sequence[float]], path: Path) -> None:
     figure = matplotlib(".figure").Figure(figsize=(WIDTH, 2.8), layout="constrained")
     panel = figure.subplots()
-    for at, (source, scored) in enumerate(zip(sources, scores, strict=True)):
+    for at, (layer, scored) in enumerate(zip(layers, scores, strict=True)):
         if scored:
             heights, edges = np.histogram(scored, bins=np.linspace(0, 1, 41))
-            label = f"{_label(source)} ({len(scored):,}, median {np.median(scored):.2f})"
+            label = f"{_label(layer)} ({len(scored):,}, median {np.median(scored):.2f})"
             panel.stairs(heights / len(scored), edges, label=label, **_style(at))
     panel.axvline(0.5, color="#8a8a8a", linewidth=0.8)
     panel.set_xlabel("balanced accuracy of the explanation (0.5 is chance)")

@@ -1,6 +1,6 @@
-"""A folder that is made whole, and made again only where every file in it is one that was made before.
+"""A folder that appears only when it is complete, and that replaces only a folder written here before.
 
-The folder's own list of files, `glassmoe.json`, is what says so.
+The folder's own list of files, `glassmoe.json`, tells which files were written here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MADE_BY = "glassmoe explore"
 
 
 def check_folder(out: Path) -> None:
-    """ValueError when something lies at `out` that was not made here."""
+    """ValueError when `out` holds anything that was not written here."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder that is new or empty")
     files = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()} if out.is_dir() else set()
@@ -31,18 +31,20 @@ def check_folder(out: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         ours = set()
     if not ours:
-        raise ValueError(f"--out {out} is not empty, and not what `glassmoe explore` made; give a new or empty folder")
+        raise ValueError(
+            f"--out {out} is not empty, and `glassmoe explore` did not write it; give a new or empty folder"
+        )
     if others := sorted(files - ours):
         raise ValueError(
-            f"--out {out} holds {others[0]}, which `glassmoe explore` did not make; move it away, or give another "
+            f"--out {out} holds {others[0]}, which `glassmoe explore` did not write; move it away, or give another "
             f"folder"
         )
 
 
 @contextmanager
-def made_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write to, which takes the name `out`, and the place of what was made there before, once it is
-    whole. ValueError as for `check_folder`."""
+def new_folder(out: Path) -> Iterator[Path]:
+    """A new folder to write to. When it is complete it takes the name `out` and replaces what was written there before.
+    ValueError as for `check_folder`."""
     check_folder(out)
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
