@@ -66,11 +66,11 @@ def print_peak(name: str, folder: str, steps: str, games: str) -> None:
     from glassmoe.chess.board_evaluation import evaluate_boards
     from glassmoe.config import load, recipes
     from glassmoe.data.corpus import Corpus
-    from glassmoe.model.loading import load as load_run
+    from glassmoe.model.subject import load_subject
     from glassmoe.training.language import train
 
     config = load(recipes()["chess-small"])
     config.model.ffn, config.data.path, config.train.steps = name, f"{folder}/games", int(steps)
     out = train(config, Path(folder) / name)
-    evaluate_boards(load_run(str(out)).model, Corpus.open(Path(folder) / "games"), games=int(games))
+    evaluate_boards(load_subject(out, own=True).model, Corpus.open(Path(folder) / "games"), games=int(games))
     sys.stdout.write(f"\n{peak_memory()}\n")

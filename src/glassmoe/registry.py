@@ -58,9 +58,9 @@ class Registry:
 
     def _unknown(self, name: str, names: list[str]) -> str:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = f"did you mean {close[0]}? Known" if close else "known"
         return (
-            f"unknown {self.what} {name!r}; {hint}Known: {', '.join(names)}. Install the package that provides it, or "
+            f"unknown {self.what} {name!r}; {hint}: {', '.join(names)}. Install the package that provides it, or "
             f"add it first: glassmoe.{self.table}[{name!r}] = ..."
         )
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -25,6 +26,7 @@ from glassmoe.cli.main import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig, SweepConfig, matched_experts
 from glassmoe.coders.files import load_coder
 from glassmoe.coders.fit import fit
+from glassmoe.coders.sweep import sweep as settings_of_sweep
 from glassmoe.coders.task import CoderTask
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.corpus import Corpus, Rows
@@ -395,3 +397,31 @@ def test_a_fit_of_the_chess_kind_is_still_one_coder(gpt2: Path, text: Path, tmp_
     out = fit(config, tmp_path / "one")
     assert list(evaluate_fidelity(out, rows=2)) == ["one"]
     assert_same_bits(out, fit(config, tmp_path / "two"), "coder.safetensors")
+
+
+def test_a_model_in_memory_is_decomposed_as_from_its_folder(gpt2: Path, tmp_path: Path) -> None:
+    """Objects of transformers in place of a path: the same coders, from the same text."""
+    file = tmp_path / "more.jsonl"
+    file.write_text(jsonl(made_up_texts(80, seed=5)), encoding="utf-8")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
+    objects = load_subject((model, tokenizer))
+    assert load_subject(objects) is objects and not any(p.requires_grad for p in model.parameters())
+    assert objects.name == f"gpt2-{weights_digest(model)[:12]}" and objects.kind().vocabulary
+    for name, source in (("folder", gpt2), ("objects", objects)):
+        config = settings_of_sweep(
+            source, layers=[1], coders=["mxd"], ks=[4], data=file, out=tmp_path / name, tokens=2048, context=32
+        )
+        fit(config, tmp_path / name, source)
+    assert config.source == objects.name
+    one, other = (load_file(tmp_path / name / "1/mxd-k4/coder.safetensors") for name in ("folder", "objects"))
+    assert all(torch.equal(other[key], tensor) for key, tensor in one.items())
+
+
+def test_objects_that_are_no_model_are_refused(gpt2: Path) -> None:
+    with pytest.raises(ValueError, match="expected a causal language model of transformers, got Linear"):
+        load_subject((torch.nn.Linear(2, 2), None))
+    model = load_subject(gpt2).model
+    with pytest.raises(ValueError, match="expected a tokenizer that is backed by the tokenizers library, got str"):
+        load_subject((model, "gpt2"))
+    with pytest.raises(ValueError, match="is a gpt2 model; this verb reads models that glassmoe trained; glassmoe upc"):
+        load_subject((model, None), own=True)

@@ -20,7 +20,7 @@ from glassmoe.coders.fit import CoderTask, fit
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glassmoe.data.corpus import Corpus
 from glassmoe.measure.saved import read_measure
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.training import checkpoint
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
@@ -105,7 +105,7 @@ def test_it_learns_and_is_loaded_as_it_was(kind: str, source: Path, tmp_path: Pa
     assert not coder.training and int(coder.step) == 80
     torch.testing.assert_close(coder.w_dec.norm(dim=1), torch.ones(48))
     assert found == configuration.load_as(FitConfig, out / "config.yaml")
-    assert found.data.path == load(str(source)).config.data.path
+    assert found.data.path == load_subject(str(source), own=True).config.data.path
     assert replace(found.coder, dead_tokens=None, site=None, auxiliary=None) == config.coder
     state = load_file(checkpoint.latest(out / "state"))
     assert all(torch.equal(t, state[f"model/{name}"]) for name, t in coder.state_dict().items())
@@ -264,7 +264,7 @@ def test_mistakes_are_named(source: Path, noise_games: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="there is no run at"):
         fit(replace(tiny(source), source=str(tmp_path / "nowhere")), tmp_path / "a")
     plain = tmp_path / "plain"
-    load(str(source)).model.save_pretrained(plain)
+    load_subject(str(source), own=True).model.save_pretrained(plain)
     with pytest.raises(ValueError, match=r"is not a run with data of its own; give data.path, prepared games"):
         fit(tiny(plain), tmp_path / "a")
     with pytest.raises(ValueError, match=r"4 passes .* cannot be shared by 3 processes"):

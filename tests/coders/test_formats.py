@@ -330,7 +330,7 @@ SAELENS_MISTAKES = [
     ({"d_out": 32}, "d_out is 32, and only 16 can be taken over; a coder here reads and writes vectors of one width"),
     ({"d_in": "16"}, "d_in is '16'; expected a whole number above 0"),
     ({"d_sae": True}, "d_sae is True; expected a whole number above 0"),
-    ({"d_sae": 41}, r"W_enc has the shape \(16, 40\), and cfg.json means \(16, 41\); mend one of the two"),
+    ({"d_sae": 41}, r"W_enc has the shape \(16, 40\), and cfg.json means \(16, 41\); fix one of the two"),
     ({"k": 41}, "k is 41; expected a whole number from 1 to 40"),
     ({"k": None}, "k is None; expected a whole number from 1 to 40"),
     ({"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no'; expected true or false"),

@@ -23,7 +23,7 @@ from glassmoe.export.card import write_card
 from glassmoe.export.model import code_files, export_model
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from text_files import made_up_texts, prepared, text_run
 
 OUTSIDE = """
@@ -77,7 +77,7 @@ def test_it_opens_without_glassmoe_and_computes_the_same(run: Path, tmp_path: Pa
     folders = [export_model(str(source), tmp_path / f"out-{source.name}") for source in sources]
     found = opened_outside(folders, prompts, tmp_path)
     for source, prompt, (ids, logits, made, features) in zip(sources, prompts, found, strict=True):
-        loaded = load(str(source), "cpu")
+        loaded = load_subject(str(source), "cpu", own=True)
         given = torch.tensor(ids)
         # What the tokenizer of transformers reads is what ours reads, without the start of a document.
         text = loaded.model.config.tokens == "text"
@@ -133,7 +133,7 @@ def test_the_card_says_what_the_files_say(run: Path, tmp_path: Path, capsys: pyt
     header, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert "license: apache-2.0" in header and "library_name: transformers" in header
     assert "tags: [glassmoe, interpretability, text, mixture-of-experts]" in header
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     measured = json.loads((run / "measures/ppl.json").read_text())["values"]
     on = json.loads((run / "measures/ppl-lambada.json").read_text())["values"]
@@ -165,7 +165,7 @@ def test_measures_of_other_steps_are_left_out_and_counted(run: Path) -> None:
     layer = {"layer": 0, "coverage": 0.4321, "held_out_coverage": 0.3, "reconstruction": 0.2}
     (run / "measures/boards.json").write_text(json.dumps({**record, "values": {"games": 7, "layers": [layer]}}))
     (run / "measures/ppl-old.json").write_text(json.dumps({**record, "step": 3}))
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     card = write_card(loaded.model, loaded.kind(), run, loaded.config, "unknown")
     for name in ("boards", "ppl-old"):
         (run / f"measures/{name}.json").unlink()
@@ -183,7 +183,7 @@ def test_generation_after_import_alone(run: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
     ids = json.loads(done.stdout.splitlines()[-1])
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     given = loaded.kind().encode("the cat").tolist()[1:]
     assert ids[: len(given)] == given and len(given) < len(ids) <= len(given) + 5
     assert len(sampled(loaded.model, "the cat", loaded.kind(), Sampling(5))[0]) == 1

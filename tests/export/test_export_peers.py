@@ -13,7 +13,7 @@ import yaml
 
 from glassmoe.export.model import export_model
 from glassmoe.measure.corpora import evaluate_corpora
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.text.evaluation import read_evaluation_texts
 from text_files import made_up_texts, prepared, text_run
 
@@ -104,7 +104,7 @@ def test_nnsight_reads_and_changes_what_we_read_and_change(nnsight: ModuleType, 
     model = nnsight.TransformersModel(
         str(out), task="text-generation", trust_remote_code=True, device_map="cpu", dispatch=True
     )
-    loaded = load(str(out), "cpu")
+    loaded = load_subject(str(out), "cpu", own=True)
     prompt = "the cat sees"
     ids = torch.tensor([loaded.kind().encode(prompt).tolist()[1:]])
     caught: list[torch.Tensor] = []

@@ -9,7 +9,8 @@ import torch
 from glassmoe.inspect.harvest import harvest, harvests, layer_input
 from glassmoe.inspect.sample import continuations
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
-from glassmoe.model.loading import load, random_twin
+from glassmoe.model.random_twins import random_twin
+from glassmoe.model.subject import load_subject
 
 GAMES, LENGTH = 7, 24
 
@@ -88,18 +89,18 @@ def test_random_twin_has_the_shape_and_other_weights() -> None:
 
 def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no run at"):
-        load(str(tmp_path / "nothing"))
+        load_subject(str(tmp_path / "nothing"), own=True)
     with pytest.raises(ValueError, match="is not a run"):
-        load(str(tmp_path))
+        load_subject(str(tmp_path), own=True)
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(ValueError, match="without a model yet"):
-        load(str(tmp_path))
+        load_subject(str(tmp_path), own=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="is a gpt2 model"):
-        load(str(tmp_path / "other"))
+        load_subject(str(tmp_path / "other"), own=True)
     make("gelu").save_pretrained(tmp_path / "plain")
-    loaded = load(str(tmp_path / "plain"))
+    loaded = load_subject(str(tmp_path / "plain"), own=True)
     assert loaded.config is None and loaded.model.config.ffn == "gelu"
 
 

@@ -14,7 +14,7 @@ from glassmoe.cli.main import main
 from glassmoe.data.tokens import TokenKind
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from text_files import made_up_texts, prepared, text_run
 
 
@@ -58,7 +58,7 @@ def test_pieces_are_the_whole(kind: TokenKind, prompt: str) -> None:
 
 
 def test_pieces_of_text_wait_for_whole_characters_and_leave_out_the_end(run: Path) -> None:
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     kind = loaded.kind()
     seen_end = seen_half = False
     for seed in range(12):
@@ -72,7 +72,7 @@ def test_pieces_of_text_wait_for_whole_characters_and_leave_out_the_end(run: Pat
 
 
 def test_top_k(run: Path) -> None:
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     kind = loaded.kind()
     greedy = sampled(loaded.model, "the cat", kind, Sampling(8))[0][0].tolist()
     assert sampled(loaded.model, "the cat", kind, Sampling(8, temperature=1.0, top_k=1))[0][0].tolist() == greedy
@@ -105,6 +105,6 @@ def test_in_a_terminal_it_streams_by_itself(run: Path) -> None:
     command = [sys.executable, "-m", "glassmoe", "generate", str(run), "--prompt", "the cat", "--tokens", "6"]
     done = subprocess.run(command, stdout=theirs, timeout=300)
     shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     (row,), _ = sampled(loaded.model, "the cat", loaded.kind(), Sampling(6))
     assert done.returncode == 0 and shown == loaded.kind().decode(row) + "\n"

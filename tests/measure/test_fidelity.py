@@ -17,7 +17,7 @@ from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest
 from glassmoe.measure.fidelity import splice_loss
 from glassmoe.model import Dense, GlassConfig, GlassForCausalLM
-from glassmoe.model.loading import random_coder
+from glassmoe.model.random_twins import random_coder
 from glassmoe.model.subject import place_in, replaced
 
 WIDTH, LAYERS = 16, 3

@@ -9,7 +9,7 @@ from glassmoe.config import DataConfig, ModelConfig, RunConfig, StartConfig, Tra
 from glassmoe.data.corpus import Corpus
 from glassmoe.measure.results import add_row
 from glassmoe.measure.tables import table
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 
 LAYER = {
@@ -26,7 +26,7 @@ def run(games: Path, out: Path, ffn: str) -> Path:
 
 def test_rows_are_added_and_replaced(noise_games: Path, tmp_path: Path) -> None:
     corpus = Corpus.open(noise_games)
-    first, second = (load(str(run(noise_games, tmp_path / ffn, ffn))) for ffn in ("gelu", "moe-x"))
+    first, second = (load_subject(str(run(noise_games, tmp_path / ffn, ffn)), own=True) for ffn in ("gelu", "moe-x"))
     path = tmp_path / "results" / "tiny"
     add_row(path, first, corpus, {"ppl": {"loss": 3.25}})
     add_row(path, second, corpus, {"ppl": {"loss": 3.5}}, "moe-x-upcycled")
@@ -53,7 +53,7 @@ def test_rows_are_added_and_replaced(noise_games: Path, tmp_path: Path) -> None:
         add_row(path, first, corpus, {})
     first.model.save_pretrained(tmp_path / "plain")
     with pytest.raises(ValueError, match="is not a run directory"):
-        add_row(path, load(str(tmp_path / "plain")), corpus, {})
+        add_row(path, load_subject(str(tmp_path / "plain"), own=True), corpus, {})
 
 
 def test_a_run_of_no_steps_has_its_sources_tokens(noise_games: Path, tmp_path: Path) -> None:
@@ -62,13 +62,14 @@ def test_a_run_of_no_steps_has_its_sources_tokens(noise_games: Path, tmp_path: P
     settings = TrainConfig(steps=0, batch_rows=4, micro_rows=4, eval_rows=4)
     data, start = DataConfig(str(noise_games), "games:64"), StartConfig(source=str(source))
     copied = train(RunConfig(data=data, model=model, train=settings, start=start), tmp_path / "copied")
-    add_row(tmp_path / "results" / "t", load(str(copied)), Corpus.open(noise_games), {"ppl": {"loss": 3.25}})
+    subject = load_subject(copied, own=True)
+    add_row(tmp_path / "results" / "t", subject, Corpus.open(noise_games), {"ppl": {"loss": 3.25}})
     (row,) = json.loads((tmp_path / "results" / "t.json").read_text())["rows"]
     assert row["tokens"] == 2 * 4 * 63 and row["flops"] > 0 and row["curve"] == []
     assert (row["train_seconds"], row["tokens_per_second"]) == (0, None)
     (source / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=r"source.metrics\.jsonl holds no line of metrics"):
-        add_row(tmp_path / "results" / "t", load(str(source)), Corpus.open(noise_games), {})
+        add_row(tmp_path / "results" / "t", load_subject(str(source), own=True), Corpus.open(noise_games), {})
 
 
 def test_table_by_hand() -> None:

@@ -12,7 +12,7 @@ from glassmoe import config as configuration
 from glassmoe.cli import main as cli
 from glassmoe.config import ModelConfig, RunConfig, StartConfig
 from glassmoe.data.corpus import Corpus
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.model.upcycle import SHARED
 from glassmoe.training.language import train
 from glassmoe.training.records import read_start
@@ -117,7 +117,7 @@ def test_the_recipe_takes_its_shape_from_the_source(
     assert cli.main(given) == 0
     again = ["train", "--config", str(out / "config.yaml"), "--out", str(out)]
     assert cli.main(again) == 0
-    layers = load(str(out)).model.feed_forwards()
+    layers = load_subject(str(out), own=True).model.feed_forwards()
     assert all(layer.expert_hidden == (44 if name == "llama" else 64) for layer in layers)
 
 
@@ -133,7 +133,7 @@ def test_where_the_activation_stays_the_start_is_exact(
         out = tmp_path / ffn
         assert cli.main(words(name, sources, texts, out, "--model.ffn", ffn, "--train.steps", 0, *more)) == 0
         assert "(the same function)" in capsys.readouterr().err
-        made = load(str(out))
+        made = load_subject(str(out), own=True)
         settings, tokenizer = made.model.config, AutoTokenizer.from_pretrained(out)
         assert settings.eos_token_id == tokenizer.eos_token_id == (ENDS if name == "llama" else settings.bos_token_id)
         assert settings.bos_token_id == tokenizer.bos_token_id == source.model.config.bos_token_id
@@ -247,7 +247,7 @@ def test_rows_longer_than_the_context_are_refused(text: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"rows of 33 tokens are longer than model.context 32; .* packed:32"):
         train(config, tmp_path / "run")
     config.model.context = 64
-    assert load(str(train(config, tmp_path / "run"))).model.config.context == 64
+    assert load_subject(str(train(config, tmp_path / "run")), own=True).model.config.context == 64
 
 
 def test_the_shape_of_a_run_of_ours(noise_games: Path, tmp_path: Path) -> None:

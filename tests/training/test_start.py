@@ -10,7 +10,7 @@ from glassmoe.cli.main import main
 from glassmoe.config import RunConfig, StartConfig, to_yaml
 from glassmoe.data.corpus import Corpus
 from glassmoe.measure.results import add_row
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 from glassmoe.training.records import read_start
 from glassmoe.training.tracking import read_metrics
@@ -50,7 +50,7 @@ def test_the_receipt_tells_the_loss_before_and_after_and_what_the_source_had_see
     assert on.source_tokens == last["tokens"] + middle["tokens"]
     assert [layer["kind"] for layer in on.layers] == ["same", "same"]
     # So does a results file.
-    add_row(tmp_path / "table", load(str(tmp_path / "up")), Corpus.open(noise_games), {})
+    add_row(tmp_path / "table", load_subject(str(tmp_path / "up"), own=True), Corpus.open(noise_games), {})
     (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert row["tokens"] == last["tokens"] + middle["tokens"]
     assert row["flops"] == last["flops"] + middle["flops"]
@@ -80,7 +80,7 @@ def test_upcycle_with_no_steps_only_makes_the_first_weights(
     told = capsys.readouterr().err
     assert "2 of 2 feed-forward layers were copied into experts" in told
     assert "noise of 0.3 standard deviations" in told
-    loaded = load(str(out))
+    loaded = load_subject(str(out), own=True)
     assert loaded.config is not None
     assert loaded.config.start == StartConfig(source=str(source), noise=0.3)
     assert json.loads((out / "start.json").read_text())["noise"] == 0.3
@@ -112,7 +112,7 @@ def test_snapshots_are_kept_and_can_be_read(noise_games: Path, tmp_path: Path) -
     out = train(tiny(noise_games, snapshot_every=2), tmp_path / "run")
     kept = sorted(path.name for path in (out / "snapshots").iterdir())
     assert kept == ["step-00000002", "step-00000004", "step-00000006"]
-    last, final = (load(str(path)).model.state_dict() for path in (out / "snapshots" / kept[-1], out))
+    last, final = (load_subject(str(path), own=True).model.state_dict() for path in (out / "snapshots" / kept[-1], out))
     assert all(last[name].equal(final[name]) for name in final)
-    first = load(str(out / "snapshots" / kept[0])).model.state_dict()
+    first = load_subject(str(out / "snapshots" / kept[0]), own=True).model.state_dict()
     assert not all(first[name].equal(final[name]) for name in final)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from glassmoe.config import DataConfig, RunConfig
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.sample import continuations
 from glassmoe.measure.perplexity import bytes_per_token, perplexity
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny
@@ -75,7 +76,7 @@ def test_resuming_gives_the_same_bits(text: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("cut", ["packed:33", "documents:20"])
 @torch.no_grad()
 def test_perplexity_against_a_naive_loop(run: Path, text: Path, cut: str) -> None:
-    loaded, corpus = load(str(run), "cpu"), Corpus.open(text)
+    loaded, corpus = load_subject(str(run), "cpu", own=True), Corpus.open(text)
     rows = Rows(corpus.split("valid"), cut)
     tokens, lengths = rows.batch(np.arange(len(rows)))
     nats, count, size = 0.0, 0, 0
@@ -97,14 +98,14 @@ def test_perplexity_against_a_naive_loop(run: Path, text: Path, cut: str) -> Non
 def test_bytes_of_whole_documents_are_those_of_the_manifest(run: Path, text: Path) -> None:
     corpus = Corpus.open(text)
     rows = Rows(corpus.split("valid"), "documents:1000")
-    found = perplexity(load(str(run), "cpu").model.__class__(wide(run)), rows)
+    found = perplexity(load_subject(str(run), "cpu", own=True).model.__class__(wide(run)), rows)
     assert found["bytes"] == corpus.manifest["bytes"]["valid"]
     assert bytes_per_token(corpus, "valid") == found["bytes"] / corpus.manifest["token_counts"]["valid"]
 
 
 def wide(run: Path) -> object:
     """The configuration of a run with a context of whole documents."""
-    config = load(str(run), "cpu").model.config
+    config = load_subject(str(run), "cpu", own=True).model.config
     config.context = 1000
     return config
 
@@ -117,7 +118,7 @@ def test_bytes_are_estimated_where_tokens_do_not_tell_them(tmp_path: Path) -> No
     prepared(tmp_path / "c", texts, str(tmp_path / "words"), valid_share=0.5)
     config = of_text(tmp_path / "c", steps=2)
     config.data.rows = "packed:8"
-    model = load(str(train(config, tmp_path / "run")), "cpu").model
+    model = load_subject(str(train(config, tmp_path / "run")), "cpu", own=True).model
     corpus = Corpus.open(tmp_path / "c")
     rows = Rows(corpus.split("valid"), "packed:8")
     assert perplexity(model, rows)["bits_per_byte"] is None
@@ -128,7 +129,7 @@ def test_bytes_are_estimated_where_tokens_do_not_tell_them(tmp_path: Path) -> No
 
 
 def test_generation_begins_a_document_and_ends_with_it(run: Path) -> None:
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     kind = loaded.kind()
     assert kind.tokenizer_sha256 and (kind.size, kind.start) == (320, 0)
     (greedy,) = continuations(loaded.model, "the cat", 12, kind=kind)
@@ -147,7 +148,7 @@ def test_generation_begins_a_document_and_ends_with_it(run: Path) -> None:
 
 
 def test_a_document_that_ends_at_once(run: Path) -> None:
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     kind = loaded.kind()
     with torch.no_grad():
         loaded.model.lm_head.weight.zero_()  # all logits are equal, and the separator is the first of them
@@ -205,13 +206,13 @@ def test_a_run_goes_on_as_a_mixture(run: Path, text: Path, tmp_path: Path) -> No
 
 
 def test_a_run_without_its_tokenizer_says_so(run: Path, tmp_path: Path) -> None:
-    loaded = load(str(run), "cpu")
+    loaded = load_subject(str(run), "cpu", own=True)
     with pytest.raises(ValueError, match=r"has no tokenizer.json"):
-        loaded._replace(path=tmp_path).kind()
+        replace(loaded, name=str(tmp_path)).kind()
     other = json.loads((run / "tokenizer.json").read_text())
     last = max(other["model"]["vocab"], key=other["model"]["vocab"].get)
     del other["model"]["vocab"][last]
     other["model"]["merges"] = other["model"]["merges"][:-1]
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="319 ids and the model 320"):
-        loaded._replace(path=tmp_path).kind()
+        replace(loaded, name=str(tmp_path)).kind()

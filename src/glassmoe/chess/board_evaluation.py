@@ -27,7 +27,7 @@ from glassmoe.data.corpus import Corpus, Sequences
 from glassmoe.data.tokens import Tokens
 from glassmoe.inspect.harvest import Harvest, activations_at, harvests
 from glassmoe.model import FeedForward, GlassForCausalLM
-from glassmoe.model.loading import random_coder, random_twin
+from glassmoe.model.random_twins import random_coder, random_twin
 from glassmoe.model.subject import Site
 
 from .board_counts import Float64

@@ -159,7 +159,7 @@ def quickstart(words: list[str]) -> None:
     from glassmoe.data.corpus import Corpus
     from glassmoe.measure.saved import save_measure
     from glassmoe.measure.tables import boards_table, tracked_table
-    from glassmoe.model.loading import load
+    from glassmoe.model.subject import load_subject
     from glassmoe.pages.report import write_report
     from glassmoe.training.language import train
 
@@ -170,7 +170,7 @@ def quickstart(words: list[str]) -> None:
     # What was found on games of one seed is tested on games of another.
     generate(args.out / "unseen", games=args.games + args.games // 8, seed=config.seed + 1, overwrite=True)
     corpus, unseen = Corpus.open(args.out / "games"), Corpus.open(args.out / "unseen")
-    measured = evaluate_boards(load(str(args.out)).model, corpus, games=args.games, test_corpus=unseen)
+    measured = evaluate_boards(load_subject(args.out, own=True).model, corpus, games=args.games, test_corpus=unseen)
     save_measure(args.out, "boards", measured, corpus)
     page = write_report([args.out], args.out / "report.html")
     text = boards_table(measured) + "\n\n" + tracked_table(measured)

@@ -41,9 +41,9 @@ def _boards(words: list[str]) -> None:
     from glassmoe.chess.board_evaluation import evaluate_boards
     from glassmoe.data.corpus import Corpus
     from glassmoe.measure.tables import boards_table
-    from glassmoe.model.loading import load
+    from glassmoe.model.subject import load_subject
 
-    loaded = load(args.run, args.device)
+    loaded = load_subject(args.run, args.device, own=True)
     layers = None if args.layers is None else [integer(each, "--layers") for each in args.layers.split(",")]
     corpus = corpus_of(loaded, args.data)
     measured = evaluate_boards(
@@ -85,9 +85,9 @@ def _perplexity(words: list[str]) -> None:
     from glassmoe.data.corpus import Rows
     from glassmoe.measure.perplexity import bytes_per_token, perplexity
     from glassmoe.measure.tables import perplexity_table
-    from glassmoe.model.loading import load
+    from glassmoe.model.subject import load_subject
 
-    loaded = load(args.run, args.device)
+    loaded = load_subject(args.run, args.device, own=True)
     corpus = corpus_of(loaded, args.data)
     unit = "packed" if corpus.tokens == "text" else "games"
     cut = args.cut or (loaded.config.data.rows if loaded.config else f"{unit}:{loaded.model.config.context}")
@@ -139,12 +139,12 @@ def generate(words: list[str]) -> None:
     if args.stream and args.json:
         raise ValueError("generate: --stream and --json do not go together; leave one out")
     from glassmoe.inspect.sample import Sampling, sampled
-    from glassmoe.model.loading import load
+    from glassmoe.model.subject import load_subject
 
     sampling = Sampling(
         args.tokens, args.samples, args.temperature, args.top_p, args.frequency_penalty, args.seed, args.top_k
     )
-    loaded = load(args.run, args.device)
+    loaded = load_subject(args.run, args.device, own=True)
     kind = loaded.kind()
     prompt = kind.prompt if args.prompt is None else args.prompt
     in_terminal = sys.stdout.isatty() and args.samples == 1 and not args.json

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glassmoe.device import pick_device
+from glassmoe.model.subject import ModelSource
 from glassmoe.training import run
 from glassmoe.training.distributed import processes
 from glassmoe.training.loop import run_task
@@ -19,14 +20,16 @@ from .configuration import FitConfig, SweepConfig
 from .task import CoderTask
 
 
-def fit(config: FitConfig | SweepConfig, out: Path) -> Path:
-    """Fit the coders that `config` describes into the directory `out`; go on with it when `out` holds the same fit.
+def fit(config: FitConfig | SweepConfig, out: str | Path, model: ModelSource | None = None) -> Path:
+    """Fit the coders that `config` describes into the directory `out`; resume when `out` holds the same fit. `model`:
+    the model that is read, where `config.source` cannot be loaded (objects), or it is loaded already.
 
     ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
     """
+    out = Path(out)
     device = pick_device(config.train.device)
     with processes(device) as group:
-        task = CoderTask(config, out, device, group)
+        task = CoderTask(config, out, device, group, model)
         run.check(out, task.config)
         task.check_source()
         # Each coder's gradient is clipped by the task, or coders of one sweep would depend on each other.

@@ -22,12 +22,22 @@ from glassmoe import config as configuration
 from glassmoe.atomic import write_atomically, write_text
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.tokens import TEXT
-from glassmoe.model.subject import MLPS, Subject, load_subject, weights_digest
+from glassmoe.model.subject import MLPS, ModelSource, Subject, load_subject, weights_digest
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import coder_folders, load_coder, save_coder
 from .kinds import build_coder
-from .layouts import CFG, WEIGHTS, Found, Reading, from_saelens, from_sparsify, refusal, to_saelens, to_sparsify
+from .layouts import (
+    CFG,
+    WEIGHTS,
+    CoderFolder,
+    ForeignCoder,
+    from_saelens,
+    from_sparsify,
+    refusal,
+    to_saelens,
+    to_sparsify,
+)
 from .sweep import CONTEXT
 
 FORMATS = tuple(WEIGHTS)
@@ -35,7 +45,7 @@ RECEIPT = "import.json"
 """Where an imported coder came from, and what its `cfg.json` said."""
 
 
-def export_coders(path: Path, out: Path, format: str) -> list[Path]:
+def export_coders(path: str | Path, out: str | Path, format: str) -> list[Path]:
     """Write the coder in `path`, or those of a sweep, in a format (`saelens`, `sparsify`) into the folder `out`;
     returns the folder of each. ValueError when `out` is not free, or one of them is none of the format's kinds: then
     nothing is written. OSError when the disk refuses it.
@@ -43,6 +53,7 @@ def export_coders(path: Path, out: Path, format: str) -> list[Path]:
     SAELens: one coder lies in `out`, those of a sweep in `out`/LAYER/KIND-kK. sparsify names folders for the place that
     they read, such as `h.8.mlp`: one lies in `out`/PLACE, those of a sweep in `out`/KIND-kK/PLACE.
     """
+    path, out = Path(path), Path(out)
     _require_free(out)
     configs = {folder: load_coder(folder, "cpu")[1] for folder in coder_folders(path)}
     for folder, config in configs.items():
@@ -73,45 +84,45 @@ def export_coder(folder: Path, out: Path, format: str) -> Path:
 
 
 def import_coder(
-    folder: Path,
-    model: str,
+    folder: str | Path,
+    model: ModelSource,
     layer: int | None,
-    out: Path,
+    out: str | Path,
     site: Site | None = None,
     module: str | None = None,
     device: str = "auto",
 ) -> Path:
-    """Make a directory like a fit's, `out`, of a folder of SAELens or sparsify, for `model` (a run, a folder of
-    transformers files, or a hub id).
+    """Make a directory like a fit's, `out`, of a folder of SAELens or sparsify, for `model`.
 
     `layer`, `site`: where it belongs; what the folder says where they are None. `module`: path of the MLP in a model
     whose family is not known. ValueError, in one sentence, when the folder is none of theirs, computes what no coder of
     ours does, does not say where it belongs, or does not fit the model, and when `out` is not free.
     """
+    folder, out = Path(folder), Path(out)
     _require_free(out)
     format, cfg, tensors = _open(folder)
-    reading = Reading(folder, cfg, tensors)
-    found = (from_saelens if format == "saelens" else from_sparsify)(reading, site)
-    layer = found.layer if layer is None else layer
-    named = f"it is named {found.name!r}, which" if found.name else "it"
+    read = from_saelens if format == "saelens" else from_sparsify
+    foreign = read(CoderFolder(folder, cfg, tensors), site)
+    layer = foreign.layer if layer is None else layer
+    named = f"it is named {foreign.name!r}, which" if foreign.name else "it"
     if layer is None:
         raise ValueError(f"{folder}: {named} does not say which layer it belongs to; give --layer")
-    if found.site is None:
+    if foreign.site is None:
         raise ValueError(
             f"{folder}: {named} does not say that it belongs to the stream after a block, to an MLP's output, or to a "
             f"whole MLP, which are all that is read here; if it does, give --site stream, mlp-out or mlp"
         )
     subject = load_subject(model, device)
-    width = found.weights["w_dec"].shape[1]
+    width = foreign.weights["w_dec"].shape[1]
     if width != subject.width:
         raise ValueError(
-            f"the coder in {folder} reads {width} numbers a token and {model} has {subject.width}; "
+            f"the coder in {folder} reads {width} numbers a token and {subject.name} has {subject.width}; "
             f"give the model that it was made for"
         )
-    subject.place(layer, found.site, module)
-    config = _config(found, subject, layer, module)
+    subject.place(layer, foreign.site, module)
+    config = _config(foreign, subject, layer, module)
     coder = build_coder(config.coder, width, 0, 1)
-    coder.load_state_dict({**coder.state_dict(), **found.parameters()})
+    coder.load_state_dict({**coder.state_dict(), **foreign.parameters()})
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / RECEIPT, json.dumps({"format": format, "folder": str(folder), "cfg": cfg}, indent=1) + "\n")
     write_text(out / "config.yaml", configuration.to_yaml(config))
@@ -119,11 +130,11 @@ def import_coder(
     return out
 
 
-def _config(found: Found, subject: Subject, layer: int, module: str | None) -> FitConfig:
+def _config(foreign: ForeignCoder, subject: Subject, layer: int, module: str | None) -> FitConfig:
     """The configuration that a fit would have left, of 0 steps."""
-    features, width = found.weights["w_dec"].shape
-    named: dict[str, Any] = {"k": found.k} if found.kind in LISTED_KINDS else {}
-    coder = CoderConfig(layer=layer, kind=found.kind, site=found.site, features=features, **named)
+    features, width = foreign.weights["w_dec"].shape
+    named: dict[str, Any] = {"k": foreign.k} if foreign.kind in LISTED_KINDS else {}
+    coder = CoderConfig(layer=layer, kind=foreign.kind, site=foreign.site, features=features, **named)
     unit = "packed" if subject.tokens == TEXT else "games"
     data = DataConfig(rows=f"{unit}:{min(CONTEXT, subject.context) + 1}", tokens=cast(Any, subject.tokens))
     return FitConfig(

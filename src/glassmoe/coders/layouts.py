@@ -89,9 +89,10 @@ BLOCK = re.compile(r"(?:^|[._])(?:blocks|layers|h)[._](\d+)(?:[._](.+))?$")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A coder that came in, in our words. `weights`: its parameters by the names of our kind. `centred`: whether b_dec
-    is taken off what is read. `layer`, `site`: where it belongs, as far as `name` says; that is the hook or folder."""
+class ForeignCoder:
+    """A coder of SAELens or sparsify as one of our kinds. `weights`: its parameters by the names of that kind.
+    `centred`: whether b_dec is subtracted from the input. `layer`, `site`: where it belongs, as far as `name` says,
+    which is the name of the hook or folder."""
 
     kind: str
     k: int
@@ -200,14 +201,14 @@ def to_sparsify(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return cfg, {**tensors, "W_skip": w["w_skip"]} if skip else tensors
 
 
-class Reading:
-    """One folder of theirs: its settings, each asked for by name and type, and its tensors, by name and shape."""
+class CoderFolder:
+    """A folder of SAELens or sparsify: its settings by name and type, and its tensors by name and shape."""
 
-    def __init__(self, folder: Path, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]):
-        self.folder, self.cfg, self.given = folder, cfg, tensors
+    def __init__(self, path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]):
+        self.path, self.cfg, self.saved = path, cfg, tensors
 
     def refuse(self, what: str) -> NoReturn:
-        raise ValueError(f"{self.folder}: {what}")
+        raise ValueError(f"{self.path}: {what}")
 
     def know(self, keys: set[str], advice: str) -> None:
         """ValueError when there is a key that is not one of these."""
@@ -237,76 +238,76 @@ class Reading:
     def tensors(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The tensors in float32. ValueError when one is missing, unknown, of another shape or not finite."""
         for name in shapes:
-            if name not in self.given:
+            if name not in self.saved:
                 self.refuse(f"there is no tensor {name}; expected {', '.join(shapes)}: give the folder as it was saved")
-        if unknown := sorted(set(self.given) - set(shapes)):
+        if unknown := sorted(set(self.saved) - set(shapes)):
             self.refuse(f"the tensor {unknown[0]} is not known here; expected {', '.join(shapes)} alone")
         for name, shape in shapes.items():
-            tensor = self.given[name]
+            tensor = self.saved[name]
             if tuple(tensor.shape) != shape:
-                self.refuse(f"{name} has the shape {tuple(tensor.shape)}, and {CFG} means {shape}; mend one of the two")
+                self.refuse(f"{name} has the shape {tuple(tensor.shape)}, and {CFG} means {shape}; fix one of the two")
             if not tensor.is_floating_point():
                 self.refuse(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}; expected floating-point numbers")
             if not bool(torch.isfinite(tensor.float()).all()):
                 self.refuse(f"the numbers of {name} are not all finite; give a coder whose fit did not diverge")
-        return {name: self.given[name].float() for name in shapes}
+        return {name: self.saved[name].float() for name in shapes}
 
 
-def from_saelens(reading: Reading, site: Site | None) -> Found:
+def from_saelens(folder: CoderFolder, site: Site | None) -> ForeignCoder:
     """A coder of SAELens. `site`: where it belongs, where that is known better. ValueError when it is none of ours."""
-    architecture, metadata = _architecture(reading)
+    architecture, metadata = _architecture(folder)
     hook, rebuilt = (str(metadata.get(key) or "") for key in ("hook_name", "hook_name_out"))
     own = "transcoder" in architecture
     for_mlp = own or rebuilt not in ("", hook) if site is None else site == "mlp"
     kind = SAELENS_KINDS[architecture][for_mlp]
     if kind is None:
         what = "stands for an MLP" if for_mlp else "rebuilds what it reads"
-        reading.refuse(f"architecture is {architecture}, and no coder here that {what} is like it; give another")
-    weights = _saelens_weights(reading, architecture)
+        folder.refuse(f"architecture is {architecture}, and no coder here that {what} is like it; give another")
+    weights = _saelens_weights(folder, architecture)
     features = len(weights["w_dec"])
     layer, found = place(hook, for_mlp)
     if for_mlp and rebuilt and place(rebuilt, for_mlp=False) != (layer, "mlp-out"):
         layer, found, hook = None, None, f"{hook} and {rebuilt}"
-    return Found(
+    return ForeignCoder(
         kind=kind,
-        k=reading.count("k", features) if architecture == "topk" else features,
+        k=folder.count("k", features) if architecture == "topk" else features,
         weights=weights,
         # Their transcoders never do, whatever the key says.
-        centred=reading.flag("apply_b_dec_to_input", True) and not own,
+        centred=folder.flag("apply_b_dec_to_input", True) and not own,
         name=hook,
         layer=layer,
         site=site or found,
     )
 
 
-def _architecture(reading: Reading) -> tuple[str, dict[str, Any]]:
+def _architecture(folder: CoderFolder) -> tuple[str, dict[str, Any]]:
     """The architecture and metadata of a `cfg.json` of SAELens. ValueError when it is of an older version, or names
     what cannot be taken over."""
-    metadata, architecture = reading.cfg.get("metadata"), reading.cfg.get("architecture")
+    metadata, architecture = folder.cfg.get("metadata"), folder.cfg.get("architecture")
     version = metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
     if not isinstance(metadata, dict) or not re.match(r"([6-9]|\d\d+)\.", str(version)):
-        reading.refuse(
+        folder.refuse(
             f"metadata.sae_lens_version is {version!r}; expected 6 or later: load it with SAELens 6 and save it"
         )
     advice = "of a training checkpoint give what its save_inference_model wrote"
     if not isinstance(architecture, str) or architecture not in SAELENS_KINDS:
-        reading.refuse(f"architecture is {architecture!r}; expected one of {', '.join(SAELENS_KINDS)}; {advice}")
-    reading.know(SAELENS_KEYS, advice)
-    reading.must("normalize_activations", "none", "fold it into the weights with SAELens where it is a constant")
-    reading.must("reshape_activations", "none", "single heads of attention are not read here")
-    reading.must("d_out", reading.count("d_in"), "a coder here reads and writes vectors of one width")
+        folder.refuse(f"architecture is {architecture!r}; expected one of {', '.join(SAELENS_KINDS)}; {advice}")
+    folder.know(SAELENS_KEYS, advice)
+    folder.must("normalize_activations", "none", "fold it into the weights with SAELens where it is a constant")
+    folder.must("reshape_activations", "none", "single heads of attention are not read here")
+    folder.must("d_out", folder.count("d_in"), "a coder here reads and writes vectors of one width")
     return architecture, metadata
 
 
-def _saelens_weights(reading: Reading, architecture: str) -> dict[str, Tensor]:
+def _saelens_weights(folder: CoderFolder, architecture: str) -> dict[str, Tensor]:
     """Parameters by our names."""
-    width, features = reading.count("d_in"), reading.count("d_sae")
+    width, features = folder.count("d_in"), folder.count("d_sae")
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (width, features), "W_dec": (features, width), "b_dec": (width,)}
     own = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(architecture, ("b_enc",))
     shapes |= dict.fromkeys(own, (features,))
     if architecture == "skip_transcoder":
         shapes["W_skip"] = (width, width)
-    given = reading.tensors(shapes)
+    given = folder.tensors(shapes)
     weights = {"w_enc": given["W_enc"].t(), "w_dec": given["W_dec"], "b_dec": given["b_dec"]}
     weights["b_enc"] = given["b_mag" if architecture == "gated" else "b_enc"]
     if architecture == "gated":
@@ -316,7 +317,7 @@ def _saelens_weights(reading: Reading, architecture: str) -> dict[str, Tensor]:
         weights["log_theta"] = given["threshold"].double().clamp_min(0).log().float()
     elif architecture == "skip_transcoder":
         weights["w_skip"] = given["W_skip"]
-    elif architecture == "topk" and reading.flag("rescale_acts_by_decoder_norm", False):
+    elif architecture == "topk" and folder.flag("rescale_acts_by_decoder_norm", False):
         norm_F1 = given["W_dec"].double().norm(dim=1, keepdim=True)
         norm_F1 = torch.where(norm_F1 > 0, norm_F1, 1.0)
         by = {"w_enc": norm_F1, "w_dec": 1 / norm_F1, "b_enc": norm_F1.squeeze(1)}
@@ -324,32 +325,32 @@ def _saelens_weights(reading: Reading, architecture: str) -> dict[str, Tensor]:
     return weights
 
 
-def from_sparsify(reading: Reading, site: Site | None) -> Found:
+def from_sparsify(folder: CoderFolder, site: Site | None) -> ForeignCoder:
     """The same of sparsify, in a folder that is named for the place."""
-    folder = reading.folder.absolute()
-    reading.know(SPARSIFY_KEYS, "load it with sparsify 1.3 and save it again")
-    reading.must("activation", "topk", "no other has a like here")
-    reading.must("signed", False, "features here are never below 0")
-    width = reading.count("d_in")
-    features = reading.count("num_latents") if reading.cfg.get("num_latents") else 0
-    features = features or width * reading.count("expansion_factor")
-    transcode, skip = reading.flag("transcode", False), reading.flag("skip_connection", False)
+    path = folder.path.absolute()
+    folder.know(SPARSIFY_KEYS, "load it with sparsify 1.3 and save it again")
+    folder.must("activation", "topk", "no other has a like here")
+    folder.must("signed", False, "features here are never below 0")
+    width = folder.count("d_in")
+    features = folder.count("num_latents") if folder.cfg.get("num_latents") else 0
+    features = features or width * folder.count("expansion_factor")
+    transcode, skip = folder.flag("transcode", False), folder.flag("skip_connection", False)
     # Before transcode was a key, skip transcoders were told by their skip alone, and took b_dec off what they read.
     for_mlp = transcode or skip if site is None else site == "mlp"
     if (transcode or skip) and not for_mlp:
-        reading.refuse(f"it is a transcoder, which stands for an MLP, and the site given is {site}; give mlp, or none")
+        folder.refuse(f"it is a transcoder, which stands for an MLP, and the site given is {site}; give mlp, or none")
     shapes: dict[str, tuple[int, ...]] = {"encoder.weight": (features, width), "encoder.bias": (features,)}
     shapes |= {"W_dec": (features, width), "b_dec": (width,), **({"W_skip": (width, width)} if skip else {})}
-    given = reading.tensors(shapes)
+    given = folder.tensors(shapes)
     names = {"encoder.weight": "w_enc", "encoder.bias": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "W_skip": "w_skip"}
     weights = {names[name]: tensor for name, tensor in given.items()}
     kind = "skip-transcoder" if skip else "transcoder" if for_mlp else "topk"
     # Of several seeds each lies in a folder of its own within that of the place.
-    name = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
+    name = path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
     layer, found = place(name, for_mlp)
-    return Found(
+    return ForeignCoder(
         kind=kind,
-        k=reading.count("k", features),
+        k=folder.count("k", features),
         weights=weights,
         centred=not transcode,
         name=name,

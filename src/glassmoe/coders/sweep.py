@@ -3,13 +3,18 @@ how long, on what. `glassmoe decompose` and `glassmoe reproduce mxd-frontier` ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.tokens import TEXT
-from glassmoe.model.subject import Subject, load_subject
+from glassmoe.model.subject import ModelSource, Subject, load_subject
 from glassmoe.registry import CODER_REGISTRY
 from glassmoe.text.documents import prepare_text
 
@@ -28,13 +33,13 @@ LONGEST_WARMUP = 5000
 
 
 def sweep(
-    model: str,
+    model: ModelSource,
     *,
     layers: Sequence[int],
     coders: Sequence[str],
     ks: Sequence[int],
-    data: str | None,
-    out: Path,
+    data: str | Path | None,
+    out: str | Path,
     module: str | None = None,
     site: Site = "mlp-out",
     features: int | None = None,
@@ -70,13 +75,13 @@ def sweep(
         for name in coders
         for each in _coders(subject, name, layer, ks, site, features, activation)
     ]
-    path = prepared(data, model, out) if data is not None and subject.tokens == TEXT else data
+    path = prepared(data, subject, Path(out)) if data is not None and subject.tokens == TEXT else data
     every = max(1, steps // 8)
     return SweepConfig(
-        source=model,
+        source=subject.name,
         module=module,
         seed=seed,
-        data=DataConfig(path=path, rows=rows, tokens=cast(Any, subject.tokens)),
+        data=DataConfig(path=None if path is None else str(path), rows=rows, tokens=cast(Any, subject.tokens)),
         pool=POOL,
         optimizer=OptimizerConfig(
             name="adamw",
@@ -123,11 +128,32 @@ def _coders(
     return [CoderConfig(**{"k": k, **settings}) for k in (ks if coder.uses_k else ks[:1])]
 
 
-def prepared(data: str, model: str, out: Path) -> str:
-    """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text."""
+def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
+    """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text.
+    ValueError for text and a model in memory without a tokenizer."""
     if (Path(data) / "manifest.json").is_file():
-        return data
+        return str(data)
     folder = out / "text"
     if not (folder / "manifest.json").is_file():
-        prepare_text([data], folder, tokenizer=model, overwrite=True)
+        with _tokenizer(model) as tokenizer:
+            prepare_text([data], folder, tokenizer=tokenizer, overwrite=True)
     return str(folder)
+
+
+@contextmanager
+def _tokenizer(model: ModelSource) -> Iterator[str]:
+    """A name by which the tokenizer of a model can be loaded; that of a model in memory is saved for the while."""
+    if isinstance(model, str | Path):
+        yield str(model)
+        return
+    subject = load_subject(model)
+    if not subject.in_memory:
+        yield subject.name
+        return
+    if subject.tokenizer is None:
+        raise ValueError("the model was given without its tokenizer, which text needs; give (model, tokenizer)")
+    tokenizer = Tokenizer.from_str(subject.tokenizer)
+    with TemporaryDirectory() as folder:
+        start = subject.kind().start_token
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=start).save_pretrained(folder)
+        yield folder

@@ -24,7 +24,7 @@ from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.device import autocast, compute_dtype, describe
-from glassmoe.model.subject import Activations, Place, Subject, activations, load_subject, weights_digest
+from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject, weights_digest
 from glassmoe.text.tokens import text_kind
 from glassmoe.training import run
 from glassmoe.training.checkpoint import latest
@@ -46,7 +46,7 @@ STATISTICS_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Part:
+class FittedCoder:
     """One coder of a task, what it is fitted to, and where it lies."""
 
     config: FitConfig
@@ -59,9 +59,16 @@ class CoderTask:
     """Coders that learn to rebuild what a model computes; what each method is for, `training.loop.Task` says.
     `config`: the configuration with what it leaves to the source and the length of the fit filled in."""
 
-    def __init__(self, config: FitConfig | SweepConfig, out: Path, device: torch.device, group: Processes):
+    def __init__(
+        self,
+        config: FitConfig | SweepConfig,
+        out: Path,
+        device: torch.device,
+        group: Processes,
+        model: ModelSource | None = None,
+    ):
         self.out, self.device, self.group = out, device, group
-        self.subject = load_subject(config.source, device.type)
+        self.subject = load_subject(model or config.source, device.type)
         self.digest = weights_digest(self.subject.model)
         self.corpus = corpus_for(config.source, config.data.path, self.subject)
         self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
@@ -92,7 +99,7 @@ class CoderTask:
             return replace(config, data=data, coders=[coder.complete(width, tokens) for coder in config.coders])
         return replace(config, data=data, coder=config.coder.complete(width, tokens))
 
-    def _build(self, config: FitConfig | SweepConfig) -> dict[str, Part]:
+    def _build(self, config: FitConfig | SweepConfig) -> dict[str, FittedCoder]:
         fits: Mapping[str, FitConfig] = config.fits() if isinstance(config, SweepConfig) else {"": config}
         steps, parts = config.train.steps, {}
         for name, each in fits.items():
@@ -100,7 +107,7 @@ class CoderTask:
             place = self.subject.place(each.coder.layer, each.coder.site, config.module)
             torch.manual_seed(config.seed)
             coder = build_coder(each.coder, self.subject.width, steps, steps * self.tokens_per_step)
-            parts[name] = Part(each, coder.to(self.device).train(), place, self.out / name)
+            parts[name] = FittedCoder(each, coder.to(self.device).train(), place, self.out / name)
         return parts
 
     def check_source(self) -> None:

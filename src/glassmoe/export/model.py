@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 import glassmoe
 from glassmoe.model import FEED_FORWARD
-from glassmoe.model.loading import load
+from glassmoe.model.subject import load_subject
 from glassmoe.training.run import tokenizer_of
 
 from .card import write_card
@@ -34,7 +34,7 @@ def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give a folder that is not, or remove it")
-    loaded = load(name, "cpu")
+    loaded = load_subject(name, "cpu", own=True)
     model, kind = loaded.model, loaded.kind()
     if model.config.ffn not in FEED_FORWARD or not FEED_FORWARD[model.config.ffn].__module__.startswith("glassmoe."):
         raise ValueError(

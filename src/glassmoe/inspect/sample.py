@@ -92,8 +92,8 @@ def continuations(
 
     A model that reads moves takes `; e2e4 e7e5`, and also `;1.e4 e5`, which is played for it. A model of text begins a
     document with the prompt, which may be empty, and ends where it ends the document; its `kind` has to be given, as
-    it holds the tokenizer (`Loaded.kind`). ValueError for an empty prompt of a game, one outside the vocabulary or with
-    an illegal move, or one that fills the context.
+    it holds the tokenizer (`Subject.kind`). ValueError for an empty prompt of a game, one outside the vocabulary or
+    with an illegal move, or one that fills the context.
     """
     kind = token_kind(model.config.tokens) if kind is None else kind
     rows, _ = sampled(model, prompt, kind, Sampling(tokens, samples, temperature, seed=seed))

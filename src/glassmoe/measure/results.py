@@ -16,7 +16,7 @@ from typing import Any
 from glassmoe.atomic import alone_in, write_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.model import GlassForCausalLM
-from glassmoe.model.loading import Loaded
+from glassmoe.model.subject import Subject
 from glassmoe.training.records import seen_before
 from glassmoe.training.tracking import read_metrics
 
@@ -25,7 +25,7 @@ from .tables import table
 FACTS = ("command", "commit", "data_sha256", "hardware")
 
 
-def add_row(path: Path, loaded: Loaded, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
+def add_row(path: Path, loaded: Subject, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
     """Add measures to the row of a run in a results file (`NAME`, without ending); the row's other measures stay.
 
     ValueError when the model is not a run of ours, or the file holds results on other games.
@@ -112,7 +112,7 @@ def render(title: str, found: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _facts(loaded: Loaded, environment: dict[str, Any]) -> dict[str, Any]:
+def _facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, Any]:
     model: GlassForCausalLM = loaded.model
     log = loaded.path / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []

@@ -1,4 +1,5 @@
-"""A frozen causal language model of any family, and the places in it where activations are read or replaced.
+"""A frozen causal language model of any family: how it is loaded, and the places in it where activations are read or
+replaced.
 
 The families of transformers that glassmoe knows by name are those below; the MLP of any other is named by its module
 path, for example `transformer.h.{}.mlp`, `{}` standing for the number of the layer.
@@ -12,23 +13,31 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
 from glassmoe.text.tokens import load_tokenizer, text_kind
 
-from .loading import kind_beside, load
+from .importing import FAMILIES
+
+OWN = "glassmoe"
+"""`model_type` of the models that glassmoe trains."""
+UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 Site = Literal["stream", "mlp", "mlp-out"]
 
@@ -52,9 +61,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is read and never trained. `tokens`: what a token of it is. `tokenizer_sha256`: of one of
-    ours that reads text, that of its tokenizer's JSON. `tokenizer`: of another maker's, that JSON, where it lies beside
-    the weights. `config`: that of its run, where glassmoe trained it."""
+    """A model that is read and never trained. `name`: a path, a hub id, or for objects the family and the beginning of
+    the digest of the weights. `tokens`: what a token of it is. `tokenizer_sha256`: of a text model of glassmoe's own,
+    that of its tokenizer's JSON. `tokenizer`: the tokenizer's JSON, where it is another maker's or was given as an
+    object. `config`: that of its run, where glassmoe trained it. `in_memory`: whether it was given as objects, so that
+    `name` cannot be loaded."""
 
     name: str
     model: Any
@@ -66,6 +77,50 @@ class Subject:
     tokenizer_sha256: str | None
     tokenizer: str | None
     config: RunConfig | None
+    in_memory: bool = False
+
+    @classmethod
+    def of(cls, name: str, model: Any, tokenizer: str | None = None, config: RunConfig | None = None) -> Subject:
+        """The subject that is this model, which is put into evaluation mode and frozen."""
+        settings = model.config
+        own = settings.model_type == OWN
+        return cls(
+            name=name,
+            model=model.eval().requires_grad_(False),
+            width=settings.hidden_size,
+            layers=settings.num_hidden_layers,
+            context=getattr(settings, "max_position_embeddings", None) or 1 << 30,
+            vocab_size=settings.vocab_size,
+            tokens=settings.tokens if own else TEXT,
+            tokenizer_sha256=settings.tokenizer_sha256 if own else None,
+            tokenizer=tokenizer,
+            config=config,
+        )
+
+    @classmethod
+    def from_objects(cls, model: Any, tokenizer: Any = None) -> Subject:
+        """A model of transformers (or of glassmoe's own) and its transformers tokenizer, which a model of chess does
+        not need. The model is put into evaluation mode and frozen, and keeps its device and type. ValueError for what
+        is no causal language model, and for a tokenizer that is not backed by `tokenizers`."""
+        if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "vocab_size"):
+            raise ValueError(
+                f"expected a causal language model of transformers, got {type(model).__name__}; load it with "
+                f"AutoModelForCausalLM.from_pretrained"
+            )
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if tokenizer is not None and backend is None:
+            raise ValueError(
+                f"expected a tokenizer that is backed by the tokenizers library, got {type(tokenizer).__name__}; load "
+                f"it with AutoTokenizer.from_pretrained"
+            )
+        settings: Any = model.config
+        name = f"{settings.model_type}-{weights_digest(model)[:12]}"
+        return replace(cls.of(name, model, None if backend is None else str(backend.to_str())), in_memory=True)
+
+    @property
+    def path(self) -> Path:
+        """Where the model lies, if its name is a path."""
+        return Path(self.name)
 
     def place(self, layer: int, site: Site, module: str | None = None) -> Place:
         """The MLP of a layer, or its block's output. `module`: path of the MLP, where the family is not known, or
@@ -73,19 +128,34 @@ class Subject:
         return place_in(self.model, layer, site, module)
 
     def kind(self) -> TokenKind:
-        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing."""
-        if self.model.config.model_type == "glassmoe":
-            return kind_beside(Path(self.name), self.model.config)
-        if self.tokenizer is None:
+        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing or has
+        another number of ids than the model."""
+        if self.tokens != TEXT:
+            return token_kind(self.tokens)
+        settings = self.model.config
+        if self.tokenizer is not None:
+            return text_kind(self.tokenizer, id_of_start=settings.bos_token_id)
+        if settings.model_type != OWN:
             raise ValueError(f"{self.name} has no tokenizer beside its weights; put its tokenizer.json there")
-        return text_kind(self.tokenizer, id_of_start=self.model.config.bos_token_id)
+        file = self.path / "tokenizer.json"
+        if not self.path.exists():
+            file = Path(cached_file(self.name, file.name))
+        if not file.is_file():
+            raise ValueError(f"{self.name} has no tokenizer.json, so its tokens cannot be read; put it back")
+        kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
+        if kind.size + settings.unused_ids != settings.vocab_size:
+            raise ValueError(
+                f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that "
+                f"of its training"
+            )
+        return kind
 
     def mlp_form(self) -> tuple[int, bool, str]:
         """Hidden units of its MLPs, whether these are gated (GLU), and their activation, in a coder's words; 4 units
         for each entry and GELU where the family does not say."""
         settings = self.model.config
         family = settings.model_type
-        if family == "glassmoe":
+        if family == OWN:
             layer = self.model.feed_forwards()[0]
             if isinstance(layer, Dense | GLU):
                 return layer.num_features, isinstance(layer, GLU), layer.activation
@@ -96,64 +166,110 @@ class Subject:
         return hidden, family == "llama", known.get(named, named)
 
 
-def load_subject(name: str, device: str = "auto") -> Subject:
-    """The model that `name` means (one of ours, a folder of transformers files, or a hub id), in float32 and evaluation
-    mode, without gradients. ValueError, in one sentence, when there is none or its weights are not all there."""
-    if foreign_settings(name) is None:
-        loaded = load(name, device)
-        settings = loaded.model.config
-        model: Any = loaded.model
-        tokens, sha256, tokenizer, config = settings.tokens, settings.tokenizer_sha256, None, loaded.config
-    else:
-        model = load_foreign(name)
-        settings, tokens, sha256, tokenizer, config = model.config, TEXT, None, _tokenizer_of(name), None
-    context = getattr(settings, "max_position_embeddings", None) or 1 << 30
-    return Subject(
-        name=name,
-        model=model.to(pick_device(device)).eval().requires_grad_(False),
-        width=settings.hidden_size,
-        layers=settings.num_hidden_layers,
-        context=context,
-        vocab_size=settings.vocab_size,
-        tokens=tokens,
-        tokenizer_sha256=sha256,
-        tokenizer=tokenizer,
-        config=config,
-    )
+ModelSource = str | Path | Subject | tuple[Any, Any]
+"""What `load_subject` takes: a run directory, a folder of transformers files, a hub id, a subject, or objects `(model,
+tokenizer)`."""
+
+
+def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -> Subject:
+    """The model of a source, in evaluation mode and without gradients; one that is loaded is in float32. `own`: accept
+    only models that glassmoe trained. ValueError, in one sentence, when there is none, its weights are not all there,
+    or it is of another maker and `own` is set."""
+    if isinstance(source, tuple):
+        source = Subject.from_objects(*source)
+    if isinstance(source, Subject):
+        if own and source.model.config.model_type != OWN:
+            raise _another_maker(source.name, source.model.config.model_type)
+        return source
+    name = str(source)
+    foreign = foreign_settings(name)
+    if foreign is None:
+        model, config = _load_own(name)
+        return Subject.of(name, model.to(pick_device(device)), config=config)
+    if own:
+        raise _another_maker(name, foreign.model_type)
+    model = load_foreign(name).to(pick_device(device))
+    return Subject.of(name, model, _tokenizer_of(name))
+
+
+def _another_maker(name: str, family: str) -> ValueError:
+    advice = "; glassmoe upcycle makes one of it" if family in FAMILIES else ""
+    return ValueError(f"{name} is a {family} model; this verb reads models that glassmoe trained{advice}")
 
 
 def foreign_settings(name: str) -> Any | None:
-    """The configuration of another maker's model; None for one of ours, and where nothing can be read: `load` finds the
-    words for that."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    """The configuration of another maker's model; None for one of glassmoe's own, and where nothing can be read, which
+    loading then reports."""
     try:
-        settings = AutoConfig.from_pretrained(name)
+        with _quiet():
+            settings = AutoConfig.from_pretrained(name)
     except Exception:  # what transformers raises depends on where it stumbles
         return None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    return None if settings.model_type == "glassmoe" else settings
+    return None if settings.model_type == OWN else settings
+
+
+def _load_own(name: str) -> tuple[Any, RunConfig | None]:
+    """A model that glassmoe trained, and the configuration of its run where it has one."""
+    path = Path(name)
+    config = configuration.load(path / "config.yaml") if (path / "config.yaml").exists() else None
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is a run without a model yet; let `glassmoe train` reach its first checkpoint"
+            if config
+            else f"{path} is not a run: it has neither config.yaml nor config.json; "
+            f"give what `glassmoe train --out` made"
+        )
+    if not path.exists() and (
+        path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
+    ):
+        raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the run directory that `glassmoe train --out` made")
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        wrong = [f"{what.replace('_', ' ')} {min(report[what])}" for what in UNFIT if report[what]]
+        if wrong:
+            raise ValueError(f"its weights do not fit its config.json ({'; '.join(wrong)})")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        # What transformers raises for a damaged file depends on where it stumbles.
+        where = "" if path.exists() else f"there is no run at {path}, and as a model on the hub "
+        advice = (
+            "the `glassmoe train` command of the run writes its model files again from the newest checkpoint"
+            if config
+            else "give what `glassmoe train --out` made"
+        )
+        raise ValueError(f"{where}{name} could not be loaded: {str(error).partition(chr(10))[0]}; {advice}") from error
+    return model, config
 
 
 def load_foreign(name: str) -> Any:
     """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # as above
         reason = " ".join(str(error).split()[:40])
         raise ValueError(f"{name} could not be loaded: {reason}; give a model with config.json and weights") from None
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if found["missing_keys"]:
+    if missing := report["missing_keys"]:
         raise ValueError(
-            f"{name} lacks weights ({min(found['missing_keys'])} and {len(found['missing_keys']) - 1} others); "
-            f"give a folder with all of them"
+            f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
         )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it transformers reports nothing, and it shows no bars from then on."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _tokenizer_of(name: str) -> str | None:
@@ -173,7 +289,7 @@ def weights_digest(model: Any) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

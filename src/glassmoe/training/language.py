@@ -20,9 +20,9 @@ from glassmoe.data.corpus import row_indices
 from glassmoe.data.tokens import TokenKind
 from glassmoe.device import autocast, describe, pick_device
 from glassmoe.model import GlassForCausalLM
-from glassmoe.model.loading import Loaded
 from glassmoe.model.loss import count_labels, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
+from glassmoe.model.subject import Subject
 from glassmoe.model.upcycle import describe_start, start_from
 
 from . import run
@@ -54,7 +54,7 @@ def train(config: RunConfig, out: str | Path) -> Path:
 class LanguageTask:
     """Next-token prediction on rows of a corpus; `loop.Task` says what each method is for."""
 
-    def __init__(self, resolved: ResolvedRun, group: Processes, source: Loaded | None = None):
+    def __init__(self, resolved: ResolvedRun, group: Processes, source: Subject | None = None):
         self.resolved, self.config, self.group, self.source = resolved, resolved.config, group, source
         self.out, self.corpus, self.rows = resolved.out, resolved.corpus, resolved.rows
         self.device, self.dtype = resolved.device, resolved.dtype
@@ -141,7 +141,7 @@ class LanguageTask:
     def _indices(self, step: int) -> Any:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
 
-    def _start(self, source: Loaded) -> None:
+    def _start(self, source: Subject) -> None:
         """Takes the weights of the source, and writes down what changed and by how much the loss moved."""
         start = self.config.start
         started = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)

@@ -16,7 +16,7 @@ from glassmoe.data.domains import domain_of, token_kind
 from glassmoe.data.tokens import TokenKind
 from glassmoe.device import compute_dtype
 from glassmoe.model import GlassConfig
-from glassmoe.model.loading import Loaded
+from glassmoe.model.subject import Subject
 
 from . import run
 from .checkpoint import latest
@@ -45,7 +45,7 @@ class ResolvedRun:
     """Type in which products are computed; weights are float32."""
 
 
-def resolve(config: RunConfig, out: Path, device: torch.device, group: Processes) -> tuple[ResolvedRun, Loaded | None]:
+def resolve(config: RunConfig, out: Path, device: torch.device, group: Processes) -> tuple[ResolvedRun, Subject | None]:
     """The run that `config` describes in the directory `out`, and the model whose weights it starts from: None for a
     run from scratch and for one that is resumed.
 

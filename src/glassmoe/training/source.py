@@ -3,15 +3,13 @@ one of ours."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.model import GlassConfig
 from glassmoe.model.importing import imported_model, imported_settings
-from glassmoe.model.loading import Loaded, load
-from glassmoe.model.subject import foreign_settings, load_foreign
+from glassmoe.model.subject import Subject, foreign_settings, load_foreign, load_subject
 from glassmoe.text.tokens import load_tokenizer, text_kind
 
 
@@ -20,21 +18,21 @@ def source_settings(name: str) -> GlassConfig:
     none, or it cannot be one of ours."""
     foreign = foreign_settings(name)
     if foreign is None:
-        own: GlassConfig = load(name, "cpu").model.config
+        own: GlassConfig = load_subject(name, "cpu", own=True).model.config
         return own
     # What cannot be ours is refused before its tokenizer is asked for.
     return GlassConfig(**{**_settings(name, foreign), **_tokens(name, foreign)})
 
 
-def load_source(name: str, device: str = "auto") -> Loaded:
+def load_source(name: str, device: str = "auto") -> Subject:
     """The model that `name` means, as one of ours, in float32 and evaluation mode. ValueError as `source_settings`."""
     foreign = foreign_settings(name)
     if foreign is None:
-        return load(name, device)
+        return load_subject(name, device, own=True)
     _settings(name, foreign)
     tokens = _tokens(name, foreign)
     model = imported_model(foreign, load_foreign(name).state_dict(), **tokens)
-    return Loaded(model.to(pick_device(device)), None, Path(name))
+    return Subject.of(name, model.to(pick_device(device)))
 
 
 def _settings(name: str, foreign: Any) -> dict[str, Any]:
