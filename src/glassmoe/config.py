@@ -287,8 +287,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def parse(kind: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration of type `kind`, a dataclass, from nested plain values. ValueError for unknown keys, wrong types
-    and contradictions."""
+    """A dataclass `kind` from nested plain values. ValueError for unknown keys, wrong types and contradictions."""
     from jsonargparse import ArgumentParser
 
     check_version("this configuration", values.get("schema_version"), SCHEMA_VERSION)
