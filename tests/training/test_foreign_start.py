@@ -216,8 +216,8 @@ def test_mistakes(
     other = tmp_path / "other"
     prepared(other, made_up_texts(50, seed=5), "train:320", valid_share=0.3)
     assert "another tokenizer" in said(words("llama", sources, {"llama": other}, out))
-    assert "model.width is 64, and 16 for the source" in said(words("llama", sources, texts, out, "--model.width", 64))
-    assert "no source is given" in said(
+    assert "model.width is 64, but 16 in the source" in said(words("llama", sources, texts, out, "--model.width", 64))
+    assert "start.source is missing" in said(
         ["train", "--config", "moex-from-llama", "--data.path", str(text), "--out", str(out)]
     )
     bare = tmp_path / "bare"

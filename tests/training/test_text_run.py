@@ -186,7 +186,9 @@ def test_mistakes(text: Path, run: Path, noise_games: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     assert "there is no synthetic text" in said("train", "--config", "text-small", "--out", out)
     assert "glassmoe data text" in said("train", "--config", "text-small", "--data.path", tmp_path / "no", "--out", out)
-    assert "text is needed here" in said("train", "--config", "text-small", "--data.path", noise_games, "--out", out)
+    assert "holds games as characters, expected text" in said(
+        "train", "--config", "text-small", "--data.path", noise_games, "--out", out
+    )
     assert "--data.tokens text" in said("train", "--config", "chess-small", "--data.path", text, "--out", out)
     assert not out.exists() or not any(out.iterdir())
     prepared(tmp_path / "other", made_up_texts(50, seed=5), "train:320", valid_share=0.3)
