@@ -1,7 +1,11 @@
 """Rows of results as `glassmoe reproduce` makes them, with round numbers."""
 
 import math
+from dataclasses import replace
 from typing import Any
+
+from glassmoe.papers.moex.rows import MeasuredRow
+from glassmoe.papers.moex.tables import TableResults
 
 
 def layer(index: int, coverage: float, reconstruction: float, width: int = 64) -> dict[str, Any]:
@@ -15,11 +19,11 @@ def layer(index: int, coverage: float, reconstruction: float, width: int = 64) -
     return entry
 
 
-def row(name: str, seed: int = 0, *, loss: float = 0.6, coverage: float = 0.2, **more: Any) -> dict[str, Any]:
+def row(name: str, seed: int = 0, *, loss: float = 0.6, coverage: float = 0.2, **more: Any) -> MeasuredRow:
     """Two layers, of which the second is the best; its reconstruction is twice its coverage."""
     width = 256 if name.startswith(("switch", "moe-x")) else 64
     layers = [layer(0, coverage / 2, coverage / 2, width), layer(1, coverage, 2 * coverage, width)]
-    return {
+    values = {
         "name": name, "seed": seed, "tokens": 8_000_000, "own_tokens": 8_000_000, "flops": 4e13,
         "active_parameters": 1_300_000, "active_ratio": 1.0, "total_parameters": 2_500_000, "train_seconds": 60.0,
         "compute_dtype": "float32", "commit": "abc", "model": {"ffn": name}, "apart": False,
@@ -28,34 +32,38 @@ def row(name: str, seed: int = 0, *, loss: float = 0.6, coverage: float = 0.2, *
         "ppl": {"loss": loss}, "boards": {"games": 10, "boards": 200, "best_layer": 1, "layers": layers},
         **more,
     }  # fmt: skip
+    return MeasuredRow.from_dict(values)
 
 
-def coder(name: str = "sae-topk", **more: Any) -> dict[str, Any]:
+def coder(name: str = "sae-topk", **more: Any) -> MeasuredRow:
     """A sparse autoencoder of layer 1 that costs 0.05 nats."""
     splice = {
         "loss": 0.6, "loss_spliced": 0.65, "loss_zero": 2.6, "loss_increase": 0.05, "loss_recovered": 0.975,
         "variance_explained": 0.9, "normalised_mse": 0.1, "l0": 32.0, "alive": 0.93, "rows": 8, "tokens": 99,
     }  # fmt: skip
     boards = {"games": 10, "boards": 200, "best_layer": 1, "layers": [layer(1, 0.3, 0.5)]}
-    made = row(name, tokens=12_000_000, own_tokens=4_000_000, boards=boards, splice=splice, board_curve=[], **more)
-    return {**made, "curve": [[4_000_000, 17.5]]}  # what a fit notes is a squared error
+    curve = [[4_000_000, 17.5]]  # what a fit notes is a squared error
+    tokens = {"tokens": 12_000_000, "own_tokens": 4_000_000}
+    return row(name, **tokens, boards=boards, splice=splice, board_curve=[], curve=curve, **more)
 
 
-def results(suite: str, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    return {
+def results(suite: str, rows: list[MeasuredRow], **more: Any) -> TableResults:
+    values = {
         "suite": suite, "scale": "cpu", "recipe": "chess-small", "token": "character", "commit": "abc",
         "command": f"glassmoe reproduce {suite}", "data_sha256": "0123456789abcdef0123", "hardware": "two cores",
-        "rows": rows, "failed": [], **more,
+        "rows": [], "failed": [], **more,
     }  # fmt: skip
+    return replace(TableResults.from_dict(values), entries=rows)
 
 
-def text_row(name: str, seed: int, loss: float) -> dict[str, Any]:
+def text_row(name: str, seed: int, loss: float) -> MeasuredRow:
     """A row of text, measured on WikiText-2; its validation loss is 1 less."""
     texts = {"wikitext2": {"loss": loss, "perplexity": math.exp(loss), "word_perplexity": 9.0, "bits_per_byte": 1.0}}
     model = {"ffn": name, "active_width": 512, "num_experts": 8, "experts_per_token": 2}
-    return {
+    values = {
         "name": name, "seed": seed, "tokens": 8_000_000, "own_tokens": 8_000_000, "flops": 4e13, "active_ratio": 1.0,
         "active_parameters": 1_300_000, "total_parameters": 2_500_000, "model": model, "apart": False, "texts": texts,
         "curve": [[4_000_000, loss], [8_000_000, loss - 1]], "ppl": {"loss": loss - 1, "bits_per_byte": 1.5},
         "sparsity": [{"l0": 10.0, "alive": 1.0}, {"l0": 20.0, "alive": 0.5}],
     }  # fmt: skip
+    return MeasuredRow.from_dict(values)

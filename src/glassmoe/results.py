@@ -18,9 +18,12 @@ def omitted() -> Any:
     return field(default=None, metadata={"omit_none": True})
 
 
-def stored_as(key: str, **options: Any) -> Any:
-    """A field that `to_dict` writes under another key, such as `rows`, the name of a method here."""
-    return field(metadata={"key": key}, **options)
+def stored_as(key: str, omit_none: bool = False, **options: Any) -> Any:
+    """A field that `to_dict` writes under another key, such as `rows`, the name of a method here. `omit_none`: leave it
+    out while it is None, its default."""
+    if omit_none:
+        options["default"] = None
+    return field(metadata={"key": key, "omit_none": omit_none}, **options)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from chat_server import Reply, said, serving
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
-from glassmoe.explaining.results import FeatureExplanation
+from glassmoe.explaining.results import FeatureExplanation, MeanInterval
 from glassmoe.inspect.store import open_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
-from glassmoe.papers.moex.chess_explained import render_chess
-from glassmoe.papers.moex.figure8 import render_figure8, speaks_of
+from glassmoe.papers.moex.chess_explained import ChessExplainedResults
+from glassmoe.papers.moex.figure8 import Figure8Results, KindScores, speaks_of
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared
 from tiny_runs import tiny
@@ -208,7 +208,7 @@ def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: 
     assert names == ["moe-x", "coders/1/mxd-k4", "coders/1/transcoder-k4", f"gelu, k = {k}", "gelu, k = 32"]
     assert found["rows"][-1]["l0"] <= 32 and all(row["corpus"] == "text" for row in found["rows"])
     page = (tmp_path / "figure8-small.md").read_text()
-    assert page == render_figure8("figure8-small", found) and "not from RedPajama" in page
+    assert page == Figure8Results.from_dict(found).page("figure8-small") and "not from RedPajama" in page
     assert (tmp_path / "figures/figure8-small.png").stat().st_size > 1000
     for row in found["rows"]:
         assert sum(each["own"]["n"] for each in row["of"].values()) == row["scored"]
@@ -238,12 +238,10 @@ def test_rules_of_place_are_counted_apart() -> None:
         line('fires in documents of "novels"', 0.8, 0.5),
     ]
     found = speaks_of(lines)
-    assert [found["place"][key]["mean"] for key in ("own", "control")] == pytest.approx([0.8, 0.4])
-    assert found["place"]["own"]["n"] == 2 and found["source"]["own"] == {"mean": 0.8, "half": None, "n": 1}
-    assert found["others"] == {
-        "own": {"mean": 0.6, "half": None, "n": 1},
-        "control": {"mean": None, "half": None, "n": 0},
-    }
+    place = found["place"]
+    assert [place.own.mean, place.control.mean] == pytest.approx([0.8, 0.4])
+    assert place.own.n == 2 and found["source"].own == MeanInterval(0.8, None, 1)
+    assert found["others"] == KindScores(MeanInterval(0.6, None, 1), MeanInterval(None, None, 0))
 
 
 def test_chess_explained_from_a_run_to_the_page(
@@ -254,7 +252,9 @@ def test_chess_explained_from_a_run_to_the_page(
     capsys.readouterr()
     found = json.loads((tmp_path / "chess-explained-small.json").read_text())
     assert [row["layer"] for row in found["rows"]] == [0, 1] and found["rows"][0]["synthetic"]
-    assert (tmp_path / "chess-explained-small.md").read_text() == render_chess("chess-explained-small", found)
+    assert (tmp_path / "chess-explained-small.md").read_text() == ChessExplainedResults.from_dict(found).page(
+        "chess-explained-small"
+    )
     assert (tmp_path / "figures/chess-explained-small.png").stat().st_size > 1000
     assert main(["reproduce", "chess-explained", str(text_runs / "gelu")]) == 2
     assert "reads chess models" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from glassmoe.measure.intervals import interval
-from glassmoe.papers.moex.claims import BASES, PAIRS, differences, order, paired, value
-from glassmoe.papers.moex.paper import PAPER, PUBLISHED_LAYERS, published
+from glassmoe.papers.moex.claims import PAIRS, differences, order, paired
+from glassmoe.papers.moex.paper import BASES, PAPER, PUBLISHED_LAYERS, published
+from glassmoe.papers.moex.rows import MeasuredRow
 from glassmoe.papers.moex.suites import SUITES
 from result_rows import coder, row
 
@@ -36,9 +37,10 @@ def test_paired_differences_by_hand() -> None:
 
 def test_values_are_those_of_the_best_layer() -> None:
     one = row("gelu", coverage=0.2)
-    assert [value(one, m) for m in ("loss", "coverage", "held_out_coverage", "reconstruction")] == [0.6, 0.2, 0.1, 0.4]
-    assert value(coder(), "loss") == 0.65
-    assert value({"name": "x", "seed": 0}, "loss") is None and value({"name": "x", "seed": 0}, "coverage") is None
+    assert [one.value(m) for m in ("loss", "coverage", "held_out_coverage", "reconstruction")] == [0.6, 0.2, 0.1, 0.4]
+    assert coder().value("loss") == 0.65
+    bare = MeasuredRow(name="x", seed=0, model={})
+    assert bare.value("loss") is None and bare.value("coverage") is None
 
 
 def statements(gelu: list[float], moe_x: list[float], losses: tuple[float, float] = (0.6, 0.6)) -> dict[str, str]:

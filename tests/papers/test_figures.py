@@ -3,22 +3,25 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glassmoe.measure.results_file import dumps
+from glassmoe.pages.plots import drawing
 from glassmoe.papers.moex import figures
-from glassmoe.papers.moex.canvas import drawing
 from glassmoe.papers.moex.figures import FIGURES, draw
+from glassmoe.papers.moex.rows import MeasuredRow
 from glassmoe.papers.moex.suites import SUITES
-from glassmoe.papers.moex.tables import dumps
+from glassmoe.papers.moex.tables import TableResults
 from result_rows import coder, results, row, text_row
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def routed(name: str) -> dict[str, Any]:
+def routed(name: str) -> MeasuredRow:
     numbers = {"pearson": -0.9, "rank_agreement": 0.8, "chosen_sparsest": 0.7, "chosen_exactly": 0.6, "hidden": 32}
     layers = [
         {"layer": i, "router": "sparsity", **numbers, "predicted_l0_error": 3.0, "mean_l0": 16.0, "load": [0.5, 0.5]}
@@ -56,8 +59,8 @@ ROWS = {
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_is_drawn_from_its_file(suite: str, tmp_path: Path) -> None:
     texts = {"texts": {}} if SUITES[suite].of_text else {}
-    given = json.loads(dumps(results(suite, ROWS[suite], **texts)))
-    written = draw(given, tmp_path / "figures")
+    given = TableResults.from_dict(json.loads(dumps(results(suite, ROWS[suite], **texts).to_dict())))
+    written = draw(given, tmp_path / "figures", f"{suite}-chess-small")
     pngs = [path for path in written if path.suffix == ".png"]
     assert [path.stem for path in pngs] == [f"{suite}-chess-small-{what}" for what in FIGURES[suite]]
     assert sorted(written) == sorted((tmp_path / "figures").iterdir())
@@ -79,10 +82,10 @@ def test_a_large_svg_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_nobody_measured_is_left_out(tmp_path: Path) -> None:
     for suite in SUITES:
-        assert draw(results(suite, []), tmp_path) == []
-    bare = {key: each for key, each in row("gelu").items() if key not in ("boards", "board_curve", "ppl")}
+        assert draw(results(suite, []), tmp_path, "t") == []
+    bare = replace(row("gelu"), boards=None, board_curve=None, ppl=None)
     assert {path.stem for path in draw(results("table1", [bare]), tmp_path, "t")} == {"t-curves"}
-    assert draw(results("figure9", [row("switch")]), tmp_path) == []
+    assert draw(results("figure9", [row("switch")]), tmp_path, "t") == []
 
 
 def test_labels_say_tokens_seeds_and_scale(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_labels_say_tokens_seeds_and_scale(tmp_path: Path) -> None:
     with drawing():
         figure = figures._routers(results("figure9", ROWS["figure9"]))
     assert figure.axes[1].get_title(loc="left") == "moe-x\nsparsity router, r = -"
-    assert draw(results("figure9", ROWS["figure9"]), tmp_path)
+    assert draw(results("figure9", ROWS["figure9"]), tmp_path, "t")
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
@@ -111,20 +114,21 @@ def test_matplotlib_is_left_as_it_was(tmp_path: Path) -> None:
         return {key: rcParams[key] for key in rcParams if key != "backend"}  # asking for the backend chooses one
 
     before = settings()
-    draw(results("table1", ROWS["table1"]), tmp_path)
+    draw(results("table1", ROWS["table1"]), tmp_path, "t")
     assert settings() == before
 
 
 def test_pyplot_is_not_used(tmp_path: Path) -> None:
-    code = "import json, sys; from pathlib import Path; from glassmoe.papers.moex.figures import draw\n"
-    code += "draw(json.load(sys.stdin), Path(sys.argv[1])); assert 'matplotlib.pyplot' not in sys.modules"
-    given = dumps(results("table1", ROWS["table1"]))
+    code = "import json, sys; from pathlib import Path; from glassmoe.papers.moex.tables import TableResults\n"
+    code += "TableResults.from_dict(json.load(sys.stdin)).draw(Path(sys.argv[1]) / 't')\n"
+    code += "assert 'matplotlib.pyplot' not in sys.modules"
+    given = dumps(results("table1", ROWS["table1"]).to_dict())
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], input=given, text=True, check=True)
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there are no figures of 'table9'; there are of table1, table2, table3"):
-        draw(results("table9", []), tmp_path)
+        draw(results("table9", []), tmp_path, "t")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r'needs matplotlib, which is not installed: pip install "glassmoe\[plots\]"'):
-        draw(results("table1", ROWS["table1"]), tmp_path)
+        draw(results("table1", ROWS["table1"]), tmp_path, "t")

@@ -8,14 +8,14 @@ import pytest
 
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
-from glassmoe.papers.mxd.frontier import BOARDS, FIDELITY, claims, render
+from glassmoe.papers.mxd.frontier import BOARDS, FIDELITY, FrontierResults, FrontierRow, claims
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared, random_gpt2
 from tiny_runs import tiny
 
 
-def row(name: str, k: int, seed: int, mse: float, increase: float, **more: float) -> dict:
-    return {"name": name, "k": k, "seed": seed, "normalised_mse": mse, "loss_increase": increase, **more}
+def row(name: str, k: int, seed: int, mse: float, increase: float, **more: float) -> FrontierRow:
+    return FrontierRow(name=name, k=k, seed=seed, normalised_mse=mse, loss_increase=increase, **more)
 
 
 def test_claims_by_hand() -> None:
@@ -23,22 +23,22 @@ def test_claims_by_hand() -> None:
     rows = [row("mxd", 4, 0, 0.30, 0.2), row("mxd", 4, 1, 0.40, 0.5), row("mxd", 4, 2, 0.40, 0.5)]
     rows += [row("transcoder", 4, 0, 0.50, 0.1), row("transcoder", 4, 1, 0.61, 0.2)]
     first, second = claims(rows)
-    assert (first["figure"], first["answer"], first["n"]) == ("normalised_mse", "yes", 2)
-    assert first["mean"] == pytest.approx(-0.205) and first["half"] == pytest.approx(12.706 * 0.005, rel=1e-3)
-    assert second["mean"] == pytest.approx(0.2) and second["answer"] == "undecided"
-    assert second["half"] == pytest.approx(12.706 * 0.1, rel=1e-3)
-    assert claims([rows[0], rows[3]])[0]["answer"] == "undecided"  # one seed decides nothing
+    assert (first.measure, first.answer, first.n) == ("normalised_mse", "yes", 2)
+    assert first.mean == pytest.approx(-0.205) and first.half == pytest.approx(12.706 * 0.005, rel=1e-3)
+    assert second.mean == pytest.approx(0.2) and second.answer == "undecided"
+    assert second.half == pytest.approx(12.706 * 0.1, rel=1e-3)
+    assert claims([rows[0], rows[3]])[0].answer == "undecided"  # one seed decides nothing
     worse = [row("mxd", 4, s, 0.5 + s / 1000, 0.2) for s in (0, 1)]
     worse += [row("skip-transcoder", 4, s, 0.4, 0.2) for s in (0, 1)]
-    assert [each["answer"] for each in claims(worse)] == ["no", "undecided"]
+    assert [each.answer for each in claims(worse)] == ["no", "undecided"]
 
 
 def test_of_boards_more_is_better() -> None:
     rows = [row("mxd-one", 4, s, 0.5, 0.2, held_out_coverage=0.3 + s / 100, reconstruction=0.1) for s in (0, 1)]
     rows += [row("transcoder", 4, s, 0.5, 0.2, held_out_coverage=0.1 + s / 100, reconstruction=0.2) for s in (0, 1)]
-    found = {each["figure"]: each for each in claims(rows)}
-    assert found["held_out_coverage"]["answer"] == "yes" and found["reconstruction"]["answer"] == "no"
-    assert found["held_out_coverage"]["name"] == "mxd-one"
+    found = {each.measure: each for each in claims(rows)}
+    assert found["held_out_coverage"].answer == "yes" and found["reconstruction"].answer == "no"
+    assert found["held_out_coverage"].name == "mxd-one"
 
 
 def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [(r["k"], r["name"], r["seed"]) for r in rows[:5]] == names
     assert 0 <= rows[4]["parameters"] - rows[0]["parameters"] <= 2 * 16 + 1
     page = (tmp_path / "results/mxd-frontier-small-layer1.md").read_text()
-    assert page == render("mxd-frontier-small-layer1", kept)
+    assert page == FrontierResults.from_dict(kept).page("mxd-frontier-small-layer1")
     assert "mxd is ahead of transcoder at k = 2 in normalised MSE" in page
     assert (tmp_path / "results/figures/mxd-frontier-small-layer1.png").stat().st_size > 1000
     more = [*words.split(), "--batch-tokens", "512", "--seeds", "0", "--coders", "mxd-relu", "--k", "4"]

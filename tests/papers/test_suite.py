@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,8 +17,8 @@ from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
 from glassmoe.config import ModelConfig, RunConfig, load, recipes
 from glassmoe.papers.moex import runner, suite
-from glassmoe.papers.moex.suite import reproduce
-from glassmoe.papers.moex.suites import RECIPES, SUITES
+from glassmoe.papers.moex.suite import reproduce_table
+from glassmoe.papers.moex.suites import RECIPES, SUITES, TableRow
 from glassmoe.training import language
 from glassmoe.training.tracking import read_metrics
 
@@ -50,7 +51,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(games: Path, toy: Path, runs: Path, results: Path) -> dict:
-    return {"data": str(games), "recipe": str(toy), "games": 4, "out": runs, "results": results}
+    return {"data": str(games), "config": str(toy), "games": 4, "out": runs, "results": results}
+
+
+def reproduce(name: str, **options: Any) -> dict[str, Any]:
+    return reproduce_table(name, **options).to_dict()
 
 
 @pytest.mark.parametrize("name", [name for name, suite in SUITES.items() if not suite.of_text])
@@ -114,7 +119,7 @@ def test_finished_rows_are_used_again_and_rows_and_seeds_can_be_chosen(
     assert again["rows"] == first["rows"]
 
 
-def test_a_failed_row_is_told_and_the_others_still_run(
+def test_a_failed_row_is_reported_and_the_others_still_run(
     games: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.yaml"
@@ -130,7 +135,7 @@ def test_a_failed_row_is_told_and_the_others_still_run(
 
 
 def test_what_starts_from_a_failed_row_fails_with_it(tmp_path: Path) -> None:
-    rows = [runner.Row("a"), runner.Row("b", source="a"), runner.Row("c")]
+    rows = [TableRow(name="a"), TableRow(name="b", source="a"), TableRow(name="c")]
     paths = {row.name: tmp_path / row.name for row in rows}
     jobs = [
         runner.Work(row, 0, None, paths[row.name], None if row.source is None else paths[row.source]) for row in rows
@@ -209,7 +214,7 @@ def toy_run(games: Path, toy: Path) -> RunConfig:
     ("words", "message"),
     [
         (["tabel1"], "there is no table or figure 'tabel1'; did you mean table1?"),
-        (["table1", "--rows", "gelu,moex"], "there is no row 'moex' here; the rows are gelu, relu"),
+        (["table1", "--rows", "gelu,moex"], "there is no row 'moex'; did you mean moe-x? Rows: gelu, relu"),
         (["table1", "--tokens", "0"], "--tokens takes a whole number above 0, got '0'"),
         (["table1", "--minutes", "0"], "--minutes takes a number above 0, got '0'"),
         (["table1", "--tokens", "600"], "600 tokens are 1 steps of this recipe; give a budget of at least 8 steps"),

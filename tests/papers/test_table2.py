@@ -2,17 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from glassmoe.cli.main import main
 from glassmoe.papers.moex import measured
-from glassmoe.papers.moex.claims import order, value
+from glassmoe.papers.moex.claims import FAR_LOWER_LOSS, LOWER_LOSS, NEAR_LOSS, order, paper_answer
 from glassmoe.papers.moex.paper import PERPLEXITIES
-from glassmoe.papers.moex.suite import reproduce
-from glassmoe.papers.moex.tables import render, save
-from glassmoe.papers.moex.text_claims import answer, paper_answer
+from glassmoe.papers.moex.rows import MeasuredRow
+from glassmoe.papers.moex.suite import reproduce_table
 from glassmoe.training import language
 from result_rows import results, text_row
 from text_files import jsonl, made_up_texts, prepared
@@ -39,8 +39,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def given(place: Path, out: str = "results", on: str = "wikitext2={0}/w.txt,lambada={0}/p.jsonl") -> dict:
-    options = {"data": str(place / "text"), "recipe": str(place / "toy.yaml"), "out": place / "runs"}
+    options = {"data": str(place / "text"), "config": str(place / "toy.yaml"), "out": place / "runs"}
     return {**options, "results": place / out, "on": on.format(place)}
+
+
+def reproduce(name: str, **options: Any) -> dict[str, Any]:
+    return reproduce_table(name, **options).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def test_every_row_is_trained_measured_and_drawn(made: dict, place: Path) -> Non
             assert row["tokens"] == STEPS * PER_STEP
     assert (made["token"], made["names"]) == ("token", NAMES)
     gelu, coder = made["rows"][0], made["rows"][-1]
-    assert coder["ppl"]["loss"] == value(coder, "loss") != gelu["ppl"]["loss"]
+    assert coder["ppl"]["loss"] == MeasuredRow.from_dict(coder).value("loss") != gelu["ppl"]["loss"]
     assert coder["texts"]["wikitext2"]["loss"] != gelu["texts"]["wikitext2"]["loss"]
     page = (place / "results/table2-toy.md").read_text()
     for words in ("44.36", "32.71", "w.txt", "last word", "moe-x is ahead of gelu in loss on"):
@@ -105,26 +109,27 @@ def test_mistakes(place: Path) -> None:
 
 
 def test_claims_and_page_by_hand() -> None:
-    assert answer("ahead", -0.2, 0.1) == "yes" and answer("ahead", 0.2, 0.1) == "no"
-    assert answer("ahead", -0.2, 0.3) == answer("ahead", -0.2, None) == "undecided"
-    assert answer("near", 0.05, 0.04) == "yes" and answer("near", 0.09, 0.04) == "undecided"
-    assert (
-        answer("near", -0.3, 0.1) == "no" and answer("far", -0.3, 0.1) == "yes" and answer("far", -0.05, 0.01) == "no"
-    )
+    assert LOWER_LOSS.answer(-0.2, 0.1) == "yes" and LOWER_LOSS.answer(0.2, 0.1) == "no"
+    assert LOWER_LOSS.answer(-0.2, 0.3) == LOWER_LOSS.answer(-0.2, None) == "undecided"
+    assert NEAR_LOSS.answer(0.05, 0.04) == "yes" and NEAR_LOSS.answer(0.09, 0.04) == "undecided"
+    assert NEAR_LOSS.answer(-0.3, 0.1) == "no"
+
+    assert FAR_LOWER_LOSS.answer(-0.3, 0.1) == "yes"
+    assert FAR_LOWER_LOSS.answer(-0.05, 0.01) == "no"
     # The paper: 42.58 and 38.90 on WikiText-2, ln(42.58 / 38.90) = 0.0904; 42.58 and 44.36; 42.58 and 49.16.
     assert PERPLEXITIES["small"]["moe-x"]["wikitext2"] == 42.58
-    for claim, base in (("near", "switch"), ("ahead", "gelu"), ("far", "sae-topk")):
-        assert paper_answer(claim, "text-small", "loss on wikitext2", "moe-x", base) == "yes"
-    assert paper_answer("ahead", "fineweb-m", "loss on lambada", "moe-x", "switch") == "no"
-    assert paper_answer("ahead", "text-small", "loss on mine", "moe-x", "gelu") is None
-    assert paper_answer("ahead", "text-small", "loss on lambada", "moe-x-upcycled", "moe-x") is None
+    for claim, base in ((NEAR_LOSS, "switch"), (LOWER_LOSS, "gelu"), (FAR_LOWER_LOSS, "sae-topk")):
+        assert paper_answer(claim, "table2", "text-small", "loss on wikitext2", "moe-x", base) == "yes"
+    assert paper_answer(LOWER_LOSS, "table2", "fineweb-m", "loss on lambada", "moe-x", "switch") == "no"
+    assert paper_answer(LOWER_LOSS, "table2", "text-small", "loss on mine", "moe-x", "gelu") is None
+    assert paper_answer(LOWER_LOSS, "table2", "text-small", "loss on lambada", "moe-x-upcycled", "moe-x") is None
     rows = [text_row("gelu", seed, 4.0 + seed / 10) for seed in (0, 1)]
     rows += [text_row("moe-x", seed, 3.8 + seed / 10) for seed in (0, 1)]
     found = {each.claim: (each.answer, each.paper) for each in order(rows, "table2", "text-small")}
     assert found["moe-x is ahead of gelu in loss on wikitext2"] == ("yes", "yes")
     assert found["moe-x is ahead of gelu in validation loss"] == ("yes", None)
     texts = {"wikitext2": {"source": "w", "sha256": "ab", "about": "x", "documents": 1, "words": 2, "bytes": 3}}
-    page = render("t", results("table2", rows, recipe="text-small", token="token", texts=texts))
+    page = results("table2", rows, recipe="text-small", token="token", texts=texts).page("t")
     line = next(line for line in page.splitlines() if line.startswith("| gelu ")).strip("|").split("|")
     # Means over both seeds: 3.05, 1.5, (e^4 + e^4.1) / 2 = 57.469, and the paper's 44.36.
     assert [each.strip() for each in line[:8]] == ["gelu", "2", "3.0500", "1.5000", "57.47", "44.36", "15", "512"]
@@ -134,7 +139,7 @@ def test_claims_and_page_by_hand() -> None:
 def test_rows_of_several_calls_share_a_file(tmp_path: Path) -> None:
     one = {"source": "w", "sha256": "ab", "about": "x", "documents": 1, "words": 2, "bytes": 3}
     head = {"recipe": "text-small", "token": "token"}
-    save(tmp_path / "t", results("table2", [text_row("gelu", 0, 4.0)], texts={"wikitext2": one}, **head))
-    save(tmp_path / "t", results("table2", [text_row("switch", 0, 3.0)], texts={"mine": one}, **head))
+    results("table2", [text_row("gelu", 0, 4.0)], texts={"wikitext2": one}, **head).save(tmp_path, "t", draw=False)
+    results("table2", [text_row("switch", 0, 3.0)], texts={"mine": one}, **head).save(tmp_path, "t", draw=False)
     kept = json.loads((tmp_path / "t.json").read_text())
     assert [row["name"] for row in kept["rows"]] == ["gelu", "switch"] and set(kept["texts"]) == {"wikitext2", "mine"}

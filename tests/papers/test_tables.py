@@ -2,12 +2,15 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassmoe.papers.moex.tables import curve_of, dumps, read, render, save
+from glassmoe.measure.results_file import dumps
+from glassmoe.papers.moex.rows import MeasuredRow
+from glassmoe.papers.moex.tables import TableResults
 from result_rows import coder, results, row
 
 
@@ -32,7 +35,7 @@ def cells(page: str, first: str, header: str) -> dict[str, str]:
 
 
 def test_headline_by_hand() -> None:
-    page = render("t", results("table1", [row("gelu"), row("moe-x", coverage=0.3), coder()]))
+    page = results("table1", [row("gelu"), row("moe-x", coverage=0.3), coder()]).page("t")
     gelu = cells(page, "gelu", "seeds")
     assert gelu["loss"] == "0.6000" and gelu["paper"] == "0.213"
     assert gelu["coverage"] == "0.200" and gelu["paper2"] == "0.356" and gelu["held-out"] == "0.100"
@@ -65,7 +68,7 @@ def test_headline_by_hand() -> None:
 def test_seeds_are_averaged_and_paired() -> None:
     rows = [row("gelu", seed, coverage=c) for seed, c in enumerate((0.1, 0.2, 0.3))]
     rows += [row("moe-x", seed, coverage=c) for seed, c in enumerate((0.2, 0.3, 0.4))]
-    page = render("t", results("table1", [*rows, row("relu")]))
+    page = results("table1", [*rows, row("relu")]).page("t")
     assert cells(page, "gelu", "seeds")["coverage"] == "0.200" and cells(page, "gelu", "seeds")["seeds"] == "3"
     over = page[page.index("## Over seeds") :]
     # 0.1, 0.2, 0.3: deviation 0.1, half 4.302653 * 0.1 / sqrt(3).
@@ -85,7 +88,7 @@ def test_rows_apart_failed_rows_starts_and_notes() -> None:
     ]
     rows.append(row("moe-x-upcycled-full", tokens=16_000_000, start=start, apart=True))
     failed = [{"name": "peer", "seed": 1, "reason": "the loss is not finite"}]
-    page = render("t", results("table4", rows, failed=failed, notes=["A remark."]))
+    page = results("table4", rows, failed=failed, notes=["A remark."]).page("t")
     above, below = page.split("## Shown apart")
     assert "| moe-x-upcycled-full " not in above and cells(below, "moe-x-upcycled-full", "seeds")["tokens"] == "16.00M"
     assert "\n\nA remark.\n\n" in above and "unequal tokens" not in above
@@ -93,7 +96,7 @@ def test_rows_apart_failed_rows_starts_and_notes() -> None:
     began = cells(page, "moe-x-upcycled", "redraw")
     assert began["source's tokens"] == "4.00M" and began["start"] == "0.7100" and began["redraw"] == "0.25"
     assert cells(page, "moe-x-upcycled", "held-out") and "| moe-x-upcycled      | 0    | 8.00M  | 0.6000 |" in page
-    unequal = render("t", results("table1", [row("gelu"), row("relu", tokens=9_000_000)]))
+    unequal = results("table1", [row("gelu"), row("relu", tokens=9_000_000)]).page("t")
     assert "unequal tokens**, from 8.00M (gelu) to 9.00M (relu)" in unequal
 
 
@@ -110,7 +113,7 @@ def test_routers_and_maps_have_their_tables() -> None:
     sparsity = {**learned, "layer": 1, "router": "sparsity", "predicted_l0_error": 3.14}
     drawn = {"layer": 1, "experts": 8, "neighbours": 10, "neighbour_share": 0.25, "chance": 0.12, "points": []}
     rows = [row("switch", routing={"layers": [learned, sparsity], "points": []}, encoder_map=drawn)]
-    page = render("t", results("figure9", rows))
+    page = results("figure9", rows).page("t")
     assert "| switch | 0    | 0     | learned  | -0.900 | 0.800          | 0.700          | 0.600         |" in page
     assert "16 of 32" in page and "| 3.1 " in page and "0.200 to 0.800" in page
     assert cells(page, "switch", "by chance")["in the same expert"] == "0.250"
@@ -118,23 +121,27 @@ def test_routers_and_maps_have_their_tables() -> None:
 
 
 def test_moves_and_calibration_say_what_they_are() -> None:
-    page = render("t", results("table1", [row("gelu")], token="move"))
+    page = results("table1", [row("gelu")], token="move").page("t")
     assert "nats per move" in page and "not comparable with one per move" in page
-    page = render("t", results("calibration", [row("gelu")]))
+    page = results("calibration", [row("gelu")]).page("t")
     assert "| MLP neurons  | coverage       | 0.062 |" in page and "nats per character" in page
 
 
 def test_a_curve_counts_the_sources_tokens_in() -> None:
     upcycled = row("moe-x", own_tokens=4_000_000, curve=[[1_000_000, 0.9], [4_000_000, 0.7]])
-    assert curve_of(upcycled, "curve") == [[5_000_000, 0.9], [8_000_000, 0.7]]
+    assert upcycled.curve_from_source("curve") == [[5_000_000, 0.9], [8_000_000, 0.7]]
     with pytest.raises(
         ValueError, match="board_curve of row moe-x ends at 8000000 tokens, beyond the 4000000 of its run"
     ):
-        curve_of(upcycled, "board_curve")
-    assert curve_of(row("x", curve=[]), "curve") == []
+        upcycled.curve_from_source("board_curve")
+    assert row("x", curve=[]).curve_from_source("curve") == []
 
 
-def saved(path: Path, *rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+def save(path: Path, table: TableResults) -> TableResults:
+    return table.save(path.parent, path.name, draw=False)
+
+
+def saved(path: Path, *rows: MeasuredRow, **more: Any) -> dict[str, Any]:
     save(path, results("table1", list(rows), **more))
     found: dict[str, Any] = json.loads(path.with_name(path.name + ".json").read_text())
     return found
@@ -157,7 +164,8 @@ def test_rows_are_merged_in_declared_order_and_notes_kept(tmp_path: Path) -> Non
     saved(path, names=names)
     assert path.with_name("table1.json").read_text() == text  # nothing new, the same bytes
     assert "Somebody's remark." in path.with_name("table1.md").read_text()
-    assert read(path.with_name("table1.json"))["rows"] == found["rows"]
+    read = TableResults.read(path.with_name("table1.json"))
+    assert read.to_dict() == found
 
 
 def test_a_row_keeps_measures_only_while_it_is_the_same_run(tmp_path: Path) -> None:
@@ -179,8 +187,8 @@ def test_two_commands_at_once_lose_no_row(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for each in [pool.submit(_save_seeds, path, name) for name in ("gelu", "moe-x")]:
             each.result()
-    found = read(path.with_name("t.json"))["rows"]
-    assert [(each["name"], each["seed"]) for each in found] == [(n, s) for n in ("gelu", "moe-x") for s in range(12)]
+    found = TableResults.read(path.with_name("t.json")).entries
+    assert [each.key for each in found] == [(n, s) for n in ("gelu", "moe-x") for s in range(12)]
     assert {file.name for file in path.parent.iterdir()} == {"t.json", "t.md"}
 
 
@@ -207,17 +215,20 @@ def test_other_games_or_no_results_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t"
     saved(path, row("gelu"))
     for fact in ("suite", "scale", "recipe", "data_sha256"):
-        with pytest.raises(ValueError, match=f"holds results with {fact} .*, these have other; .*give another name"):
-            save(path, {**results("table1", []), fact: "other"})
+        with pytest.raises(ValueError, match=f"holds results with {fact} .*, these have other. .*give another name"):
+            save(path, replace(results("table1", []), **{fact: "other"}))
     (tmp_path / "t.json").write_text("[1]")
     with pytest.raises(ValueError, match="is not what glassmoe writes there: expected JSON with suite"):
         save(path, results("table1", []))
 
 
-def test_lists_of_numbers_stay_on_one_line() -> None:
-    values = {"a": [[1, 2.5], [None, True]], "b": [], "c": ["[1,\n 2]", {"d": [3]}]}
+def test_every_row_has_its_line() -> None:
+    values = {"a": "x", "rows": [{"b": [1, 2.5]}, {"b": [None, True]}], "c": [], "d": {"e": "[1,\n 2]"}}
     text = dumps(values)
-    assert json.loads(text) == values
-    assert "  [1, 2.5],\n  [null, true]\n" in text and '   "d": [3]\n' in text and text.endswith("}\n")
+    assert json.loads(text) == values and list(json.loads(text)) == list(values)
+    assert text.splitlines() == [
+        "{", '"a": "x",', '"rows": [', '{"b":[1,2.5]},', '{"b":[null,true]}', "],", '"c": [],',
+        '"d": {"e":"[1,\\n 2]"}', "}",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="Out of range float"):
         dumps({"a": float("nan")})

@@ -101,14 +101,13 @@ def frontier(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the coders lie")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
     args = parser.parse_args(words)
-    from glassmoe.papers.mxd.frontier import DEFAULT
-    from glassmoe.papers.mxd.frontier import frontier as made
+    from glassmoe.papers.mxd.frontier import DEFAULT, mxd_frontier
 
     given = ("data", "rows", "games", "out", "results", "features", "activation", "device", *LENGTHS)
     options = {name: getattr(args, name) for name in given}
-    options |= {"ks": integers(args.k, "--k"), "seeds": integers(args.seeds, "--seeds")}
-    found = made(args.model, args.layer, coders=args.coders.split(",") if args.coders else DEFAULT, **options)
-    show(args, found, "\n".join(found["files"]))
+    options |= {"k": integers(args.k, "--k"), "seeds": integers(args.seeds, "--seeds")}
+    found = mxd_frontier(args.model, args.layer, coders=args.coders.split(",") if args.coders else DEFAULT, **options)
+    show(args, found.to_dict(), found.table())
     return 0
 
 

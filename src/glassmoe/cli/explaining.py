@@ -85,17 +85,12 @@ def figure8(words: list[str]) -> int:
     _add_results(parser)
     args = parser.parse_args(words)
     judge = judge_of(args)
-    from glassmoe.explaining.explained import gathering_for
-    from glassmoe.explaining.trials import ExplanationProtocol
-    from glassmoe.papers.moex.figure8 import FEATURES
     from glassmoe.papers.moex.figure8 import figure8 as made
 
-    given = {name: getattr(args, name) for name in ("layer", "keep", "name", "data", "results", "device", "again")}
-    features = args.features or FEATURES[args.scale]
-    protocol = ExplanationProtocol(args.per_decile, args.silent, args.seed)
-    gathering = gathering_for(args.tokens, args.per_decile, args.silent)
-    found = made(args.runs, judge, features=features, gathering=gathering, protocol=protocol, **given)
-    show(args, found, "\n".join(found["files"]))
+    names = ("layer", "scale", "features", "keep", "data", "tokens", "per_decile", "silent", "seed", "again")
+    given = {name: getattr(args, name) for name in (*names, "name", "results", "device")}
+    found = made(args.runs, judge=judge, **given)
+    show(args, found.to_dict(), found.table())
     return 0
 
 
@@ -113,7 +108,7 @@ def chess_explained(words: list[str]) -> int:
     given = {name: getattr(args, name) for name in ("name", "data", "games", "results", "device")}
     layers = None if args.layers is None else integers(args.layers, "--layers")
     found = made(args.runs, layers=layers, **given)
-    show(args, found, "\n".join(found["files"]))
+    show(args, found.to_dict(), found.table())
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from .arguments import count, seed
 from .common import integers, make_parser, show
-from .judging import add_judge, chats
+from .judging import add_judge, settings_of
 
 
 def probe(words: list[str]) -> None:
@@ -93,17 +93,18 @@ def probes(words: list[str]) -> int:
     parser.add_argument("--samples", type=count, default=10_000, help="texts of a task at most")
     parser.add_argument("--splits", type=count, default=5, help="divisions into training and test texts")
     args = parser.parse_args(words)
-    from glassmoe.measure.probing import Protocol
-    from glassmoe.papers.mxd.uses import probes as made
+    from glassmoe.papers.mxd.probe import mxd_probe
 
-    found = made(
+    found = mxd_probe(
         args.path,
-        args.tasks.split(","),
-        protocol=Protocol(tokens=args.tokens, samples=args.samples, splits=args.splits),
-        ends=args.last.split(",") if args.last else (),
+        tasks=args.tasks.split(","),
+        last=args.last.split(",") if args.last else (),
+        tokens=args.tokens,
+        samples=args.samples,
+        splits=args.splits,
         **_measured(args),
     )
-    show(args, found, "\n".join(found["files"]))
+    show(args, found.to_dict(), found.table())
     return 0
 
 
@@ -119,12 +120,13 @@ def steering(words: list[str]) -> int:
     parser.add_argument("--no-neurons", action="store_true", help="of coders: leave out the neurons of the MLP itself")
     add_judge(parser, "an OpenAI-compatible endpoint, such as http://localhost:8000/v1", "URL")
     args = parser.parse_args(words)
-    judges = chats(args)
-    from glassmoe.papers.mxd.steering import steering as made
+    limits = {name: getattr(args, name) for name in ("judge", "judge_model", "max_calls", "max_cost", "prices")}
+    judge = {**limits, "judge_settings": settings_of(args), "judge_cache": args.judge_cache}
+    from glassmoe.papers.mxd.steering import mxd_steering
 
-    options = {"features": args.features, "amount": args.amount, "prompt": args.prompt, "own": not args.no_neurons}
-    found = made(args.path, **options, judges=judges, **_measured(args))
-    show(args, found, "\n".join(found["files"]))
+    options = {"features": args.features, "amount": args.amount, "prompt": args.prompt, "neurons": not args.no_neurons}
+    found = mxd_steering(args.path, **options, **judge, **_measured(args))
+    show(args, found.to_dict(), found.table())
     return 0
 
 
@@ -139,9 +141,9 @@ def steering_games(words: list[str]) -> int:
     args = parser.parse_args(words)
     from glassmoe.papers.moex.steering_games import steering_games as made
 
-    options = {"features": args.features, "count": args.positions, "own": not args.no_neurons}
-    found = made(args.paths, args.data, **options, **_measured(args))
-    show(args, found, "\n".join(found["files"]))
+    options = {"features": args.features, "positions": args.positions, "neurons": not args.no_neurons}
+    found = made(args.paths, data=args.data, **options, **_measured(args))
+    show(args, found.to_dict(), found.table())
     return 0
 
 
@@ -159,9 +161,9 @@ def experts(words: list[str]) -> int:
     args = parser.parse_args(words)
     from glassmoe.papers.moex.experts import experts as made
 
-    options = {"task": args.task, "data": args.data, "max_tokens": args.tokens, "name": args.name}
+    options = {"task": args.task, "data": args.data, "tokens": args.tokens, "name": args.name}
     found = made(args.runs, **options, results=args.results, device=args.device)
-    show(args, found, "\n".join(found["files"]))
+    show(args, found.to_dict(), found.table())
     return 0
 
 

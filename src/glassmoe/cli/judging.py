@@ -25,29 +25,20 @@ def add_judge(parser: argparse.ArgumentParser, about: str, metavar: str, **more:
     )
 
 
-def _options(args: Any) -> dict[str, Any]:
+def settings_of(args: Any) -> dict[str, Any]:
+    """The JSON object of --judge-settings."""
     try:
         settings = json.loads(args.judge_settings)
     except ValueError:
         settings = None
     if not isinstance(settings, dict):
         raise ValueError(f"--judge-settings takes a JSON object such as {{}}, got {args.judge_settings!r}")
+    return settings
+
+
+def _options(args: Any) -> dict[str, Any]:
     limits = {name: getattr(args, name) for name in ("max_calls", "max_cost", "prices")}
-    return {"settings": settings, "cache": args.judge_cache, "device": args.device, **limits}
-
-
-def chats(args: Any) -> list[Any]:
-    """A chat with each model of --judge-model behind the endpoint --judge, all with one file of answers."""
-    from glassmoe.explaining.judges import JudgeOptions, make_chats
-
-    if (args.judge is None) != (args.judge_model is None):
-        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
-    if args.judge is None:
-        return []
-    models = list(dict.fromkeys(name.strip() for name in args.judge_model.split(",")))
-    if "" in models:
-        raise ValueError(f"--judge-model takes names separated by commas, got {args.judge_model!r}")
-    return make_chats(args.judge, models, JudgeOptions(**_options(args)))
+    return {"settings": settings_of(args), "cache": args.judge_cache, "device": args.device, **limits}
 
 
 def judge_of(args: Any) -> Any:

@@ -218,13 +218,13 @@ def reproduce(words: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="where the runs lie")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the results files")
     args = parser.parse_args(words)
-    from glassmoe.papers.moex.suite import reproduce
+    from glassmoe.papers.moex.suite import reproduce_table
 
-    found = reproduce(
+    found = reproduce_table(
         args.name,
         data=args.data,
         scale=args.scale,
-        recipe=args.config,
+        config=args.config,
         rows=None if args.rows is None else args.rows.split(","),
         seeds=[integer(each, "--seeds") for each in args.seeds.split(",")],
         tokens=args.tokens,
@@ -235,6 +235,5 @@ def reproduce(words: list[str]) -> int:
         out=args.out,
         results=args.results,
     )
-    failed = "".join(f"\nfailed: {each['name']}, seed {each['seed']}: {each['reason']}" for each in found["failed"])
-    show(args, found, "\n".join(found["files"]) + failed)
-    return FAILURE if failed else 0
+    show(args, found.to_dict(), found.table())
+    return FAILURE if found.failed else 0

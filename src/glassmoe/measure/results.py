@@ -1,118 +1,147 @@
-"""Results files: NAME.json for programs, NAME.md for people, one row a trained model; the second is made from the
-first.
+"""Results files of single runs, which `glassmoe eval ... --results NAME` writes: one row for each run and seed.
 
 `{"command", "commit", "data_sha256", "hardware", "token", "rows": [{"name", "seed", "tokens", "flops",
-"active_parameters", "total_parameters", ...measures}]}`. `token` is `character` or `move`. Tokens and FLOPs include
-those of the run that a row started from. A row that is measured again is replaced; rows of other data or hardware are
-refused. `notes`, a list of paragraphs that somebody added to the JSON, is kept and shown.
+"active_parameters", "total_parameters", ...measures}]}`. Tokens and FLOPs include those of the run that a row started
+from.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from glassmoe.atomic import alone_in, write_text
 from glassmoe.data.corpus import Corpus
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.subject import Subject
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.training.records import seen_before
 from glassmoe.training.tracking import read_metrics
 
-from .tables import table
+from .results_file import ResultsFile, joined_remarks, merged, read_object
 
-FACTS = ("command", "commit", "data_sha256", "hardware")
+MEASURES = ("ppl", "boards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow(Result):
+    """A run and what was measured of it."""
+
+    name: str
+    """Name of the row, by default that of the feed-forward layer."""
+    seed: int
+    """Seed of the run."""
+    tokens: int
+    """Training tokens, those of the source included."""
+    flops: float
+    """Training FLOPs, those of the source included."""
+    active_parameters: int
+    """Weights multiplied for one token."""
+    total_parameters: int
+    """All weights."""
+    train_seconds: float
+    """Seconds of training."""
+    tokens_per_second: float | None
+    """Median training speed, None where the run logged none."""
+    compute_dtype: str
+    """Type of the matrix products, such as bfloat16."""
+    commit: str | None
+    """Commit that trained the run."""
+    curve: list[list[float]]
+    """[training tokens, validation loss in nats], source included."""
+    ppl: dict[str, Any] | None = omitted()
+    """What `measure.perplexity` returned."""
+    boards: dict[str, Any] | None = omitted()
+    """What `chess.board_evaluation` returned."""
+
+    def best_layer(self) -> dict[str, Any]:
+        """The layer with the highest reconstruction; empty where boards were not measured."""
+        return best_layer(self.boards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable(ResultsFile):
+    """Rows of runs on the same data and hardware."""
+
+    command: str
+    commit: str | None
+    data_sha256: str
+    """Fingerprint of the corpus that all rows were trained on."""
+    hardware: str
+    token: str | None = omitted()
+    """What a token is: character, move or token (of text); files of early versions lack it and count characters."""
+    entries: list[RunRow] = stored_as("rows")
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    SHARED: ClassVar[tuple[str, ...]] = ("data_sha256", "hardware")
+    REQUIRED: ClassVar[tuple[str, ...]] = ("command", "commit", "data_sha256", "hardware", "rows")
+    OTHERWISE: ClassVar[str] = "give another --results"
+
+    def joined(self, old: RunTable, path: Path) -> RunTable:  # noqa: ARG002
+        rows = merged(old.entries, self.entries, lambda row: (row.name, row.seed), _with_measures)
+        return replace(old, entries=rows, remarks=joined_remarks(old, self))
+
+    def sections(self, name: str) -> Iterable[str | None]:  # noqa: ARG002
+        text, token = self.token == "token", self.token or "character"
+        about = (
+            "Bits per byte are those of the same text. "
+            if text
+            else "Coverage, held-out coverage (features and threshold chosen on other games) and reconstruction are "
+            "those of the layer with the highest reconstruction; L0 counts features above 0 per token. "
+        )
+        return [
+            _summary(self.entries),
+            f"Loss is in nats per {token} on the validation {'text' if text else 'games'}. {about}Active "
+            "parameters are the weights multiplied for one token; FLOPs are those of training.",
+            f"Data {self.data_sha256[:16]}; {self.hardware}; commit {self.commit}. Tokens per second are those of the "
+            "run itself; rows that shared the machine with other work are not comparable in speed "
+            "(`bench-cpu.json` is).",
+            *(self.remarks or []),
+            *layer_sections(self.entries),
+        ]
 
 
 def add_row(path: Path, loaded: Subject, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
-    """Add measures to the row of a run in a results file (`NAME`, without ending); the row's other measures stay.
+    """Add measures (`ppl`, `boards`) to the row of a run in a results file (`NAME`, without ending); the row's other
+    measures stay.
 
-    ValueError when the model is not a run of ours, or the file holds results on other games.
+    ValueError when the model is not a run of ours, or the file holds results on other data or hardware.
     """
     if loaded.config is None:
         raise ValueError(
             f"{loaded.path} is not a run directory, so its tokens and seed are unknown; leave out --results"
         )
-    environment = read_results(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
-    header = {
-        "command": "glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
-        "commit": environment["commit"],
-        "data_sha256": corpus.fingerprint,
-        "hardware": environment["hardware"],
-        "token": corpus.kind.one,
-    }
-    fresh = {
-        "name": name or loaded.config.model.ffn,
-        "seed": loaded.config.seed,
-        **_facts(loaded, environment),
-    }
-    with alone_in(path.parent):
-        _merge(path, header, {**fresh, **measures})
-
-
-def _merge(path: Path, header: dict[str, Any], row: dict[str, Any]) -> None:
-    json_path = path.with_name(path.name + ".json")
-    found = read_results(json_path, *FACTS, "rows") if json_path.exists() else {**header, "rows": []}
-    for fact in ("data_sha256", "hardware"):
-        if found[fact] != header[fact]:
-            raise ValueError(
-                f"{json_path} holds results with {fact} {found[fact]}, this run has {header[fact]}; "
-                f"rows of one file share their data and hardware: give another --results"
-            )
-    key = (row["name"], row["seed"])
-    rows = {(each["name"], each["seed"]): each for each in found["rows"]}
-    rows[key] = {**rows.get(key, {}), **row}
-    found["rows"] = list(rows.values())
-    write_text(json_path, json.dumps(found, indent=1) + "\n")
-    markdown = render(path.name, found)
-    write_text(path.with_name(path.name + ".md"), markdown)
-
-
-def read_results(path: Path, *keys: str) -> dict[str, Any]:
-    """The object in a file that glassmoe wrote; ValueError when it is not one that has these keys."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict) or not values.keys() >= {*keys}:
-        raise ValueError(
-            f"{path} is not what glassmoe writes there: expected JSON with {', '.join(keys)}; move it away"
-        )
-    return values
-
-
-def render(title: str, found: dict[str, Any]) -> str:
-    """The Markdown page of a results file: one line a model, then the layers of each."""
-    parts = [f"# {title}", "", _summary(found["rows"]), ""]
-    token = found.get("token", "character")
-    boards = (
-        "Bits per byte are those of the same text. "
-        if token == "token"
-        else "Coverage, held-out coverage (features and threshold chosen on other games) and reconstruction are those "
-        "of the layer with the highest reconstruction; L0 counts features above 0 per token. "
+    environment = read_object(loaded.path / "environment.json", "commit", "hardware", "compute_dtype")
+    row = RunRow(
+        name=name or loaded.config.model.ffn,
+        seed=loaded.config.seed,
+        **_training_facts(loaded, environment),
+        **{key: measures[key] for key in MEASURES if key in measures},
     )
-    parts += [
-        f"Loss is in nats per {token} on the validation {'text' if token == 'token' else 'games'}. {boards}Active "
-        "parameters are the weights multiplied for one token; FLOPs are those of training.",
-        "",
-        f"Data {found['data_sha256'][:16]}; {found['hardware']}; commit {found['commit']}. Tokens per second are those "
-        "of the run itself; rows that shared the machine with other work are not comparable in speed "
-        "(`bench-cpu.json` is).",
-    ]
-    parts += [f"\n{note}" for note in found.get("notes", [])]
-    for row in found["rows"]:
-        if "boards" in row:
-            parts += [
-                "",
-                f"## {row['name']}, seed {row['seed']}, layer by layer",
-                "",
-                layers_table(row["boards"]["layers"]),
-            ]
-    return "\n".join(parts) + "\n"
+    RunTable(
+        command="glassmoe train, then glassmoe eval ppl and glassmoe eval boards, with --results",
+        commit=environment["commit"],
+        data_sha256=corpus.fingerprint,
+        hardware=environment["hardware"],
+        token=corpus.kind.one,
+        entries=[row],
+    ).save(path.parent, path.name, draw=False)
 
 
-def _facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, Any]:
+def _with_measures(old: RunRow, new: RunRow) -> RunRow:
+    """The new row with the measures that it does not bring."""
+    return replace(new, ppl=new.ppl or old.ppl, boards=new.boards or old.boards)
+
+
+def best_layer(boards: dict[str, Any] | None) -> dict[str, Any]:
+    """The entry of the boards measure for the layer with the highest reconstruction; empty without a measure."""
+    layers = boards["layers"] if boards else []
+    return next((layer for layer in layers if boards and layer["layer"] == boards["best_layer"]), {})
+
+
+def _training_facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, Any]:
     model: GlassForCausalLM = loaded.model
     log = loaded.path / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []
@@ -138,48 +167,55 @@ def _facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _summary(rows: list[dict[str, Any]]) -> str:
-    of_text = any(row.get("ppl", {}).get("bits_per_byte") is not None for row in rows)
-    read = ["bits per byte"] if of_text else ["coverage", "held-out", "reconstruction", "layer", "L0", "alive"]
-    header = ["model", "seed", "loss", *read, "tokens", "FLOPs", "active", "parameters", "tokens/s"]
+def _summary(rows: list[RunRow]) -> str:
+    text = any((row.ppl or {}).get("bits_per_byte") is not None for row in rows)
+    measures = ["bits per byte"] if text else ["coverage", "held-out", "reconstruction", "layer", "L0", "alive"]
+    header = ["model", "seed", "loss", *measures, "tokens", "FLOPs", "active", "parameters", "tokens/s"]
     lines = []
     for row in rows:
-        boards = row.get("boards", {"layers": [], "best_layer": None})
-        best = {key: value for x in boards["layers"] if x["layer"] == boards["best_layer"] for key, value in x.items()}
-        told = [
+        best = row.best_layer()
+        values = [
             *(best.get(key) for key in ("coverage", "held_out_coverage", "reconstruction", "layer")),
             f"{best['l0']:.0f}" if best else None,
             f"{best['alive']} of {best['width']}" if best else None,
         ]
-        if of_text:
-            told = [row["ppl"].get("bits_per_byte") if "ppl" in row else None]
         lines.append(
             [
-                row["name"],
-                row["seed"],
-                f"{row['ppl']['loss']:.4f}" if "ppl" in row else None,
-                *told,
-                f"{row['tokens'] / 1e6:.2f}M",
-                f"{row['flops']:.2e}",
-                f"{row['active_parameters'] / 1e6:.3f}M",
-                f"{row['total_parameters'] / 1e6:.3f}M",
-                f"{row['tokens_per_second']:,.0f}" if row["tokens_per_second"] else None,
+                row.name,
+                row.seed,
+                f"{row.ppl['loss']:.4f}" if row.ppl else None,
+                *([(row.ppl or {}).get("bits_per_byte")] if text else values),
+                f"{row.tokens / 1e6:.2f}M",
+                f"{row.flops:.2e}",
+                f"{row.active_parameters / 1e6:.3f}M",
+                f"{row.total_parameters / 1e6:.3f}M",
+                f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else None,
             ]
         )
-    return table(header, lines)
+    return markdown_table(header, lines)
 
 
-def layers_table(layers: list[dict[str, Any]]) -> str:
+def layer_sections(rows: Iterable[Any]) -> list[str]:
+    """A heading and the table of its layers for every row (`name`, `seed`, `boards`) whose boards were measured."""
+    return [
+        block
+        for row in rows
+        if row.boards
+        for block in (f"## {row.name}, seed {row.seed}, layer by layer", _layers_table(row.boards["layers"]))
+    ]
+
+
+def _layers_table(layers: list[dict[str, Any]]) -> str:
     """The entries `layers` of the boards measure, one line each, with their controls."""
 
-    def numbers(part: dict[str, Any] | None) -> list[Any]:
+    def numbers(values: dict[str, Any] | None) -> list[Any]:
         keys = ("coverage", "held_out_coverage", "reconstruction")
-        return [None] * 3 if part is None else [part[key] for key in keys]
+        return [None] * 3 if values is None else [values[key] for key in keys]
 
     names = ["coverage", "held-out", "reconstruction"]
     header = ["layer", *names, "strategy cov.", "strategy rec.", "L0", "alive"]
     header += [f"{kind} {name}" for kind in ("subsample", "random") for name in names]
-    rows = [
+    lines = [
         [
             layer["layer"],
             *numbers(layer),
@@ -192,4 +228,4 @@ def layers_table(layers: list[dict[str, Any]]) -> str:
         ]
         for layer in layers
     ]
-    return table(header, rows)
+    return markdown_table(header, lines)

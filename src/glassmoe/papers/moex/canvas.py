@@ -18,33 +18,11 @@ from glassmoe.pages.plots import (
     VERMILLION,
     WIDTH,
     YELLOW,
-    drawing,
     matplotlib,
-    write,
 )
 
-from .claims import by_name
-from .tables import Results, token_word
-
-__all__ = [
-    "BLACK",
-    "BLUE",
-    "COLOURS",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "PURPLE",
-    "SKY",
-    "STYLES",
-    "VERMILLION",
-    "YELLOW",
-    "drawing",
-    "panels",
-    "plain_ticks",
-    "style",
-    "title",
-    "write",
-]
+from .rows import by_name
+from .tables import TableResults
 
 STYLES = {
     "gelu": (BLACK, "-"),
@@ -65,7 +43,7 @@ STYLES = {
 }
 
 
-def panels(results: Results, count: int, height: float, note: str = "", **kwargs: Any) -> tuple[Any, Any]:
+def panels(results: TableResults, count: int, height: float, note: str = "", **kwargs: Any) -> tuple[Any, Any]:
     """A figure with `count` panels side by side, and below them a line on scale, tokens and seeds, and `note`."""
     figure = matplotlib(".figure").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, **kwargs)[0]
@@ -74,15 +52,15 @@ def panels(results: Results, count: int, height: float, note: str = "", **kwargs
     return figure, axes
 
 
-def _scale(results: Results) -> str:
-    rows = results["rows"]
+def _scale(results: TableResults) -> str:
+    rows = results.entries
     seeds = sorted({len(group) for group in by_name(rows).values()})
-    level = sorted({round(row["tokens"] / 1e6, 2) for row in rows if not row.get("apart") and "splice" not in row})
+    level = sorted({round(row.tokens / 1e6, 2) for row in rows if not row.apart and row.splice is None})
     tokens = f"{level[0]:g}M" if len(level) == 1 else f"{level[0]:g}M to {level[-1]:g}M" if level else "?"
     many = (
         "one seed" if seeds == [1] else f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     )
-    return f"{results['scale']} (recipe {results['recipe']}), {tokens} {token_word(results)}s and {many} a row"
+    return f"{results.scale} (recipe {results.recipe}), {tokens} {results.token_word}s and {many} a row"
 
 
 def title(figure: Any, text: str, of: Sequence[Any] = (), columns: int = 4) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,118 +12,187 @@ from glassmoe.chess.board_features import LEVELS
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.device import describe, pick_device
 from glassmoe.explaining.opening import data_of
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.tables import table
+from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import load_subject
-from glassmoe.papers.mxd.uses import Row, save
-from glassmoe.training.run import commit
+from glassmoe.pages.plots import drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 
-from .canvas import drawing, style, write
+from .canvas import style
 
-KEPT = ("feature", "property", "precision", "recall", "f1", "true_share", "f1_always_on", "f1_random")
+BEST = 12
+"""Features of a layer that the file names."""
+SCORES = ("precision", "recall", "f1", "true_share", "f1_always_on", "f1_random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardFeature(Result):
+    """A feature and the property of the board that it tells best; scores are of games that did not choose it."""
+
+    feature: int
+    property: str
+    precision: float
+    recall: float
+    f1: float
+    true_share: float
+    """Share of the boards on which the property is true."""
+    f1_always_on: float
+    """F1 of a feature that always fires."""
+    f1_random: float | None = omitted()
+    """F1 of the best feature of the same layer with random weights."""
+    more: float | None = omitted()
+    """F1 above the greater of the two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerExplained(Result):
+    """One layer of one model. `levels`, `always_on`, `at_home`, `random`: F1 -> features that reach it."""
+
+    name: str
+    """Name of the run's folder."""
+    ffn: str
+    """Feed-forward layer."""
+    synthetic: bool
+    """Whether the games are synthetic."""
+    data_sha256: str
+    layer: int
+    games: int
+    """Games that choose properties; as many others test them."""
+    boards: int
+    width: int
+    """Features of the layer."""
+    alive: int
+    """Features that fire."""
+    properties: int
+    """Properties that are true often enough, and not too often."""
+    levels: dict[str, int]
+    """Features whose best property has at least that F1."""
+    always_on: dict[str, int]
+    """Of these, those whose property a feature that always fires tells to that level, too."""
+    at_home: dict[str, int]
+    """Of these, those that say that a square holds what it held at the start, or nothing."""
+    random: dict[str, int] = field(default_factory=dict)
+    """The same layer with random weights."""
+    surprising: list[BoardFeature] = field(default_factory=list)
+    """Features that tell what no feature of random weights tells."""
+    best: list[BoardFeature] = field(default_factory=list)
+    """Features with the best F1, one a property."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChessExplainedResults(ResultsFile):
+    """Layers of several models."""
+
+    suite: str = "chess-explained"
+    command: str
+    commit: str | None
+    hardware: str
+    entries: list[LayerExplained] = stored_as("rows", default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        rows, keys = self.entries, list(map(str, LEVELS))
+        header = ["model", "layer", "alive", *(f"F1 >= {key}" for key in keys)]
+        header += [f"{what} >= {key}" for what in ("always on", "at home", "random weights") for key in keys[1:]]
+        lines = []
+        for row in rows:
+            beside = [counts[key] for counts in (row.always_on, row.at_home, row.random) for key in keys[1:]]
+            lines.append([row.name, row.layer, row.alive, *(row.levels[key] for key in keys), *beside])
+        surprising = [
+            [row.name, row.layer, each.feature, each.property, *(getattr(each, key) for key in SCORES)]
+            for row in rows
+            for each in row.surprising[:4]
+        ]
+        first = rows[0]
+        return [
+            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            markdown_table(header, lines),
+            f"Features whose best property of the board has at least that F1 on {first.games:,} games "
+            f"({first.boards:,} boards{', synthetic' if first.synthetic else ''}; {first.data_sha256[:12]}) that "
+            f"chose neither property nor threshold, which as many others did; of {first.properties} properties that "
+            "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always "
+            "fires tells to that level, too; `at home`: those that say that a square holds what it held at the start, "
+            "or nothing, which tells the time of the game as well; `random weights`: the same layer without training.",
+            *(self.remarks or []),
+            "## The most surprising",
+            "Furthest above what always firing, and the best feature of random weights, reach on the same property.",
+            markdown_table(
+                ["model", "layer", "feature", "property", *(key.replace("_", " ") for key in SCORES)], surprising
+            ),
+            figure(name),
+        ]
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self.entries, path)
 
 
 def chess_explained(
-    runs: Sequence[str],
+    runs: Sequence[str | Path],
     *,
-    name: str | None = None,
     layers: Sequence[int] | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     games: int = 1000,
-    results: Path = Path("results"),
+    name: str | None = None,
+    results: str | Path = "results",
     device: str = "auto",
-) -> dict[str, Any]:
-    """Of each layer of each of the chess models at `runs`, how many features tell one property of the board with which
-    F1 on games that did not choose it (`measure.board_explanations`), and the most surprising; writes
-    `results/chess-explained-NAME.json`, `.md` and a figure after each layer. ValueError for a user's mistake."""
+) -> ChessExplainedResults:
+    """How many features of each layer tell one property of the board, with which F1, and the most surprising ones.
+
+    Writes `results/chess-explained-NAME.json`, `.md` and a figure after each layer. ValueError for a user's mistake.
+
+    Args:
+        runs: Runs of chess models.
+        layers: Layers to measure (default: all).
+        data: Prepared games (default: those of each run).
+        games: Games that choose properties, and as many that test them.
+        name: Name of the results file (default: that of the first run's folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
     require_plots("matplotlib.figure", "Drawing figures")
-    header = {
-        "suite": "chess-explained",
-        "command": f"glassmoe reproduce chess-explained {' '.join(Path(run).name for run in runs)}",
-        "commit": commit(),
-        "hardware": describe(pick_device(device)),
-    }
-    subjects = {run: load_subject(run, device) for run in runs}
+    names = [Path(run).name for run in runs]
+    explained = ChessExplainedResults(command=f"glassmoe reproduce chess-explained {' '.join(names)}", **origin(device))
+    subjects = {str(run): load_subject(str(run), device) for run in runs}
     for run, subject in subjects.items():
         if subject.tokens == TEXT or subject.model.config.model_type != "glassmoe":
             raise ValueError(f"chess-explained reads chess models that glassmoe trained, and {run} is none")
-    rows: list[Row] = []
     for run, subject in subjects.items():
-        corpus = Corpus.open(data or data_of(run, subject), subject.tokens)
+        corpus = Corpus.open(str(data or data_of(run, subject)), subject.tokens)
+        about = {"name": Path(run).name, "ffn": subject.model.config.ffn, "data_sha256": corpus.fingerprint}
+        about["synthetic"] = bool(corpus.manifest.get("synthetic"))
         for layer in range(subject.layers) if layers is None else layers:
             say(f"{run}, layer {layer}")
-            told = explain_boards(subject.model, corpus, layer, games=games)
-            told["best"] = _best(told.pop("features"))
-            synthetic = bool(corpus.manifest.get("synthetic"))
-            about = {"name": Path(run).name, "ffn": subject.model.config.ffn, "synthetic": synthetic}
-            rows.append({**about, "data_sha256": corpus.fingerprint, **told})
-            title = f"chess-explained-{name or Path(runs[0]).name}"
-            saved = save(results, title, {**header, "rows": rows}, render_chess, draw_chess)
+            measured = explain_boards(subject.model, corpus, layer, games=games)
+            row = LayerExplained.from_dict({**about, **measured, "best": _best(measured["features"])})
+            explained = replace(explained, entries=[*explained.entries, row])
+            saved = explained.save(results, f"chess-explained-{name or names[0]}")
     return saved
 
 
-def _best(features: dict[int, dict[str, Any]], count: int = 12) -> list[dict[str, Any]]:
+def _best(features: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """The features with the best F1 on the games that chose, one a property."""
-    found: dict[str, dict[str, Any]] = {}
-    for feature, told in sorted(features.items(), key=lambda item: -item[1]["f1_chosen"]):
-        found.setdefault(
-            told["property"], {"feature": feature, **{k: told[k] for k in KEPT if k in told and k != "feature"}}
-        )
-    return list(found.values())[:count]
+    by_property: dict[str, dict[str, Any]] = {}
+    for feature, scores in sorted(features.items(), key=lambda item: -item[1]["f1_chosen"]):
+        by_property.setdefault(scores["property"], {"feature": feature, **scores})
+    return list(by_property.values())[:BEST]
 
 
-def render_chess(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page of what features say of boards, made from the results alone."""
-    rows = results["rows"]
-    keys = list(map(str, LEVELS))
-    header = ["model", "layer", "alive", *(f"F1 >= {key}" for key in keys)]
-    header += [f"{what} >= {key}" for what in ("always on", "at home", "random weights") for key in keys[1:]]
-    lines = []
-    for row in rows:
-        beside = [row[what][key] for what in ("always_on", "at_home", "random") for key in keys[1:]]
-        lines.append([row["name"], row["layer"], row["alive"], *(row["levels"][key] for key in keys), *beside])
-    surprising = [
-        [row["name"], row["layer"], each["feature"], each["property"], *(each[key] for key in KEPT[2:])]
-        for row in rows
-        for each in row["surprising"][:4]
-    ]
-    first = rows[0]
-    parts = [
-        f"# {title}",
-        f"By `{results['command']}`; {results['hardware']}; commit {results['commit']}.",
-        table(header, lines),
-        f"Features whose best property of the board has at least that F1 on {first['games']:,} games "
-        f"({first['boards']:,} boards{', synthetic' if first['synthetic'] else ''}; {first['data_sha256'][:12]}) that "
-        f"chose neither property nor threshold, which as many others did; of {first['properties']} properties that "
-        "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always fires "
-        "tells to that level, too; `at home`: those that say that a square holds what it held at the start, or "
-        "nothing, which tells the time of the game as well; `random weights`: the same layer without training.",
-        *results.get("notes", []),
-        "## The most surprising",
-        "Furthest above what always firing, and the best feature of random weights, reach on the same property.",
-        table(["model", "layer", "feature", "property", *(key.replace("_", " ") for key in KEPT[2:])], surprising),
-        f"![{title}](figures/{title}.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def draw_chess(results: dict[str, Any], path: Path) -> list[Path]:
+def _draw(rows: Sequence[LayerExplained], path: Path) -> list[Path]:
     """A panel a level: the share of a layer's features that reach it, a line a model; dotted with random weights."""
-    rows = results["rows"]
     with drawing():
         from matplotlib.figure import Figure
 
         canvas = Figure(figsize=(7.2, 2.8), layout="constrained")
         panels = canvas.subplots(1, len(LEVELS), squeeze=False)[0]
         for panel, level in zip(panels, map(str, LEVELS), strict=True):
-            for at, model in enumerate(dict.fromkeys(row["name"] for row in rows)):
-                own = [row for row in rows if row["name"] == model]
-                colour, dashes = style(own[0]["ffn"] if len({r["name"] for r in rows}) == 1 else model, at)
-                layers = [row["layer"] for row in own]
+            for at, model in enumerate(dict.fromkeys(row.name for row in rows)):
+                own = [row for row in rows if row.name == model]
+                colour, dashes = style(own[0].ffn if len({r.name for r in rows}) == 1 else model, at)
+                layers = [row.layer for row in own]
                 for what, line, label in (("levels", dashes, model), ("random", ":", None)):
-                    shares = [row[what][level] / max(1, row["alive"]) for row in own]
+                    shares = [getattr(row, what)[level] / max(1, row.alive) for row in own]
                     panel.plot(layers, shares, color=colour, ls=line, marker="o", label=label)
             panel.set_title(f"F1 >= {level}")
             panel.set_xlabel("layer")

@@ -1,20 +1,24 @@
 """What the rows say about the order that the paper claims: differences within a seed, with intervals, and an answer.
 
-Two rows of one seed read the same games in the same order, so their difference varies less than either. An interval is
+Two rows of one seed read the same tokens in the same order, so their difference varies less than either. An interval is
 Student's, at 95%, and each stands alone (none is widened for their number): of twenty true differences of zero, one is
 expected to look decided.
+
+Rows of chess are compared in loss and in what features say of the board. Rows of text (Table 2) are compared in loss on
+each text, in nats a token, which is the logarithm of perplexity: a difference means the same at every perplexity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from glassmoe.measure.intervals import interval
+from glassmoe.results import Result
 
-from .paper import published
-from .text_claims import CLAIMS, PREFIX, WORDS, answer, paper_answer, text_measures
+from .paper import BASES, perplexities, published
+from .rows import PREFIX, MeasuredRow, text_measures
 
 MEASURES = {
     "loss": "loss",
@@ -24,8 +28,34 @@ MEASURES = {
 }
 LOSS_MARGIN = 0.005
 """Nats: how far from the dense row's loss still counts as level (the paper's rows lie within 0.002 of it)."""
-BASES = ("gelu", "switch")
-"""Rows that every other is compared with, seed by seed."""
+FAR = 0.1
+"""Nats, of text: closer counts as near, further as far (0.1 is a tenth of the perplexity; the paper's MoE-X lies within
+0.09 of its Switch, and 0.14 to 0.49 ahead of its autoencoder)."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What a claim says about the difference of two rows: `words`, and the bounds within which it holds."""
+
+    words: str
+    low: float
+    high: float
+
+    def answer(self, mean: float, half: float | None) -> str:
+        """`yes` or `no` where the interval lies within or without the bounds; `undecided` else, and without one."""
+        if half is None:
+            return "undecided"
+        within = self.low <= mean - half and mean + half <= self.high
+        without = mean + half <= self.low or mean - half >= self.high
+        return "undecided" if within == without else "yes" if within else "no"
+
+
+HIGHER = Relation("{} is ahead of {} in {}", 0.0, math.inf)
+LEVEL = Relation(f"{{}} is within {LOSS_MARGIN} nats of {{}}", -LOSS_MARGIN, LOSS_MARGIN)
+LOWER_LOSS = Relation("{} is ahead of {} in {}", -math.inf, 0.0)
+NEAR_LOSS = Relation(f"{{}} is within {FAR} nats of {{}} in {{}}", -FAR, FAR)
+FAR_LOWER_LOSS = Relation(f"{{}} is more than {FAR} nats ahead of {{}} in {{}}", -math.inf, -FAR)
+
 PAIRS = (
     ("moe-x-upcycled", "gelu"),
     ("moe-x-upcycled", "switch"),
@@ -37,144 +67,112 @@ PAIRS = (
     ("moe-x", "moe-x-learned-router"),
     ("moe-x", "switch-sparsity-router"),
 )
-"""(which should be ahead, of which)."""
-
-Row = Mapping[str, Any]
+"""Of chess: (which should be ahead, of which)."""
+TEXT_PAIRS = (
+    ("moe-x", LOWER_LOSS, "gelu"),
+    ("moe-x-upcycled", LOWER_LOSS, "gelu"),
+    ("moe-x", NEAR_LOSS, "switch"),
+    ("moe-x-upcycled", NEAR_LOSS, "switch"),
+    ("moe-x", FAR_LOWER_LOSS, "sae-topk"),
+    ("moe-x-upcycled", FAR_LOWER_LOSS, "sae-topk"),
+    ("moe-x-upcycled", LOWER_LOSS, "moe-x"),
+)
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Row `name` less row `base` of the same seeds: mean over `n` seeds, and half the 95% interval (None for one
-    seed)."""
+class Difference(Result):
+    """Row `name` less row `base` of the same seeds."""
 
     name: str
     base: str
     measure: str
     n: int
+    """Seeds that both rows have."""
     mean: float
     half: float | None
+    """Half the 95% interval, None for one seed."""
 
 
 @dataclass(frozen=True)
-class Statement:
-    """A claim about two rows. `answer`: yes, no or undecided, by the interval of `difference`; `paper`: what the
-    paper's own numbers answer, None where it has none."""
+class Statement(Result):
+    """A claim about two rows."""
 
     claim: str
     difference: Difference
     answer: str
+    """yes, no or undecided, by the interval of `difference`."""
     paper: str | None
+    """What the paper's own numbers answer, None where it has none."""
 
 
-def by_name(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """Rows of all seeds under their name, in the order in which names come."""
-    groups: dict[str, list[Any]] = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    return groups
-
-
-def measures_of(rows: Sequence[Row]) -> dict[str, str]:
+def measures_of(rows: Sequence[MeasuredRow]) -> dict[str, str]:
     """The measures that rows are compared in, with what they are called: those of `MEASURES`, or of text the loss on
     the validation split and on each text."""
     of_texts = text_measures(rows)
-    return {"loss": "loss", **of_texts} if of_texts else MEASURES
+    return {"loss": "loss", **{measure: measure for measure in of_texts}} if of_texts else MEASURES
 
 
-def best_layer(row: Row) -> dict[str, Any]:
-    """The boards measure of the row's layer with the highest reconstruction; empty when it was not measured."""
-    boards = row.get("boards") or {"layers": [], "best_layer": None}
-    found: dict[str, Any] = next((one for one in boards["layers"] if one["layer"] == boards["best_layer"]), {})
-    return found
-
-
-def value(row: Row, measure: str) -> float | None:
-    """One measure of a row, None where it was not taken. The loss of an autoencoder is that with its reconstruction in
-    place of the stream."""
-    if measure.startswith(PREFIX):
-        found = row.get("texts", {}).get(measure.removeprefix(PREFIX), {}).get("loss")
-    elif measure != "loss":
-        found = best_layer(row).get(measure)
-    elif row.get("splice") is not None and "texts" not in row:
-        found = row["splice"]["loss_spliced"]
-    else:
-        found = (row.get("ppl") or {}).get("loss")
-    return None if found is None else float(found)
-
-
-def paired(rows: Sequence[Row], name: str, base: str, measure: str) -> Difference | None:
+def paired(rows: Sequence[MeasuredRow], name: str, base: str, measure: str) -> Difference | None:
     """The difference of two rows over the seeds that both have; None where they share none."""
-    by_seed = [
-        {row["seed"]: found for row in rows if row["name"] == each and (found := value(row, measure)) is not None}
+    ours, theirs = (
+        {row.seed: number for row in rows if row.name == each and (number := row.value(measure)) is not None}
         for each in (name, base)
-    ]
-    seeds = sorted({*by_seed[0]} & {*by_seed[1]})
+    )
+    seeds = sorted({*ours} & {*theirs})
     if not seeds:
         return None
-    mean, half = interval([by_seed[0][seed] - by_seed[1][seed] for seed in seeds])
+    mean, half = interval([ours[seed] - theirs[seed] for seed in seeds])
     return Difference(name, base, measure, len(seeds), mean, half)
 
 
-def differences(rows: Sequence[Row]) -> list[Difference]:
+def differences(rows: Sequence[MeasuredRow]) -> list[Difference]:
     """Every row against each of `BASES` in every measure, where at least two seeds are shared."""
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
     pairs = [(name, base) for at, base in enumerate(BASES) for name in names if name not in BASES[: at + 1]]
-    found = [paired(rows, name, base, measure) for name, base in pairs for measure in measures_of(rows)]
-    return [each for each in found if each is not None and each.n > 1]
+    all_pairs = [paired(rows, name, base, measure) for name, base in pairs for measure in measures_of(rows)]
+    return [each for each in all_pairs if each is not None and each.n > 1]
 
 
-def order(rows: Sequence[Row], suite: str = "table1", recipe: str = "") -> list[Statement]:
-    """The claims of `PAIRS` that these rows can speak to: ahead in coverage, held-out coverage and reconstruction, and
-    against the dense row a loss within `LOSS_MARGIN`; of rows of text those of `text_claims`. Rows that stand apart are
+def order(rows: Sequence[MeasuredRow], suite: str = "table1", recipe: str = "") -> list[Statement]:
+    """The claims that these rows can speak to. Of chess: ahead in coverage, held-out coverage and reconstruction, and a
+    loss within `LOSS_MARGIN` of the dense row's. Of text: ahead, near or far ahead in loss. Rows that stand apart are
     left out."""
-    rows = [row for row in rows if not row.get("apart")]
+    rows = [row for row in rows if not row.apart]
+    statements = []
+    for name, relation, base, measure, words in _claims(rows):
+        difference = paired(rows, name, base, measure)
+        if difference is not None:
+            here = relation.answer(difference.mean, difference.half)
+            paper = paper_answer(relation, suite, recipe, measure, name, base)
+            statements.append(Statement(relation.words.format(name, base, words), difference, here, paper))
+    return statements
+
+
+def _claims(rows: Sequence[MeasuredRow]) -> list[tuple[str, Relation, str, str, str]]:
+    """(row, relation, base, measure, what the measure is called): the paper's claims, then those of other rows."""
+    others = dict.fromkeys((row.name, base) for row in rows for base in row.ahead_of or () if base != row.name)
     if text_measures(rows):
-        return _text_order(rows, recipe)
-    found = []
-    for name, base in PAIRS:
-        for measure, words in MEASURES.items():
-            if measure == "loss" and base != "gelu":
-                continue
-            difference = paired(rows, name, base, measure)
-            if difference is None:
-                continue
-            if measure == "loss":
-                claim = f"{name} is within {LOSS_MARGIN} nats of {base}"
-            else:
-                claim = f"{name} is ahead of {base} in {words}"
-            found.append(Statement(claim, difference, _answer(difference), _paper(suite, difference)))
-    return found
+        return [
+            (name, relation, base, measure, "validation loss" if measure == "loss" else measure)
+            for name, relation, base in (*TEXT_PAIRS, *((name, LOWER_LOSS, base) for name, base in others))
+            for measure in measures_of(rows)
+        ]
+    return [
+        (name, LEVEL if measure == "loss" else HIGHER, base, measure, words)
+        for name, base in dict.fromkeys((*PAIRS, *others))
+        for measure, words in MEASURES.items()
+        if measure != "loss" or base == "gelu"
+    ]
 
 
-def _text_order(rows: Sequence[Row], recipe: str) -> list[Statement]:
-    found = []
-    for name, claim, base in CLAIMS:
-        for measure in measures_of(rows):
-            difference = paired(rows, name, base, measure)
-            if difference is not None:
-                words = f"{WORDS[claim].format(name, base)} in {'validation loss' if measure == 'loss' else measure}"
-                here = answer(claim, difference.mean, difference.half)
-                found.append(Statement(words, difference, here, paper_answer(claim, recipe, measure, name, base)))
-    return found
-
-
-def _answer(difference: Difference) -> str:
-    if difference.half is None:
-        return "undecided"
-    low, high = difference.mean - difference.half, difference.mean + difference.half
-    if difference.measure == "loss":
-        if low >= -LOSS_MARGIN and high <= LOSS_MARGIN:
-            return "yes"
-        return "no" if low > LOSS_MARGIN or high < -LOSS_MARGIN else "undecided"
-    return "yes" if low > 0 else "no" if high < 0 else "undecided"
-
-
-def _paper(suite: str, difference: Difference) -> str | None:
-    given, base = (
-        getattr(published(suite, name), difference.measure, None) for name in (difference.name, difference.base)
-    )
-    if given is None or base is None:
-        return None
-    if difference.measure == "loss":
-        return "yes" if abs(given - base) <= LOSS_MARGIN else "no"
-    return "yes" if given > base else "no"
+def paper_answer(relation: Relation, suite: str, recipe: str, measure: str, name: str, base: str) -> str | None:
+    """What the paper's numbers answer; None where it has none."""
+    if measure.startswith(PREFIX):
+        ours, theirs = perplexities(recipe, name), perplexities(recipe, base)
+        text = measure.removeprefix(PREFIX)
+        # The paper has one MoE-X, which stands beside both of ours.
+        if text not in ours or text not in theirs or ours is theirs:
+            return None
+        return relation.answer(math.log(ours[text] / theirs[text]), 0.0)
+    of_row, of_base = (getattr(published(suite, each), measure, None) for each in (name, base))
+    return None if of_row is None or of_base is None else relation.answer(of_row - of_base, 0.0)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,14 @@ from glassmoe.console import say
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.prepared import largest
 from glassmoe.data.tokens import TEXT
-from glassmoe.device import describe, pick_device
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
+from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.measure.specialisation import DEALS, Sources, experts_of
-from glassmoe.measure.tables import table
 from glassmoe.model.subject import Subject, load_subject
-from glassmoe.papers.mxd.uses import save
+from glassmoe.pages.plots import COLOURS, drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.text.labelled import Labelled, labelled
-from glassmoe.training.run import commit
-
-from .canvas import COLOURS, drawing, write
 
 PROPERTIES = {
     "token": "the token",
@@ -40,41 +38,136 @@ NAMED = 20
 AGAIN = "prepare it again with glassmoe data text"
 
 
+@dataclass(frozen=True)
+class ExpertLayer(Result):
+    """The experts of one layer."""
+
+    layer: int
+    load: list[float]
+    """Share of all choices, expert by expert."""
+    entropy: float
+    """Entropy of the load, in bits."""
+    l0: float
+    """Units above 0 a token."""
+    activity: float
+    """Share of the chosen experts' units above 0."""
+    information: dict[str, dict[str, Any]]
+    """Property -> mutual information with the experts (`bits`, `shuffled`, `share` of the experts' entropy)."""
+    tokens: list[list[Any]]
+    """Expert by expert: [token, how many times as often as chance]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsRow(Result):
+    """The experts of one model."""
+
+    name: str
+    """Name of the run's folder."""
+    ffn: str
+    """Feed-forward layer."""
+    read: str
+    """What was read, in words."""
+    token: str
+    """What a token is: character, move or token (of text)."""
+    tokens: int
+    """Tokens read."""
+    text_rows: int = stored_as("rows")
+    """Rows read."""
+    labels: Any = None
+    """Classes of labelled texts, None for validation rows."""
+    sources: dict[str, int] | None = None
+    """Source of a document -> its tokens, None for a corpus that keeps none."""
+    layers: list[ExpertLayer] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsResults(ResultsFile):
+    """The experts of several models."""
+
+    suite: str = "experts"
+    command: str
+    commit: str | None
+    hardware: str
+    entries: list[ExpertsRow] = stored_as("rows", default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        load, choice = [], []
+        layers = [(row.name, layer) for row in self.entries for layer in row.layers]
+        named = [key for key in PROPERTIES if any(key in layer.information for _, layer in layers)]
+        for model, layer in layers:
+            shares = [layer.information.get(key, {}).get("share") for key in named]
+            shares += [layer.information.get("source", {}).get("dealt")] if "source" in named else []
+            spread = f"{min(layer.load):.3f} - {max(layer.load):.3f}"
+            numbers = [f"{layer.entropy:.2f}", f"{layer.l0:.0f}", f"{layer.activity:.3f}"]
+            load.append([model, layer.layer, spread, *numbers])
+            choice.append([model, layer.layer, *(None if share is None else f"{share:.3f}" for share in shares)])
+        read = "; ".join(f"{row.name}: {row.read}, {row.tokens:,} {row.token}s" for row in self.entries)
+        columns = [*(PROPERTIES[key] for key in named), *([DEALT] if "source" in named else [])]
+        return [
+            f"By `{self.command}`; {self.hardware}; commit {self.commit}. Read: {read}.",
+            markdown_table(["model", "layer", "load of an expert", "entropy", "L0", "activity"], load),
+            "Load is the share of all choices, least and greatest expert; entropy that of the load, in bits; L0 the "
+            "units above 0 a token; activity the share of the chosen experts' units above 0.",
+            "## What the choice of experts says",
+            markdown_table(["model", "layer", *columns], choice),
+            "Mutual information of a token's experts with each property, less that with the property shuffled, as a "
+            "share of the experts' entropy: 1 where the property decides the expert, 0 where the two have nothing to "
+            "do with each other. A token decides its class, so the first column is never far below the second.",
+            _sources(self.entries) if "source" in named else None,
+            *(self.remarks or []),
+            figure(name),
+            "## Tokens that an expert is sent more often than others",
+            *map(_favourites, self.entries),
+        ]
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self.entries, path)
+
+
 def experts(
-    runs: Sequence[str],
+    runs: Sequence[str | Path],
     *,
     task: str | None = None,
+    data: str | Path | None = None,
+    tokens: int = 200_000,
     name: str | None = None,
-    data: str | None = None,
-    max_tokens: int = 200_000,
-    results: Path = Path("results"),
+    results: str | Path = "results",
     device: str = "auto",
-) -> dict[str, Any]:
-    """Measure every run and write `results/experts-NAME.json`, `.md` and a figure. `task`: labelled texts
-    (`data.labelled`), which are read in place of the runs' validation rows, so that what the experts say of a document
-    is known, too. Text that was prepared with sources tells what they say of these. ValueError for a user's mistake."""
+) -> ExpertsResults:
+    """How busy the experts of mixtures are, and what they say of their tokens.
+
+    Writes `results/experts-NAME.json`, `.md` and a figure. ValueError for a user's mistake.
+
+    Args:
+        runs: Runs of switch or moe-x models.
+        task: Labelled texts to read in place of validation rows, so that what experts say of a document is known, too:
+            a .jsonl of text and label, surnames, a task of the MxD paper, or a dataset id.
+        data: Prepared games or text to read (default: those of each run).
+        tokens: Tokens to read at most.
+        name: Name of the results file (default: that of the first run's folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
     require_plots("matplotlib.figure", "Drawing figures")
     texts = None if task is None else labelled(task)
     rows = []
-    for path in runs:
+    for path in map(str, runs):
         subject = load_subject(path, device)
         say(f"experts of {Path(path).name}")
-        tokens_RN, lengths_R, known, read = _rows(subject, texts, data, max_tokens)
-        found = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), **known)
-        settings = subject.model.config
-        rows.append({"name": Path(path).name, "ffn": settings.ffn, "read": read, "token": subject.kind().one, **found})
-    made = {
-        "suite": "experts",
-        "command": f"glassmoe reproduce experts {' '.join(Path(path).name for path in runs)}",
-        "commit": commit(),
-        "hardware": describe(pick_device(device)),
-        "rows": rows,
-    }
-    return save(results, f"experts-{name or Path(runs[0]).name}", made, render, draw)
+        tokens_RN, lengths_R, known, read = _rows(subject, texts, data, tokens)
+        measured = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), **known)
+        about = {"name": Path(path).name, "ffn": subject.model.config.ffn, "read": read, "token": subject.kind().one}
+        rows.append(ExpertsRow.from_dict({**about, **measured}))
+    names = [Path(path).name for path in runs]
+    return ExpertsResults(command=f"glassmoe reproduce experts {' '.join(names)}", entries=rows, **origin(device)).save(
+        results, f"experts-{name or names[0]}"
+    )
 
 
 def _rows(
-    subject: Subject, task: Labelled | None, data: str | None, max_tokens: int
+    subject: Subject, task: Labelled | None, data: str | Path | None, max_tokens: int
 ) -> tuple[Any, Any, dict[str, Any], str]:
     """Tokens (R, N), lengths (R), labels of the rows or sources of their tokens, and what was read in words: rows with
     at most so many tokens."""
@@ -100,89 +193,50 @@ def _rows(
     tokens, lengths = rows.batch(chosen)
     width = min(tokens.shape[1], subject.context)
     tokens, lengths, read = tokens[:, :width], np.minimum(lengths, width), f"{count:,} validation rows"
-    games = rows.sequences
-    if games.sources is None:
-        missing = f" (the text keeps no sources: {AGAIN})" if games.kind.name == TEXT else ""
+    sequences = rows.sequences
+    if sequences.sources is None:
+        missing = f" (the text keeps no sources: {AGAIN})" if sequences.kind.name == TEXT else ""
         return tokens, lengths, {}, read + missing
-    sources = Sources(rows.documents(chosen)[:, :width], games.sources, games.source_names)
+    sources = Sources(rows.documents(chosen)[:, :width], sequences.sources, sequences.source_names)
     inside = sources.document_RN[np.arange(width) < lengths[:, None]]
-    met = len(np.unique(games.sources[inside]))
+    met = len(np.unique(sequences.sources[inside]))
     return tokens, lengths, {"sources": sources}, f"{read} from {met} {'source' if met == 1 else 'sources'}"
 
 
-def render(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page, made from the results alone."""
-    load, told = [], []
-    named = [key for key in PROPERTIES if any(key in x["information"] for r in results["rows"] for x in r["layers"])]
-    for row in results["rows"]:
-        for layer in row["layers"]:
-            shares = [layer["information"].get(key, {}).get("share") for key in named]
-            shares += [layer["information"].get("source", {}).get("dealt")] if "source" in named else []
-            load.append(
-                [
-                    row["name"],
-                    layer["layer"],
-                    f"{min(layer['load']):.3f} - {max(layer['load']):.3f}",
-                    f"{layer['entropy']:.2f}",
-                    f"{layer['l0']:.0f}",
-                    f"{layer['activity']:.3f}",
-                ]
-            )
-            told.append([row["name"], layer["layer"], *(None if s is None else f"{s:.3f}" for s in shares)])
-    read = "; ".join(f"{row['name']}: {row['read']}, {row['tokens']:,} {row['token']}s" for row in results["rows"])
-    parts = [
-        f"# {title}",
-        f"By `{results['command']}`; {results['hardware']}; commit {results['commit']}. Read: {read}.",
-        table(["model", "layer", "load of an expert", "entropy", "L0", "activity"], load),
-        "Load is the share of all choices, least and greatest expert; entropy that of the load, in bits; L0 the units "
-        "above 0 a token; activity the share of the chosen experts' units above 0.",
-        "## What the choice of experts says",
-        table(["model", "layer", *(PROPERTIES[key] for key in named), *([DEALT] if "source" in named else [])], told),
-        "Mutual information of a token's experts with each property, less that with the property shuffled, as a share "
-        "of the experts' entropy: 1 where the property decides the expert, 0 where the two have nothing to do with "
-        "each other. A token decides its class, so the first column is never far below the second.",
-        *([_sources(results["rows"])] if "source" in named else []),
-        *results.get("notes", []),
-        f"![{title}](figures/{title}.png)",
-        "## Tokens that an expert is sent more often than others",
-        *(_favourites(row) for row in results["rows"]),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _sources(rows: Sequence[dict[str, Any]]) -> str:
+def _sources(rows: Sequence[ExpertsRow]) -> str:
     """Where the text came from, and what the second column of sources is."""
-    counts = next(row["sources"] for row in rows if row.get("sources"))
+    counts = next(row.sources for row in rows if row.sources)
     return (
         f"Tokens by source: {largest(counts, NAMED)}. Documents dealt at random: the same with the documents in "
         f"groups as great as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
     )
 
 
-def _favourites(row: dict[str, Any]) -> str:
+def _favourites(row: ExpertsRow) -> str:
     lines = []
-    for layer in row["layers"]:
-        for expert, found in enumerate(layer["tokens"]):
-            named = ", ".join(f"`{text.replace('`', chr(39))!r}` {lift:g}" for text, lift in found[:6])
-            lines.append([layer["layer"], expert, named or "none"])
-    return f"{row['name']}:\n\n" + table(["layer", "expert", "token, and how many times as often as chance"], lines)
+    for layer in row.layers:
+        for expert, favourites in enumerate(layer.tokens):
+            named = ", ".join(f"`{text.replace('`', chr(39))!r}` {lift:g}" for text, lift in favourites[:6])
+            lines.append([layer.layer, expert, named or "none"])
+    return f"{row.name}:\n\n" + markdown_table(
+        ["layer", "expert", "token, and how many times as often as chance"], lines
+    )
 
 
-def draw(results: dict[str, Any], path: Path) -> list[Path]:
+def _draw(rows: Sequence[ExpertsRow], path: Path) -> list[Path]:
     """A panel a model: of each layer what its experts say of every property."""
-    rows = results["rows"]
     with drawing():
         from matplotlib.figure import Figure
 
         canvas = Figure(figsize=(max(4.0, 2.4 * len(rows)), 2.8), layout="constrained")
         panels = canvas.subplots(1, len(rows), sharey=True, squeeze=False)[0]
         for panel, row in zip(panels, rows, strict=True):
-            layers = [layer["layer"] for layer in row["layers"]]
+            layers = [layer.layer for layer in row.layers]
             for (key, label), colour in zip(PROPERTIES.items(), COLOURS, strict=False):
-                if key in row["layers"][0]["information"]:
-                    shares = [layer["information"][key]["share"] for layer in row["layers"]]
+                if key in row.layers[0].information:
+                    shares = [layer.information[key]["share"] for layer in row.layers]
                     panel.plot(layers, shares, "o-", color=colour, label=label)
-            panel.set_title(row["name"])
+            panel.set_title(row.name)
             panel.set_xlabel("layer")
             panel.set_xticks(layers)
         panels[0].set_ylim(bottom=0)

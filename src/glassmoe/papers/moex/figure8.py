@@ -12,29 +12,28 @@ are therefore counted apart from the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glassmoe.console import say
-from glassmoe.device import describe, pick_device
-from glassmoe.explaining.explained import choose_features, explain_features
+from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
+from glassmoe.explaining.judges import make_judge
 from glassmoe.explaining.opening import LayerExamples, open_examples, open_layer
-from glassmoe.explaining.results import FeatureExplanation, VerdictScore
+from glassmoe.explaining.results import FeatureExplanation, MeanInterval, ScoreSummary, VerdictScore
 from glassmoe.explaining.rules import parse
 from glassmoe.explaining.scoring import mean_of
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
 from glassmoe.explaining.windows import TokenText, with_marks
 from glassmoe.inspect.readers import open_readers
-from glassmoe.inspect.store import Gathering
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.tables import table
-from glassmoe.papers.mxd.uses import Row, save
-from glassmoe.training.run import commit
+from glassmoe.measure.intervals import plus_minus
+from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.pages.plots import drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 
-from .canvas import drawing, style, write
-from .tables import plus_minus
+from .canvas import style
 
 DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
 """Readers whose features are hardly ever 0."""
@@ -49,87 +48,259 @@ BEFORE, AFTER = 8, 2
 FEATURES = {"cpu": 300, "gpu": 1000}
 
 
+@dataclass(frozen=True)
+class KindScores(Result):
+    """Balanced accuracy of detection over the features whose explanations are of one kind."""
+
+    own: MeanInterval
+    """With their own explanations."""
+    control: MeanInterval
+    """With another feature's."""
+
+
+@dataclass(frozen=True)
+class DetectedFeature(Result):
+    """A feature that detection scores high, as in Table 5 of MoE-X."""
+
+    expert: int | None
+    """None where the layer has no experts."""
+    feature: int
+    explanation: str
+    balanced_accuracy: float | None
+    control: float | None
+    """With another feature's explanation."""
+    fires: float
+    """Share of the tokens read."""
+    where: str
+    """Tokens around its strongest, those where it fires between << and >>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure8Row(Result):
+    """The features of one layer of one model."""
+
+    name: str
+    run: str
+    """Name of the run's folder."""
+    keep: int | None
+    """Greatest features of a token that count, None where all do."""
+    corpus: str
+    """Name of the corpus that was read."""
+    data_sha256: str
+    reader: str
+    """Name of the set of features."""
+    l0: float
+    """Features of a token."""
+    read_tokens: int
+    features: int
+    """Features drawn at random."""
+    silent: int
+    """Features that never fire."""
+    unexplained: int
+    scored: int
+    scores: dict[str, ScoreSummary] = field(default_factory=dict)
+    """Scorer -> means over features."""
+    control: dict[str, ScoreSummary] = field(default_factory=dict)
+    """The same with another feature's explanation."""
+    of: dict[str, KindScores] = field(default_factory=dict)
+    """What explanations speak of (place, source, others) -> scores."""
+    best: list[DetectedFeature] = field(default_factory=list)
+
+    def score(self, name: str, key: str, control: bool = False) -> str:
+        """Mean and interval of a scorer's number, - where there is none."""
+        return _mean(getattr((self.control if control else self.scores).get(name), key, None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure8Results(ResultsFile):
+    """Models side by side."""
+
+    suite: str = "figure8"
+    command: str
+    commit: str | None
+    hardware: str
+    protocol: dict[str, Any]
+    """Windows of each tenth of strength (`per_decile`), windows where a feature is silent (`silent`), and the seed."""
+    judge: dict[str, Any]
+    """Name and settings of who explains and judges."""
+    features: int
+    """Features of each row, drawn at random."""
+    entries: list[Figure8Row] = stored_as("rows", default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        rows, protocol = self.entries, self.protocol
+        lines, tenths = [], []
+        for row in rows:
+            counted = [f"{row.l0:.1f}", f"{row.scored} of {row.features}", row.silent]
+            own = [row.score("detection", key) for key in ("balanced_accuracy", "f1")]
+            control = row.score("detection", "balanced_accuracy", control=True)
+            lines.append([row.name, *counted, *own, control, *(row.score(other, key) for other, key in _OTHERS)])
+            detection = row.scores.get("detection")
+            accuracies = _tenths(detection) if detection else [None] * 11
+            tenths.append([row.name, *(None if each is None else each.mean for each in accuracies)])
+        kept = [index for index in range(len(_HEADER)) if any(line[index] != "-" for line in lines)]
+        data = ", ".join(sorted({f"{row.corpus} ({row.data_sha256[:12]})" for row in rows}))
+        return [
+            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            markdown_table([_HEADER[i] for i in kept], [[line[i] for i in kept] for line in lines]),
+            f"Means over features drawn at random, silent ones left out, with half the 95% interval; judged by "
+            f"{self.judge['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "
+            f"{protocol['silent']} windows where it does not fire, of documents that did not explain it. `shuffled`: "
+            f"the same with another feature's explanation. L0: features of a token. Of GELU, GEGLU, SoLU and Switch "
+            f"layers the greatest k features of a token count. Read from {data}, not from RedPajama as in the paper; "
+            f"its explainer and judge is a language model of 70B, so that its accuracies are not comparable.",
+            *_fewer(rows),
+            *(self.remarks or []),
+            *_findings(rows),
+            "## Accuracy in each tenth, the strongest first, and where the feature does not fire",
+            markdown_table(["features", *map(str, range(1, 11)), "not"], tenths),
+            figure(name),
+        ]
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self, path)
+
+
 def figure8(
-    runs: Sequence[str],
-    judge: Judge,
+    runs: Sequence[str | Path],
     *,
-    layer: int | None = None,
-    features: int = FEATURES["cpu"],
+    layer: int,
+    judge: str | Judge = "rules",
+    judge_model: str | None = None,
+    judge_settings: dict[str, Any] | None = None,
+    judge_cache: str | Path = "runs/judges",
+    max_calls: int | None = None,
+    max_cost: float | None = None,
+    prices: tuple[float, float] | None = None,
+    scale: Literal["cpu", "gpu"] = "cpu",
+    features: int | None = None,
     keep: int | None = None,
-    name: str | None = None,
-    data: str | None = None,
-    gathering: Gathering | None = None,
-    protocol: ExplanationProtocol | None = None,
-    results: Path = Path("results"),
-    device: str = "auto",
+    data: str | Path | None = None,
+    tokens: int | None = None,
+    per_decile: int = 10,
+    silent: int = 100,
+    seed: int = 0,
     again: bool = False,
-) -> dict[str, Any]:
-    """Explain and score random features of everything at `runs` with one judge, and write `results/figure8-NAME.json`,
-    `.md` and a figure, after each. `keep`: k of the layers that are not sparse, besides 32 (default: the mean L0 of the
-    MoE-X among the runs, if one is). Interrupted, the same command goes on. ValueError for a user's mistake."""
+    name: str | None = None,
+    results: str | Path = "results",
+    device: str = "auto",
+) -> Figure8Results:
+    """How well explanations predict where features fire, tenth by tenth of their strength, model beside model.
+
+    Writes `results/figure8-NAME.json`, `.md` and a figure after each set of features. An interrupted command resumes.
+    ValueError for a user's mistake.
+
+    Args:
+        runs: Runs, or folders of coders.
+        layer: Layer of the features.
+        judge: Who explains and scores: rules, embedding[:PATH], local:PATH, the address of an endpoint, or a judge.
+        judge_model: For an endpoint: the model that is asked.
+        judge_settings: For an endpoint: what else every request says (default: temperature 0).
+        judge_cache: Folder of the judge's answers.
+        max_calls: Requests at most.
+        max_cost: Dollars at most; needs `prices`.
+        prices: Dollars per million tokens that the judge reads and writes.
+        scale: cpu reads 300 features of each run, gpu 1,000.
+        features: Features of each run, drawn at random (default: by the scale).
+        keep: Greatest features of a token that count in layers that are not sparse, besides 32 (default: the mean L0
+            of the MoE-X among the runs).
+        data: Prepared data to read (default: that of each run).
+        tokens: Tokens to read for examples (default: a million, or all there are).
+        per_decile: Windows of each tenth of a feature's strength to score on.
+        silent: Windows in which a feature is silent to score on.
+        seed: Seed of the choice of features and windows.
+        again: Whether to gather examples and explain anew.
+        name: Name of the results file (default: that of the first run's folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
     require_plots("matplotlib.figure", "Drawing figures")
+    if isinstance(judge, str):
+        judge = make_judge(
+            judge,
+            model=judge_model,
+            settings=judge_settings,
+            cache=judge_cache,
+            max_calls=max_calls,
+            max_cost=max_cost,
+            prices=prices,
+            device=device,
+        )
     if "detection" not in judge.scorers:
         raise ValueError("figure8 shows the accuracy of detection; give --judge rules, embedding, or a language model")
-    protocol, usual = protocol or ExplanationProtocol(), gathering or Gathering()
-    found = [(run, name) for run in runs for name in _readers(run, layer, device)]
-    header = {
-        "suite": "figure8",
-        "command": f"glassmoe reproduce figure8 {' '.join(Path(run).name for run in runs)} --judge {judge.name}",
-        "commit": commit(),
-        "hardware": describe(pick_device(device)),
-        "protocol": vars(protocol),
-        "judge": {"name": judge.name, **judge.about},
-        "features": features,
-    }
-    rows: list[Row] = []
+    protocol, usual = ExplanationProtocol(per_decile, silent, seed), gathering_for(tokens, per_decile, silent)
+    count = features or FEATURES[scale]
+    sets = [(str(run), each) for run in runs for each in open_readers(str(run), [layer], own=False, device=device)[1]]
+    names = [Path(run).name for run in runs]
+    table = Figure8Results(
+        command=f"glassmoe reproduce figure8 {' '.join(names)} --judge {judge.name}",
+        protocol=dict(vars(protocol)),
+        judge={"name": judge.name, **judge.about},
+        features=count,
+        **origin(device),
+    )
 
-    def add(run: str, reader: str, kept: int | None) -> dict[str, Any]:
-        say(f"{run}, {reader}" + (f", the greatest {kept} of a token" if kept else ""))
-        settings = replace(usual, keep=kept)
+    def row(run: str, reader: str, k: int | None) -> Figure8Row:
+        say(f"{run}, {reader}" + (f", the greatest {k} of a token" if k else ""))
         opened = open_layer(run, layer, coder=reader, device=device)
-        one = open_examples(*opened, run, gathering=settings, data=data, again=again)
-        rows.append(_explained(one, run, kept, judge, features, protocol, again))
-        title = f"figure8-{name or Path(runs[0]).name}"
-        return save(results, title, {**header, "rows": rows}, render_figure8, draw_figure8)
+        examples = open_examples(*opened, run, gathering=replace(usual, keep=k), data=data, again=again)
+        return _explained(examples, run, k, judge, count, protocol, again)
 
-    for run, reader in found:
-        if reader.rpartition("/")[2] not in DENSE:
-            saved = add(run, reader, None)
-    fires = [row["l0"] for row in rows if row["reader"].rpartition("/")[2] == "moe-x"]
+    def kind(reader: str) -> str:
+        return reader.rpartition("/")[2]
+
+    for run, reader in sets:
+        if kind(reader) not in DENSE:
+            table = replace(table, entries=[*table.entries, row(run, reader, None)])
+            saved = table.save(results, f"figure8-{name or names[0]}")
+    fires = [each.l0 for each in table.entries if kind(each.reader) == "moe-x"]
     usual_keep = keep or (max(1, round(sum(fires) / len(fires))) if fires else CHECK)
-    for run, reader in found:
-        if reader.rpartition("/")[2] in DENSE:
-            for kept in dict.fromkeys((usual_keep, CHECK)):
-                saved = add(run, reader, kept)
+    for run, reader in sets:
+        if kind(reader) in DENSE:
+            for k in dict.fromkeys((usual_keep, CHECK)):
+                table = replace(table, entries=[*table.entries, row(run, reader, k)])
+                saved = table.save(results, f"figure8-{name or names[0]}")
     return saved
 
 
-def _readers(run: str, layer: int | None, device: str) -> list[str]:
-    """Names of what can be read there."""
-    return list(open_readers(run, None if layer is None else [layer], own=False, device=device)[1])
-
-
 def _explained(
-    one: LayerExamples,
+    examples: LayerExamples,
     run: str,
-    kept: int | None,
+    keep: int | None,
     judge: Judge,
     features: int,
     protocol: ExplanationProtocol,
     again: bool,
-) -> Row:
-    chosen = choose_features(one.store, features, protocol.seed)
-    made = explain_features(one.store, one.subject.kind(), judge, chosen, one.folder, protocol=protocol, again=again)
-    keys = ("reader", "l0", "read_tokens", "features", "silent", "unexplained", "scored", "scores", "control")
-    name = Path(run).name + (f", k = {kept}" if kept else "")
-    if one.layer.folder is not None:
-        name = f"{Path(run).name}/{one.layer.name}"
-    about = {"name": name, "run": Path(run).name, "keep": kept, "corpus": one.data.name}
-    lines = {line.feature: line for line in made.explanations}
+) -> Figure8Row:
+    store, layer = examples.store, examples.layer
+    chosen = choose_features(store, features, protocol.seed)
+    kind = examples.subject.kind()
+    explained = explain_features(store, kind, judge, chosen, examples.folder, protocol=protocol, again=again)
+    name = Path(run).name + (f", k = {keep}" if keep else "")
+    if layer.folder is not None:
+        name = f"{Path(run).name}/{layer.name}"
+    lines = {line.feature: line for line in explained.explanations}
     scored = [lines[feature] for feature in chosen if "detection" in lines[feature].scores]
-    found = {"of": speaks_of(scored), "best": _best(one, scored)}
-    values = made.to_dict()
-    return {**about, "data_sha256": one.store.manifest["data_sha256"], **{key: values[key] for key in keys}, **found}
+    return Figure8Row(
+        name=name,
+        run=Path(run).name,
+        keep=keep,
+        corpus=examples.data.name,
+        data_sha256=store.manifest["data_sha256"],
+        reader=explained.reader,
+        l0=explained.l0,
+        read_tokens=explained.read_tokens,
+        features=explained.features,
+        silent=explained.silent,
+        unexplained=explained.unexplained,
+        scored=explained.scored,
+        scores=explained.scores,
+        control=explained.control,
+        of=speaks_of(scored),
+        best=_best(examples, scored),
+    )
 
 
 def _detection(line: FeatureExplanation, control: bool = False) -> float | None:
@@ -138,19 +309,13 @@ def _detection(line: FeatureExplanation, control: bool = False) -> float | None:
     return score.balanced_accuracy if isinstance(score, VerdictScore) else None
 
 
-def speaks_of(lines: Sequence[FeatureExplanation]) -> dict[str, dict[str, Any]]:
-    """Detection's balanced accuracy, own and with another's explanation, of the features whose explanation is a rule
-    of `place` in the row or of the document's `source`, and of the `others`: {"own", "control"}, each {"mean", "half",
-    "n"}."""
-    kinds = [_speaks_of(line) for line in lines]
+def speaks_of(lines: Sequence[FeatureExplanation]) -> dict[str, KindScores]:
+    """Detection's balanced accuracy of the features whose explanation is a rule of `place` in the row or of the
+    document's `source`, and of the `others`."""
+    by_kind = {kind: [line for line in lines if _speaks_of(line) == kind] for kind in KINDS}
     return {
-        wanted: {
-            name: mean_of(
-                _detection(line, control) for line, kind in zip(lines, kinds, strict=True) if kind == wanted
-            ).to_dict()
-            for name, control in (("own", False), ("control", True))
-        }
-        for wanted in KINDS
+        kind: KindScores(mean_of(map(_detection, own)), mean_of(_detection(line, control=True) for line in own))
+        for kind, own in by_kind.items()
     }
 
 
@@ -161,25 +326,25 @@ def _speaks_of(line: FeatureExplanation) -> str:
     return "source" if rule.first is None else "place"
 
 
-def _best(one: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[dict[str, Any]]:
+def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[DetectedFeature]:
     """The features that detection scores highest, one an explanation, rules of place and source left out; each with
     its expert, where there are experts, and the place where it fires most strongly in the windows that scored it."""
-    size = one.store.num_features // (one.store.manifest["num_experts"] or 1)
-    text = TokenText(one.store, one.subject.kind())
-    found: dict[str, dict[str, Any]] = {}
+    store = examples.store
+    size = store.num_features // (store.manifest["num_experts"] or 1)
+    text = TokenText(store, examples.subject.kind())
+    best: dict[str | None, DetectedFeature] = {}
     for line in sorted(lines, key=lambda line: -(_detection(line) or 0.0)):
-        if len(found) < BEST and _speaks_of(line) == "others" and line.explanation not in found:
-            feature = line.feature
-            found[str(line.explanation)] = {
-                "expert": feature // size if 1 < size < one.store.num_features else None,
-                "feature": feature,
-                "explanation": line.explanation,
-                "balanced_accuracy": _detection(line),
-                "control": _detection(line, control=True),
-                "fires": line.fires / one.store.manifest["read_tokens"],
-                "where": _where(text, feature),
-            }
-    return list(found.values())
+        if len(best) < BEST and _speaks_of(line) == "others" and line.explanation not in best:
+            best[line.explanation] = DetectedFeature(
+                expert=line.feature // size if 1 < size < store.num_features else None,
+                feature=line.feature,
+                explanation=str(line.explanation),
+                balanced_accuracy=_detection(line),
+                control=_detection(line, control=True),
+                fires=line.fires / store.manifest["read_tokens"],
+                where=_where(text, line.feature),
+            )
+    return list(best.values())
 
 
 def _where(text: TokenText, feature: int) -> str:
@@ -191,64 +356,30 @@ def _where(text: TokenText, feature: int) -> str:
     return with_marks(windows.tokens(window)[shown], marked[shown].tolist())
 
 
-def render_figure8(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page of the figure, made from the results alone."""
-    rows, protocol = results["rows"], results["protocol"]
-    lines, tenths = [], []
-    for row in rows:
-        own, control = row["scores"].get("detection"), row["control"].get("detection")
-        counted = [f"{row['l0']:.1f}", f"{row['scored']} of {row['features']}", row["silent"]]
-        lines.append([row["name"], *counted, *(_mean(own, key) for key in ("balanced_accuracy", "f1"))])
-        lines[-1] += [_mean(control, "balanced_accuracy"), *(_mean(row["scores"].get(o), k) for o, k in _OTHERS)]
-        accuracies = [*(own["per_decile"] if own else [None] * 10), own["not"] if own else None]
-        tenths.append([row["name"], *(None if each is None else each["mean"] for each in accuracies)])
-    kept = [index for index in range(len(_HEADER)) if any(line[index] != "-" for line in lines)]
-    data = ", ".join(sorted({f"{row['corpus']} ({row['data_sha256'][:12]})" for row in rows}))
-    parts = [
-        f"# {title}",
-        f"By `{results['command']}`; {results['hardware']}; commit {results['commit']}.",
-        table([_HEADER[i] for i in kept], [[line[i] for i in kept] for line in lines]),
-        f"Means over features drawn at random, silent ones left out, with half the 95% interval; judged by "
-        f"{results['judge']['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "
-        f"{protocol['silent']} windows where it does not fire, of documents that did not explain it. `shuffled`: the "
-        f"same with another feature's explanation. L0: features of a token. Of GELU, GEGLU, SoLU and Switch layers the "
-        f"greatest k features of a token count. Read from {data}, not from RedPajama as in the paper; its explainer "
-        f"and judge is a language model of 70B, so that its accuracies are not comparable.",
-        *_fewer(rows),
-        *results.get("notes", []),
-        *_findings(rows),
-        "## Accuracy in each tenth, the strongest first, and where the feature does not fire",
-        table(["features", *map(str, range(1, 11)), "not"], tenths),
-        f"![{title}](figures/{title}.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _findings(rows: Sequence[Row]) -> list[str]:
+def _findings(rows: Sequence[Figure8Row]) -> list[str]:
     """What explanations speak of, and the best of them."""
-    kinds = [kind for kind in KINDS if any(row["of"][kind]["own"]["n"] for row in rows)]
+    kinds = [kind for kind in KINDS if any(row.of[kind].own.n for row in rows)]
     header = ["features", *(f"{kind}, {what}" for kind in kinds for what in ("number", "own", "shuffled"))]
     lines = []
     for row in rows:
-        of = [row["of"][kind] for kind in kinds]
-        cells = [[each["own"]["n"], _mean(each, "own"), _mean(each, "control")] for each in of]
-        lines.append([row["name"], *(cell for part in cells for cell in part)])
+        cells = [[row.of[kind].own.n, _mean(row.of[kind].own), _mean(row.of[kind].control)] for kind in kinds]
+        lines.append([row.name, *(cell for part in cells for cell in part)])
     best = []
     for row in rows:
-        for each in row["best"]:
-            named = ["-" if each["expert"] is None else each["expert"], each["feature"], _cell(each["explanation"])]
-            scores = [each["balanced_accuracy"], each["control"], f"{each['fires']:.2%}"]
-            best.append([row["name"], *named, *scores, f"`{_cell(each['where'])}`"])
+        for each in row.best:
+            named = ["-" if each.expert is None else each.expert, each.feature, _cell(each.explanation)]
+            scores = [each.balanced_accuracy, each.control, f"{each.fires:.2%}"]
+            best.append([row.name, *named, *scores, f"`{_cell(each.where)}`"])
     return [
         "## What the explanations speak of",
         "Balanced accuracy of the features whose explanation is only a place in the row or the source of a document, "
         "and of the others. Where a layer's features follow the place, a lead in the table above is one of place.",
-        table(header, lines),
+        markdown_table(header, lines),
         "## The features that are told best",
         f"As in Table 5 of MoE-X: the {BEST} of each row that detection scores highest, one an explanation, rules of "
         "place and source left out, each where it fires most strongly in the windows that scored it (between << and "
         ">>). `fires`: of the tokens read.",
-        table(
+        markdown_table(
             ["features", "expert", "feature", "explanation", "balanced accuracy", "shuffled", "fires", "where"], best
         ),
     ]
@@ -263,45 +394,48 @@ _OTHERS = (("fuzzing", "balanced_accuracy"), ("embedding", "auc"))
 _HEADER = ("features", "L0", "scored", "silent", "balanced accuracy", "F1", "shuffled", "fuzzing", "AUC")
 
 
-def _mean(score: Any, key: str) -> str:
-    if not score or score[key]["mean"] is None:
-        return "-"
-    return plus_minus(score[key]["mean"], score[key]["half"], 3)
+def _mean(score: MeanInterval | None) -> str:
+    return "-" if score is None or score.mean is None else plus_minus(score.mean, score.half, 3)
 
 
-def _fewer(rows: Sequence[Row]) -> list[str]:
+def _tenths(detection: ScoreSummary) -> list[MeanInterval | None]:
+    """Accuracy in each tenth of a feature's strength, and where it does not fire."""
+    tenths: Sequence[MeanInterval | None] = detection.per_decile or [None] * 10
+    return [*tenths, detection.silent_accuracy]
+
+
+def _fewer(rows: Sequence[Figure8Row]) -> list[str]:
     """What was scored on fewer windows than asked for."""
     parts = []
     for row in rows:
-        own = row["scores"].get("detection")
-        if own and own["fewer"]:
-            parts.append(f"{row['name']}: {own['fewer']} features ({own['examples']:,} of {own['asked']:,} windows)")
-    if len({row["data_sha256"] for row in rows}) > 1:
+        own = row.scores.get("detection")
+        if own and own.fewer:
+            parts.append(f"{row.name}: {own.fewer} features ({own.examples:,} of {own.asked:,} windows)")
+    if len({row.data_sha256 for row in rows}) > 1:
         parts.append("the rows were not all read on the same data")
     return [f"Scored on fewer windows than asked for: {'; '.join(parts)}."] if parts else []
 
 
-def draw_figure8(results: dict[str, Any], path: Path) -> list[Path]:
+def _draw(results: Figure8Results, path: Path) -> list[Path]:
     """Accuracy of detection in each tenth and where a feature does not fire, a line a row, with 95% intervals."""
-    rows = [row for row in results["rows"] if "detection" in row["scores"]]
+    rows = [row for row in results.entries if "detection" in row.scores]
     with drawing():
         from matplotlib.figure import Figure
 
         canvas = Figure(figsize=(7.2, 3.4), layout="constrained")
         panel = canvas.subplots()
         for at, row in enumerate(rows):
-            own = row["scores"]["detection"]
-            points = [*own["per_decile"], own["not"]]
+            points = _tenths(row.scores["detection"])
             places = [x + (at - (len(rows) - 1) / 2) * 0.06 for x in range(len(points))]
-            means = [each["mean"] if each["mean"] is not None else float("nan") for each in points]
-            halves = [each["half"] or 0.0 for each in points]
-            colour, dashes = style(row["name"], at)
-            panel.errorbar(places[:10], means[:10], halves[:10], color=colour, ls=dashes, marker="o", label=row["name"])
+            means = [float("nan") if each is None or each.mean is None else each.mean for each in points]
+            halves = [0.0 if each is None else each.half or 0.0 for each in points]
+            colour, dashes = style(row.name, at)
+            panel.errorbar(places[:10], means[:10], halves[:10], color=colour, ls=dashes, marker="o", label=row.name)
             panel.errorbar(places[10:], means[10:], halves[10:], color=colour, marker="s", ls="none")
         panel.set_xticks(range(11), [*map(str, range(1, 11)), "not"])
         panel.set_xlabel("tenth of the feature's strength, the strongest first; windows where it does not fire")
         panel.set_ylabel("accuracy of detection")
-        corpus = ", ".join(sorted({row["corpus"] for row in results["rows"]}))
-        panel.set_title(f"judge: {results['judge']['name']}; read from {corpus}")
+        corpus = ", ".join(sorted({row.corpus for row in results.entries}))
+        panel.set_title(f"judge: {results.judge['name']}; read from {corpus}")
         canvas.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return write(canvas, path)

@@ -8,36 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.measure.intervals import interval
+from glassmoe.pages.plots import BLACK, BLUE, COLOURS, GREEN, ORANGE, SKY, VERMILLION, drawing, write
 
-from .canvas import (
-    BLACK,
-    BLUE,
-    COLOURS,
-    GREEN,
-    ORANGE,
-    SKY,
-    VERMILLION,
-    drawing,
-    panels,
-    plain_ticks,
-    style,
-    title,
-    write,
-)  # fmt: skip
-from .claims import best_layer, by_name, measures_of, value
+from .canvas import panels, plain_ticks, style, title
+from .claims import measures_of
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
-from .tables import Results, Row, curve_of, token_word
+from .rows import MeasuredRow, by_name, mean_of, values_of
+from .tables import TableResults
 
 WORDS = {"coverage": "coverage", "reconstruction": "reconstruction", "loss": "validation loss"}
 
 
-def draw(results: Results, folder: Path, name: str | None = None) -> list[Path]:
-    """Draw what the suite of `results` calls for into `folder`, as `NAME-WHAT.png` and, where it is small, `.svg`;
-    `name` is `SUITE-RECIPE` unless another is given. What no row has the figures for is left out.
+def draw(results: TableResults, folder: Path, name: str) -> list[Path]:
+    """Draw what the suite of `results` calls for into `folder`, as `NAME-WHAT.png` and, where it is small, `.svg`.
+    Figures that no row has the numbers for are left out.
 
     Returns the files written. ValueError for a suite that has no figures, or without matplotlib (extra `plots`).
     """
-    suite = results["suite"]
+    suite = results.suite
     if suite not in FIGURES:
         raise ValueError(f"there are no figures of {suite!r}; there are of {', '.join(FIGURES)}")
     written = []
@@ -46,49 +34,40 @@ def draw(results: Results, folder: Path, name: str | None = None) -> list[Path]:
             figure = make(results)
             if figure is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                written += write(figure, folder / f"{name or suite + '-' + results['recipe']}-{what}")
+                written += write(figure, folder / f"{name}-{what}")
     return written
 
 
-def _level(results: Results) -> list[Row]:
-    return [row for row in results["rows"] if not row.get("apart")]
+def _level(results: TableResults) -> list[MeasuredRow]:
+    return [row for row in results.entries if not row.apart]
 
 
-def _values(rows: Sequence[Row], measure: str) -> list[float]:
-    return [found for row in rows if (found := value(row, measure)) is not None]
-
-
-def _mean(rows: Sequence[Row], measure: str) -> float | None:
-    found = _values(rows, measure)
-    return interval(found)[0] if found else None
-
-
-def _bars(results: Results) -> Any:
-    groups = {name: rows for name, rows in by_name(_level(results)).items() if _values(rows, "coverage")}
+def _bars(results: TableResults) -> Any:
+    groups = {name: rows for name, rows in by_name(_level(results)).items() if values_of(rows, "coverage")}
     if not groups:
         return None
     note = "bars: mean over seeds, whiskers: 95% t-interval, dots: seeds; layer with the highest reconstruction"
     figure, axes = panels(results, 2, 1.5 + 0.27 * len(groups), note, sharey=True)
     places = range(len(groups))
     for panel, measure in zip(axes, ("coverage", "reconstruction"), strict=True):
-        best = {name: [one for row in rows if (one := best_layer(row))] for name, rows in groups.items()}
-        found = {name: _values(rows, measure) for name, rows in groups.items()}
+        best = {name: [one for row in rows if (one := row.best_layer())] for name, rows in groups.items()}
+        found = {name: values_of(rows, measure) for name, rows in groups.items()}
         spread = [interval(each) for each in found.values()]
-        panel.barh(places, [mean for mean, _ in spread], height=0.62, color=SKY, label="ours")
+        panel.barh(places, [middle for middle, _ in spread], height=0.62, color=SKY, label="ours")
         for at, (mean, half) in enumerate(spread):
             if half is not None:
                 panel.errorbar(mean, at, xerr=half, color=BLACK, linewidth=0.9, capsize=2)
         for at, each in enumerate(found.values()):
             if len(each) > 1:
                 panel.plot(each, [at] * len(each), ".", color=BLUE, markersize=3)
-        held_out = [_mean(rows, "held_out_coverage") for rows in groups.values()]
+        held_out = [mean_of(values_of(rows, "held_out_coverage")) for rows in groups.values()]
         if measure == "coverage" and None not in held_out:
             panel.barh(places, held_out, height=0.26, color=BLUE, label="ours, held-out features")
         random = [[one["random"][measure] for one in each if "random" in one] for each in best.values()]
         drawn = [(sum(each) / len(each), at) for at, each in enumerate(random) if each]
         if drawn:
             panel.plot(*zip(*drawn, strict=True), "|", color=ORANGE, markersize=9, mew=1.6, label="random weights")
-        theirs = [(published(results["suite"], name), at) for name, at in zip(groups, places, strict=True)]
+        theirs = [(published(results.suite, name), at) for name, at in zip(groups, places, strict=True)]
         given = [(getattr(each, measure), at) for each, at in theirs if each is not None]
         if given:
             panel.plot(*zip(*given, strict=True), "D", color=VERMILLION, mfc="white", label="the paper")
@@ -106,18 +85,18 @@ def _bars(results: Results) -> Any:
     return figure
 
 
-def _perplexities(results: Results) -> Any:
+def _perplexities(results: TableResults) -> Any:
     """The loss on each text: a dot a row, one panel a text; at most four. (Bars would have to begin at 0, where rows
     cannot be told apart.)"""
     rows = _level(results)
     measures = [measure for measure in measures_of(rows) if measure != "loss"][:4]
-    groups = {name: each for name, each in by_name(rows).items() if measures and _values(each, measures[0])}
+    groups = {name: each for name, each in by_name(rows).items() if measures and values_of(each, measures[0])}
     if not groups:
         return None
     note = "dots: mean over seeds, whiskers: 95% t-interval, small dots: seeds; written out: the perplexity of the mean"
     figure, axes = panels(results, len(measures), 1.5 + 0.27 * len(groups), note, sharey=True)
     for panel, measure in zip(axes, measures, strict=True):
-        found = {at: each for at, rows in enumerate(groups.values()) if (each := _values(rows, measure))}
+        found = {at: each for at, rows in enumerate(groups.values()) if (each := values_of(rows, measure))}
         for at, each in found.items():
             mean, half = interval(each)
             panel.errorbar(mean, at, xerr=half, fmt="o", color=style(list(groups)[at], at)[0], markersize=5, capsize=2)
@@ -134,22 +113,22 @@ def _perplexities(results: Results) -> Any:
     return figure
 
 
-def _curves(results: Results) -> Any:
+def _curves(results: TableResults) -> Any:
     """Loss, coverage and reconstruction against tokens; one line a seed. What an autoencoder's fit notes is no loss of
     a model, so it has no line."""
-    lines: dict[str, Callable[[Row], list[Any]]] = {
-        "loss": lambda row: [point[:2] for point in curve_of(row, "curve")],
-        "coverage": lambda row: [(point[0], point[1]) for point in curve_of(row, "board_curve")],
-        "reconstruction": lambda row: [(point[0], point[3]) for point in curve_of(row, "board_curve")],
+    lines: dict[str, Callable[[MeasuredRow], list[Any]]] = {
+        "loss": lambda row: [point[:2] for point in row.curve_from_source("curve")],
+        "coverage": lambda row: [(point[0], point[1]) for point in row.curve_from_source("board_curve")],
+        "reconstruction": lambda row: [(point[0], point[3]) for point in row.curve_from_source("board_curve")],
     }
     groups = {
         name: rows
-        for name, rows in by_name(results["rows"]).items()
-        if "splice" not in rows[0] and any(map(lines["loss"], rows))
+        for name, rows in by_name(results.entries).items()
+        if rows[0].splice is None and any(map(lines["loss"], rows))
     }
     if not groups:
         return None
-    if "texts" in results:
+    if results.texts is not None:
         lines = {"loss": lines["loss"]}
     note = "tokens of the run that a row started from are counted in; a line is a seed"
     figure, axes = panels(results, len(lines), 3.4, note)
@@ -169,53 +148,53 @@ def _curves(results: Results) -> Any:
                         label=name if number == 0 else None,
                     )
         panel.set_title(WORDS[measure])
-        panel.set_xlabel(f"million {token_word(results)}s")
+        panel.set_xlabel(f"million {results.token_word}s")
     for panel in axes[1:]:
         panel.set_ylim(bottom=0)
     title(figure, "Along the training", axes[:1], columns=6)
     return figure
 
 
-def megabytes(row: Row) -> float:
+def megabytes(row: MeasuredRow) -> float:
     """Size of a row's model in float32."""
-    return float(row["total_parameters"]) * 4 / 1e6
+    return float(row.total_parameters) * 4 / 1e6
 
 
 def _lines(
-    results: Results,
+    results: TableResults,
     name: str,
     measures: Sequence[str],
-    x: Callable[[Row], float | None],
+    x: Callable[[MeasuredRow], float | None],
     x_name: str,
-    line_of: Callable[[Row], str],
-    point_of: Callable[[Row], str] = lambda _: "",
+    line_of: Callable[[MeasuredRow], str],
+    point_of: Callable[[MeasuredRow], str] = lambda _: "",
     note: str = "",
-    flat: Sequence[Row] = (),
-    ticks: Callable[[Row], str] | None = None,
+    flat: Sequence[MeasuredRow] = (),
+    ticks: Callable[[MeasuredRow], str] | None = None,
 ) -> Any:
     """Panels of `measures` against `x`: rows with the same `line_of` are joined, each labelled by `point_of`; rows of
     `flat` are horizontal lines. `ticks`: what stands at each x, in place of round numbers."""
-    rows = [row for row in _level(results) if row not in flat and _values([row], measures[0]) and x(row) is not None]
+    rows = [row for row in _level(results) if row not in flat and values_of([row], measures[0]) and x(row) is not None]
     if not rows:
         return None
     figure, axes = panels(results, len(measures), 3.2, note)
-    lines: dict[str, list[list[Row]]] = {}
+    lines: dict[str, list[list[MeasuredRow]]] = {}
     for group in by_name(rows).values():
         lines.setdefault(line_of(group[0]), []).append(group)
     for panel, measure in zip(axes, measures, strict=True):
         for at, (line, groups) in enumerate(lines.items()):
             colour = style(line, at)[0]
-            points = [(_middle([x(row) for row in group]), _mean(group, measure), group[0]) for group in groups]
-            placed = sorted(((a, b, row) for a, b, row in points if b is not None), key=lambda point: point[0])
+            points = [(mean_of(map(x, group)), mean_of(values_of(group, measure)), group[0]) for group in groups]
+            placed = sorted(((a, b, row) for a, b, row in points if a and b is not None), key=lambda point: point[0])
             panel.plot([a for a, *_ in placed], [b for _, b, _ in placed], "o-", color=colour, label=line)
             for a, b, row in placed:
                 panel.annotate(
                     point_of(row), (a, b), (0, 5), textcoords="offset points", ha="center", fontsize=6.5, color=colour
                 )
         for row in flat:
-            level = value(row, measure)
+            level = row.value(measure)
             if level is not None:
-                panel.axhline(level, color=GREEN, linestyle="--", linewidth=1.1, label=row["name"])
+                panel.axhline(level, color=GREEN, linestyle="--", linewidth=1.1, label=row.name)
         panel.set_xscale("log")
         plain_ticks(panel)
         if ticks is not None:
@@ -230,70 +209,64 @@ def _lines(
     return figure
 
 
-def _middle(values: Sequence[float | None]) -> float:
-    given = [each for each in values if each is not None]
-    return sum(given) / len(given)
-
-
-def _figure3(results: Results) -> Any:
-    coders = [rows[0] for rows in by_name(results["rows"]).values() if "splice" in rows[0]]
+def _figure3(results: TableResults) -> Any:
+    coders = [rows[0] for rows in by_name(results.entries).values() if rows[0].splice is not None]
     return _lines(
         results,
         "Model size: wider stream or wider hidden layer",
         ("coverage", "reconstruction"),
         megabytes,
         "model size (MB, float32)",
-        lambda row: f"d = {row['model'].get('width', '?')}",
-        lambda row: f"{row['model']['active_width'] / row['model']['width']:g}x" if "width" in row["model"] else "",
+        lambda row: f"d = {row.model.get('width', '?')}",
+        lambda row: f"{row.model['active_width'] / row.model['width']:g}x" if "width" in row.model else "",
         "points: hidden units as a multiple of d; dashed: autoencoder on a dense model",
         coders,
     )
 
 
-def _figure4(results: Results) -> Any:
+def _figure4(results: TableResults) -> Any:
     return _lines(
         results,
         "Sparser hidden layers: only the k greatest units are kept",
         ("coverage", "reconstruction"),
-        lambda row: best_layer(row).get("l0") or None,
+        lambda row: row.best_layer().get("l0") or None,
         "L0 (features above 0 per token)",
-        lambda row: row["model"].get("ffn", "top-k"),
-        lambda row: f"k={row['model']['options']['k']}" if row["model"].get("options") else "",
+        lambda row: row.model.get("ffn", "top-k"),
+        lambda row: f"k={row.model['options']['k']}" if row.model.get("options") else "",
     )
 
 
-def _figure5(results: Results) -> Any:
+def _figure5(results: TableResults) -> Any:
     return _lines(
         results,
         "Three architectures at several sizes",
         ("coverage", "reconstruction", "loss"),
-        lambda row: row["model"].get("width"),
+        lambda row: row.model.get("width"),
         "width d (active parameters)",
-        lambda row: str(row["model"].get("ffn", row["name"])),
-        ticks=lambda row: f"{row['model']['width']}\n({row['active_parameters'] / 1e6:.2f}M)",
+        lambda row: str(row.model.get("ffn", row.name)),
+        ticks=lambda row: f"{row.model['width']}\n({row.active_parameters / 1e6:.2f}M)",
     )
 
 
-def _first_with(results: Results, measure: str) -> list[Row]:
-    """The first seed of every row that has a measure, four rows at most."""
-    found = [[row for row in rows if row.get(measure)] for rows in by_name(results["rows"]).values()]
-    return [rows[0] for rows in found if rows][:4]
+def _first_with(results: TableResults, measure: str) -> list[tuple[MeasuredRow, dict[str, Any]]]:
+    """The first seed of every row that has a measure, and the measure; four rows at most."""
+    measured = [[row for row in rows if getattr(row, measure)] for rows in by_name(results.entries).values()]
+    return [(rows[0], getattr(rows[0], measure)) for rows in measured if rows][:4]
 
 
-def _encoder_maps(results: Results) -> Any:
+def _encoder_maps(results: TableResults) -> Any:
     rows = _first_with(results, "encoder_map")
     if not rows:
         return None
     note = (
         "t-SNE of encoder rows of length 1; distances between clusters mean nothing. In the titles: how many of a "
-        f"row's {rows[0]['encoder_map']['neighbours']} nearest\nrows, by cosine among all rows of the layer, are of "
+        f"row's {rows[0][1]['neighbours']} nearest\nrows, by cosine among all rows of the layer, are of "
         "its own expert, and how many would be by chance"
     )
     figure, axes = panels(results, len(rows), 3.6, note)
-    for panel, row in zip(axes, rows, strict=True):
-        found = row["encoder_map"]
-        for expert in range(found["experts"]):
-            points = [(x, y) for e, _, x, y in found["points"] if e == expert]
+    for panel, (row, mapped) in zip(axes, rows, strict=True):
+        for expert in range(mapped["experts"]):
+            points = [(x, y) for e, _, x, y in mapped["points"] if e == expert]
             panel.plot(
                 *zip(*points, strict=True),
                 linestyle="",
@@ -304,8 +277,8 @@ def _encoder_maps(results: Results) -> Any:
                 label=str(expert),
                 rasterized=True,
             )
-        share = f"{found['neighbour_share']:.1%} own (chance {found['chance']:.1%})"
-        panel.set_title(f"{row['name']}, layer {found['layer']}\n{share}", fontsize=8)
+        share = f"{mapped['neighbour_share']:.1%} own (chance {mapped['chance']:.1%})"
+        panel.set_title(f"{row.name}, layer {mapped['layer']}\n{share}", fontsize=8)
         panel.set_aspect("equal", adjustable="datalim")
         panel.set_xticks([])
         panel.set_yticks([])
@@ -315,7 +288,7 @@ def _encoder_maps(results: Results) -> Any:
     return figure
 
 
-def _routers(results: Results) -> Any:
+def _routers(results: TableResults) -> Any:
     rows = _first_with(results, "routing")
     if not rows:
         return None
@@ -324,10 +297,9 @@ def _routers(results: Results) -> Any:
         f"legends\n(the paper: below {ROUTER_CORRELATION} in trained experts)"
     )
     figure, axes = panels(results, len(rows), 3.5, note)
-    for panel, row in zip(axes, rows, strict=True):
-        found = row["routing"]
-        for at, layer in enumerate(found["layers"]):
-            points = [(score, l0) for number, _, score, l0 in found["points"] if number == layer["layer"]]
+    for panel, (row, routing) in zip(axes, rows, strict=True):
+        for at, layer in enumerate(routing["layers"]):
+            points = [(score, l0) for number, _, score, l0 in routing["points"] if number == layer["layer"]]
             correlation = "-" if layer["pearson"] is None else f"{layer['pearson']:.2f}"
             panel.plot(
                 *zip(*points, strict=True),
@@ -340,8 +312,8 @@ def _routers(results: Results) -> Any:
                 label=f"layer {layer['layer']}: {correlation}",
                 rasterized=True,
             )
-        total = "-" if found["pearson"] is None else f"{found['pearson']:.2f}"
-        panel.set_title(f"{row['name']}\n{found['layers'][0]['router']} router, r = {total}", fontsize=8)
+        total = "-" if routing["pearson"] is None else f"{routing['pearson']:.2f}"
+        panel.set_title(f"{row.name}\n{routing['layers'][0]['router']} router, r = {total}", fontsize=8)
         panel.set_xlabel("router score")
         legend = panel.legend(loc="best", handletextpad=0.1, borderpad=0.1, labelspacing=0.2, fontsize=6.5)
         for handle in legend.legend_handles:
@@ -352,9 +324,9 @@ def _routers(results: Results) -> Any:
     return figure
 
 
-def _layer_sweep(results: Results) -> Any:
+def _layer_sweep(results: TableResults) -> Any:
     """Each layer of the rows, an autoencoder as a dot at its own, and beside them what was published."""
-    groups = {name: rows[0] for name, rows in by_name(_level(results)).items() if rows[0].get("boards")}
+    groups = {name: rows[0] for name, rows in by_name(_level(results)).items() if rows[0].boards}
     if not groups:
         return None
     note = "published: dense chess model of 8 layers with 2,048 GELU units (Karvonen et al. 2024); scales differ"
@@ -362,15 +334,15 @@ def _layer_sweep(results: Results) -> Any:
     for (ours, theirs), measure in ((axes[:2], "coverage"), (axes[2:], "reconstruction")):
         for at, (name, row) in enumerate(groups.items()):
             colour = style(name, at)[0]
-            layers = row["boards"]["layers"]
+            layers = row.boards["layers"] if row.boards else []
             x = [layer["layer"] for layer in layers]
             marker = "D" if len(layers) == 1 else "."
             ours.plot(x, [layer[measure] for layer in layers], marker=marker, color=colour, label=name)
             if len(layers) > 1 and all("random" in layer for layer in layers):
                 y = [layer["random"][measure] for layer in layers]
                 ours.plot(x, y, color=colour, linestyle=":", label=f"{name}, random weights")
-        for (kind, found), colour in zip(PUBLISHED_LAYERS.items(), (BLACK, GREEN), strict=True):
-            given = [(at, each) for at, each in enumerate(found[measure]) if each is not None]
+        for (kind, published_layers), colour in zip(PUBLISHED_LAYERS.items(), (BLACK, GREEN), strict=True):
+            given = [(at, each) for at, each in enumerate(published_layers[measure]) if each is not None]
             theirs.plot(*zip(*given, strict=True), marker=".", color=colour, linestyle="-.", label=f"published {kind}")
         ours.set_ylabel(measure)
         for panel, whose in ((ours, "ours"), (theirs, "published")):
@@ -382,8 +354,8 @@ def _layer_sweep(results: Results) -> Any:
     return figure
 
 
-_TABLE: Mapping[str, Callable[[Results], Any]] = {"bars": _bars, "curves": _curves}
-FIGURES: dict[str, Mapping[str, Callable[[Results], Any]]] = {
+_TABLE: Mapping[str, Callable[[TableResults], Any]] = {"bars": _bars, "curves": _curves}
+FIGURES: dict[str, Mapping[str, Callable[[TableResults], Any]]] = {
     "table1": _TABLE,
     "table2": {"perplexity": _perplexities, "curves": _curves},
     "table3": _TABLE,

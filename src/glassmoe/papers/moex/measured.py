@@ -1,4 +1,4 @@
-"""From a finished run to its row of a results file. What is measured lies beside the run and is used again."""
+"""From a finished run to its row of a results file. Measures lie beside the run and are used again."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from glassmoe.inspect.edit import spliced
 from glassmoe.measure.perplexity import bytes_per_token, perplexity
 from glassmoe.measure.saved import read_measure, save_measure
 from glassmoe.model import GlassForCausalLM
+from glassmoe.model.loading import load
 from glassmoe.model.statistics import model_statistics
-from glassmoe.model.subject import load_subject
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.training.language import build_model
 from glassmoe.training.records import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
 
+from .rows import MeasuredRow
 from .runner import Plan, Work, make, snapshots
 
 SPARSITY_ROWS = 16
@@ -39,89 +40,90 @@ CURVE_GAMES = 500
 """Games on each side for the scores along a run: half of the protocol's, as there are several a run."""
 
 
-def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
-    """Train a row to its end and measure it; returns its row of the results file, {} for one that is only a source."""
+def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow | None:
+    """Train a row to its end and measure it; None for one that other rows only start from."""
     make(work)
-    return measure(plan, measures, work) if work.row.listed else {}
+    return measure(plan, measures, work) if work.row.listed else None
 
 
-def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> dict[str, Any]:
+def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
     """The results row of a finished run."""
     corpus = Corpus.open(str(plan.recipe.data.path))
     if corpus.tokens == TEXT:
         return _measure_text(plan, work, corpus)
-    kept = partial(_kept, work, corpus)
+    saved = partial(_saved, work, corpus)
+    row = _training_facts(work, corpus)
     if work.row.coder:
         from glassmoe.chess.board_coders import evaluate_coder
 
-        found = kept(
+        coder = saved(
             "coder",
             lambda: evaluate_coder(work.path, corpus, games=plan.games, workers=plan.workers),
             games=plan.games,
         )
-        return {**_facts(work, corpus), "boards": found["boards"], "splice": found["splice"], "board_curve": []}
+        return replace(row, boards=coder["boards"], splice=coder["splice"], board_curve=[])
 
     def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> dict[str, Any]:
         return evaluate_boards(model, corpus, games=games, brief=brief, workers=plan.workers)
 
-    loaded = load_subject(work.path, plan.recipe.train.device, own=True)
-    rows = Rows(corpus.split("valid"), plan.recipe.data.rows)
-    row = {
-        **_facts(work, corpus),
-        "ppl": kept("ppl", lambda: perplexity(loaded.model, rows)),
-        "boards": kept("boards", lambda: boards(loaded.model, plan.games), games=plan.games),
-    }
+    model = load(str(work.path), plan.recipe.train.device).model
+    valid = Rows(corpus.split("valid"), plan.recipe.data.rows)
     games = min(CURVE_GAMES, plan.games)
-    row["board_curve"] = kept(
-        "board_curve", lambda: _curve(work, partial(boards, games=games, brief=True)), games=games
-    )["points"]
-    if "routing" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+    row = replace(
+        row,
+        ppl=saved("ppl", lambda: perplexity(model, valid)),
+        boards=saved("boards", lambda: boards(model, plan.games), games=plan.games),
+        board_curve=saved("board_curve", lambda: _curve(work, partial(boards, games=games, brief=True)), games=games)[
+            "points"
+        ],
+    )
+    if model.feed_forwards()[0].num_experts < 2:
+        return row
+    if "routing" in measures:
         from glassmoe.measure.routing import routing
 
-        row["routing"] = kept("routing", lambda: routing(loaded.model, rows))
-    if "encoder_map" in measures and loaded.model.feed_forwards()[0].num_experts > 1:
+        row = replace(row, routing=saved("routing", lambda: routing(model, valid)))
+    if "encoder_map" in measures:
         from glassmoe.measure.encoder_map import encoder_map
 
-        best = row["boards"]["best_layer"]
-        row["encoder_map"] = kept("encoder_map", lambda: encoder_map(loaded.model, best), layer=best)
+        best = (row.boards or {})["best_layer"]
+        row = replace(row, encoder_map=saved("encoder_map", lambda: encoder_map(model, best), layer=best))
     return row
 
 
-def _kept(
-    work: Work, corpus: Corpus, name: str, make_values: Callable[[], dict[str, Any]], **asked: Any
-) -> dict[str, Any]:
-    """The run's measure `name`, made when it is not there for this corpus and this request."""
+def _saved(work: Work, corpus: Corpus, name: str, take: Callable[[], dict[str, Any]], **asked: Any) -> dict[str, Any]:
+    """The run's measure `name`, taken when it is not there for this corpus and this request."""
     record = read_measure(work.path, name)
     if record and record["data_sha256"] == corpus.fingerprint and record["values"].get("asked") == asked:
         values: dict[str, Any] = record["values"]
         return values
-    values = {**make_values(), "asked": asked}
+    values = {**take(), "asked": asked}
     save_measure(work.path, name, values, corpus)
     return values
 
 
-def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> dict[str, Any]:
+def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
     """Of text: the validation loss, how sparse the layers are, and the perplexity on each of the plan's texts; of a
     coder the model's with its reconstruction in place."""
-    from glassmoe.chess.board_coders import evaluate_coder
-
-    kept, rows = partial(_kept, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
-    found = _facts(work, corpus)
+    saved, valid = partial(_saved, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
+    row = _training_facts(work, corpus)
     if work.row.coder:
-        found["splice"] = kept("coder", lambda: evaluate_coder(work.path, corpus))["splice"]
+        from glassmoe.chess.board_coders import evaluate_coder
+
+        row = replace(row, splice=saved("coder", lambda: evaluate_coder(work.path, corpus))["splice"])
     else:
-        found["sparsity"] = kept("sparsity", lambda: _sparsity(work, rows))["layers"]
-    found["ppl"] = kept("ppl", lambda: _validation(work, corpus, rows))
-    found["texts"] = {text.name: _on_text(work, text, rows.length - 1) for text in plan.texts}
-    return found
+        row = replace(row, sparsity=saved("sparsity", lambda: _sparsity(work, valid))["layers"])
+    return replace(
+        row,
+        ppl=saved("ppl", lambda: _validation(work, corpus, valid)),
+        texts={text.name: _on_text(work, text, valid.length - 1) for text in plan.texts},
+    )
 
 
 def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
     ratio = bytes_per_token(corpus, "valid")
     if not work.row.coder:
-        return perplexity(
-            load_subject(work.path, work.config.train.device, own=True).model, rows, bytes_per_token=ratio
-        )
+        return perplexity(load(str(work.path), work.config.train.device).model, rows, bytes_per_token=ratio)
     from glassmoe.inspect.readers import one_reader, open_coders
 
     subject, readers = open_coders(work.path, device=work.config.train.device)
@@ -132,7 +134,7 @@ def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
 
 def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
     """`models.statistics` of the layers on the first validation rows."""
-    model = load_subject(work.path, work.config.train.device, own=True).model
+    model = load(str(work.path), work.config.train.device).model
     tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
     given = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
     return {"layers": model_statistics(model, given)}
@@ -159,7 +161,7 @@ def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, An
     per_step = last["tokens"] // last["step"]
     points = []
     for step, path in snapshots(work.path):
-        boards = measure_boards(load_subject(path, own=True).model)
+        boards = measure_boards(load(str(path)).model)
         best = next(layer for layer in boards["layers"] if layer["layer"] == boards["best_layer"])
         scores = [best[key] for key in ("coverage", "held_out_coverage", "reconstruction", "layer")]
         points.append([step * per_step, *scores])
@@ -182,30 +184,29 @@ def _dense_active(work: Work, corpus: Corpus) -> int:
     return dense.active_parameters()
 
 
-def _facts(work: Work, corpus: Corpus) -> dict[str, Any]:
-    """What a run's own files tell about it; tokens and FLOPs include those of what it started from."""
+def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
+    """The row with what the run's own files say, and no measures yet."""
     environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
     lines = read_metrics(work.path / "metrics.jsonl")
     last, receipt = lines[-1], read_start(work.path)
     before, optimizer = _source_tokens(work), work.config.optimizer
-    facts = {
-        "name": work.row.name,
-        "seed": work.seed,
-        "tokens": last["tokens"] + before["source_tokens"],
-        "own_tokens": last["tokens"],
-        "flops": last["flops"] + before["source_flops"],
-        "active_parameters": environment["active_parameters"],
-        "active_ratio": None if work.row.coder else environment["active_parameters"] / _dense_active(work, corpus),
-        "total_parameters": environment["total_parameters"],
-        "train_seconds": last["seconds"],
-        "compute_dtype": environment["compute_dtype"],
-        "hardware": environment["hardware"],
-        "commit": environment["commit"],
-        "curve": [[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
-        "apart": work.row.apart,
-        "model": configuration.plain(work.config.coder if work.row.coder else work.config.model),
-        "learning_rate": optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
-    }
-    if receipt is not None:
-        facts["start"] = {key: getattr(receipt, key) for key in ("valid_loss", "noise", "redraw")}
-    return facts
+    return MeasuredRow(
+        name=work.row.name,
+        seed=work.seed,
+        tokens=last["tokens"] + before["source_tokens"],
+        own_tokens=last["tokens"],
+        flops=last["flops"] + before["source_flops"],
+        active_parameters=environment["active_parameters"],
+        active_ratio=None if work.row.coder else environment["active_parameters"] / _dense_active(work, corpus),
+        total_parameters=environment["total_parameters"],
+        train_seconds=last["seconds"],
+        compute_dtype=environment["compute_dtype"],
+        hardware=environment["hardware"],
+        commit=environment["commit"],
+        curve=[[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
+        apart=work.row.apart,
+        ahead_of=None if work.row.ahead_of is None else list(work.row.ahead_of),
+        model=configuration.plain(work.config.coder if work.row.coder else work.config.model),
+        learning_rate=optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
+        start=None if receipt is None else {key: getattr(receipt, key) for key in ("valid_loss", "noise", "redraw")},
+    )

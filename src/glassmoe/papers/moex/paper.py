@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BASES = ("gelu", "switch")
+"""Rows that every other is compared with, seed by seed."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -81,6 +84,11 @@ detokenised, or whether LAMBADA is the last word or the passage; nor whether its
 def size_of(recipe: str) -> str:
     """Which of the paper's sizes stands beside rows of a recipe."""
     return "medium" if recipe == "fineweb-m" else "small"
+
+
+def perplexities(recipe: str, name: str) -> dict[str, float]:
+    """Text -> the paper's perplexity for a row of a recipe; empty where it has none."""
+    return PERPLEXITIES[size_of(recipe)].get(name, {})
 
 
 ROUTER_CORRELATION = -0.95

@@ -24,7 +24,7 @@ from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
 from glassmoe.text.evaluation import EvaluationText
 
-from .suites import CURVE_POINTS, RECIPES, Row
+from .suites import CURVE_POINTS, RECIPES, TableRow
 
 SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
 """Fits of fewer steps than this take this learning rate."""
@@ -49,7 +49,7 @@ class Plan:
 class Work:
     """One row at one seed: its configuration, where it lies, and what it starts from."""
 
-    row: Row
+    row: TableRow
     seed: int
     config: Any
     path: Path
@@ -82,7 +82,7 @@ def tokens_per_step(config: RunConfig, corpus: Corpus) -> int:
     return config.train.batch_rows * (Rows(corpus.split("train"), config.data.rows).length - 1)
 
 
-def works(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> list[Work]:
+def works(plan: Plan, rows: Sequence[TableRow], seeds: Sequence[int]) -> list[Work]:
     """Every row at every seed, sources first."""
     found = []
     for seed in seeds:
@@ -94,7 +94,7 @@ def works(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> list[Work]:
     return found
 
 
-def _run_config(plan: Plan, row: Row, seed: int, source: Path | None) -> RunConfig:
+def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> RunConfig:
     config = copy.deepcopy(plan.recipe)
     steps = max(1, round(plan.steps * row.share))
     config.seed = seed
@@ -116,7 +116,7 @@ def _run_config(plan: Plan, row: Row, seed: int, source: Path | None) -> RunConf
     return config
 
 
-def _coder_config(plan: Plan, row: Row, seed: int, source: Path | None) -> Any:
+def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Any:
     from glassmoe.coders.configuration import CoderConfig, FitConfig
 
     run = _run_config(plan, row, seed, None)
@@ -235,21 +235,6 @@ def _use_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-
-
-def wanted(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
-    """The rows named (all by default) and those that they start from, in the suite's order. ValueError for an unknown
-    name."""
-    by_name = {row.name: row for row in rows}
-    for name in names or ():
-        if name not in by_name:
-            listed = ", ".join(row.name for row in rows if row.listed)
-            raise ValueError(f"there is no row {name!r} here; the rows are {listed}")
-    keep = set(by_name if names is None else names)
-    for row in reversed(rows):
-        if row.name in keep and row.source is not None:
-            keep.add(row.source)
-    return [row for row in rows if row.name in keep]
 
 
 def snapshots(path: Path) -> Iterator[tuple[int, Path]]:

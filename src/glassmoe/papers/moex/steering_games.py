@@ -2,104 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from glassmoe.chess.steering_games import positions, steered_games
+from glassmoe.chess.steering_games import positions as positions_of
+from glassmoe.chess.steering_games import steered_games
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
-from glassmoe.device import describe, pick_device
 from glassmoe.inspect.readers import open_readers
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.intervals import interval
-from glassmoe.measure.tables import table
-from glassmoe.papers.mxd.uses import save
-from glassmoe.training.run import commit
+from glassmoe.measure.intervals import interval, plus_minus
+from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.pages.plots import drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 
-from .canvas import drawing, style, write
-from .tables import plus_minus
+from .canvas import style
 
 TIMES = (1.0, 4.0)
 
 
+@dataclass(frozen=True)
+class SteeredFeature(Result):
+    """The moves with one feature raised."""
+
+    feature: int
+    amount: float
+    """What was added to its strength at every token."""
+    legal: float
+    """Share of the likeliest moves that are legal."""
+    changed: float
+    """Share of the positions at which the likeliest move is another."""
+    shift: float
+    """KL divergence of the next token's distribution, in nats, mean over positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredMoves(Result):
+    """One set of features, raised one at a time by the same multiple of their greatest strength."""
+
+    name: str
+    """Name of the folder."""
+    features: str
+    """Name of the set of features."""
+    times: float
+    """Multiple of a feature's greatest strength."""
+    positions: int
+    legal: float
+    """Share of the likeliest moves that are legal without an edit."""
+    steered: list[SteeredFeature] = stored_as("rows", default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringGamesResults(ResultsFile):
+    """Sets of features of several models."""
+
+    suite: str = "steering-games"
+    command: str
+    commit: str | None
+    hardware: str
+    data_sha256: str = ""
+    """Fingerprint of the games."""
+    tokens_before: int = 0
+    """Tokens before each position."""
+    entries: list[SteeredMoves] = stored_as("rows", default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        lines = []
+        for row in self.entries:
+            scores = zip(*((each.legal, each.changed, each.shift) for each in row.steered), strict=True)
+            means = [plus_minus(*interval(values), 3) for values in scores]
+            lines.append([row.name, row.features, f"{row.times:g}", len(row.steered), f"{row.legal:.3f}", *means])
+        return [
+            f"By `{self.command}`; data {self.data_sha256[:16]}; {self.hardware}; commit {self.commit}.",
+            markdown_table(
+                ["model", "features", "times", "n", "legal", "legal, raised", "another move", "shift"], lines
+            ),
+            f"At {self.entries[0].positions} positions of validation games, {self.tokens_before} tokens into each, "
+            "White to move: one feature at a time, drawn from those that fire there, raised at every token by so many "
+            "times its greatest strength. Legal: share of the model's likeliest moves that are, without and with the "
+            "edit; another move: share of positions at which it is another; shift: KL of the next token's "
+            "distribution, in nats. Means over features, with half the 95% interval.",
+            *(self.remarks or []),
+            figure(name),
+        ]
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self.entries, path)
+
+
 def steering_games(
-    paths: Sequence[str],
-    data: str,
+    paths: Sequence[str | Path],
     *,
+    data: str | Path,
     layers: Sequence[int] | None = None,
     features: int = 100,
-    count: int = 32,
-    own: bool = True,
+    positions: int = 32,
+    neurons: bool = True,
     name: str | None = None,
-    results: Path = Path("results"),
+    results: str | Path = "results",
     device: str = "auto",
-) -> dict[str, Any]:
-    """Raise features of everything at every path once and four times their greatest strength, at `count` positions of
-    validation games, and write `results/steering-games-NAME.json`, `.md` and a figure, after each set of features.
-    ValueError for a user's mistake."""
+) -> SteeringGamesResults:
+    """Raise single features of chess models to once and four times their greatest strength, and measure the moves.
+
+    Writes `results/steering-games-NAME.json`, `.md` and a figure after each set of features. ValueError for a user's
+    mistake.
+
+    Args:
+        paths: Runs of chess models, or folders of coders.
+        data: Prepared games.
+        layers: Layers to steer (default: all).
+        features: Features of each set, drawn from those that fire.
+        positions: Positions of validation games at most.
+        neurons: For coders: whether the layer itself is a set, too.
+        name: Name of the results file (default: that of the first folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
     require_plots("matplotlib.figure", "Drawing figures")
-    header: dict[str, Any] = {
-        "suite": "steering-games",
-        "command": f"glassmoe reproduce steering-games {' '.join(Path(path).name for path in paths)}",
-        "commit": commit(),
-        "hardware": describe(pick_device(device)),
-    }
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        subject, readers = open_readers(path, layers, own=own, device=device)
-        corpus = Corpus.open(data, subject.tokens).require(subject.tokens)
-        prompts = positions(corpus, count, subject.context)
-        header |= {"data_sha256": corpus.fingerprint, "tokens_before": len(prompts[0])}
+    names = [Path(path).name for path in paths]
+    moves = SteeringGamesResults(command=f"glassmoe reproduce steering-games {' '.join(names)}", **origin(device))
+    for path in map(str, paths):
+        subject, readers = open_readers(path, layers, own=neurons, device=device)
+        corpus = Corpus.open(str(data), subject.tokens).require(subject.tokens)
+        prompts = positions_of(corpus, positions, subject.context)
+        moves = replace(moves, data_sha256=corpus.fingerprint, tokens_before=len(prompts[0]))
         for each, reader in readers.items():
             say(f"{Path(path).name}, {each}: {features} features")
             for times in TIMES:
-                found = steered_games(subject, reader.layer, reader.place, prompts, times, features)
-                rows.append({"name": Path(path).name, "features": each, **found})
-            made = {**header, "rows": rows}
-            saved = save(results, f"steering-games-{name or Path(paths[0]).name}", made, render, draw)
+                measured = steered_games(subject, reader.layer, reader.place, prompts, times, features)
+                row = SteeredMoves.from_dict({"name": Path(path).name, "features": each, **measured})
+                moves = replace(moves, entries=[*moves.entries, row])
+            saved = moves.save(results, f"steering-games-{name or names[0]}")
     return saved
 
 
-def render(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page, made from the results alone."""
-    lines = []
-    for row in results["rows"]:
-        means = [plus_minus(*interval([each[key] for each in row["rows"]]), 3) for key in ("legal", "changed", "shift")]
-        lines.append(
-            [row["name"], row["features"], f"{row['times']:g}", len(row["rows"]), f"{row['legal']:.3f}", *means]
-        )
-    first = results["rows"][0]
-    parts = [
-        f"# {title}",
-        f"By `{results['command']}`; data {results['data_sha256'][:16]}; {results['hardware']}; commit "
-        f"{results['commit']}.",
-        table(["model", "features", "times", "n", "legal", "legal, raised", "another move", "shift"], lines),
-        f"At {first['positions']} positions of validation games, {results['tokens_before']} tokens into each, White to "
-        "move: one feature at a time, drawn from those that fire there, raised at every token by so many times its "
-        "greatest strength. Legal: share of the model's likeliest moves that are, without and with the edit; another "
-        "move: share of positions at which it is another; shift: KL of the next token's distribution, in nats. Means "
-        "over features, with half the 95% interval.",
-        *results.get("notes", []),
-        f"![{title}](figures/{title}.png)",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def draw(results: dict[str, Any], path: Path) -> list[Path]:
+def _draw(rows: Sequence[SteeredMoves], path: Path) -> list[Path]:
     """Of each set of features, raised most, how many moves are others against how many are legal, a dot a feature."""
-    rows = [row for row in results["rows"] if row["times"] == max(TIMES)]
+    rows = [row for row in rows if row.times == max(TIMES)]
     with drawing():
         from matplotlib.figure import Figure
 
         canvas = Figure(figsize=(4.6, 3.2), layout="constrained")
         panel = canvas.subplots()
         for at, row in enumerate(rows):
-            colour, _ = style(row["features"].partition("/")[2], at)
-            changed, legal = ([each[key] for each in row["rows"]] for key in ("changed", "legal"))
+            colour, _ = style(row.features.partition("/")[2], at)
+            changed, legal = ([getattr(each, key) for each in row.steered] for key in ("changed", "legal"))
             panel.scatter(changed, legal, s=9, alpha=0.5, color=colour, linewidths=0)
-            label = f"{row['name']} {row['features']}"
+            label = f"{row.name} {row.features}"
             panel.plot(fmean(changed), fmean(legal), "D", color=colour, markersize=6, label=label)
         panel.set_xlabel("positions with another move")
         panel.set_ylabel("legal moves")

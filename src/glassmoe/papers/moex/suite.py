@@ -1,4 +1,4 @@
-"""`glassmoe reproduce NAME`: a table or figure of the MoE-X paper, trained and measured in one go."""
+"""`glassmoe reproduce table1` and the other tables and figures of the MoE-X paper: trained and measured in one go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
@@ -21,16 +21,16 @@ from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.device import describe, pick_device
+from glassmoe.device import pick_device
 from glassmoe.measure.encoder_map import require_plots
+from glassmoe.measure.results_file import origin
 from glassmoe.text.evaluation import KNOWN, EvaluationText, read_evaluation_texts
-from glassmoe.training.run import commit
 
-from . import tables
-from .figures import draw
 from .measured import make_and_measure
-from .runner import Plan, Work, check, recipe_of, run_all, tokens_per_step, wanted, works
-from .suites import CURVE_POINTS, SUITES, Row
+from .rows import FailedRow, MeasuredRow, TextFacts
+from .runner import Plan, Work, check, recipe_of, run_all, tokens_per_step, works
+from .suites import CURVE_POINTS, SUITES, TableRow
+from .tables import TableResults
 
 TRIAL_STEPS = 3
 """Steps that are timed to turn minutes into tokens, after one to warm up."""
@@ -38,32 +38,47 @@ TRAINING_SHARE = 0.75
 """Share of a budget of minutes that is left for training; the rest is for measuring."""
 LEAST_STEPS = 8
 GAMES = 1000
-"""Games to choose features on, and again to test them on, unless told otherwise."""
+"""Games to choose features on, and again to test them on, unless another number is given."""
 
 
-def reproduce(
+def reproduce_table(
     name: str,
     *,
-    data: str,
-    scale: str = "cpu",
-    recipe: str | None = None,
+    data: str | Path,
+    on: str | None = None,
+    scale: Literal["cpu", "gpu"] = "cpu",
+    config: str | Path | None = None,
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] = (0,),
     tokens: int | None = None,
     minutes: float | None = None,
     games: int = GAMES,
     processes: int = 1,
-    on: str | None = None,
-    out: Path = Path("runs/reproduce"),
-    results: Path = Path("results"),
-) -> dict[str, Any]:
-    """Train and measure the rows of suite `name` and write `results/NAME-RECIPE.json`, `.md` and figures.
+    out: str | Path = "runs/reproduce",
+    results: str | Path = "results",
+) -> TableResults:
+    """Train and measure the rows of a table or figure of the MoE-X paper, the paper's numbers beside.
 
-    `tokens`: T, what every row sees (default: as the recipe has it). `minutes`: a wall-clock budget instead, from which
-    T is worked out by timing a few steps of every row; it is kept beside the runs, so that a stopped suite goes on with
-    the same T. `processes`: rows made side by side. `on`: of a suite of text, what perplexity is measured on
-    (`data.evaluation.read_evaluation_texts`). The results file is written after each row. Returns what it holds,
-    `failed` rows included. ValueError for a user's mistake, before anything is trained.
+    Writes `results/NAME-RECIPE.json`, `.md` and figures after each row. Finished runs are used again, stopped ones
+    resume. A failed row is reported (`failed`); the others still run. ValueError for a user's mistake, before anything
+    is trained.
+
+    Args:
+        name: table1, table2, table3, table4, figure3, figure4, figure5, figure6, figure9, ablations or calibration.
+        data: Prepared games or, for table2, prepared text.
+        on: For table2: texts to measure perplexity on: files, NAME=FILE, or wikitext2, wikitext103, lambada,
+            openwebtext, separated by commas.
+        scale: Size of the models; gpu is the paper's size.
+        config: Name or file of another recipe than the scale's.
+        rows: Rows to make (default: all of the table). Other names of `glassmoe.ROWS` and `glassmoe.FEED_FORWARD` may
+            join.
+        seeds: Seeds of every row.
+        tokens: Training tokens of every row (default: as the recipe has it).
+        minutes: Wall-clock budget of the whole suite, in place of tokens.
+        games: Games to choose features on, and again to test them on.
+        processes: Rows that are made side by side, sharing the cores.
+        out: Folder of the runs.
+        results: Folder of the results files.
     """
     if name not in SUITES:
         close = difflib.get_close_matches(name, SUITES, n=1)
@@ -71,23 +86,24 @@ def reproduce(
         raise ValueError(f"there is no table or figure {name!r}; {hint}")
     if tokens is not None and minutes is not None:
         raise ValueError("--tokens and --minutes are both given; a budget is one of them")
-    # Better told now than after the training.
+    suite, data, out, results = SUITES[name], str(data), Path(out), Path(results)
+    # A missing package is reported now, not after the training.
     require_plots("matplotlib.figure", "Drawing figures")
-    if "encoder_map" in SUITES[name].measures:
+    if "encoder_map" in suite.measures:
         require_plots("sklearn.manifold", "Mapping experts")
     corpus = Corpus.open(data)
-    _check_world(name, data, corpus, on)
-    recipe_name, config = recipe_of(scale, corpus.tokens, data, recipe)
+    _check_data(name, data, corpus, on)
+    recipe_name, recipe = recipe_of(scale, corpus.tokens, data, None if config is None else str(config))
     if scale == "gpu" and tokens is None and minutes is None:
         raise ValueError("--scale gpu needs a budget: --minutes M for the whole suite, or --tokens T for every row")
-    declared = SUITES[name].rows(config.model)
-    chosen = wanted(declared, rows)
+    chosen = suite.rows(recipe.model, rows)
     workers = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
     texts = tuple(read_evaluation_texts(on)) if on is not None else ()
-    plan = Plan(recipe_name, config, config.train.steps, out, games, workers, texts)
+    plan = Plan(recipe_name, recipe, recipe.train.steps, out, games, workers, texts)
     if minutes is not None:
-        tokens = _tokens_in(minutes, plan, chosen, seeds, processes, out / recipe_name / f"{name}-budget.json", corpus)
-    per_step = tokens_per_step(config, corpus)
+        budget = out / recipe_name / f"{name}-budget.json"
+        tokens = _tokens_in(minutes, plan, chosen, seeds, processes, budget, corpus)
+    per_step = tokens_per_step(recipe, corpus)
     steps = plan.steps if tokens is None else tokens // per_step
     if steps < LEAST_STEPS:
         raise ValueError(
@@ -98,26 +114,34 @@ def reproduce(
     plan = replace(plan, steps=steps - steps % CURVE_POINTS)
     jobs = works(plan, chosen, seeds)
     check(jobs)
-    path = results / f"{name}-{recipe_name}"
-    header = _header(name, scale, recipe_name, declared, plan, corpus)
-    if (path.with_name(path.name + ".json")).exists():
-        tables.save(path, header)  # a file of other games or another recipe is refused now, not after the training
+    file = f"{name}-{recipe_name}"
+    names = [row.name for row in suite.rows(recipe.model) if row.listed]
+    names += [row.name for row in chosen if row.listed and row.name not in names]
+    table = TableResults(
+        suite=name,
+        scale=scale,
+        recipe=recipe_name,
+        token=corpus.kind.one,
+        command=_command(name, scale, plan, per_step),
+        data_sha256=corpus.fingerprint,
+        names=names,
+        texts={text.name: _text_facts(text) for text in plan.texts} or None,
+        **origin(recipe.train.device),
+    )
+    if (results / f"{file}.json").exists():
+        table.save(results, file, draw=False)  # a file of other data or another recipe is refused now
 
-    def done(work: Work, row: dict[str, Any]) -> None:
-        if row:
-            tables.save(path, {**header, "rows": [row]})
-            say(f"{work.row.name}, seed {work.seed}: measured, in {path}.md")
+    def done(work: Work, row: MeasuredRow | None) -> None:
+        if row is not None:
+            replace(table, entries=[row]).save(results, file, draw=False)
+            say(f"{work.row.name}, seed {work.seed}: measured, in {results / file}.md")
 
-    failed = run_all(jobs, partial(make_and_measure, plan, SUITES[name].measures), processes, done)
-    reasons = [{"name": work.row.name, "seed": work.seed, "reason": reason} for work, reason in failed]
-    figures = draw(tables.save(path, {**header, "failed": reasons}), results / "figures")
-    shown = [str(each.relative_to(results)) for each in figures if each.suffix == ".png"]
-    found = tables.save(path, {**header, "failed": reasons, "figures": shown})
-    found["files"] = [*(str(path.with_name(path.name + ending)) for ending in (".json", ".md")), *map(str, figures)]
-    return found
+    failed = run_all(jobs, partial(make_and_measure, plan, suite.measures), processes, done)
+    reasons = [FailedRow(work.row.name, work.seed, reason) for work, reason in failed]
+    return replace(table, failed=reasons).save(results, file)
 
 
-def _check_world(name: str, data: str, corpus: Corpus, on: str | None) -> None:
+def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
     """ValueError when a suite of text is given games, or the other way round."""
     if SUITES[name].of_text:
         if corpus.tokens != TEXT:
@@ -131,26 +155,6 @@ def _check_world(name: str, data: str, corpus: Corpus, on: str | None) -> None:
         raise ValueError(f"--on belongs to {', '.join(each for each in SUITES if SUITES[each].of_text)}; leave it out")
 
 
-def _header(
-    name: str, scale: str, recipe_name: str, declared: Sequence[Row], plan: Plan, corpus: Corpus
-) -> dict[str, Any]:
-    per_step = tokens_per_step(plan.recipe, corpus)
-    return {
-        "suite": name,
-        "scale": scale,
-        "recipe": recipe_name,
-        "token": corpus.kind.one,
-        "command": _command(name, scale, plan, per_step),
-        "commit": commit(),
-        "data_sha256": corpus.fingerprint,
-        "hardware": describe(pick_device(plan.recipe.train.device)),
-        "names": [row.name for row in declared if row.listed],
-        "rows": [],
-        "failed": [],
-        **({"texts": {text.name: _about(text) for text in plan.texts}} if plan.texts else {}),
-    }
-
-
 def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
     if plan.texts:
         data, measured = "TEXT", f" --on {','.join(text.name for text in plan.texts)}"
@@ -159,37 +163,36 @@ def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
     return f"glassmoe reproduce {name} --scale {scale} --data.path {data} --tokens {plan.steps * per_step}{measured}"
 
 
-def _about(text: EvaluationText) -> dict[str, Any]:
-    """What a results file says of a text that rows are measured on."""
-    return {
-        "source": text.source,
-        "sha256": text.sha256,
-        "about": text.about,
-        "documents": len(text.texts),
-        "words": sum(len(each.split()) for each in text.texts),
-        "bytes": sum(len(each.encode("utf-8", "surrogatepass")) for each in text.texts),
-        "skipped": text.skipped,
-    }
+def _text_facts(text: EvaluationText) -> TextFacts:
+    return TextFacts(
+        source=text.source,
+        sha256=text.sha256,
+        about=text.about,
+        documents=len(text.texts),
+        words=sum(len(each.split()) for each in text.texts),
+        bytes=sum(len(each.encode("utf-8", "surrogatepass")) for each in text.texts),
+        skipped=text.skipped,
+    )
 
 
 def _tokens_in(
     minutes: float,
     plan: Plan,
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     seeds: Sequence[int],
     processes: int,
-    kept: Path,
+    saved: Path,
     corpus: Corpus,
 ) -> int:
-    """T for a budget of minutes. What was found before for the same budget and rows is kept."""
+    """T for a budget of minutes. The T of an earlier command with the same budget and rows is used again."""
     asked = {"minutes": minutes, "rows": [row.name for row in rows], "seeds": list(seeds), "processes": processes}
-    if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["asked"] == asked:
-            return int(found["tokens"])
+    if saved.exists():
+        earlier = json.loads(saved.read_text(encoding="utf-8"))
+        if earlier["asked"] == asked:
+            return int(earlier["tokens"])
         raise ValueError(
-            f"{kept} holds the budget {found['asked']}, now {asked} is asked for; runs of another budget have other "
-            f"lengths: give the same one, --tokens {found['tokens']}, or another --out"
+            f"{saved} holds the budget {earlier['asked']}, and now it is {asked}; runs of another budget have other "
+            f"lengths: give the same one, --tokens {earlier['tokens']}, or another --out"
         )
     say("timing a few steps of every row")
     seconds = 0.0
@@ -199,8 +202,8 @@ def _tokens_in(
     steps = int(minutes * 60 * TRAINING_SHARE / max(seconds, 1e-9))
     tokens = steps * tokens_per_step(plan.recipe, corpus)
     if steps >= LEAST_STEPS:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_text(kept, json.dumps({"asked": asked, "tokens": tokens}, indent=1) + "\n")
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        write_text(saved, json.dumps({"asked": asked, "tokens": tokens}, indent=1) + "\n")
     return tokens
 
 

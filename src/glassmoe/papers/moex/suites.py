@@ -4,15 +4,22 @@ A row is the suite's recipe with a few fields of the model changed. Every row se
 half of them in its dense source and half as a mixture, a source whose own width is an expert's (MoE-X Table 4 compares
 starts; equal tokens are this project's definition). Rows of unequal tokens stand apart. A name means one configuration
 in every suite, so suites share runs.
+
+`ROWS` is open: a row that another package registers there, or a layer that it registers in `FEED_FORWARD`, is trained
+and measured by `glassmoe reproduce table1 --rows NAME` like ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glassmoe.config import ModelConfig
+from glassmoe.registry import LAYER_REGISTRY, Registry
+
+from .paper import BASES
 
 RECIPES = {
     ("cpu", "characters"): "chess-small",
@@ -25,160 +32,198 @@ RECIPES = {
 
 CURVE_POINTS = 4
 """At how many points of a run its board scores are taken, the last among them."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table.
-
-    `model`: fields of the recipe's model that differ. `share`: of T, the tokens that this run itself sees. `source`:
-    the row it starts from, upcycled where that is dense and this is not. `coder`: a sparse autoencoder of this kind is
-    fitted to the `source` instead of training a model. `listed`: whether the table shows it, or it is only needed.
-    `apart`: shown below the table, because its tokens are not T.
-    """
-
-    name: str
-    model: dict[str, Any] = field(default_factory=dict)
-    share: float = 1.0
-    source: str | None = None
-    coder: str | None = None
-    listed: bool = True
-    apart: bool = False
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A table or figure. `rows`: from the recipe's model to the rows, sources before what starts from them.
-    `measures`: what is measured besides the boards and the loss: `routing`, `encoder_map`. `of_text`: rows read text,
-    and in place of boards their perplexity is measured on texts that they did not train on."""
-
-    about: str
-    rows: Callable[[ModelConfig], list[Row]]
-    measures: tuple[str, ...] = ()
-    of_text: bool = False
-
-
-def _plain(*names: str) -> list[Row]:
-    """Rows whose name is that of their feed-forward layer."""
-    return [Row(name, {"ffn": name}) for name in names]
-
-
-def _source(base: ModelConfig, ffn: str, full: bool = False) -> Row:
-    """A dense model of one expert's width, to start others from: half the tokens, or all."""
-    model = {"ffn": ffn, "active_width": base.active_width // base.experts_per_token}
-    return Row(f"{ffn}-source{'-full' if full else ''}", model, share=1.0 if full else 0.5, listed=False)
-
-
-def _upcycled(ffn: str, source: str) -> Row:
-    return Row(f"{ffn}-upcycled", {"ffn": ffn}, share=0.5, source=source)
-
-
-def _coder(kind: str) -> Row:
-    """A sparse autoencoder on the dense GELU model."""
-    return Row(f"sae-{kind}", {"ffn": "gelu"}, source="gelu", coder=kind)
-
-
-def _table1(base: ModelConfig) -> list[Row]:
-    sources = [_source(base, "relu"), _source(base, "gelu")]
-    rows = _plain("gelu", "relu", "geglu", "solu", "monet-hd", "monet-vd", "peer", "switch", "moe-x")
-    upcycled = [_upcycled("switch", "gelu-source"), _upcycled("moe-x", "relu-source")]
-    return [*sources, *rows, *upcycled, _coder("topk")]
-
-
-def _table2(base: ModelConfig) -> list[Row]:
-    upcycled = _upcycled("moe-x", "relu-source")
-    return [_source(base, "relu"), *_plain("gelu", "switch", "moe-x"), upcycled, _coder("topk")]
-
-
-def _table3(_: ModelConfig) -> list[Row]:
-    extra = [
-        Row("switch-sparsity-router", {"ffn": "switch", "router": "sparsity"}),
-        Row("moe-x-learned-router", {"ffn": "moe-x", "router": "learned"}),
-    ]
-    return [*_plain("switch"), *extra, *_plain("moe-x")]
-
-
-def _table4(base: ModelConfig) -> list[Row]:
-    narrow = base.active_width // base.experts_per_token
-    continued = Row("relu-continued", {"ffn": "relu", "active_width": narrow}, share=0.5, source="relu-source")
-    full = Row("moe-x-upcycled-full", {"ffn": "moe-x"}, source="relu-source-full", apart=True)
-    return [
-        _source(base, "relu"),
-        *_plain("gelu", "relu", "moe-x"),
-        continued,
-        _upcycled("moe-x", "relu-source"),
-        _source(base, "relu", full=True),
-        full,
-    ]
-
-
 SHORT = 0.25
 """Share of T that rows of the figures with many sizes see."""
 
 
-def _figure3(base: ModelConfig) -> list[Row]:
-    rows = [
-        Row(f"relu-d{width}-x{times}", {"ffn": "relu", "width": width, "active_width": width * times}, share=SHORT)
+@dataclass(frozen=True)
+class TableRow:
+    """How one row of a table is made."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the recipe's model that differ, such as {"ffn": "moe-x", "router": "learned"}."""
+    share: float = 1.0
+    """Share of T, the tokens of the table, that this run itself sees."""
+    source: str | None = None
+    """Name of the row that it starts from; upcycled where that is dense and this is a mixture."""
+    coder: str | None = None
+    """Kind of a sparse autoencoder that is fitted to `source`, in place of training a model."""
+    apart: bool = False
+    """Whether it is shown below the table, because its tokens are not T."""
+    ahead_of: tuple[str, ...] | None = None
+    """Rows that the table compares it with in its claims; None: the paper's claims, and GELU and Switch for rows that
+    the suite does not declare."""
+    name: str = ""
+    """Set from the name in `ROWS`."""
+    listed: bool = True
+    """Whether the table shows it, or other rows only start from it. Set by the suite."""
+
+
+RowMaker = TableRow | Callable[[ModelConfig], TableRow]
+
+
+def _source(ffn: str, share: float = 0.5) -> RowMaker:
+    """A dense model of one expert's width, to start others from."""
+    return lambda base: TableRow({"ffn": ffn, "active_width": base.active_width // base.experts_per_token}, share)
+
+
+def _coder(kind: str) -> TableRow:
+    """A sparse autoencoder on the dense GELU model."""
+    return TableRow({"ffn": "gelu"}, source="gelu", coder=kind)
+
+
+def _short(**model: Any) -> TableRow:
+    return TableRow(model, share=SHORT)
+
+
+PLAIN = ("gelu", "relu", "geglu", "solu", "monet-hd", "monet-vd", "peer", "switch", "moe-x")
+"""Rows whose name is that of their feed-forward layer."""
+CODERS_OF_GELU = ("topk", "l1", "p-anneal", "gated")
+
+ROWS: dict[str, RowMaker] = {
+    **{name: TableRow({"ffn": name}) for name in PLAIN},
+    "relu-source": _source("relu"),
+    "gelu-source": _source("gelu"),
+    "relu-source-full": _source("relu", 1.0),
+    "switch-upcycled": TableRow({"ffn": "switch"}, share=0.5, source="gelu-source"),
+    "moe-x-upcycled": TableRow({"ffn": "moe-x"}, share=0.5, source="relu-source"),
+    "moe-x-upcycled-full": TableRow({"ffn": "moe-x"}, source="relu-source-full", apart=True),
+    "relu-continued": lambda base: replace(make("relu-source", base), source="relu-source"),
+    "switch-sparsity-router": TableRow({"ffn": "switch", "router": "sparsity"}),
+    "moe-x-learned-router": TableRow({"ffn": "moe-x", "router": "learned"}),
+    **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
+    "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
+    # What makes the mixture's loss differ from the dense layer's, one change of MoE-X at a time.
+    **{f"{ffn}-short": _short(ffn=ffn) for ffn in ("gelu", "relu", "switch", "moe-x")},
+    "moe-x-learned-router-short": _short(ffn="moe-x", router="learned"),
+    "moe-x-no-balance-short": _short(ffn="moe-x", balance=0.0),
+    "moe-x-frozen-router-short": _short(ffn="moe-x", router_gradient=False),
+    "moe-x-every-expert-short": lambda base: _short(ffn="moe-x", num_experts=base.experts_per_token),
+}
+"""Name -> how the row is made: a `TableRow`, or a function of the recipe's model that returns one. A row of your own
+joins by `ROWS["my-row"] = TableRow({"ffn": "moe-x", "num_experts": 16})`, or by an entry point of the group
+`glassmoe.rows`."""
+ROW_REGISTRY = Registry("row", "glassmoe.rows", __name__, "ROWS", tuple(ROWS))
+
+
+def make(name: str, base: ModelConfig) -> TableRow:
+    """The row `name` for a recipe's model: of `ROWS`, of an installed entry point, or with the feed-forward layer of
+    that name. ValueError when there is none."""
+    if name in ROW_REGISTRY.names():
+        maker: RowMaker = ROW_REGISTRY.look_up(ROWS, name)
+        return replace(maker if isinstance(maker, TableRow) else maker(base), name=name)
+    layers = LAYER_REGISTRY.names()
+    if name in layers:
+        return TableRow({"ffn": name}, name=name)
+    known = list(dict.fromkeys([*ROW_REGISTRY.names(), *layers]))
+    close = difflib.get_close_matches(name, known, n=1)
+    raise ValueError(
+        f"there is no row {name!r}; {f'did you mean {close[0]}? ' if close else ''}Rows: {', '.join(known)}. "
+        f"Add a row of your own first: glassmoe.ROWS[{name!r}] = ..., or glassmoe.FEED_FORWARD[{name!r}] = ..."
+    )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A table or figure."""
+
+    about: str
+    """What it compares."""
+    names: tuple[str, ...] = ()
+    """Its rows, names of `ROWS`."""
+    measures: tuple[str, ...] = ()
+    """What is measured besides the boards and the loss: routing, encoder_map."""
+    of_text: bool = False
+    """Whether rows read text: then their perplexity is measured on texts that they did not train on, in place of
+    boards."""
+    sized: Callable[[ModelConfig], list[TableRow]] = lambda _: []
+    """Rows whose names follow the sizes of the recipe's model."""
+
+    def rows(self, base: ModelConfig, names: Sequence[str] | None = None) -> list[TableRow]:
+        """The declared rows, or those of `names`, other rows of `ROWS` included; first, not listed, the rows that they
+        start from. ValueError for an unknown name."""
+        sized = {row.name: row for row in self.sized(base)}
+        declared = [*sized, *self.names]
+        asked = declared if names is None else list(names)
+        rows: dict[str, TableRow] = {}
+        queue = list(asked)
+        for name in queue:
+            if name not in rows:
+                row = sized[name] if name in sized else make(name, base)
+                extra = name not in declared and row.ahead_of is None
+                listed = name in asked or name in declared
+                rows[name] = replace(row, listed=listed, ahead_of=BASES if extra else row.ahead_of)
+                queue += [row.source] if row.source is not None else []
+        place = {name: at for at, name in enumerate(dict.fromkeys([*declared, *asked]))}
+        ordered: dict[str, TableRow] = {}
+
+        def add(row: TableRow) -> None:
+            if row.source is not None and row.source not in ordered:
+                add(rows[row.source])
+            ordered[row.name] = row
+
+        for row in sorted(rows.values(), key=lambda row: (row.listed, place.get(row.name, 0))):
+            if row.name not in ordered:
+                add(row)
+        return list(ordered.values())
+
+
+def _widths(base: ModelConfig) -> list[TableRow]:
+    return [
+        _named(f"relu-d{width}-x{times}", ffn="relu", width=width, active_width=width * times)
         for width in (base.width // 2, base.width)
         for times in (1, 2, 4, 8, 16)
     ]
-    dense = Row("gelu-short", {"ffn": "gelu"}, share=SHORT, listed=False)
-    return [*rows, dense, Row("sae-topk-short", {"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk")]
 
 
-def _figure4(base: ModelConfig) -> list[Row]:
+def _sparsities(base: ModelConfig) -> list[TableRow]:
     ks = [base.active_width // parts for parts in (256, 128, 64, 32, 16, 8, 4, 2)]
-    return [Row(f"relu-topk-{k}", {"ffn": "relu-topk", "options": {"k": k}}, share=SHORT) for k in ks if k >= 1]
+    return [_named(f"relu-topk-{k}", ffn="relu-topk", options={"k": k}) for k in ks if k >= 1]
 
 
-def _figure5(base: ModelConfig) -> list[Row]:
+def _sizes(base: ModelConfig) -> list[TableRow]:
     return [
-        Row(
-            f"{ffn}-d{width}",
-            {"ffn": ffn, "width": width, "active_width": base.active_width * width // base.width},
-            share=SHORT,
-        )
+        _named(f"{ffn}-d{width}", ffn=ffn, width=width, active_width=base.active_width * width // base.width)
         for ffn in ("gelu", "switch", "moe-x")
         for width in (base.width // 2, base.width * 3 // 4, base.width)
     ]
 
 
-def _ablations(base: ModelConfig) -> list[Row]:
-    """What makes the mixture's loss differ from the dense layer's, one change of MoE-X at a time."""
-
-    def short(name: str, **model: Any) -> Row:
-        return Row(f"{name}-short", model, share=SHORT)
-
-    return [
-        short("gelu", ffn="gelu"),
-        short("relu", ffn="relu"),
-        short("switch", ffn="switch"),
-        short("moe-x", ffn="moe-x"),
-        short("moe-x-learned-router", ffn="moe-x", router="learned"),
-        short("moe-x-no-balance", ffn="moe-x", balance=0.0),
-        short("moe-x-frozen-router", ffn="moe-x", router_gradient=False),
-        short("moe-x-every-expert", ffn="moe-x", num_experts=base.experts_per_token),
-    ]
+def _named(name: str, **model: Any) -> TableRow:
+    return replace(_short(**model), name=name)
 
 
-def _calibration(_: ModelConfig) -> list[Row]:
-    return [*_plain("gelu"), *(_coder(kind) for kind in ("topk", "l1", "p-anneal", "gated"))]
-
-
-def _routed(base: ModelConfig) -> list[Row]:
-    return [_source(base, "relu"), *_plain("switch", "moe-x"), _upcycled("moe-x", "relu-source")]
-
+ABLATIONS = ("", "-learned-router", "-no-balance", "-frozen-router", "-every-expert")
+ROUTED = ("switch", "moe-x", "moe-x-upcycled")
 
 SUITES: dict[str, Suite] = {
-    "table1": Suite("every architecture at equal active parameters", _table1),
-    "table2": Suite("language models in perplexity on several texts", _table2, of_text=True),
-    "table3": Suite("router and activation of the mixture, one at a time", _table3),
-    "table4": Suite("from scratch, continued, upcycled", _table4),
-    "figure3": Suite("width against model size, beside a sparse autoencoder", _figure3),
-    "figure4": Suite("coverage against L0: the hidden layer keeps its k greatest units", _figure4),
-    "figure5": Suite("sizes of three architectures", _figure5),
-    "figure6": Suite("encoder rows of the experts on a map", _routed, ("encoder_map",)),
-    "figure9": Suite("router score against the true L0 of every expert", _routed, ("routing",)),
-    "ablations": Suite("what the mixture's loss hangs on", _ablations, ("routing",)),
-    "calibration": Suite("layers of the dense model and four autoencoders on it", _calibration),
+    "table1": Suite(
+        "every architecture at equal active parameters", (*PLAIN, "switch-upcycled", "moe-x-upcycled", "sae-topk")
+    ),
+    "table2": Suite(
+        "language models in perplexity on several texts",
+        ("gelu", "switch", "moe-x", "moe-x-upcycled", "sae-topk"),
+        of_text=True,
+    ),
+    "table3": Suite(
+        "router and activation of the mixture, one at a time",
+        ("switch", "switch-sparsity-router", "moe-x-learned-router", "moe-x"),
+    ),
+    "table4": Suite(
+        "from scratch, continued, upcycled",
+        ("gelu", "relu", "moe-x", "relu-continued", "moe-x-upcycled", "moe-x-upcycled-full"),
+    ),
+    "figure3": Suite("width against model size, beside a sparse autoencoder", ("sae-topk-short",), sized=_widths),
+    "figure4": Suite("coverage against L0: the hidden layer keeps its k greatest units", sized=_sparsities),
+    "figure5": Suite("sizes of three architectures", sized=_sizes),
+    "figure6": Suite("encoder rows of the experts on a map", ROUTED, ("encoder_map",)),
+    "figure9": Suite("router score against the true L0 of every expert", ROUTED, ("routing",)),
+    "ablations": Suite(
+        "loss ablations of the mixture",
+        ("gelu-short", "relu-short", "switch-short", *(f"moe-x{change}-short" for change in ABLATIONS)),
+        ("routing",),
+    ),
+    "calibration": Suite(
+        "layers of the dense model and four autoencoders on it", ("gelu", *(f"sae-{kind}" for kind in CODERS_OF_GELU))
+    ),
 }

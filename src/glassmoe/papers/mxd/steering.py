@@ -1,35 +1,31 @@
 """`glassmoe reproduce mxd-steering`: how much texts are about one thing, and how fluent they are, when one feature is
 raised, coder beside coder, as in the Mixture of Decoders paper (Oldfield et al. 2025). Judged offline, and by language
 models where there are some.
-
-A row: `name` and `feature` (None for texts without a change); `agreement` and `fluency`, offline
-(`measure.steering.specialisation`); with judges `judges` (model -> {"concept", "fluency"}, None where it has none),
-`concept` and `fluency_judged`, the means over the judges, None unless all of them rated the texts, and `texts_judged`,
-how many they saw.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from glassmoe.console import say
 from glassmoe.explaining.chat import Chat, Counts
+from glassmoe.explaining.judges import JudgeOptions, make_chats
 from glassmoe.explaining.ratings import rate_texts
-from glassmoe.explaining.results import questions_of
-from glassmoe.inspect.readers import Reader, open_readers
+from glassmoe.explaining.results import Questions, questions_of
+from glassmoe.inspect.readers import open_readers
 from glassmoe.inspect.sample import Sampling
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.intervals import interval
+from glassmoe.measure.intervals import interval, plus_minus
+from glassmoe.measure.results_file import figure
 from glassmoe.measure.steering import specialisation
-from glassmoe.measure.tables import table
-from glassmoe.model.subject import Subject
-from glassmoe.papers.moex.canvas import COLOURS, drawing, write
-from glassmoe.papers.moex.tables import plus_minus
+from glassmoe.pages.plots import COLOURS, drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 
-from .uses import Row, header_of, opening, save
+from .probe import CoderResults, coder_header
 
 PROMPT = "Let's talk about "
 STEERING = Sampling(32, samples=10, temperature=1.0, top_p=0.1, frequency_penalty=1.0)
@@ -48,197 +44,303 @@ AXES = {
 }
 
 
-def steering(
-    path: str,
+@dataclass(frozen=True)
+class JudgeRating(Result):
+    """A judge's word on the texts of one feature, each number from 0 to 1."""
+
+    concept: float
+    """How much they share one concept."""
+    fluency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringRow(Result):
+    """The texts with one feature raised, or without a change."""
+
+    name: str
+    """Name of the set of features."""
+    feature: int | None
+    """None for texts without a change."""
+    agreement: float | None
+    """Mean cosine between the texts in what leaves the last block; None for fewer than two texts."""
+    fluency: float | None
+    """Geometric mean probability of their tokens under the model as it is."""
+    texts: list[str] | None = omitted()
+    """What was written; the file has the first rows' alone."""
+    judges: dict[str, JudgeRating | None] | None = omitted()
+    """Model -> its rating, None where it gave none."""
+    concept: float | None = None
+    """Mean over the judges, None unless all of them rated the texts."""
+    fluency_judged: float | None = None
+    texts_judged: int | None = omitted()
+    """Texts that judges saw: those that are not empty."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        if self.judges is None:
+            return {key: value for key, value in values.items() if key not in JUDGED}
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringResults(CoderResults):
+    """Sets of features, raised one feature at a time."""
+
+    suite: str = "mxd-steering"
+    model: str
+    coders: str
+    command: str
+    commit: str | None
+    hardware: str
+    amount: float = AMOUNT
+    """What was added to a feature's strength at every token."""
+    prompt: str = PROMPT
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """How texts were sampled: tokens, samples, temperature, top_p, frequency_penalty, seed."""
+    entries: list[SteeringRow] = stored_as("rows", default_factory=list)
+    judges: list[Questions] | None = omitted()
+    """Who judged, the counts of questions and their cost."""
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        if isinstance(values, Mapping) and values.get("judges"):
+            values = {**values, "judges": [questions_of(each) for each in values["judges"]]}
+        return super().from_dict(values)
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        sampling = self.sampling
+        protocol = (
+            f"Each feature alone was raised by {self.amount:g} at every token while {sampling['samples']} texts of "
+            f"{sampling['tokens']} tokens were written after {self.prompt!r} (temperature "
+            f"{sampling['temperature']:g}, top-p {sampling['top_p']:g}, frequency penalty "
+            f"{sampling['frequency_penalty']:g}). Means over features, with half the 95% interval."
+        )
+        offline = (
+            "agreement is the mean cosine between the texts of a feature in what leaves the model's last block, less "
+            "those of texts without a change; fluency the geometric mean probability of their tokens under the model "
+            "as it is. Texts that repeat one token agree too: read agreement beside fluency."
+        )
+        plain = _table(OFFLINE, self._lines(lambda row: (row.agreement, row.fluency)))
+        if self.judges:
+            parts = [*self._judged(protocol), "## Offline", plain, f"Of the same texts, {offline}"]
+        else:
+            parts = [plain, f"{protocol} Judged offline, and not by language models as in the paper: {offline}"]
+        return [self.opening(), *parts, *(self.remarks or []), figure(name)]
+
+    def _judged(self, protocol: str) -> list[str]:
+        """The judges' tables, who they are, and what became of the questions to them."""
+        judges, words = self.judges or [], ("concept", "fluency")
+        models = [judge.model for judge in judges]
+        several = len(models) > 1
+        about = (
+            f"Judged by {' and '.join(models)}. A judge sees the texts of one feature together and says, from 0 to 1, "
+            "how much they share one concept and how fluent they are. "
+            + ("The table has the means of the judges, over features that all of them rated. " if several else "")
+            + "Where features lack a rating, n says how many have one."
+        )
+        parts = [
+            _table(words, self._lines(lambda row: (row.concept, row.fluency_judged))),
+            " ".join([protocol, about, *map(_answered, judges), *self._fewer()]),
+        ]
+        if several:
+            lines = [line for model in models for line in self._lines(_rating_by(model), f", {model}")]
+            parts += ["## Judge by judge", _table(words, lines)]
+        return parts
+
+    def _fewer(self) -> list[str]:
+        """What a judge did not see of the texts, where it did not see all."""
+        samples = self.sampling["samples"]
+        seen = [row.texts_judged or 0 for row in self.entries]
+        few, none = sum(1 < count < samples for count in seen), sum(count < 2 for count in seen)
+        if not few + none:
+            return []
+        left_out = f", and {none} not at all, with fewer than two left" if none else ""
+        judged_by = f"{few} were judged by fewer than {samples} texts{left_out}"
+        return [f"Some texts were empty: of {len(seen)} sets {judged_by}."]
+
+    def _lines(self, read: Callable[[SteeringRow], Pair], by: str = "") -> list[list[Any]]:
+        """A table's line for each set of features: n, the means of two numbers over features that have both, and the
+        numbers of the texts without a change."""
+        lines = []
+        for name in dict.fromkeys(row.name for row in self.entries):
+            rows = [row for row in self.entries if row.name == name]
+            (before,) = (read(row) for row in rows if row.feature is None)
+            own = [read(row) for row in rows if row.feature is not None]
+            whole = [values for values in own if None not in values]
+            means: list[Any] = [plus_minus(*interval(values), 3) for values in zip(*whole, strict=True)]
+            n = len(own) if len(whole) == len(own) else f"{len(whole)} of {len(own)}"
+            lines.append([name + by, n, *(means or (None, None)), *before])
+        return lines
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self, path)
+
+
+Pair = tuple[float | None, float | None]
+
+
+def mxd_steering(
+    path: str | Path,
     *,
-    name: str | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_settings: Mapping[str, Any] | None = None,
+    judge_cache: str | Path = "runs/judges",
+    max_calls: int | None = None,
+    max_cost: float | None = None,
+    prices: tuple[float, float] | None = None,
     layers: Sequence[int] | None = None,
     features: int = FEATURES,
     amount: float = AMOUNT,
     prompt: str = PROMPT,
+    neurons: bool = True,
     sampling: Sampling = STEERING,
-    own: bool = True,
-    judges: Sequence[Chat] = (),
-    results: Path = Path("results"),
+    name: str | None = None,
+    results: str | Path = "results",
     device: str = "auto",
-) -> dict[str, Any]:
-    """Raise each of the first `features` of everything at `path` by `amount`, have the texts judged offline and by
-    each of `judges`, and write `results/mxd-steering-NAME.json`, `.md` and a figure, after each set of features.
-    ValueError for a user's mistake, a judge that cannot be reached included, before anything is measured."""
+) -> SteeringResults:
+    """What the model writes when one feature is raised, feature by feature.
+
+    Writes `results/mxd-steering-NAME.json`, `.md` and a figure after each set of features. ValueError for a user's
+    mistake, a judge that cannot be reached included, before anything is measured.
+
+    Args:
+        path: Folder of coders, a run, a folder of transformers files, or a hub id.
+        judge: Address of an OpenAI-compatible endpoint whose models rate the texts (default: they are judged offline
+            alone).
+        judge_model: Models behind the endpoint, separated by commas.
+        judge_settings: What else every request says (default: temperature 0).
+        judge_cache: Folder of the judges' answers.
+        max_calls: Requests to each judge at most.
+        max_cost: Dollars spent on each judge at most; needs `prices`.
+        prices: Dollars per million tokens that judges read and write.
+        layers: Layers to steer (default: all).
+        features: Features of each set, the first ones.
+        amount: What is added to a feature's strength at every token.
+        prompt: Text to continue.
+        neurons: For coders: whether the neurons of the MLP itself are a set, too.
+        sampling: How texts are sampled.
+        name: Name of the results file (default: that of the folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
     require_plots("matplotlib.figure", "Drawing figures")
-    subject, readers = open_readers(path, layers, own=own, device=device)
-    header = header_of("mxd-steering", path, subject, device)
-    header |= {"amount": amount, "prompt": prompt, "sampling": vars(sampling)}
+    limits: dict[str, Any] = {"max_calls": max_calls, "max_cost": max_cost, "prices": prices}
+    limits |= {} if judge_settings is None else {"settings": judge_settings}
+    judges = _judges(judge, judge_model, JudgeOptions(cache=Path(judge_cache), **limits))
+    subject, readers = open_readers(str(path), layers, own=neurons, device=device)
+    header = coder_header("mxd-steering", path, subject, device)
     if judges:
-        header["command"] += f" --judge URL --judge-model {','.join(judge.endpoint.model for judge in judges)}"
-    for judge in judges:
+        header["command"] += f" --judge URL --judge-model {','.join(chat.endpoint.model for chat in judges)}"
+    for chat in judges:
         # A wrong address or key shows now, and not after minutes of writing.
-        rate_texts(judge, [CHECK])
-        judge.counts = Counts(calls=judge.counts.calls)
-    rows: list[Row] = []
-    for each, reader in readers.items():
-        say(f"{each}: {min(features, reader.layer.num_features)} features")
-        found = _steered(subject, reader, features, amount, prompt, sampling)
-        found = judged(judges, found) if judges else found
-        rows += [
-            {key: value for key, value in row.items() if key != "texts" or at < SHOWN} for at, row in enumerate(found)
-        ]
-        made = {**header, "rows": rows}
-        if judges:
-            made["judges"] = [judge.summary().to_dict() for judge in judges]
-        saved = save(results, f"mxd-steering-{name or Path(path).name}", made, render_steering, draw_steering)
+        rate_texts(chat, [CHECK])
+        chat.counts = Counts(calls=chat.counts.calls)
+    steered = SteeringResults(**header, amount=amount, prompt=prompt, sampling=dict(vars(sampling)))
+    for set_name, reader in readers.items():
+        numbers = range(min(features, reader.layer.num_features))
+        say(f"{set_name}: {len(numbers)} features")
+        measured = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, sampling)
+        rows = judged(judges, [SteeringRow.from_dict({"name": reader.name, **row}) for row in measured])
+        rows = [row if at < SHOWN else replace(row, texts=None) for at, row in enumerate(rows)]
+        steered = replace(
+            steered,
+            entries=[*steered.entries, *rows],
+            judges=[chat.summary() for chat in judges] or None,
+        )
+        saved = steered.save(results, f"mxd-steering-{name or Path(path).name}")
     return saved
 
 
-def _steered(
-    subject: Subject, reader: Reader, features: int, amount: float, prompt: str, sampling: Sampling
-) -> list[Row]:
-    numbers = range(min(features, reader.layer.num_features))
-    found = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, sampling)
-    return [{"name": reader.name, **row} for row in found]
-
-
-def judged(judges: Sequence[Chat], rows: Sequence[Row]) -> list[Row]:
-    """The rows with what the judges say of their `texts`. Empty texts are not shown, and of fewer than two nothing is
-    asked, since one alone is about one thing."""
-    texts = [[text for text in row["texts"] if text.strip()] for row in rows]
-    asked = [at for at, each in enumerate(texts) if len(each) > 1]
-    said = {}
-    for judge in judges:
-        found = rate_texts(judge, [texts[at] for at in asked])
-        said[judge.endpoint.model] = dict(zip(asked, found, strict=True))
-    made = []
-    for at, row in enumerate(rows):
-        ratings = {model: each.get(at) for model, each in said.items()}
-        given = [rating for rating in ratings.values() if rating is not None]
-        # A mean over other judges would differ by their strictness, not by the texts.
-        means = map(statistics.fmean, zip(*given, strict=True)) if len(given) == len(ratings) else (None, None)
-        made.append(
-            {
-                **row,
-                "judges": {model: rating and rating._asdict() for model, rating in ratings.items()},
-                **dict(zip(JUDGED, means, strict=True)),
-                "texts_judged": len(texts[at]),
-            }
-        )
-    return made
-
-
-def render_steering(title: str, results: dict[str, Any]) -> str:
-    """The Markdown page of steering, made from the results alone."""
-    sampling = results["sampling"]
-    protocol = (
-        f"Each feature alone was raised by {results['amount']:g} at every token while {sampling['samples']} texts of "
-        f"{sampling['tokens']} tokens were written after {results['prompt']!r} (temperature "
-        f"{sampling['temperature']:g}, top-p {sampling['top_p']:g}, frequency penalty "
-        f"{sampling['frequency_penalty']:g}). Means over features, with half the 95% interval."
-    )
-    offline = (
-        "agreement is the mean cosine between the texts of a feature in what leaves the model's last block, less those "
-        "of texts without a change; fluency the geometric mean probability of their tokens under the model as it is. "
-        "Texts that repeat one token agree too: read agreement beside fluency."
-    )
-    plain = _table(OFFLINE, _lines(results, lambda row: row, OFFLINE))
-    if results.get("judges"):
-        parts = [*_judged(results, protocol), "## Offline", plain, f"Of the same texts, {offline}"]
-    else:
-        parts = [plain, f"{protocol} Judged offline, and not by language models as in the paper: {offline}"]
-    parts = [f"# {title}", opening(results), *parts, *results.get("notes", []), f"![{title}](figures/{title}.png)"]
-    return "\n\n".join(parts) + "\n"
-
-
-def _judged(results: dict[str, Any], protocol: str) -> list[str]:
-    """The judges' tables, who they are, and what became of the questions to them."""
-    judges, words = results["judges"], ("concept", "fluency")
-    models = [judge["model"] for judge in judges]
-    several = len(models) > 1
-    about = (
-        f"Judged by {' and '.join(models)}. A judge sees the texts of one feature together and says, from 0 to 1, how "
-        "much they share one concept and how fluent they are. "
-        + ("The table has the means of the judges, over features that all of them rated. " if several else "")
-        + "Where features lack a rating, n says how many have one."
-    )
-    parts = [
-        _table(words, _lines(results, lambda row: row, JUDGED)),
-        " ".join([protocol, about, *map(_told, judges), *_fewer(results)]),
-    ]
-    if several:
-        each = [line for model in models for line in _lines(results, _by(model), words, f", {model}")]
-        parts += ["## Judge by judge", _table(words, each)]
-    return parts
-
-
-def _by(model: str) -> Callable[[Row], Mapping[str, Any]]:
-    return lambda row: row["judges"][model] or {}
-
-
-def _told(judge: dict[str, Any]) -> str:
-    counts = questions_of(judge)
-    missing = sum(judge["failed"].values())
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in judge["failed"].items())
-    return (
-        f"{judge['model']} was asked {judge['asked']} times: {missing} without an answer"
-        + (f" ({reasons})" if reasons else "")
-        + f", {judge['malformed']} with one that could not be read."
-        + "".join(f" What it answered now came to {cost}." for cost in (counts.cost_in_words() if counts else []))
-    )
-
-
-def _fewer(results: dict[str, Any]) -> list[str]:
-    """What a judge did not see of the texts, where it did not see all."""
-    samples = results["sampling"]["samples"]
-    seen = [row["texts_judged"] for row in results["rows"]]
-    few, none = sum(1 < count < samples for count in seen), sum(count < 2 for count in seen)
-    if not few + none:
+def _judges(url: str | None, models: str | None, options: JudgeOptions) -> list[Chat]:
+    """A chat with each of the models behind an endpoint; none without an endpoint."""
+    if (url is None) != (models is None):
+        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
+    if url is None or models is None:
         return []
-    left_out = f", and {none} not at all, with fewer than two left" if none else ""
-    return [f"Some texts were empty: of {len(seen)} sets {few} were judged by fewer than {samples} texts{left_out}."]
+    names = list(dict.fromkeys(name.strip() for name in models.split(",")))
+    if "" in names:
+        raise ValueError(f"--judge-model takes names separated by commas, got {models!r}")
+    return make_chats(url, names, options)
 
 
-def _lines(
-    results: dict[str, Any], read: Callable[[Row], Mapping[str, Any]], pair: tuple[str, str], by: str = ""
-) -> list[list[Any]]:
-    """A table's line for each set of features: n, the means of two numbers over features that have both, and the
-    numbers of the texts without a change."""
-    lines = []
-    for name in dict.fromkeys(row["name"] for row in results["rows"]):
-        rows = [row for row in results["rows"] if row["name"] == name]
-        (before,) = ([read(row).get(key) for key in pair] for row in rows if row["feature"] is None)
-        own = [[read(row).get(key) for key in pair] for row in rows if row["feature"] is not None]
-        whole = [values for values in own if None not in values]
-        means: list[Any] = [plus_minus(*interval(values), 3) for values in zip(*whole, strict=True)]
-        n = len(own) if len(whole) == len(own) else f"{len(whole)} of {len(own)}"
-        lines.append([name + by, n, *(means or (None, None)), *before])
-    return lines
+def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
+    """The rows with what the judges say of their `texts`; as they are without judges. Empty texts are not shown, and
+    of fewer than two nothing is asked, since one alone is about one thing."""
+    if not judges:
+        return list(rows)
+    texts = [[text for text in row.texts or [] if text.strip()] for row in rows]
+    shown = [at for at, each in enumerate(texts) if len(each) > 1]
+    by_model = {}
+    for judge in judges:
+        ratings = rate_texts(judge, [texts[at] for at in shown])
+        by_model[judge.endpoint.model] = dict(zip(shown, ratings, strict=True))
+    rated = []
+    for at, row in enumerate(rows):
+        own = {
+            model: None if (rating := each.get(at)) is None else JudgeRating(rating.concept, rating.fluency)
+            for model, each in by_model.items()
+        }
+        present = [rating for rating in own.values() if rating is not None]
+        # A mean over other judges would differ by their strictness, not by the texts.
+        if len(present) == len(own):
+            row = replace(
+                row,
+                concept=statistics.fmean(rating.concept for rating in present),
+                fluency_judged=statistics.fmean(rating.fluency for rating in present),
+            )
+        rated.append(replace(row, judges=own, texts_judged=len(texts[at])))
+    return rated
+
+
+def _rating_by(model: str) -> Callable[[SteeringRow], Pair]:
+    def read(row: SteeringRow) -> Pair:
+        rating = (row.judges or {})[model]
+        return (None, None) if rating is None else (rating.concept, rating.fluency)
+
+    return read
+
+
+def _answered(judge: Questions) -> str:
+    missing = sum(judge.failed.values())
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in judge.failed.items())
+    return (
+        f"{judge.model} was asked {judge.asked} times: {missing} without an answer"
+        + (f" ({reasons})" if reasons else "")
+        + f", {judge.malformed} with one that could not be read."
+        + "".join(f" What it answered now came to {cost}." for cost in judge.cost_in_words())
+    )
 
 
 def _table(words: tuple[str, str], lines: list[list[Any]]) -> str:
-    return table(["features", "n", *words, *(f"{word} without" for word in words)], lines)
+    return markdown_table(["features", "n", *words, *(f"{word} without" for word in words)], lines)
 
 
-def draw_steering(results: dict[str, Any], path: Path) -> list[Path]:
+def _draw(results: SteeringResults, path: Path) -> list[Path]:
     """Every feature as a point, by its judges where it has some; of each set of features the mean and the ellipse of
     one standard deviation."""
     import numpy as np
 
-    own = [row for row in results["rows"] if row["feature"] is not None]
-    pair = JUDGED if any(row.get(JUDGED[0]) is not None for row in own) else OFFLINE
+    own = [row for row in results.entries if row.feature is not None]
+    pair = JUDGED if any(row.concept is not None for row in own) else OFFLINE
     with drawing():
         from matplotlib.figure import Figure
         from matplotlib.patches import Ellipse
 
         canvas = Figure(figsize=(5.0, 3.6), layout="constrained")
         panel = canvas.subplots()
-        for at, name in enumerate(dict.fromkeys(row["name"] for row in own)):
-            found = [[row[key] for key in pair] for row in own if row["name"] == name]
-            points = np.array([values for values in found if None not in values])
+        for at, name in enumerate(dict.fromkeys(row.name for row in own)):
+            scores = [[getattr(row, key) for key in pair] for row in own if row.name == name]
+            points = np.array([values for values in scores if None not in values])
             if len(points) < 3:
                 continue
             colour = COLOURS[at % len(COLOURS)]
             spread, axes = np.linalg.eigh(np.cov(points.T))
             width, height = 2 * np.sqrt(np.maximum(spread[::-1], 0))
             angle = float(np.degrees(np.arctan2(axes[1, -1], axes[0, -1])))
-            label = name if len(points) == len(found) else f"{name} ({len(points)} of {len(found)})"
+            label = name if len(points) == len(scores) else f"{name} ({len(points)} of {len(scores)})"
             panel.plot(*points.T, ".", color=colour, markersize=2, alpha=0.4)
             panel.plot(*points.mean(0), "o", color=colour, label=label)
             panel.add_patch(Ellipse(tuple(points.mean(0)), width, height, angle=angle, fill=False, color=colour))

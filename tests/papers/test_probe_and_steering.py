@@ -8,8 +8,8 @@ import pytest
 from chat_server import Reply, said, serving
 from glassmoe.cli.main import main
 from glassmoe.explaining.chat import Chat, Endpoint
-from glassmoe.papers.mxd.steering import judged, render_steering
-from glassmoe.papers.mxd.uses import differences, render_probes
+from glassmoe.papers.mxd.probe import ProbeResults, ProbeRow, differences
+from glassmoe.papers.mxd.steering import SteeringResults, SteeringRow, judged
 from text_files import made_up_texts, prepared, random_gpt2
 
 
@@ -26,12 +26,13 @@ def coders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_differences_by_hand() -> None:
     """0.9 - 0.5 and 0.6 - 0.6 over two classes: mean 0.2, half 12.706 * 0.2."""
 
-    def row(name: str, *scores: float) -> dict:
-        return {"name": name, "task": "t", "classes": [{"label": str(i), "f1": f1} for i, f1 in enumerate(scores)]}
+    def row(name: str, *scores: float) -> ProbeRow:
+        classes = [{"label": str(i), "f1": f1} for i, f1 in enumerate(scores)]
+        return ProbeRow.from_dict({"name": name, "task": "t", "classes": classes})
 
     (found,) = differences([row("a", 0.9, 0.6), row("b", 0.5, 0.6)])
-    assert (found["name"], found["than"], found["n"]) == ("a", "b", 2)
-    assert found["mean"] == pytest.approx(0.2) and found["half"] == pytest.approx(12.706 * 0.2, rel=1e-3)
+    assert (found.name, found.than, found.n) == ("a", "b", 2)
+    assert found.mean == pytest.approx(0.2) and found.half == pytest.approx(12.706 * 0.2, rel=1e-3)
 
 
 def test_probes_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +47,9 @@ def test_probes_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: py
     assert [task["read"] for task in found["tasks"]] == ["beginning", "last token"]
     assert [each["n"] for each in found["differences"]] == [7, 7, 7]  # two classes and five
     page = (tmp_path / "mxd-probe-small.md").read_text()
-    assert page == render_probes("mxd-probe-small", found) and "case: 60 texts, 2 classes, beginning" in page
+    assert (
+        page == ProbeResults.from_dict(found).page("mxd-probe-small") and "case: 60 texts, 2 classes, beginning" in page
+    )
     assert (tmp_path / "figures/mxd-probe-small.png").stat().st_size > 1000
 
 
@@ -58,7 +61,8 @@ def test_steering_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: 
     assert [row["feature"] for row in found["rows"]] == [None, 0, 1, 2] * 3
     assert all(len(row["texts"]) == 10 and 0 < row["fluency"] < 1 for row in found["rows"])
     page = (tmp_path / "mxd-steering-small.md").read_text()
-    assert page == render_steering("mxd-steering-small", found) and "raised by 50 at every token" in page
+    assert page == SteeringResults.from_dict(found).page("mxd-steering-small")
+    assert "raised by 50 at every token" in page
     assert (tmp_path / "figures/mxd-steering-small.png").stat().st_size > 1000
     assert main(["reproduce", "mxd-steering", str(tmp_path / "none")]) == 2
     assert "there is no" in capsys.readouterr().err
@@ -95,7 +99,7 @@ def test_judges_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: py
         words += f" --judge {server.url} --judge-model strict,lenient --judge-cache {tmp_path / 'judges'}"
         assert main(words.split()) == 0
         found = json.loads(file.read_text())
-        assert page.read_text() == render_steering("mxd-steering-small", found)
+        assert page.read_text() == SteeringResults.from_dict(found).page("mxd-steering-small")
         asked = len(server.asked)
         failing.clear()
         assert main(words.split()) == 0
@@ -117,7 +121,7 @@ def test_judges_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: py
     assert (strict["model"], strict["asked"], strict["malformed"], strict["failed"]) == ("strict", 15, 0, {})
     assert (lenient["asked"], lenient["malformed"], lenient["failed"]) == (15, 1, {"HTTP 400": 1})
     assert found["command"].endswith(" --judge URL --judge-model strict,lenient")
-    text = render_steering("small", found)
+    text = SteeringResults.from_dict(found).page("small")
     assert "lenient was asked 15 times: 1 without an answer (HTTP 400: 1), 1 with one that could not be read." in text
     first = text[text.index("| features") :].splitlines()[2]
     assert [each.strip() for each in first.split("|")[2:5]] == ["2 of 4", "0.500 +- 0.000", "0.750 +- 0.000"]
@@ -178,28 +182,20 @@ def test_a_cap_on_cost_is_a_cap_on_calls(coders: Path, tmp_path: Path, capsys: p
 @pytest.mark.usefixtures("direct")
 def test_empty_texts_are_not_judged() -> None:
     rows = [
-        {"name": "a", "feature": feature, "agreement": 0.1, "fluency": 0.2, "texts": texts}
+        SteeringRow(name="a", feature=feature, agreement=0.1, fluency=0.2, texts=texts)
         for feature, texts in [(None, ["x", "y", "z"]), (0, ["x", "", "y"]), (1, ["x", " ", ""])]
     ]
     with serving(lambda *_: said('{"concept": 0.25, "fluency": 0.5}')) as server:
         judge = Chat(Endpoint(server.url, "judge"))
         found = judged([judge], rows)
-    assert [row["concept"] for row in found] == [0.25, 0.25, None] and len(server.asked) == 2
-    assert [row["texts_judged"] for row in found] == [3, 2, 1]
+    assert [row.concept for row in found] == [0.25, 0.25, None] and len(server.asked) == 2
+    assert [row.texts_judged for row in found] == [3, 2, 1]
     assert sorted("Below are 2 texts" in prompt for prompt in server.prompts()) == [False, True]
     sampling = {"samples": 3, "tokens": 8, "temperature": 1.0, "top_p": 0.1, "frequency_penalty": 1.0}
     header = dict.fromkeys(("coders", "model", "command", "hardware", "commit"), "")
-    page = render_steering(
-        "t",
-        {
-            **header,
-            "amount": 1,
-            "prompt": "",
-            "sampling": sampling,
-            "rows": found,
-            "judges": [judge.summary().to_dict()],
-        },
-    )
+    judges = [judge.summary()]
+    steered = SteeringResults(**header, amount=1, prompt="", sampling=sampling, entries=found, judges=judges)
+    page = steered.page("t")
     assert "of 3 sets 1 were judged by fewer than 3 texts, and 1 not at all, with fewer than two left." in page
     assert "1 of 2" in page
 

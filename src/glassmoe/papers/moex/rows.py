@@ -1,0 +1,170 @@
+"""One measured row of a table or figure, and the numbers that tables, claims and figures read from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from glassmoe.measure.results import best_layer
+from glassmoe.results import Result, omitted
+
+PREFIX = "loss on "
+"""A row of text has one measure for each text: `loss on NAME`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRow(Result):
+    """One row of a suite at one seed. Measures hold what the functions that measure them returned, as plain values."""
+
+    name: str
+    """Name of the declared row."""
+    seed: int
+    """Seed of the run."""
+    tokens: int = 0
+    """Training tokens, those of the source included."""
+    own_tokens: int = 0
+    """Training tokens of this run alone."""
+    flops: float = 0
+    """Training FLOPs, those of the source included."""
+    active_parameters: int = 0
+    """Weights multiplied for one token."""
+    active_ratio: float | None = None
+    """Active parameters, as a ratio to a dense GELU model of the same widths; None of an autoencoder."""
+    total_parameters: int = 0
+    """All weights."""
+    train_seconds: float | None = None
+    """Seconds of training."""
+    compute_dtype: str | None = None
+    """Type of the matrix products, such as bfloat16."""
+    hardware: str | None = omitted()
+    """What the run was trained on."""
+    commit: str | None = None
+    """Commit that trained the run."""
+    curve: list[list[float]] | None = None
+    """[tokens of this run, validation loss in nats]."""
+    apart: bool = False
+    """Whether the row saw other tokens than the rest, and is shown below the table."""
+    ahead_of: list[str] | None = omitted()
+    """Of rows that the suite does not declare: rows that the table compares it with in its claims."""
+    model: dict[str, Any]
+    """Configuration of the model, or of the autoencoder."""
+    learning_rate: float | None = omitted()
+    """Peak learning rate of the matrices; files of early versions lack it."""
+    start: dict[str, Any] | None = omitted()
+    """Losses and settings at the start of a run that began from another."""
+    sparsity: list[dict[str, Any]] | None = omitted()
+    """Of text: `model.statistics`, layer by layer."""
+    ppl: dict[str, Any] | None = omitted()
+    """Perplexity on the validation split."""
+    texts: dict[str, dict[str, Any]] | None = omitted()
+    """Of text: perplexity on each text by its name."""
+    boards: dict[str, Any] | None = omitted()
+    """Of chess: what features say of the board, layer by layer."""
+    splice: dict[str, Any] | None = omitted()
+    """Of an autoencoder: what the model loses with its reconstruction in place."""
+    board_curve: list[list[Any]] | None = omitted()
+    """[tokens of this run, coverage, held-out coverage, reconstruction, layer] along the run."""
+    routing: dict[str, Any] | None = omitted()
+    """Router scores against the true L0 of experts."""
+    encoder_map: dict[str, Any] | None = omitted()
+    """Encoder rows of the experts on a map."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.seed
+
+    def best_layer(self) -> dict[str, Any]:
+        """The boards measure of the layer with the highest reconstruction; empty when it was not measured."""
+        return best_layer(self.boards)
+
+    def value(self, measure: str) -> float | None:
+        """One measure, None where it was not taken. The loss of an autoencoder is that of the model with the
+        reconstruction in place."""
+        if measure.startswith(PREFIX):
+            number = (self.texts or {}).get(measure.removeprefix(PREFIX), {}).get("loss")
+        elif measure != "loss":
+            number = self.best_layer().get(measure)
+        elif self.splice is not None and self.texts is None:
+            number = self.splice["loss_spliced"]
+        else:
+            number = (self.ppl or {}).get("loss")
+        return None if number is None else float(number)
+
+    def curve_from_source(self, key: str) -> list[list[float]]:
+        """`curve` or `board_curve` with the tokens of the source added; empty where the row has none. ValueError when
+        it goes beyond the run's own tokens."""
+        curve: list[list[float]] = getattr(self, key) or []
+        if curve and curve[-1][0] > self.own_tokens:
+            raise ValueError(
+                f"{key} of row {self.name} ends at {curve[-1][0]} tokens, beyond the {self.own_tokens} of its run; "
+                f"curves count the run's own tokens, without those of its source"
+            )
+        return [[tokens + self.tokens - self.own_tokens, *values] for tokens, *values in curve]
+
+    def with_measures_of(self, old: MeasuredRow) -> MeasuredRow:
+        """With the measures that `old` has and this row does not, as long as both are of the same run."""
+        same = all(getattr(old, fact) == getattr(self, fact) for fact in ("tokens", "flops", "model"))
+        if not same or old.learning_rate not in (None, self.learning_rate):
+            return self
+        missing = {each.name: getattr(old, each.name) for each in fields(self) if getattr(self, each.name) is None}
+        texts = {**(old.texts or {}), **(self.texts or {})} or None
+        return replace(self, **{**missing, "texts": texts})
+
+
+@dataclass(frozen=True)
+class FailedRow(Result):
+    """A row that could not be made."""
+
+    name: str
+    seed: int
+    reason: str
+    """One sentence."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.seed
+
+
+@dataclass(frozen=True)
+class TextFacts(Result):
+    """A text that rows are measured on."""
+
+    source: str
+    """File or data set that it was read from."""
+    sha256: str
+    """Of its documents."""
+    about: str
+    """What was done to it, in words."""
+    documents: int
+    words: int
+    """Words, being what white space parts."""
+    bytes: int
+    """Bytes in UTF-8."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Reason -> documents that were left out."""
+
+
+def by_name(rows: Iterable[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
+    """Rows of all seeds under their name, in the order in which names come."""
+    groups: dict[str, list[MeasuredRow]] = {}
+    for row in rows:
+        groups.setdefault(row.name, []).append(row)
+    return groups
+
+
+def values_of(rows: Iterable[MeasuredRow], measure: str) -> list[float]:
+    """One measure of all rows that have it."""
+    return [number for row in rows if (number := row.value(measure)) is not None]
+
+
+def mean_of(numbers: Iterable[float | None]) -> float | None:
+    """The mean of the numbers that are there, None where none is."""
+    present = [number for number in numbers if number is not None]
+    return statistics.fmean(present) if present else None
+
+
+def text_measures(rows: Sequence[MeasuredRow]) -> list[str]:
+    """The loss on each text that rows were measured on, by its name among measures; empty for rows of games."""
+    return [PREFIX + name for name in dict.fromkeys(name for row in rows for name in row.texts or {})]

@@ -1,0 +1,254 @@
+"""`glassmoe reproduce mxd-probe`: how well single features tell classes of texts, coder beside coder, as in the Mixture
+of Decoders paper (Oldfield et al. 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from glassmoe.console import say
+from glassmoe.inspect.readers import open_readers, sources
+from glassmoe.measure.encoder_map import require_plots
+from glassmoe.measure.intervals import interval, plus_minus
+from glassmoe.measure.probing import Protocol, probe_task
+from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.model.subject import Subject
+from glassmoe.pages.plots import COLOURS, drawing, write
+from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.text.labelled import labelled
+
+
+@dataclass(frozen=True)
+class ClassProbe(Result):
+    """The probes of one class."""
+
+    label: str
+    f1: float
+    """F1 of the best feature, mean over splits."""
+    half: float | None = None
+    """Half the 95% interval over splits."""
+    f1_random: float = 0.0
+    """F1 of a random feature."""
+    f1_chosen_by_test: float = 0.0
+    """F1 of the feature that is best on the test texts."""
+    f1_always: float = 0.0
+    """F1 of always saying yes."""
+    feature: int | None = None
+    """The feature chosen most often."""
+    firing: float | None = None
+    """Share of the class's texts in which it fires."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRow(Result):
+    """One set of features on one task."""
+
+    name: str
+    """Name of the set of features."""
+    task: str
+    f1: float = 0.0
+    """Mean over classes of the F1 of the best feature."""
+    half: float | None = None
+    """Half the 95% interval over splits."""
+    f1_random: float = 0.0
+    f1_chosen_by_test: float = 0.0
+    classes: list[ClassProbe] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ProbedTask(Result):
+    """A task as it was read."""
+
+    task: str
+    texts: int
+    unreadable: int
+    """Texts that the model cannot read."""
+    labels: dict[str, int]
+    """Class -> texts."""
+    left_out: dict[str, Any]
+    """Class -> texts that were left out."""
+    tokens: int
+    """Tokens of a text that are read."""
+    read: str
+    """beginning, end or last token."""
+    top: int
+    """Features of which each is a probe."""
+    splits: int
+
+
+@dataclass(frozen=True)
+class ProbeDifference(Result):
+    """F1 of one set of features less another's, mean over the classes of all tasks."""
+
+    name: str
+    than: str
+    mean: float
+    half: float | None
+    """Half the 95% interval over classes, None for one class."""
+    n: int
+    """Classes."""
+
+
+class CoderResults(ResultsFile):
+    """Base of results on the features of coders, or of a model's own layers."""
+
+    model: str
+    """Name of the model's folder."""
+    coders: str
+    """Name of the folder of the coders."""
+
+    def opening(self) -> str:
+        return (
+            f"Features of {self.coders}, in {self.model}, by `{self.command}`; {self.hardware}; commit {self.commit}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResults(CoderResults):
+    """Sets of features on all tasks."""
+
+    suite: str = "mxd-probe"
+    model: str
+    coders: str
+    command: str
+    commit: str | None
+    hardware: str
+    tasks: list[ProbedTask] = field(default_factory=list)
+    entries: list[ProbeRow] = stored_as("rows", default_factory=list)
+    differences: list[ProbeDifference] = field(default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def completed(self) -> ProbeResults:
+        return replace(self, differences=differences(self.entries))
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        names = list(dict.fromkeys(row.name for row in self.entries))
+        tasks = [task.task for task in self.tasks]
+        by_place = {(row.name, row.task): row for row in self.entries}
+        lines = []
+        for features in names:
+            own = [by_place[features, task] for task in tasks]
+            cells = [plus_minus(row.f1, row.half, 3) for row in own]
+            means = [sum(getattr(row, key) for row in own) / len(own) for key in ("f1_random", "f1_chosen_by_test")]
+            lines.append([features, *cells, *(f"{mean:.3f}" for mean in means)])
+        about = [
+            f"{each.task}: {each.texts:,} texts, {len(each.labels)} classes, {each.read}, {each.tokens} tokens"
+            for each in self.tasks
+        ]
+        pairs = [[each.name, each.than, plus_minus(each.mean, each.half, 3, "+"), each.n] for each in self.differences]
+        return [
+            self.opening(),
+            markdown_table(["features", *tasks, "random feature", "chosen by test"], lines),
+            "F1 of the one feature that tells a class best, mean over classes, with half the 95% interval over splits. "
+            "The feature is chosen on texts that do not score it; `chosen by test`, as the paper's code chooses, is "
+            "the mean over tasks of what the best on the test texts scores there, and `random feature` that of a "
+            f"random one. {'; '.join(about)}.",
+            *(self.remarks or []),
+            "## Differences",
+            "Over the classes of all tasks, with half the 95% interval.",
+            markdown_table(["features", "less", "F1", "classes"], pairs),
+            figure(name),
+        ]
+
+    def draw(self, path: Path) -> list[Path]:
+        return _draw(self, path)
+
+
+def mxd_probe(
+    path: str | Path,
+    *,
+    tasks: Sequence[str],
+    last: Sequence[str] = (),
+    layers: Sequence[int] | None = None,
+    tokens: int = 128,
+    samples: int = 10_000,
+    splits: int = 5,
+    name: str | None = None,
+    results: str | Path = "results",
+    device: str = "auto",
+) -> ProbeResults:
+    """Probe single features on several tasks, coder beside coder.
+
+    Writes `results/mxd-probe-NAME.json`, `.md` and a figure after each task. ValueError for a user's mistake, before
+    anything is measured.
+
+    Args:
+        path: Folder of coders, a run, a folder of transformers files, or a hub id.
+        tasks: Labelled texts: a .jsonl of text and label, surnames, a task of the MxD paper, or a dataset id.
+        last: Tasks of which the end of a text is read, not its beginning.
+        layers: Layers to probe (default: all).
+        tokens: Tokens of a text that are read.
+        samples: Texts of a task at most.
+        splits: Divisions into training and test texts.
+        name: Name of the results file (default: that of the folder).
+        results: Folder of the results files.
+        device: auto, cpu or cuda.
+    """
+    require_plots("matplotlib.figure", "Drawing figures")
+    protocol = Protocol(tokens=tokens, samples=samples, splits=splits)
+    texts = [labelled(task, last=task in last) for task in tasks]
+    subject, readers = open_readers(str(path), layers, device=device)
+    probed = ProbeResults(**coder_header("mxd-probe", path, subject, device))
+    for task in texts:
+        say(f"{task.name}: {len(task.texts):,} texts, {len(readers)} sets of features")
+        measured = probe_task(subject, sources(readers), task, protocol)
+        rows = [
+            ProbeRow.from_dict({"name": each, "task": task.name, **values})
+            for each, values in measured["readers"].items()
+        ]
+        probed = replace(
+            probed, tasks=[*probed.tasks, ProbedTask.from_dict(measured)], entries=[*probed.entries, *rows]
+        )
+        saved = probed.save(results, f"mxd-probe-{name or Path(path).name}")
+    return saved
+
+
+def differences(rows: Sequence[ProbeRow]) -> list[ProbeDifference]:
+    """The difference of each two sets of features, class by class over all tasks."""
+    scores: dict[str, dict[tuple[str, str], float]] = {}
+    for row in rows:
+        scores.setdefault(row.name, {}).update({(row.task, each.label): each.f1 for each in row.classes})
+    pairs = []
+    for one, other in combinations(scores, 2):
+        both = [scores[one][key] - scores[other][key] for key in scores[one] if key in scores[other]]
+        pairs.append(ProbeDifference(one, other, *interval(both), len(both)))
+    return pairs
+
+
+def coder_header(suite: str, path: str | Path, subject: Subject, device: str) -> dict[str, Any]:
+    """The facts that begin a file of `CoderResults`."""
+    return {
+        "model": Path(subject.name).name,
+        "coders": Path(path).name,
+        "command": f"glassmoe reproduce {suite} {Path(path).name}",
+        **origin(device),
+    }
+
+
+def _draw(results: ProbeResults, path: Path) -> list[Path]:
+    """A panel a task: F1 of each set of features, with intervals, and beside it that of a random feature."""
+    tasks = [task.task for task in results.tasks]
+    names = list(dict.fromkeys(row.name for row in results.entries))
+    with drawing():
+        from matplotlib.figure import Figure
+
+        canvas = Figure(figsize=(7.2, 1.2 + 0.22 * len(names)), layout="constrained")
+        panels = canvas.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+        for panel, task in zip(panels, tasks, strict=True):
+            rows = {row.name: row for row in results.entries if row.task == task}
+            places = range(len(names))
+            f1, halves = [rows[name].f1 for name in names], [rows[name].half or 0.0 for name in names]
+            panel.errorbar(f1, places, xerr=halves, fmt="o", color=COLOURS[1], capsize=2, label="best feature")
+            random = [rows[name].f1_random for name in names]
+            panel.plot(random, places, "x", color=COLOURS[0], label="random feature")
+            panel.set_title(task, fontsize=6.5)
+            panel.set_xlabel("F1")
+            panel.set_yticks(places, names)
+        panels[0].invert_yaxis()
+        canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        return write(canvas, path)
