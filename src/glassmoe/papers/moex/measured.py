@@ -19,8 +19,8 @@ from glassmoe.inspect.edit import spliced
 from glassmoe.measure.perplexity import bytes_per_token, perplexity
 from glassmoe.measure.saved import read_measure, save_measure
 from glassmoe.model import GlassForCausalLM
-from glassmoe.model.loading import load
 from glassmoe.model.statistics import model_statistics
+from glassmoe.model.subject import load_subject
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.training.language import build_model
 from glassmoe.training.records import read_start, seen_before
@@ -66,7 +66,7 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
     def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> dict[str, Any]:
         return evaluate_boards(model, corpus, games=games, brief=brief, workers=plan.workers)
 
-    model = load(str(work.path), plan.recipe.train.device).model
+    model = load_subject(work.path, plan.recipe.train.device, own=True).model
     valid = Rows(corpus.split("valid"), plan.recipe.data.rows)
     games = min(CURVE_GAMES, plan.games)
     row = replace(
@@ -123,7 +123,9 @@ def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
 def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
     ratio = bytes_per_token(corpus, "valid")
     if not work.row.coder:
-        return perplexity(load(str(work.path), work.config.train.device).model, rows, bytes_per_token=ratio)
+        return perplexity(
+            load_subject(work.path, work.config.train.device, own=True).model, rows, bytes_per_token=ratio
+        )
     from glassmoe.inspect.readers import one_reader, open_coders
 
     subject, readers = open_coders(work.path, device=work.config.train.device)
@@ -134,7 +136,7 @@ def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
 
 def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
     """`models.statistics` of the layers on the first validation rows."""
-    model = load(str(work.path), work.config.train.device).model
+    model = load_subject(work.path, work.config.train.device, own=True).model
     tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
     given = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
     return {"layers": model_statistics(model, given)}
@@ -161,7 +163,7 @@ def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, An
     per_step = last["tokens"] // last["step"]
     points = []
     for step, path in snapshots(work.path):
-        boards = measure_boards(load(str(path)).model)
+        boards = measure_boards(load_subject(path, own=True).model)
         best = next(layer for layer in boards["layers"] if layer["layer"] == boards["best_layer"])
         scores = [best[key] for key in ("coverage", "held_out_coverage", "reconstruction", "layer")]
         points.append([step * per_step, *scores])
