@@ -17,7 +17,6 @@ import torch
 
 from glassmoe.atomic import write_text
 from glassmoe.device import compute_dtype, describe, pick_device
-from glassmoe.measure.tables import bench_table
 from glassmoe.training.run import commit
 
 from .boards import board_rows
@@ -33,6 +32,7 @@ from .shapes import shape_rows
 from .startup import startup_rows
 from .steps import step_rows
 from .stores import store_rows
+from .tables import bench_table
 from .text import text_rows
 
 __all__ = ["GROUPS", "Sizes", "bench", "write"]

@@ -28,7 +28,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)
 
-    from glassmoe.measure.tables import bench_table
+    from .tables import bench_table
 
     widths = tuple(integer(each, "--widths") for each in args.widths.split(","))
     sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)

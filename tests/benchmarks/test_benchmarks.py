@@ -15,10 +15,10 @@ from benchmarks.coders import PEERS
 from benchmarks.compare import alternate, ratios, row, skipped
 from benchmarks.parts import layer_parts, route
 from benchmarks.steps import LAYERS
+from benchmarks.tables import bench_table
 from benchmarks.text import write_text_file
 
 from benchmarks import GROUPS, Sizes, bench
-from glassmoe.measure.tables import bench_table
 from glassmoe.model import GlassConfig, GlassForCausalLM
 
 TOY = Sizes(

@@ -1,5 +1,6 @@
 """The whole boards measure on real (self-played) games: a model with a planted board reader, controls, messages."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from glassmoe.chess.board_evaluation import CHARACTERS, DOTS, board_games, evaluate_boards
+from glassmoe.chess.board_results import BoardsResult
 from glassmoe.data.corpus import Corpus
 from glassmoe.measure.perplexity import perplexity
 from glassmoe.model import GlassConfig, GlassForCausalLM
@@ -29,27 +31,36 @@ def make(ffn: str, **settings: object) -> GlassForCausalLM:
 
 def test_the_report_is_whole(played: Corpus) -> None:
     found = evaluate_boards(make("moe-x"), played, games=10, workers=1)
-    assert found["games"] == 10 and found["boards"] == 10 * DOTS
-    assert [layer["layer"] for layer in found["layers"]] == [0, 1]
-    for layer in found["layers"]:
-        assert layer["width"] == 128 and 0 < layer["alive"] <= 128
-        assert layer["subsample"]["width"] == 32
-        for part in (layer, layer["subsample"], layer["random"]):
-            assert 0 <= part["held_out_coverage"] <= part["coverage"] <= 1
-            assert 0 <= part["reconstruction"] <= 1 and 0 <= part["strategy_coverage"] <= 1
+    assert found.games == 10 and found.boards == 10 * DOTS
+    assert [layer.layer for layer in found.layers] == [0, 1]
+    for layer in found.layers:
+        assert layer.width == 128 and 0 < layer.alive <= 128
+        assert layer.subsample.width == 32
+        for part in (layer, layer.subsample, layer.random):
+            assert 0 <= part.held_out_coverage <= part.coverage <= 1
+            assert 0 <= part.reconstruction <= 1 and 0 <= part.strategy_coverage <= 1
         # Fewer features can only lower a maximum over features.
-        assert layer["subsample"]["coverage"] <= layer["coverage"]
-    assert found["tracked"] and all(0.01 <= each["true_share"] <= 0.4 for each in found["tracked"])
-    assert [each["f1"] for each in found["tracked"]] == sorted((each["f1"] for each in found["tracked"]), reverse=True)
-    best = [layer["reconstruction"] for layer in found["layers"]]
-    assert found["best_layer"] == best.index(max(best))
+        assert layer.subsample.coverage <= layer.coverage
+    assert found.tracked and all(0.01 <= each.true_share <= 0.4 for each in found.tracked)
+    assert [each.f1 for each in found.tracked] == sorted((each.f1 for each in found.tracked), reverse=True)
+    best = [layer.reconstruction for layer in found.layers]
+    assert found.best_layer == best.index(max(best)) and found.best is found.layers[found.best_layer]
+    values = found.to_dict()
+    assert BoardsResult.from_dict(json.loads(json.dumps(values))) == found
+    assert list(values["layers"][0])[:3] == ["layer", "coverage", "held_out_coverage"]
+    assert (
+        list(values["layers"][0])[-2:] == ["subsample", "random"]
+        and next(iter(values["layers"][0]["subsample"])) == "width"
+    )
+    assert "random weights held-out" in found.table() and "10 games to choose features on" in found.table()
+    assert f"Of {found.detected['slots']} board properties" in found.tracked_table()
 
 
 def test_a_dense_layer_of_equal_width_needs_no_subsample(played: Corpus) -> None:
     found = evaluate_boards(make("relu"), played, games=5, layers=[1], controls=False, workers=1)
-    (layer,) = found["layers"]
-    assert layer["layer"] == 1 and "subsample" not in layer and "random" not in layer
-    assert all(each["f1_random"] is None for each in found["tracked"])
+    (layer,) = found.layers
+    assert layer.layer == 1 and layer.subsample is None and layer.random is None
+    assert all(each.f1_random is None for each in found.tracked)
 
 
 def test_a_planted_reader_is_found(played: Corpus) -> None:
@@ -66,9 +77,9 @@ def test_a_planted_reader_is_found(played: Corpus) -> None:
         model.model.positions.weight[120:] = direction
         ffn.w_enc[5] = direction
     found = evaluate_boards(model, played, games=15, controls=False, workers=1)
-    assert found["layers"][0]["alive"] == 1
-    assert {each["feature"] for each in found["tracked"] if each["f1"] > 0} == {5}
-    late = [each for each in found["tracked"] if each["f1"] > each["f1_always_on"] + 0.05]
+    assert found.layers[0].alive == 1
+    assert {each.feature for each in found.tracked if each.f1 > 0} == {5}
+    late = [each for each in found.tracked if each.f1 > each.f1_always_on + 0.05]
     assert late, "no slot is told apart by the time of the game"
 
 
@@ -79,11 +90,11 @@ def test_features_are_tested_on_other_games_where_they_are_given(played: Corpus,
     unseen = Corpus.open(tmp_path / "unseen")
     found = evaluate_boards(make("relu"), played, games=9, test_corpus=unseen, controls=False, workers=1)
     # All of the unseen games count, whatever their split; the features are chosen on the first 9 validation games.
-    assert found["games"] == 9 and found["tested_on"] == f"synthetic games of seed 2 ({unseen.fingerprint[:12]})"
+    assert found.games == 9 and found.tested_on == f"synthetic games of seed 2 ({unseen.fingerprint[:12]})"
     same = evaluate_boards(make("relu"), played, games=9, controls=False, workers=1)
-    assert same["tested_on"] == "the validation split"
-    assert [x["coverage"] for x in same["layers"]] == [x["coverage"] for x in found["layers"]]
-    assert [x["held_out_coverage"] for x in same["layers"]] != [x["held_out_coverage"] for x in found["layers"]]
+    assert same.tested_on == "the validation split"
+    assert [x.coverage for x in same.layers] == [x.coverage for x in found.layers]
+    assert [x.held_out_coverage for x in same.layers] != [x.held_out_coverage for x in found.layers]
     with pytest.raises(ValueError, match="holds the games of the run itself"):
         evaluate_boards(make("relu"), played, games=9, test_corpus=played)
 
@@ -113,8 +124,8 @@ def test_perplexity_by_hand(noise_games: Path) -> None:
         model.model.tokens.weight.zero_()
     rows = Rows(Corpus.open(noise_games).split("valid"), "games:64")
     found = perplexity(model, rows, micro_rows=7)
-    assert found["perplexity"] == pytest.approx(32, rel=1e-5)
-    assert found["bits_per_character"] == pytest.approx(5, rel=1e-5)
-    assert found["loss_standard_error"] == pytest.approx(0, abs=1e-6)
-    assert found["tokens"] == int((rows.batch(np.arange(len(rows)))[1] - 1).sum())
-    assert perplexity(make("moe-x"), rows, max_rows=5)["rows"] == 5
+    assert found.perplexity == pytest.approx(32, rel=1e-5)
+    assert found.bits_per_character == pytest.approx(5, rel=1e-5)
+    assert found.loss_standard_error == pytest.approx(0, abs=1e-6)
+    assert found.tokens == int((rows.batch(np.arange(len(rows)))[1] - 1).sum())
+    assert perplexity(make("moe-x"), rows, max_rows=5).rows_read == 5

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from glassmoe.chess.board_counts import as_acts, as_labels, best_slots, f1_score, threshold_at
-from glassmoe.chess.board_explanations import KEPT, START, TOLD, at_home, explain_boards, tell, told_name
+from glassmoe.chess.board_explanations import EXPLAINED, KEPT, START, at_home, explain, explain_boards, explained_name
 from glassmoe.chess.board_labels import label_games
 from glassmoe.chess.board_properties import PROPERTIES
 from glassmoe.chess.selfplay import generate
@@ -15,7 +15,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.harvest import Harvest
 from glassmoe.model import GlassConfig, GlassForCausalLM
 
-SLOTS = sum(PROPERTIES[name].slots for name in TOLD)
+SLOTS = sum(PROPERTIES[name].slots for name in EXPLAINED)
 
 
 def made(rng: np.random.Generator, boards: int, features: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_best_slots_are_those_of_trying_everything(sparse: bool) -> None:
 
 
 def slot_of(words: str) -> int:
-    return next(slot for slot in range(SLOTS) if told_name(slot) == words)
+    return next(slot for slot in range(SLOTS) if explained_name(slot) == words)
 
 
 def harvest(acts: np.ndarray, sparse: bool) -> Harvest:
@@ -76,8 +76,8 @@ def test_planted_features_are_named(tmp_path: Path, sparse: bool) -> None:
     texts = [text for text in texts if text.count(".") >= 12]
     half = len(texts) // 2
     labels = [
-        as_labels(sp.hstack([sp.csr_array(found[name]) for name in TOLD], format="csr"))
-        for found in (label_games(part, TOLD, dots=12, workers=1) for part in (texts[:half], texts[half:]))
+        as_labels(sp.hstack([sp.csr_array(found[name]) for name in EXPLAINED], format="csr"))
+        for found in (label_games(part, EXPLAINED, dots=12, workers=1) for part in (texts[:half], texts[half:]))
     ]
     dense = [each.toarray().astype(np.float32) for each in labels]
     share = dense[0].mean(0)
@@ -96,25 +96,26 @@ def test_planted_features_are_named(tmp_path: Path, sparse: bool) -> None:
         acts.append(
             np.stack([3 * each[:, one], kept, np.zeros(len(each)), rng.random(len(each))], 1).astype(np.float32)
         )
-    found = tell(harvest(acts[0], sparse), harvest(acts[1], sparse), *labels, wanted)
+    found = explain(harvest(acts[0], sparse), harvest(acts[1], sparse), *labels, wanted)
     assert found.keys() == {0, 1, 3}
-    assert found[0]["property"] == told_name(one) and found[0]["slot"] == one
-    assert found[0]["precision"] == found[0]["recall"] == 1 and found[0]["f1"] == pytest.approx(1, abs=1e-6)
-    assert found[0]["true_share"] == pytest.approx(dense[1][:, one].mean())
-    p = found[0]["true_share"]
-    assert found[0]["f1_always_on"] == pytest.approx(2 * p / (1 + p), abs=1e-6)
-    assert len(found[0]["also"]) == KEPT - 1 and found[0]["also"][0]["property"] != found[0]["property"]
-    assert found[1]["slot"] == two and found[1]["precision"] == 1
-    assert found[1]["recall"] == pytest.approx(acts[1][:, 1].sum() / dense[1][:, two].sum())
+    assert found[0].property == explained_name(one) and found[0].slot == one
+    assert found[0].precision == found[0].recall == 1 and found[0].f1 == pytest.approx(1, abs=1e-6)
+    assert found[0].true_share == pytest.approx(dense[1][:, one].mean())
+    p = found[0].true_share
+    assert found[0].f1_always_on == pytest.approx(2 * p / (1 + p), abs=1e-6)
+    assert len(found[0].also) == KEPT - 1 and found[0].also[0].property != found[0].property
+    assert found[1].slot == two and found[1].precision == 1
+    assert found[1].recall == pytest.approx(acts[1][:, 1].sum() / dense[1][:, two].sum())
 
 
 def test_slots_in_words() -> None:
-    assert told_name(0) == "black king on a1" and told_name(12 + 13 * 63) == "white king on h8"
+    assert explained_name(0) == "black king on a1" and explained_name(12 + 13 * 63) == "white king on h8"
     assert (
-        told_name(13 * 64) == "black piece on a1" and told_name(SLOTS - 1) == "two pieces of one kind reach one square"
+        explained_name(13 * 64) == "black piece on a1"
+        and explained_name(SLOTS - 1) == "two pieces of one kind reach one square"
     )
-    with pytest.raises(ValueError, match="not so many"):
-        told_name(SLOTS)
+    with pytest.raises(ValueError, match="slot is too high"):
+        explained_name(SLOTS)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +144,12 @@ def test_from_a_model_to_its_layers(tmp_path: Path) -> None:
         GlassConfig(ffn="moe-x", width=16, layers=2, heads=2, active_width=32, num_experts=4, context=256)
     ).eval()
     found = explain_boards(model, corpus, 1, games=4, workers=1)
-    assert found["width"] == found["alive"] == 64 and found["layer"] == 1
-    assert set(found["levels"]) == {"0.9", "0.75", "0.5"} and found["levels"].keys() == found["random"].keys()
-    for level, count in found["levels"].items():
-        assert count == sum(each["f1"] >= float(level) for each in found["features"].values())
-        assert found["always_on"][level] <= count >= found["at_home"][level]
-    assert all(each["more"] > 0 for each in found["surprising"])
+    assert found.width == found.alive == 64 and found.layer == 1
+    assert set(found.levels) == {"0.9", "0.75", "0.5"} and found.levels.keys() == found.random.keys()
+    for level, count in found.levels.items():
+        assert count == sum(each.f1 >= float(level) for each in found.features.values())
+        assert found.always_on[level] <= count >= found.at_home[level]
+    assert all(each.more > 0 for each in found.surprising)
     with pytest.raises(ValueError, match="layer 2 is not in this model"):
         explain_boards(model, corpus, 2)
     short = GlassForCausalLM(GlassConfig(ffn="relu", width=16, layers=1, heads=2, active_width=32, context=64))

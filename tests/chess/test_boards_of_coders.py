@@ -39,32 +39,32 @@ def make_coder(kind: str, features: int) -> Coder:
 def test_the_report_of_a_coder_is_whole(kind: str, played: Corpus) -> None:
     model, coder = make_model(), make_coder(kind, 64)
     found = evaluate_boards(model, played, games=10, layers=[1], workers=1, coder=coder)
-    (entry,) = found["layers"]
-    assert entry["layer"] == found["best_layer"] == 1 and entry["width"] == 64 and 32 < entry["alive"] <= 64
-    assert entry["subsample"]["width"] == 32 and entry["subsample"]["coverage"] <= entry["coverage"]
-    assert entry["l0"] <= 8 if kind == "topk" else entry["l0"] > 8
-    assert found["boards"] == 10 * DOTS
+    (entry,) = found.layers
+    assert entry.layer == found.best_layer == 1 and entry.width == 64 and 32 < entry.alive <= 64
+    assert entry.subsample.width == 32 and entry.subsample.coverage <= entry.coverage
+    assert entry.l0 <= 8 if kind == "topk" else entry.l0 > 8
+    assert found.boards == 10 * DOTS
     # The control reads a random model with a fresh coder, so it does not see the coder's weights.
     assert (
-        entry["random"]
-        == evaluate_boards(model, played, games=10, layers=[1], workers=1, coder=make_coder(kind, 64).train())[
-            "layers"
-        ][0]["random"]
+        entry.random
+        == evaluate_boards(model, played, games=10, layers=[1], workers=1, coder=make_coder(kind, 64).train())
+        .layers[0]
+        .random
     )
     other = make_coder(kind, 64)
     with torch.no_grad():
         other.w_enc.mul_(-1)
-    again = evaluate_boards(model, played, games=10, layers=[1], workers=1, coder=other)["layers"][0]
-    assert again["random"] == entry["random"] and again["coverage"] != entry["coverage"]
-    assert any(each["f1_random"] is not None for each in found["tracked"])
-    assert all(each["expert"] is None for each in found["tracked"])
+    again = evaluate_boards(model, played, games=10, layers=[1], workers=1, coder=other).layers[0]
+    assert again.random == entry.random and again.coverage != entry.coverage
+    assert any(each.f1_random is not None for each in found.tracked)
+    assert all(each.expert is None for each in found.tracked)
 
 
 def test_a_coder_of_equal_width_needs_no_subsample(played: Corpus) -> None:
     found = evaluate_boards(
         make_model(), played, games=5, layers=[0], controls=False, workers=1, coder=make_coder("topk", 32)
     )
-    assert "subsample" not in found["layers"][0] and "random" not in found["layers"][0]
+    assert found.layers[0].subsample is None and found.layers[0].random is None
 
 
 def test_a_planted_reader_of_the_stream_is_found(played: Corpus) -> None:
@@ -81,9 +81,9 @@ def test_a_planted_reader_of_the_stream_is_found(played: Corpus) -> None:
         coder.w_enc.zero_()
         coder.w_enc[5] = direction
     found = evaluate_boards(model, played, games=15, layers=[0], controls=False, workers=1, coder=coder)
-    assert found["layers"][0]["alive"] == 1
-    assert {each["feature"] for each in found["tracked"] if each["f1"] > 0} == {5}
-    assert any(each["f1"] > each["f1_always_on"] + 0.05 for each in found["tracked"])
+    assert found.layers[0].alive == 1
+    assert {each.feature for each in found.tracked if each.f1 > 0} == {5}
+    assert any(each.f1 > each.f1_always_on + 0.05 for each in found.tracked)
 
 
 def test_a_coder_reads_one_layer(played: Corpus) -> None:

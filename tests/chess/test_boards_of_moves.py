@@ -84,17 +84,17 @@ def test_games_of_39_tokens_are_usable_and_cut_at_40() -> None:
 
 def test_the_report_of_a_moves_model_is_whole(played: Corpus) -> None:
     found = evaluate_boards(make("moe-x"), played, games=10, workers=1)
-    assert found["games"] == 10 and found["boards"] == 10 * DOTS
-    for layer in found["layers"]:
-        assert layer["width"] == 128 and 0 < layer["alive"] <= 128
-        for part in (layer, layer["subsample"], layer["random"]):
-            assert 0 <= part["held_out_coverage"] <= part["coverage"] <= 1
-    examples = [example for feature in found["features"] for example in feature["examples"]]
+    assert found.games == 10 and found.boards == 10 * DOTS
+    for layer in found.layers:
+        assert layer.width == 128 and 0 < layer.alive <= 128
+        for part in (layer, layer.subsample, layer.random):
+            assert 0 <= part.held_out_coverage <= part.coverage <= 1
+    examples = [example for feature in found.features for example in feature.examples]
     assert examples
     for example in examples:
-        words = example["text"].split(" ")
+        words = example.text.split(" ")
         assert words[0] == ";" and len(words) % 2 == 1
-        assert boards_at_dots(example["text"])[-1].board_fen() == example["board"]
+        assert boards_at_dots(example.text)[-1].board_fen() == example.board
 
 
 def test_a_planted_reader_of_moves_is_found(played: Corpus) -> None:
@@ -113,11 +113,11 @@ def test_a_planted_reader_of_moves_is_found(played: Corpus) -> None:
         model.model.tokens.weight[VOCABULARY.index(move)] = direction
         ffn.w_enc[5] = direction
     found = evaluate_boards(model, played, games=20, controls=False, workers=1)
-    assert found["layers"][0]["alive"] == 1
-    (feature,) = found["features"]
-    assert feature["examples"] and all(example["text"].endswith(f" {move}") for example in feature["examples"])
-    stands = {each["square"]: each for each in feature["squares"]}[chess.parse_square(move[2:4])]
-    assert stands["piece"].islower() and stands["probability"] > 0.9
+    assert found.layers[0].alive == 1
+    (feature,) = found.features
+    assert feature.examples and all(example.text.endswith(f" {move}") for example in feature.examples)
+    stands = {each.square: each for each in feature.squares}[chess.parse_square(move[2:4])]
+    assert stands.piece.islower() and stands.probability > 0.9
 
 
 def test_mistakes_are_named(played: Corpus, noise_games: Path) -> None:
@@ -137,8 +137,8 @@ def test_perplexity_of_moves_has_no_bits_per_character(played: Corpus) -> None:
     with torch.no_grad():
         model.model.tokens.weight.zero_()
     found = perplexity(model, Rows(played.split("valid"), "games:40"))
-    assert found["perplexity"] == pytest.approx(1969, rel=1e-5) and found["bits_per_character"] is None
-    assert found["tokens"] == found["rows"] * 39
+    assert found.perplexity == pytest.approx(1969, rel=1e-5) and found.bits_per_character is None
+    assert found.tokens == found.rows_read * 39
 
 
 def test_continuations_of_moves() -> None:

@@ -48,20 +48,20 @@ def test_raised_features_against_one_written_out(corpus: Corpus, tmp_path: Path)
     prompts = positions(corpus, 4, subject.context)
     layer, place = neurons(subject, 1), subject.place(1, "mlp")
     same = steered_games(subject, layer, place, prompts, 0.0, features=3)
-    assert all(row["changed"] == 0 and row["shift"] == pytest.approx(0, abs=1e-7) for row in same["rows"])
-    assert all(row["legal"] == same["legal"] for row in same["rows"])
+    assert all(row.changed == 0 and row.shift == pytest.approx(0, abs=1e-7) for row in same.features)
+    assert all(row.legal == same.legal for row in same.features)
     found = steered_games(subject, layer, place, prompts, 50.0, features=3)
     ids = torch.from_numpy(np.stack(prompts).astype(np.int64))
     strengths = layer.features(activations(subject.model, [place], ids)[place].x.flatten(0, 1)).to_dense()
     with torch.no_grad():
         before = subject.model(ids).logits[:, -1].log_softmax(-1)
-        for row in found["rows"]:
-            feature = row["feature"]
-            assert row["amount"] == pytest.approx(50 * float(strengths[:, feature].max()), rel=1e-5)
-            with spliced(subject.model, layer, place, Edit("add", (feature,), row["amount"])):
+        for row in found.features:
+            feature = row.feature
+            assert row.amount == pytest.approx(50 * float(strengths[:, feature].max()), rel=1e-5)
+            with spliced(subject.model, layer, place, Edit("add", (feature,), row.amount)):
                 after = subject.model(ids).logits[:, -1].log_softmax(-1)
             kl = (before.exp() * (before - after)).sum(-1).mean()
-            assert row["shift"] == pytest.approx(float(kl), rel=1e-3, abs=1e-6) and row["shift"] > 0
+            assert row.shift == pytest.approx(float(kl), rel=1e-3, abs=1e-6) and row.shift > 0
 
 
 def test_the_verb_writes_results(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

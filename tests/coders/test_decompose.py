@@ -31,7 +31,9 @@ from glassmoe.coders.task import CoderTask
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
-from glassmoe.measure.fidelity import evaluate_fidelity, fidelity, intrinsic_fidelity
+from glassmoe.inspect.readers import open_coders, open_readers
+from glassmoe.measure.fidelity import FidelityResult, evaluate_fidelity, fidelity
+from glassmoe.measure.saved import read_measure
 from glassmoe.model.subject import activations, load_subject, place_in, weights_digest
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
@@ -174,7 +176,7 @@ def test_fidelity_against_a_forward_pass_by_hand(gpt2: Path, text: Path, tmp_pat
     """The coder written into the module itself: the loss of transformers' own model is the spliced one."""
     config = sweep(gpt2, text, SOME[2:4])
     fit(config, tmp_path / "sweep")
-    found = evaluate_fidelity(tmp_path / "sweep", rows=5)
+    found = evaluate_fidelity(*open_coders(tmp_path / "sweep"), max_rows=5)
     assert list(found) == ["2/skip-transcoder-k8", "2/transcoder-k4"]
     rows = Rows(Corpus.open(text).split("valid"), "packed:33")
     tokens = torch.from_numpy(rows.batch(range(5))[0].astype(np.int64))
@@ -198,12 +200,12 @@ def test_fidelity_against_a_forward_pass_by_hand(gpt2: Path, text: Path, tmp_pat
             error = y - coder.write(coder.features(x.flatten(0, 1))).double()
             model.transformer.h[2].mlp = Stand(coder)
             loss = float(model(input_ids=tokens, labels=tokens).loss)
-        assert figures["loss"] == pytest.approx(plain, rel=1e-5)
-        assert figures["loss_spliced"] == pytest.approx(loss, rel=1e-5)
+        assert figures.loss == pytest.approx(plain, rel=1e-5)
+        assert figures.loss_spliced == pytest.approx(loss, rel=1e-5)
         expected = error.square().sum() / (y - y.mean(0)).square().sum()
-        assert figures["normalised_mse"] == pytest.approx(float(expected), rel=1e-4)
+        assert figures.normalised_mse == pytest.approx(float(expected), rel=1e-4)
         record = json.loads((tmp_path / "sweep" / name / "measures/fidelity.json").read_text())
-        assert record["values"]["loss_spliced"] == figures["loss_spliced"] and figures["dead"] is not None
+        assert record["values"]["loss_spliced"] == figures.loss_spliced and figures.dead is not None
 
 
 def test_generation_and_edits_under_a_coder(gpt2: Path, text: Path, tmp_path: Path) -> None:
@@ -231,19 +233,26 @@ def test_generation_and_edits_under_a_coder(gpt2: Path, text: Path, tmp_path: Pa
     assert torch.equal(model(input_ids=prompt).logits, plain)
 
 
-def test_a_model_of_our_own_loses_nothing(noise_games: Path, tmp_path: Path) -> None:
+def test_features_of_the_layers_themselves_lose_nothing(
+    gpt2: Path, text: Path, noise_games: Path, tmp_path: Path
+) -> None:
     run = train(tiny(noise_games, "moe-x"), tmp_path / "run")
-    found = intrinsic_fidelity(run, rows=4)
+    found = evaluate_fidelity(*open_readers(str(run), own=False), max_rows=4)
     assert list(found) == ["0/moe-x", "1/moe-x"]
     for each in found.values():
-        assert each["normalised_mse"] < 1e-9 and each["loss_increase"] == pytest.approx(0, abs=1e-5)
-        assert each["loss_recovered"] == pytest.approx(1, abs=1e-2)
+        assert each.normalised_mse < 1e-9 and each.loss_increase == pytest.approx(0, abs=1e-5)
+        assert each.loss_recovered == pytest.approx(1, abs=1e-2)
+    saved = read_measure(run, "fidelity")
+    assert saved is not None and saved.result(FidelityResult) == found
+    neurons = evaluate_fidelity(*open_readers(str(gpt2), own=False), data=str(text), max_rows=4)
+    assert list(neurons) == ["0/neurons", "1/neurons", "2/neurons"] and neurons["0/neurons"].parameters > 0
+    assert neurons["0/neurons"].loss_increase == pytest.approx(0, abs=1e-5)
     coders = [CoderConfig(layer=1, kind="transcoder", features=48, k=4)]
     config = sweep(run, noise_games, coders, steps=4)
     config.data = DataConfig(path=str(noise_games), rows="games:48")
     fit(config, tmp_path / "coders")
-    figures = evaluate_fidelity(tmp_path / "coders", rows=4)["1/transcoder-k4"]
-    assert figures["l0"] <= 4 and math.isfinite(figures["loss_increase"])
+    figures = evaluate_fidelity(*open_coders(tmp_path / "coders"), max_rows=4)["1/transcoder-k4"]
+    assert figures.l0 <= 4 and math.isfinite(figures.loss_increase)
 
 
 def test_a_perfect_stand_in_recovers_all(gpt2: Path, text: Path) -> None:
@@ -263,7 +272,7 @@ def test_a_perfect_stand_in_recovers_all(gpt2: Path, text: Path) -> None:
 
     rows = Rows(Corpus.open(text).split("valid"), "packed:33")
     found = fidelity(model, {"same": (Same(), place)}, rows, [0, 1], 2)["same"]
-    assert found["loss_increase"] == pytest.approx(0, abs=1e-5) and found["variance_explained"] == pytest.approx(1)
+    assert found.loss_increase == pytest.approx(0, abs=1e-5) and found.variance_explained == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -355,10 +364,10 @@ def test_a_coder_belongs_to_its_weights(gpt2: Path, text: Path, tmp_path: Path) 
         model.transformer.wte.weight[3, 3] += 1
     model.save_pretrained(source)
     with pytest.raises(ValueError, match="fitted to other weights than"):
-        evaluate_fidelity(tmp_path / "coders", rows=2)
+        evaluate_fidelity(*open_coders(tmp_path / "coders"), max_rows=2)
     with pytest.raises(ValueError, match="fitted to other weights than"):
         fit(config, tmp_path / "coders")
-    found = evaluate_fidelity(tmp_path / "coders", rows=2, source=str(gpt2))
+    found = evaluate_fidelity(*open_coders(tmp_path / "coders", str(gpt2)), max_rows=2)
     assert weights_digest(load_subject(str(gpt2)).model) and len(found) == 1
 
 
@@ -395,7 +404,7 @@ def test_a_fit_of_the_chess_kind_is_still_one_coder(gpt2: Path, text: Path, tmp_
     config = sweep(gpt2, text, SOME[:1]).fits()["0/mxd-k4"]
     assert isinstance(config, FitConfig)
     out = fit(config, tmp_path / "one")
-    assert list(evaluate_fidelity(out, rows=2)) == ["one"]
+    assert list(evaluate_fidelity(*open_coders(out), max_rows=2)) == ["one"]
     assert_same_bits(out, fit(config, tmp_path / "two"), "coder.safetensors")
 
 

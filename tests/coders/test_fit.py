@@ -13,18 +13,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glassmoe import config as configuration
-from glassmoe.chess.board_coders import evaluate_coder
+from glassmoe.chess.board_coders import CoderResult, evaluate_coder
 from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder
 from glassmoe.coders.fit import CoderTask, fit
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from glassmoe.data.corpus import Corpus
+from glassmoe.inspect.readers import one_reader, open_coders
 from glassmoe.measure.saved import read_measure
 from glassmoe.model.subject import load_subject
 from glassmoe.training import checkpoint
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
 from tiny_runs import Interrupt, assert_same_bits, lines, stop_after
+
+
+def evaluate(path: Path, corpus: Corpus, source: str | None = None, **options: object) -> CoderResult:
+    subject, readers = open_coders(path, source)
+    return evaluate_coder(subject, one_reader(readers), corpus, **options)
 
 
 @pytest.fixture(scope="module")
@@ -207,31 +213,32 @@ def test_what_is_left_open_is_filled_in(source: Path, played: Path, tmp_path: Pa
 def test_a_coder_is_measured_and_the_figures_are_kept(source: Path, played: Path, tmp_path: Path) -> None:
     out = fit(tiny(source, steps=30, eval_every=30, checkpoint_every=30), tmp_path / "coder")
     corpus = Corpus.open(played)
-    found = evaluate_coder(out, corpus, games=5, workers=1, rows=8, micro_rows=4)
-    assert {k: found[k] for k in ("kind", "layer", "features", "step", "source")} == {
+    found = evaluate(out, corpus, games=5, workers=1, max_rows=8, micro_rows=4)
+    assert {k: getattr(found, k) for k in ("kind", "layer", "features", "step", "source")} == {
         "kind": "topk",
         "layer": 1,
         "features": 48,
         "step": 30,
         "source": str(source),
     }
-    (entry,) = found["boards"]["layers"]
-    assert entry["layer"] == 1 and entry["width"] == 48 and entry["l0"] == pytest.approx(4, abs=0.1)
-    assert entry["subsample"]["width"] == 32 and entry["random"]["coverage"] > 0
-    assert found["splice"]["rows"] == 8 and found["splice"]["l0"] == pytest.approx(4, abs=0.1)
-    assert found["splice"]["loss"] < found["splice"]["loss_zero"]
+    (entry,) = found.boards.layers
+    assert entry.layer == 1 and entry.width == 48 and entry.l0 == pytest.approx(4, abs=0.1)
+    assert entry.subsample.width == 32 and entry.random.coverage > 0
+    assert found.splice.rows_read == 8 and found.splice.l0 == pytest.approx(4, abs=0.1)
+    assert found.splice.loss < found.splice.loss_zero
     record = read_measure(out, "coder")
-    assert record["values"] == json.loads(json.dumps(found)) and record["step"] == 30
-    assert record["data_sha256"] == corpus.fingerprint
+    assert record.values == json.loads(json.dumps(found.to_dict())) and record.step == 30
+    assert record.result(CoderResult) == found
+    assert record.data_sha256 == corpus.fingerprint
     # The model may be moved, but not be another one.
     moved = shutil.copytree(source, tmp_path / "moved")
-    again = evaluate_coder(out, corpus, games=5, workers=1, rows=8, micro_rows=4, source=str(moved), controls=False)
-    assert again["splice"] == found["splice"] and "random" not in again["boards"]["layers"][0]
+    again = evaluate(out, corpus, str(moved), games=5, workers=1, max_rows=8, micro_rows=4, controls=False)
+    assert again.splice == found.splice and again.boards.layers[0].random is None
     weights = load_file(moved / "model.safetensors")
     weights["model.norm.weight"] *= 2
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"was fitted to other weights than .*moved holds"):
-        evaluate_coder(out, corpus, source=str(moved))
+        open_coders(out, str(moved))
 
 
 def test_a_model_that_reads_moves_is_read_too(tmp_path: Path) -> None:
@@ -248,8 +255,8 @@ def test_a_model_that_reads_moves_is_read_too(tmp_path: Path) -> None:
     config.data.rows = "games:40"
     out = fit(config, tmp_path / "coder")
     assert load_coder(out)[1].data.tokens == "moves"
-    found = evaluate_coder(out, Corpus.open(run / "games"), games=1, workers=1, rows=2)
-    assert found["boards"]["layers"][0]["width"] == 48 and found["splice"]["tokens"] <= 2 * 39
+    found = evaluate(out, Corpus.open(run / "games"), games=1, workers=1, max_rows=2)
+    assert found.boards.layers[0].width == 48 and found.splice.tokens <= 2 * 39
 
 
 def test_mistakes_are_named(source: Path, noise_games: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder, save_coder
 from glassmoe.coders.formats import export_coder, export_coders, import_coder
 from glassmoe.coders.layouts import place
+from glassmoe.inspect.readers import open_coders
 from glassmoe.measure.fidelity import evaluate_fidelity
 from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
@@ -536,11 +537,11 @@ def test_an_imported_coder_is_measured_like_the_one_that_went_out(
     assert f"next: glassmoe eval fidelity {tmp_path / 'back'}" in capsys.readouterr().out
     receipt = json.loads((tmp_path / "back/import.json").read_text())
     assert receipt["format"] == "saelens" and receipt["cfg"]["architecture"] == "topk"
-    expected = evaluate_fidelity(tmp_path / "sweep", rows=4)["2/transcoder-k5"]
-    found = evaluate_fidelity(tmp_path / "back", rows=4, data=str(tmp_path / "text"))["back"]
+    expected = evaluate_fidelity(*open_coders(tmp_path / "sweep"), max_rows=4)["2/transcoder-k5"]
+    found = evaluate_fidelity(*open_coders(tmp_path / "back"), max_rows=4, data=str(tmp_path / "text"))["back"]
     same = ("loss", "loss_spliced", "loss_zero", "normalised_mse", "l0", "alive")
-    assert [found[key] for key in same] == pytest.approx([expected[key] for key in same], rel=1e-5)
-    assert found["kind"] == "transcoder" and found["k"] == K and found["step"] == 0
+    assert [getattr(found, key) for key in same] == pytest.approx([getattr(expected, key) for key in same], rel=1e-5)
+    assert (found.kind, found.k, found.step) == ("transcoder", K, 0)
     assert main(f"eval fidelity {tmp_path / 'back'} --rows 4 --data.path {tmp_path / 'text'}".split()) == 0
     assert "recovered" in capsys.readouterr().out
     words = f"hub import {tmp_path / 'sparsify/transcoder-k5/h.0.mlp'} --model {gpt2} --out {tmp_path / 'two'} --json"
@@ -570,7 +571,7 @@ def test_a_run_of_our_own_gives_its_data(noise_games: Path, tmp_path: Path) -> N
     back = import_coder(folder, str(run), None, tmp_path / "back")
     config = load_coder(back)[1]
     assert config.data == load_subject(str(run)).config.data and isinstance(config, FitConfig)
-    assert evaluate_fidelity(back, rows=4)["back"]["l0"] > 0
+    assert evaluate_fidelity(*open_coders(back), max_rows=4)["back"].l0 > 0
     made_coder(tmp_path / "other", "topk", run, site="mlp-out")
     assert export_coders(tmp_path / "other", tmp_path / "y", "sparsify")[0].name == "layers.1.ffn"
     assert config.coder == CoderConfig(layer=1, kind="gated", site="stream", features=FEATURES, dead_tokens=1)

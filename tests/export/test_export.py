@@ -169,7 +169,7 @@ def test_measures_of_other_steps_are_left_out_and_counted(run: Path) -> None:
     card = write_card(loaded.model, loaded.kind(), run, loaded.config, "unknown")
     for name in ("boards", "ppl-old"):
         (run / f"measures/{name}.json").unlink()
-    assert "1 measures of other steps than these weights' were left out." in card
+    assert "1 measures of other training steps than that of these weights were left out." in card
     assert "0.432" in card and "on 7 games" in card and "license: unknown" in card
 
 

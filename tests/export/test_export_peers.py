@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from glassmoe.export.model import export_model
-from glassmoe.measure.corpora import evaluate_corpora
+from glassmoe.inspect.readers import open_model
+from glassmoe.measure.text_perplexity import evaluate_texts
 from glassmoe.model.subject import load_subject
 from glassmoe.text.evaluation import read_evaluation_texts
 from text_files import made_up_texts, prepared, text_run
@@ -86,16 +87,14 @@ def test_the_harness_measures_what_we_measure(
     ends = harness(lm_eval, out, tmp_path, "last_word_here", window=32, start=True)
     read = read_evaluation_texts(f"{documents},lambada={passages}")
     for path in (run, out):
-        ours, lambada = evaluate_corpora(str(path), read, window=32)
-        assert ours["bits_per_byte"] == pytest.approx(rolled["bits_per_byte,none"], abs=1e-3)
+        ours, lambada = evaluate_texts(*open_model(path), read, window=32).texts
+        assert ours.bits_per_byte == pytest.approx(rolled["bits_per_byte,none"], abs=1e-3)
         # Its words include an empty one where a text ends in white space.
         words = sum(len(re.split(r"\s+", text)) for text in texts)
-        per_word = math.log(rolled["word_perplexity,none"]) * words / ours["words"]
-        assert math.log(ours["word_perplexity"]) == pytest.approx(per_word, abs=1e-3)
-        assert math.log(lambada["last_word"]["perplexity"]) == pytest.approx(
-            math.log(ends["perplexity,none"]), abs=1e-3
-        )
-        assert lambada["last_word"]["accuracy"] == ends["acc,none"]
+        per_word = math.log(rolled["word_perplexity,none"]) * words / ours.words
+        assert math.log(ours.word_perplexity) == pytest.approx(per_word, abs=1e-3)
+        assert math.log(lambada.last_word.perplexity) == pytest.approx(math.log(ends["perplexity,none"]), abs=1e-3)
+        assert lambada.last_word.accuracy == ends["acc,none"]
 
 
 def test_nnsight_reads_and_changes_what_we_read_and_change(nnsight: ModuleType, exported: tuple[Path, Path]) -> None:

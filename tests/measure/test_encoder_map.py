@@ -26,7 +26,7 @@ def test_neighbour_share_by_hand() -> None:
     assert neighbour_share(rows, expert, 2) == pytest.approx(6 / 10)
     # All others: chance, given how many of each there are.
     assert neighbour_share(rows, expert, 4) == pytest.approx((1 + 1 + 2 + 2 + 2) / 20)
-    with pytest.raises(ValueError, match="5 neighbours asked of 5 rows; give 1 to 4"):
+    with pytest.raises(ValueError, match="5 rows have no 5 neighbours each; give 1 to 4"):
         neighbour_share(rows, expert, 5)
 
 
@@ -41,29 +41,29 @@ def test_many_rows_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_experts_that_read_alike_are_told_from_random_ones() -> None:
     model = make()
     random = encoder_map(model, 1, rows=48, neighbours=5)
-    assert random["chance"] == pytest.approx(15 / 63)
-    assert abs(random["neighbour_share"] - random["chance"]) < 0.1
+    assert random.chance == pytest.approx(15 / 63)
+    assert abs(random.neighbour_share - random.chance) < 0.1
     with torch.no_grad():
         layer = model.feed_forwards()[1]
         layer.w_enc += torch.eye(4, 16).unsqueeze(1)
     planted = encoder_map(model, 1, rows=48, neighbours=5)
-    assert planted["neighbour_share"] == 1
-    assert planted["layer"] == 1 and planted["rows"] == 48 and len(planted["points"]) == 48
-    assert [point[0] for point in planted["points"]] == sorted([0, 1, 2, 3] * 12)
+    assert planted.neighbour_share == 1
+    assert planted.layer == 1 and planted.rows_drawn == 48 and len(planted.points) == 48
+    assert [point[0] for point in planted.points] == sorted([0, 1, 2, 3] * 12)
     # The map shows it too: each row is nearest, on the map, to rows of its own expert.
-    places = torch.tensor([point[2:] for point in planted["points"]])
+    places = torch.tensor([point[2:] for point in planted.points])
     nearest = (torch.cdist(places, places) + 1e9 * torch.eye(48)).argmin(1)
-    experts = torch.tensor([point[0] for point in planted["points"]])
+    experts = torch.tensor([point[0] for point in planted.points])
     assert (experts[nearest] == experts).float().mean() > 0.9
 
 
 def test_seeded_and_within_the_rows_asked_for() -> None:
     model = make()
     first, again, other = (encoder_map(model, 0, rows=30, seed=seed) for seed in (3, 3, 4))
-    assert first == again and first["points"] != other["points"]
-    assert first["rows"] == 28  # 7 of each of 4 experts
-    assert first["neighbour_share"] == other["neighbour_share"]  # taken among all 64 rows
-    assert encoder_map(model, 0, rows=1000)["rows"] == 64
+    assert first == again and first.points != other.points
+    assert first.rows_drawn == 28  # 7 of each of 4 experts
+    assert first.neighbour_share == other.neighbour_share  # taken among all 64 rows
+    assert encoder_map(model, 0, rows=1000).rows_drawn == 64
 
 
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from glassmoe.coders.reconstruction import StreamFit
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest
-from glassmoe.measure.fidelity import splice_loss
+from glassmoe.measure.fidelity import Fidelity, fidelity
 from glassmoe.model import Dense, GlassConfig, GlassForCausalLM
 from glassmoe.model.random_twins import random_coder
-from glassmoe.model.subject import place_in, replaced
+from glassmoe.model.subject import Place, place_in, replaced
 
 WIDTH, LAYERS = 16, 3
 
@@ -38,6 +38,12 @@ def make_coder(kind: str = "topk", **settings: object) -> Coder:
         if name != "w_dec":
             torch.nn.init.normal_(p, std=0.3)
     return coder
+
+
+def fidelity_of(
+    model: GlassForCausalLM, coder: Coder, place: Place, rows: Rows, indices: object, micro_rows: int
+) -> Fidelity:
+    return fidelity(model, {"coder": (coder, place)}, rows, indices, micro_rows)["coder"]
 
 
 def rows_of(games: Path) -> Rows:
@@ -98,17 +104,19 @@ def naive(model: GlassForCausalLM, coder: Coder, layer: int, rows: Rows, indices
 
 @pytest.mark.parametrize("kind", AUTOENCODERS)
 @pytest.mark.parametrize("layer", [0, 2])
-def test_splice_loss_against_the_naive_twin(kind: str, layer: int, noise_games: Path) -> None:
+def test_fidelity_against_the_naive_twin(kind: str, layer: int, noise_games: Path) -> None:
     model, coder, rows = make_model(), make_coder(kind).eval(), rows_of(noise_games)
     indices, place = [3, 0, 11, 7, 5], place_in(model, layer, "stream")
     assert len({int(n) for n in rows.batch(indices)[1]}) > 2  # rows with padding, and full ones
     expected = naive(model, coder, layer, rows, indices)
     coder.train()  # measuring is done in evaluation mode all the same
-    found = splice_loss(model, coder, place, rows, indices, micro_rows=2)
+    found = fidelity_of(model, coder, place, rows, indices, micro_rows=2).to_dict()
     assert found.keys() == expected.keys()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert coder.training and not model.training and int(coder.seen) == 0
-    assert found == pytest.approx(splice_loss(model, coder, place, rows, np.array(indices), micro_rows=5), rel=1e-4)
+    assert found == pytest.approx(
+        fidelity_of(model, coder, place, rows, np.array(indices), micro_rows=5).to_dict(), rel=1e-4
+    )
 
 
 def test_a_perfect_coder_loses_nothing_and_an_empty_one_everything(noise_games: Path) -> None:
@@ -118,18 +126,18 @@ def test_a_perfect_coder_loses_nothing_and_an_empty_one_everything(noise_games: 
     with torch.no_grad():
         for weight in (coder.w_enc, coder.w_dec):
             weight.copy_(torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)]))
-    found = splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
-    assert found["loss_recovered"] == pytest.approx(1, abs=1e-5) and found["l0"] == pytest.approx(WIDTH)
-    assert found["variance_explained"] == pytest.approx(1) and found["normalised_mse"] == pytest.approx(0, abs=1e-9)
+    found = fidelity_of(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
+    assert found.loss_recovered == pytest.approx(1, abs=1e-5) and found.l0 == pytest.approx(WIDTH)
+    assert found.variance_explained == pytest.approx(1) and found.normalised_mse == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
         coder.w_dec.zero_()
-    found = splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
-    assert found["loss_spliced"] == pytest.approx(found["loss_zero"]) and found["loss_recovered"] == pytest.approx(0)
-    assert found["variance_explained"] == pytest.approx(0) and found["normalised_mse"] > 1
+    found = fidelity_of(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)
+    assert found.loss_spliced == pytest.approx(found.loss_zero) and found.loss_recovered == pytest.approx(0)
+    assert found.variance_explained == pytest.approx(0) and found.normalised_mse > 1
     # A model of which nothing depends on the stream has nothing to recover.
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    assert splice_loss(model, coder, place_in(model, 1, "stream"), rows, range(8), 4)["loss_recovered"] is None
+    assert fidelity_of(model, coder, place_in(model, 1, "stream"), rows, range(8), 4).loss_recovered is None
 
 
 def test_figures_by_hand() -> None:
@@ -179,9 +187,9 @@ def test_under_bf16_autocast_the_coder_stays_in_float32() -> None:
 def test_mistakes_are_named(noise_games: Path) -> None:
     model, coder, rows = make_model(), make_coder(), rows_of(noise_games)
     with pytest.raises(ValueError, match="layer 3 is not in this model: it has layers 0 to 2"):
-        splice_loss(model, coder, place_in(model, 3, "stream"), rows, [0], 1)
+        fidelity_of(model, coder, place_in(model, 3, "stream"), rows, [0], 1)
     with pytest.raises(ValueError, match="no rows to measure on"):
-        splice_loss(model, coder, place_in(model, 1, "stream"), rows, [], 1)
+        fidelity_of(model, coder, place_in(model, 1, "stream"), rows, [], 1)
 
 
 @pytest.mark.parametrize("kind", AUTOENCODERS)

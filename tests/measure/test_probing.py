@@ -1,6 +1,7 @@
 """Sparse probing: planted features are found, scores by hand, texts read as stated, and bad tasks say what is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,17 @@ import pytest
 import torch
 import zstandard
 
-from glassmoe.measure.probing import Protocol, _class, _split, _strengths, encoded, f1, probe_task
+from glassmoe.measure.probing import (
+    ProbeProtocol,
+    ProbeResult,
+    ReaderProbe,
+    _class,
+    _split,
+    _strengths,
+    encoded,
+    f1,
+    probe_task,
+)
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import activations, load_subject
 from glassmoe.text.labelled import LEAST, Labelled, checked, labelled, surnames
@@ -34,16 +45,16 @@ def test_a_planted_feature_is_found_and_noise_is_not() -> None:
     positive = draw.random(400) < 0.25
     values = draw.random((400, 30)).astype(np.float32)
     values[:, 17] = positive + 0.1 * draw.random(400)
-    found = _class(values, positive, Protocol(top=5, splits=3))
-    assert found["feature"] == 17 and found["f1"] == 1.0 and found["half"] == 0.0 and found["firing"] == 1.0
-    assert found["f1_random"] < 0.6 and found["f1_always"] == pytest.approx(2 * positive.mean() / (1 + positive.mean()))
-    noise = _class(draw.random((400, 30)).astype(np.float32), positive, Protocol(top=5, splits=3))
+    found = _class("x", values, positive, ProbeProtocol(top=5, splits=3))[0]
+    assert found.feature == 17 and found.f1 == 1.0 and found.half == 0.0 and found.firing == 1.0
+    assert found.f1_random < 0.6 and found.f1_always == pytest.approx(2 * positive.mean() / (1 + positive.mean()))
+    noise = _class("x", draw.random((400, 30)).astype(np.float32), positive, ProbeProtocol(top=5, splits=3))[0]
     # What the test part chooses is ahead of what it did not choose.
-    assert noise["f1"] < 0.6 and noise["f1_chosen_by_test"] >= noise["f1"]
+    assert noise.f1 < 0.6 and noise.f1_chosen_by_test >= noise.f1
     silent = values.copy()
     silent[positive] = 0
-    none = _class(silent, positive, Protocol(top=5, splits=2))
-    assert none["feature"] is None and none["f1"] == 0.0 and none["firing"] is None
+    none = _class("x", silent, positive, ProbeProtocol(top=5, splits=2))[0]
+    assert none.feature is None and none.f1 == 0.0 and none.firing is None
 
 
 def test_the_parts_of_a_split_do_not_overlap_and_have_the_stated_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +69,7 @@ def test_the_parts_of_a_split_do_not_overlap_and_have_the_stated_sizes(monkeypat
 
     monkeypatch.setattr(probing, "_scores", scores)
     positive = np.arange(200) < 50
-    _split(np.random.default_rng(1).random((200, 4)).astype(np.float32), positive, Protocol(), 0)
+    _split(np.random.default_rng(1).random((200, 4)).astype(np.float32), positive, ProbeProtocol(), 0)
     learn, choose, test = seen[0]
     assert sorted([*learn, *choose, *test]) == list(range(200))
     # A fifth tests; a quarter of the rest chooses; of each side.
@@ -129,15 +140,34 @@ def test_a_task_from_end_to_end(model: str) -> None:
         subject,
         {"1/neurons": (neurons(subject, 1), subject.place(1, "mlp"))},
         task,
-        Protocol(tokens=16, splits=2, top=8),
+        ProbeProtocol(tokens=16, splits=2, top=8),
     )
-    (layer,) = found["readers"].values()
-    assert found["labels"] == {"loud": 60, "quiet": 60} and found["read"] == "beginning"
-    assert [each["label"] for each in layer["classes"]] == ["loud", "quiet"]
-    assert layer["f1"] == pytest.approx(np.mean([each["f1"] for each in layer["classes"]]))
-    assert layer["f1"] > 0.6 and layer["f1"] > layer["f1_random"]  # capitals are other tokens
+    (layer,) = found.readers.values()
+    assert found.labels == {"loud": 60, "quiet": 60} and found.read == "beginning"
+    assert [each.label for each in layer.classes] == ["loud", "quiet"]
+    assert layer.f1 == pytest.approx(np.mean([each.f1 for each in layer.classes]))
+    assert layer.f1_always == pytest.approx(np.mean([each.f1_always for each in layer.classes])) == pytest.approx(2 / 3)
+    assert layer.f1 > 0.6 and layer.f1 > layer.f1_random  # capitals are other tokens
     with pytest.raises(ValueError, match=r"leaves too little to probe on 12 texts"):
-        probe_task(subject, {}, task, Protocol(samples=12))
+        probe_task(subject, {}, task, ProbeProtocol(samples=12))
+
+
+def test_the_table_shows_the_baseline_and_an_interval_within_0_and_1() -> None:
+    """Two splits that differ much have an interval beyond the range of F1."""
+    draw = np.random.default_rng(0)
+    positive = np.arange(80) < 20
+    probe, f1_by_split = _class("x", draw.random((80, 9)).astype(np.float32), positive, ProbeProtocol(splits=2))
+    other = replace(probe, label="y", f1_always=0.8)
+    reader = ReaderProbe(0.6, 1.328, 0.3, 0.7, (probe.f1_always + 0.8) / 2, [probe, other])
+    assert probe.f1_always == pytest.approx(0.4) and len(f1_by_split) == 2 and reader.interval == "0.000 to 1.000"
+    assert replace(reader, half=0.05).interval == "0.550 to 0.650" and replace(reader, half=None).interval is None
+    result = ProbeResult("t", 80, 3, {"x": 20, "y": 60}, {}, 16, "beginning", 100, 2, {"1/n": reader})
+    assert ProbeResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    header, _, line = ([cell.strip() for cell in row.split("|")[1:-1]] for row in result.table().splitlines()[:3])
+    shown = dict(zip(header, line, strict=True))
+    assert shown["95% interval"] == "0.000 to 1.000" and shown["always yes"] == "0.600" and shown["mean F1"] == "0.600"
+    assert "+-" not in result.table() and "95% interval: of the mean over 2 splits, cut to 0 and 1" in result.table()
+    assert "80 texts of 2 classes" in result.table() and "3 texts could not be read" in result.table()
 
 
 def test_tasks_from_files(tmp_path: Path) -> None:
@@ -178,6 +208,6 @@ def test_made_up_surnames_are_told_by_their_endings() -> None:
 
 def test_settings_that_make_no_sense_say_so() -> None:
     with pytest.raises(ValueError, match="splits is 0; give a number above 0"):
-        Protocol(splits=0)
+        ProbeProtocol(splits=0)
     with pytest.raises(ValueError, match="test is 1"):
-        Protocol(test=1)
+        ProbeProtocol(test=1)

@@ -8,7 +8,6 @@ import pytest
 from glassmoe.config import DataConfig, ModelConfig, RunConfig, StartConfig, TrainConfig
 from glassmoe.data.corpus import Corpus
 from glassmoe.measure.results import add_row
-from glassmoe.measure.tables import table
 from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 
@@ -70,9 +69,3 @@ def test_a_run_of_no_steps_has_its_sources_tokens(noise_games: Path, tmp_path: P
     (source / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match=r"source.metrics\.jsonl holds no line of metrics"):
         add_row(tmp_path / "results" / "t", load_subject(str(source), own=True), Corpus.open(noise_games), {})
-
-
-def test_table_by_hand() -> None:
-    assert table(["a", "long"], [["x", 0.12345], [None, 3]]) == (
-        "| a | long  |\n| - | ----- |\n| x | 0.123 |\n| - | 3     |"
-    )

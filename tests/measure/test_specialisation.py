@@ -11,7 +11,7 @@ from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli import main as cli
 from glassmoe.measure.specialisation import (
     DEALS,
-    Sources,
+    TokenSources,
     dealt_documents,
     experts_of,
     mutual_information,
@@ -46,7 +46,7 @@ def test_properties_by_hand() -> None:
 
 def test_sources_by_hand() -> None:
     """Two rows of 4 and 2 tokens that hold documents 3 and 5, and 5; which are dealt into groups of 3 tokens each."""
-    sources = Sources(np.array([[3, 3, 3, 5], [5, 5, -1, -1]]), np.array([9, 9, 9, 1, 9, 0], np.uint16), "xy")
+    sources = TokenSources(np.array([[3, 3, 3, 5], [5, 5, -1, -1]]), np.array([9, 9, 9, 1, 9, 0], np.uint16), "xy")
     lengths = np.array([4, 2])
     tokens = np.zeros((2, 4), np.int64)
     found = properties_of(tokens, lengths, CHARACTERS, sources=sources)
@@ -54,7 +54,7 @@ def test_sources_by_hand() -> None:
     dealt = [each.tolist() for each in dealt_documents(sources, lengths)]
     assert len(dealt) == DEALS and {tuple(each) for each in dealt} == {(1, 1, 1, 0, 0, 0), (0, 0, 0, 1, 1, 1)}
     # Documents of 1, 2 and 3 tokens, sources of 1 and 5: the group of source 0 gets the short one, or nothing.
-    uneven = Sources(np.array([[0, 1, 1, 2, 2, 2]]), np.array([0, 1, 1]), "xy")
+    uneven = TokenSources(np.array([[0, 1, 1, 2, 2, 2]]), np.array([0, 1, 1]), "xy")
     dealt = {tuple(each.tolist()) for each in dealt_documents(uneven, np.array([6]), seed=1)}
     assert dealt == {(0, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1)}
     one = sources._replace(source_D=np.full(6, 2, np.uint16))
@@ -94,21 +94,21 @@ def test_experts_that_a_token_decides() -> None:
     lengths = np.full(40, 12)
     labels = ["even" if row % 2 else "odd" for row in range(40)]
     found = experts_of(model, tokens, lengths, CHARACTERS, labels_R=labels, micro_rows=7)
-    (layer,) = found["layers"]
-    information = layer["information"]
-    load = np.array(layer["load"])
-    assert information["token"]["bits"] == pytest.approx(layer["entropy"], rel=1e-6)
-    assert abs(information["place"]["share"]) < 0.05 and abs(information["document"]["share"]) < 0.05
-    assert information["token"]["bits"] >= information["class"]["bits"] > 0
-    assert layer["entropy"] == pytest.approx(-(load[load > 0] * np.log2(load[load > 0])).sum(), abs=1e-3)
+    (layer,) = found.layers
+    information = layer.information
+    load = np.array(layer.load)
+    assert information["token"].bits == pytest.approx(layer.entropy, rel=1e-6)
+    assert abs(information["place"].share) < 0.05 and abs(information["document"].share) < 0.05
+    assert information["token"].bits >= information["class"].bits > 0
+    assert layer.entropy == pytest.approx(-(load[load > 0] * np.log2(load[load > 0])).sum(), abs=1e-3)
     with torch.no_grad():
         x = model.model.layers[0].ffn_norm(model.model.tokens(torch.from_numpy(tokens))).flatten(0, 1)
         values = model.feed_forwards()[0].features(x).values
-    assert layer["l0"] == pytest.approx(float((values > 0).sum(1).float().mean()), rel=1e-5)
-    assert layer["activity"] == pytest.approx(layer["l0"] / 16, rel=1e-6)
-    assert "source" not in information and found["sources"] is None
+    assert layer.l0 == pytest.approx(float((values > 0).sum(1).float().mean()), rel=1e-5)
+    assert layer.activity == pytest.approx(layer.l0 / 16, rel=1e-6)
+    assert "source" not in information and found.sources is None
     # A token goes to one expert: it is sent there 1 / load times as often as chance.
-    for expert, favourites in enumerate(layer["tokens"]):
+    for expert, favourites in enumerate(layer.tokens):
         for _, lift in favourites:
             assert lift == pytest.approx(1 / load[expert], rel=0.02)
 
@@ -131,15 +131,15 @@ def test_experts_that_a_source_decides() -> None:
     source_D = np.arange(120) % 2
     document_RN = np.repeat(np.arange(120), 4).reshape(60, 8)
     tokens = np.array([rng.choice(groups[source_D[d]]) for d in document_RN.flat]).reshape(60, 8)
-    sources = Sources(document_RN, source_D, ["one", "other"])
+    sources = TokenSources(document_RN, source_D, ["one", "other"])
     found = experts_of(model, tokens, np.full(60, 8), CHARACTERS, sources=sources)
-    (layer,) = found["layers"]
-    said = layer["information"]["source"]
-    assert found["sources"] == {"one": 240, "other": 240}
+    (layer,) = found.layers
+    said = layer.information["source"]
+    assert found.sources == {"one": 240, "other": 240}
     # Of the source that an expert decides all is said: 1 bit.
-    assert said["bits"] == pytest.approx(1.0) and said["shuffled"] < 0.03
-    assert said["share"] == pytest.approx((1 - said["shuffled"]) / layer["entropy"])
-    assert -0.02 < said["dealt"] < 0.06
+    assert said.bits == pytest.approx(1.0) and said.shuffled < 0.03
+    assert said.share == pytest.approx((1 - said.shuffled) / layer.entropy)
+    assert -0.02 < said.dealt < 0.06
 
 
 def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_the_shift_against_a_naive_pass(gpt2: str, edit: Edit) -> None:
     given = len(kind.encode("some words"))
     with spliced(subject.model, layer, place):
         rows, _ = sampled(subject.model, "some words", kind, EIGHT)
-    assert [kind.decode(row) for row in rows] == found["before"]["texts"]
+    assert [kind.decode(row) for row in rows] == found.before.texts
 
     def edited(_: object, args: tuple, __: torch.Tensor) -> torch.Tensor:
         f = mlp.act(mlp.c_fc(args[0])).clone()
@@ -106,15 +106,15 @@ def test_the_shift_against_a_naive_pass(gpt2: str, edit: Edit) -> None:
             kl += float((plain[at] * (plain[at] / changed[at]).log()).sum())
             positions += 1
         nats += [-math.log(plain[at - 1, ids[0, at]]) for at in range(given, ids.shape[1])]
-    assert found["shift"] == pytest.approx(kl / positions, rel=1e-3, abs=1e-6)
-    assert found["before"]["perplexity"] == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
-    assert found["shift"] > 0 and found["raised"][0][1] >= found["raised"][-1][1] > 0 > found["lowered"][0][1]
+    assert found.shift == pytest.approx(kl / positions, rel=1e-3, abs=1e-6)
+    assert found.before.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
+    assert found.shift > 0 and found.raised[0][1] >= found.raised[-1][1] > 0 > found.lowered[0][1]
 
 
 def test_nothing_changes_without_a_change(gpt2: str) -> None:
     subject = load_subject(gpt2)
     found = steered(subject, neurons(subject, 0), subject.place(0, "mlp"), Edit("scale", (3,), 1.0), "word", EIGHT)
-    assert found["before"] == found["after"] and found["shift"] == pytest.approx(0, abs=1e-9)
+    assert found.before == found.after and found.shift == pytest.approx(0, abs=1e-9)
 
 
 def test_frequency_penalty_by_hand() -> None:
@@ -128,15 +128,15 @@ def test_specialisation_of_a_feature_that_writes_one_word(gpt2: str) -> None:
     layer, place = neurons(subject, 2), subject.place(2, "mlp")
     sampling = Sampling(6, samples=4, temperature=1.0)
     plain, loud, mild = specialisation(subject, layer, place, [1, 2], 1000.0, "", sampling)
-    assert plain["feature"] is None and loud["feature"] == 1 and len(loud["texts"]) == 4
-    assert loud["agreement"] > plain["agreement"] and mild["agreement"] > plain["agreement"]
-    assert 0 < plain["fluency"] < 1
+    assert plain.feature is None and loud.feature == 1 and len(loud.texts) == 4
+    assert loud.agreement > plain.agreement and mild.agreement > plain.agreement
+    assert 0 < plain.fluency < 1
 
 
 def test_specialisation_of_a_model_of_our_own(chess: str) -> None:
     subject = load_subject(chess)
     found = specialisation(subject, neurons(subject, 0), subject.place(0, "mlp"), [5], 10.0, ";1.", EIGHT)
-    assert [row["feature"] for row in found] == [None, 5] and -1 <= found[1]["agreement"] <= 1
+    assert [row.feature for row in found] == [None, 5] and -1 <= found[1].agreement <= 1
 
 
 @pytest.mark.parametrize("words", ["--feature 5 --add 30", "--expert 1 --ablate", "--feature 3,4 --set 9"])

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTN
 from glassmoe.cli.main import main
 from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.edit import spliced
-from glassmoe.measure.corpora import evaluate_corpora
+from glassmoe.inspect.readers import open_model
 from glassmoe.measure.saved import read_measure
-from glassmoe.measure.text_perplexity import Window, score, text_perplexity, windows
+from glassmoe.measure.text_perplexity import LastWords, Window, evaluate_texts, score, text_perplexity, windows
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.subject import load_subject, place_in
 from glassmoe.text.evaluation import EvaluationText
@@ -65,15 +65,17 @@ def test_a_model_that_knows_nothing_by_hand(corpus: Path) -> None:
     found = text_perplexity(model, kind, as_text(texts, passages=True), 8)
     tokens = sum(len(kind.encode(text)) - 1 for text in texts)
     nats = tokens * math.log(kind.size)
-    assert (found["tokens"], found["words"], found["bytes"], found["documents"]) == (tokens, 7, 12 + 17, 2)
-    assert found["loss"] == pytest.approx(math.log(kind.size), rel=1e-6)
-    assert found["perplexity"] == pytest.approx(kind.size, rel=1e-5)
-    assert found["word_perplexity"] == pytest.approx(math.exp(nats / 7), rel=1e-5)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / 29, rel=1e-6)
+    assert (found.tokens, found.words, found.bytes, found.documents) == (tokens, 7, 12 + 17, 2)
+    assert found.loss == pytest.approx(math.log(kind.size), rel=1e-6)
+    assert found.perplexity == pytest.approx(kind.size, rel=1e-5)
+    assert found.word_perplexity == pytest.approx(math.exp(nats / 7), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / 29, rel=1e-6)
     last = len(kind.encode(texts[0])) - len(kind.encode("the cat"))
     last += len(kind.encode(texts[1])) - len(kind.encode("a dog\n na\u00efve"))
-    assert found["last_word"]["perplexity"] == pytest.approx(math.exp(last * math.log(kind.size) / 2), rel=1e-5)
-    assert found["last_word"] == {"perplexity": found["last_word"]["perplexity"], "accuracy": 0.0, "words": 2}
+    assert found.last_word is not None and found.last_word.perplexity == pytest.approx(
+        math.exp(last * math.log(kind.size) / 2), rel=1e-5
+    )
+    assert (found.last_word.accuracy, found.last_word.words) == (0.0, 2)
 
 
 def models(corpus: Path) -> dict[str, object]:
@@ -115,8 +117,8 @@ def test_against_the_loss_of_transformers(family: str, stride: int | None, corpu
             with torch.no_grad():
                 nats += float(model(input_ids=read[None], labels=labels[None]).loss) * new
             tokens += new
-    assert found["tokens"] == tokens
-    assert found["loss"] == pytest.approx(nats / tokens, abs=1e-4)
+    assert found.tokens == tokens
+    assert found.loss == pytest.approx(nats / tokens, abs=1e-4)
 
 
 def test_last_words_against_one_passage_at_a_time(corpus: Path) -> None:
@@ -124,7 +126,7 @@ def test_last_words_against_one_passage_at_a_time(corpus: Path) -> None:
     kind = Corpus.open(corpus).kind
     model = AutoModelForCausalLM.from_config(models(corpus)["gpt2"]).eval()
     texts = ["the cat sees the dog", "a red house", "alone", "but the \u6771\u4eac tree"]
-    found = text_perplexity(model, kind, as_text(texts, passages=True), 39)["last_word"]
+    found = text_perplexity(model, kind, as_text(texts, passages=True), 39).last_word
     nats = []
     for text in (texts[0], texts[1], texts[3]):
         ids = torch.from_numpy(kind.encode(text).astype(np.int64))
@@ -132,8 +134,8 @@ def test_last_words_against_one_passage_at_a_time(corpus: Path) -> None:
         with torch.no_grad():
             log_p = model(input_ids=ids[None]).logits[0].log_softmax(-1)
         nats.append(-sum(float(log_p[place - 1, ids[place]]) for place in range(before, len(ids))))
-    assert found["words"] == 3
-    assert math.log(found["perplexity"]) == pytest.approx(sum(nats) / 3, abs=1e-4)
+    assert found.words == 3
+    assert math.log(found.perplexity) == pytest.approx(sum(nats) / 3, abs=1e-4)
 
 
 def test_a_word_that_the_model_is_sure_of_is_right(corpus: Path) -> None:
@@ -154,8 +156,8 @@ def test_a_word_that_the_model_is_sure_of_is_right(corpus: Path) -> None:
             return type("Output", (), {"logits": logits})
 
     found = text_perplexity(Sure(), kind, as_text(["the cat the cat"], passages=True), 32)
-    assert found["last_word"] == {"perplexity": pytest.approx(1.0), "accuracy": 1.0, "words": 1}
-    assert found["perplexity"] == pytest.approx(1.0)
+    assert found.last_word == LastWords(pytest.approx(1.0), 1.0, 1)
+    assert found.perplexity == pytest.approx(1.0)
 
 
 def test_splitting_a_pass_changes_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,15 +187,17 @@ def test_the_verb_on_a_run_a_foreign_model_and_a_coder(
         ("model", "lambada", 32),
     ]
     kept = read_measure(run, "ppl-held")
-    assert kept is not None and kept["values"]["loss"] == ours[0]["loss"] and kept["data_sha256"] == ours[0]["sha256"]
+    assert kept is not None and kept.values["loss"] == ours[0]["loss"] and kept.data_sha256 == ours[0]["sha256"]
     assert main(["eval", "ppl", str(run), "--on", f"lambada={passages}"]) == 0
     shown = capsys.readouterr().out
     assert "lambada, whole passage" in shown and "lambada, last word" in shown and "2 documents, 9 words" in shown
 
     foreign = random_gpt2(tmp_path / "gpt2", corpus)
     coder = made_coder(tmp_path / "coder", "topk", foreign)
-    found = evaluate_corpora(str(tmp_path / "coder"), [as_text(made_up_texts(4, seed=2))], window=20, stride=10)
-    assert [one["what"] for one in found] == ["model", "coder"]
+    found = evaluate_texts(
+        *open_model(tmp_path / "coder"), [as_text(made_up_texts(4, seed=2))], window=20, stride=10
+    ).texts
+    assert [one.what for one in found] == ["model", "coder"]
     subject = load_subject(str(foreign), "cpu")
     rows = [subject.kind().encode(each) for each in made_up_texts(4, seed=2)]
     assert isinstance(subject.model, GPT2LMHeadModel)
@@ -201,8 +205,8 @@ def test_the_verb_on_a_run_a_foreign_model_and_a_coder(
     with spliced(subject.model, coder, place_in(subject.model, 1, "stream")):
         read = score(subject.model, rows, 20, 10)
     for one, by_hand in zip(found, (plain, read), strict=True):
-        assert one["loss"] == pytest.approx(float(np.concatenate(by_hand.nats).mean()), abs=1e-5)
-    assert found[0]["loss"] != pytest.approx(found[1]["loss"], abs=1e-3)
+        assert one.loss == pytest.approx(float(np.concatenate(by_hand.nats).mean()), abs=1e-5)
+    assert found[0].loss != pytest.approx(found[1].loss, abs=1e-3)
     assert read_measure(tmp_path / "coder", "ppl-made-up") is not None
 
 

@@ -84,7 +84,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(runs: list[Path], tmp
     assert not re.search(r"https?://|src=|@import|url\((?!#)", page)
     record = read_measure(runs[0], "boards")
     assert record is not None
-    values = record["values"]
+    values = record.values
     features = values["features"]
     assert 0 < len(features) <= 24
     assert read.count("article", **{"class": "card"}) == len(features)

@@ -89,18 +89,18 @@ def test_perplexity_against_a_naive_loop(run: Path, text: Path, cut: str) -> Non
         words = [corpus.kind.vocabulary[token] for token in row[1:length] if token != corpus.kind.start]
         size += len("".join(words))
     found = perplexity(loaded.model, rows)
-    assert found["tokens"] == count and found["rows"] == len(rows) and found["bytes"] == size
-    assert found["loss"] == pytest.approx(nats / count, rel=1e-5)
-    assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
-    assert found["bytes_are"] == "counted" and found["bits_per_character"] is None
+    assert found.tokens == count and found.rows_read == len(rows) and found.bytes == size
+    assert found.loss == pytest.approx(nats / count, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+    assert found.bytes_are == "counted" and found.bits_per_character is None
 
 
 def test_bytes_of_whole_documents_are_those_of_the_manifest(run: Path, text: Path) -> None:
     corpus = Corpus.open(text)
     rows = Rows(corpus.split("valid"), "documents:1000")
     found = perplexity(load_subject(str(run), "cpu", own=True).model.__class__(wide(run)), rows)
-    assert found["bytes"] == corpus.manifest["bytes"]["valid"]
-    assert bytes_per_token(corpus, "valid") == found["bytes"] / corpus.manifest["token_counts"]["valid"]
+    assert found.bytes == corpus.manifest["bytes"]["valid"]
+    assert bytes_per_token(corpus, "valid") == found.bytes / corpus.manifest["token_counts"]["valid"]
 
 
 def wide(run: Path) -> object:
@@ -121,11 +121,11 @@ def test_bytes_are_estimated_where_tokens_do_not_tell_them(tmp_path: Path) -> No
     model = load_subject(str(train(config, tmp_path / "run")), "cpu", own=True).model
     corpus = Corpus.open(tmp_path / "c")
     rows = Rows(corpus.split("valid"), "packed:8")
-    assert perplexity(model, rows)["bits_per_byte"] is None
+    assert perplexity(model, rows).bits_per_byte is None
     ratio = corpus.manifest["bytes"]["valid"] / corpus.manifest["token_counts"]["valid"]
     found = perplexity(model, rows, bytes_per_token=bytes_per_token(corpus, "valid"))
-    assert found["bytes_are"] == "estimated" and found["bytes"] == round(ratio * found["tokens"])
-    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) / ratio)
+    assert found.bytes_are == "estimated" and found.bytes == round(ratio * found.tokens)
+    assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / ratio)
 
 
 def test_generation_begins_a_document_and_ends_with_it(run: Path) -> None:

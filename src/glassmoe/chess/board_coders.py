@@ -1,60 +1,55 @@
-"""A fitted coder against the chess board: what its features tell of the board, beside what it keeps of its model."""
+"""A fitted coder against the chess board: what its features detect, and what the model loses by it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from glassmoe.coders.task import corpus_for
-from glassmoe.data.corpus import Corpus, Rows
+from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.inspect.readers import open_coders
-from glassmoe.measure.fidelity import coder_facts, splice_loss
+from glassmoe.inspect.readers import Reader
+from glassmoe.measure.fidelity import CoderFacts, Fidelity, coder_facts, fidelity, validation_rows
 from glassmoe.measure.saved import save_measure
+from glassmoe.model.subject import Subject
+from glassmoe.results import omitted
 
 from .board_evaluation import evaluate_boards
+from .board_results import BoardsResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderResult(CoderFacts):
+    """What a fitted coder detects on the board and keeps of its model."""
+
+    source: str
+    """The model that it reads."""
+    splice: Fidelity
+    boards: BoardsResult | None = omitted()
+    """Of a chess model."""
 
 
 def evaluate_coder(
-    path: str | Path,
+    subject: Subject,
+    reader: Reader,
     corpus: Corpus,
     *,
     games: int = 1000,
     test_corpus: Corpus | None = None,
     controls: bool = True,
     workers: int | None = None,
-    rows: int = 512,
+    max_rows: int = 512,
     micro_rows: int = 16,
-    source: str | None = None,
-    device: str = "auto",
-) -> dict[str, Any]:
-    """What a fitted coder tells of the board and what it keeps of its model, as plain values; also saved as the measure
-    `coder` of its directory.
-
-    `boards`, of games: `chess.board_evaluation.evaluate_boards`, with its `games`, `test_corpus`, `controls` and
-    `workers`; `splice`: `measure.fidelity.splice_loss` on the first `rows` validation rows of `corpus`, cut as for the
-    fit; beside them `kind`, `layer`, `features`, `source`, `step`, and `dead`, how many features were silent when the
-    fit ended.
-    `source`: where the model lies now, if it was moved. ValueError when the coder or its model cannot be loaded, or
-    the model has other weights than the coder was fitted to.
-    """
-    subject, readers = open_coders(Path(path), source, device)
-    if len(readers) != 1:
-        raise ValueError(f"{path} holds {len(readers)} coders; give the directory of one")
-    (reader,) = readers.values()
-    config, coder = reader.config, reader.coder
-    assert config is not None
-    valid = Rows(corpus_for(config.source, str(corpus.path), subject).split("valid"), config.data.rows)
-    read = np.arange(min(rows, len(valid)))
-    values = {
-        **coder_facts(reader),
-        "source": subject.name,
-        "splice": splice_loss(subject.model, coder, reader.place, valid, read, micro_rows),
-    }
+) -> CoderResult:
+    """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus`, cut as for the fit, and of a
+    chess model `evaluate_boards` with these `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
+    of its directory."""
+    _, valid = validation_rows(subject, {reader.name: reader}, str(corpus.path))
+    read = np.arange(min(max_rows, len(valid)))
+    splice = fidelity(subject.model, {"coder": (reader.layer, reader.place)}, valid, read, micro_rows)["coder"]
+    boards = None
     if corpus.tokens != TEXT:
-        values["boards"] = evaluate_boards(
+        boards = evaluate_boards(
             subject.model,
             corpus,
             games=games,
@@ -62,8 +57,10 @@ def evaluate_coder(
             layers=[reader.number],
             controls=controls,
             workers=workers,
-            coder=coder,
+            coder=reader.coder,
             site=reader.place.site,
         )
-    save_measure(Path(path), "coder", values, corpus)
-    return values
+    result = CoderResult(**vars(coder_facts(reader)), source=subject.name, splice=splice, boards=boards)
+    assert reader.folder is not None
+    save_measure(reader.folder, "coder", result, corpus)
+    return result

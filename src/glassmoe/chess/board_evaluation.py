@@ -1,12 +1,12 @@
-"""`glassmoe eval boards`: every layer of a model against the chess board, with the controls beside it.
+"""The boards measure: how well the features of every layer track the chess board, with controls.
 
 Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
 tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game, or of a
 game as moves the first 40 tokens and the same 20 positions; a feature's maximum is taken over all tokens of the first
 half of the training games, at most 1,000.
 
-Controls, so that width alone cannot pass for readability: the same architecture with random weights, and for layers
-wider than a dense layer of equal active parameters a random subsample of that width.
+Width alone can look like readability, so there are two controls: the same architecture with random weights, and, for
+layers wider than a dense layer of equal active parameters, a random subsample of that width.
 
 Legend: G games, N tokens, B slots.
 """
@@ -34,6 +34,7 @@ from .board_counts import Float64
 from .board_features import read_features
 from .board_labels import dot_positions, label_games
 from .board_properties import HEADLINE, STRATEGY
+from .board_results import BoardScores, BoardsResult, FeatureReading, LayerBoards, SubsampleScores
 from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
 from .tokens import kind_of
 
@@ -57,17 +58,17 @@ def evaluate_boards(
     coder: FeedForward | None = None,
     site: Site = "stream",
     brief: bool = False,
-) -> dict[str, Any]:
+) -> BoardsResult:
     """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
-    reconstruction) detect (`board_features.read_features`), as plain values.
+    reconstruction) detect.
 
-    `games`: how many to choose features on, and again to test on; fewer are used, with a note, when there are not
-    enough games of 20 dots. The validation split of `corpus` gives both, or the first only where another
-    `test_corpus` gives the others. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
-    feed-forward layers, a coder that reads at `site` of the one layer that `layers` names; its control is a coder
-    before its fit, on the twin's activations. `brief`: the headline property alone, without strategy group, twin and
-    single features, for curves over training. ValueError when a layer does not exist, the context is too short, or
-    there are no games.
+    `games`: how many choose features, and again how many test them; fewer are used, with a message, when there are not
+    enough games of 20 dots. The validation split of `corpus` gives both sets; with `test_corpus` it gives the first and
+    that corpus the second. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
+    feed-forward layers, a coder that reads at `site` of the one layer in `layers`; its control is a coder before its
+    fit, on the twin's activations. `brief`: only the headline property, without strategy group, twin and single
+    features, for curves over training. ValueError when a layer does not exist, the context is too short, or there are
+    no games.
     """
     chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
@@ -83,8 +84,8 @@ def evaluate_boards(
             f"the boards measure reads {read} {model.config.tokens} of a game, and this model's context is "
             f"{model.config.context}; train with data.rows games:{read} or longer rows"
         )
-    for given in (corpus, test_corpus or corpus):
-        given.require(model.config.tokens)
+    for each in (corpus, test_corpus or corpus):
+        each.require(model.config.tokens)
     splits = choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
     properties = (HEADLINE,) if brief else PROPERTIES
@@ -94,48 +95,53 @@ def evaluate_boards(
 
     controls = controls and not brief
     progress = bar(len(chosen_layers) * (2 if controls else 1), "layers", "layer")
-    measured, scores = [], {}
-    found = harvests(model, inputs, chosen_layers, coder, site=site)
-    for layer, (train, test) in found.items():
+    entries: list[dict[str, Any]] = []
+    scores = {}
+    harvested = harvests(model, inputs, chosen_layers, coder, site=site)
+    for layer, (train, test) in harvested.items():
         scores[layer] = _scores(train, test, labels)
-        entry = {"layer": layer, **_summary(scores[layer], train)}
+        entry: dict[str, Any] = {"layer": layer, **_summary(scores[layer], train)}
         equal_width = model.config.active_width
         if scores[layer].alive > equal_width:
             subset = replace(train, alive_F=random_subset(train.alive_F, train.maxima_F, width=equal_width))
-            entry["subsample"] = {"width": equal_width, **_numbers(_scores(subset, test, labels))}
-        measured.append(entry)
+            entry["subsample"] = SubsampleScores(width=equal_width, **_numbers(_scores(subset, test, labels)))
+        entries.append(entry)
         progress.update()
-    # Coverage counts features that only tell the time of the game, which layers share; what rebuilds a board does not.
-    best = max(measured, key=lambda entry: entry["reconstruction"])["layer"]
-    train, test = found.pop(best)
-    told = _Told(train, test, scores[best])
-    found.clear()  # the twin's take as much memory again
-    random_told = None
+    # Coverage counts features that only follow the time of the game, which layers share; what rebuilds a board does
+    # not.
+    best = max(entries, key=lambda entry: entry["reconstruction"])["layer"]
+    train, test = harvested.pop(best)
+    reading = _Reading(train, test, scores[best])
+    harvested.clear()  # the twin's take as much memory again
+    random_reading = None
     if controls:
         twins = random_twins(model, coder, chosen_layers[0], site, inputs)
         for entry, (layer, (train, test)) in zip(
-            measured, harvests(twins[0], inputs, chosen_layers, twins[1], site=site).items(), strict=True
+            entries, harvests(twins[0], inputs, chosen_layers, twins[1], site=site).items(), strict=True
         ):
             random_scores = _scores(train, test, labels)
-            entry["random"] = _numbers(random_scores)
+            entry["random"] = BoardScores(**_numbers(random_scores))
             if layer == best:
-                random_told = _Told(train, test, random_scores)
+                random_reading = _Reading(train, test, random_scores)
             progress.update()
     progress.close()
     ffn = model.feed_forwards()[best] if coder is None else coder
-    return {
-        "games": games,
-        "boards": games * DOTS,
-        "tested_on": "the validation split" if test_corpus is None else _about(test_corpus),
-        "property": HEADLINE,
-        "best_layer": best,
-        "layers": measured,
-        **({} if brief else _features(ffn, told, random_told, splits["test"], labels["test"][HEADLINE])),
-    }
+    features = None
+    if not brief:
+        features = _features(ffn, reading, random_reading, splits["test"], labels["test"][HEADLINE])
+    return BoardsResult(
+        games=games,
+        boards=games * DOTS,
+        tested_on="the validation split" if test_corpus is None else _about(test_corpus),
+        headline=HEADLINE,
+        best_layer=best,
+        layers=[LayerBoards(**entry) for entry in entries],
+        **({} if features is None else vars(features)),
+    )
 
 
-class _Told(NamedTuple):
-    """What is kept of a layer to say what its single features tell."""
+class _Reading(NamedTuple):
+    """What is kept of a layer to find what its single features detect."""
 
     train: Harvest
     test: Harvest
@@ -147,39 +153,40 @@ class _Told(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def board_labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
-    """`label_games`, kept because a suite measures many models on the same games; not to be changed by its readers."""
+    """`label_games`, cached because a suite measures many models on the same games. Do not change the arrays."""
     say(f"labelling {len(texts) * DOTS:,} boards of {len(texts):,} games")
     return label_games(texts, properties, dots=DOTS, workers=workers)
 
 
-def choose_games(corpus: Corpus, test_corpus: Corpus | None, asked: int) -> dict[str, list[str]]:
-    """The texts to choose features on and, as many, to test them on."""
+def choose_games(corpus: Corpus, test_corpus: Corpus | None, count: int) -> dict[str, list[str]]:
+    """At most `count` games to choose features on (`train`), and as many to test them on (`test`)."""
     where = f"the validation split of {corpus.path}"
     if test_corpus is None:
-        texts = board_games(corpus.split("valid"), 2 * asked)
+        texts = board_games(corpus.split("valid"), 2 * count)
         half = len(texts) // 2
         train, test = texts[:half], texts[half : 2 * half]
     elif test_corpus.fingerprint == corpus.fingerprint:
         raise ValueError(f"{test_corpus.path} holds the games of the run itself; give other games to test on, or none")
     else:
         where += f" or in {test_corpus.path}"
-        train = board_games(corpus.split("valid"), asked)
-        test = [text for split in ("valid", "train") for text in board_games(test_corpus.split(split), asked)]
-    games = min(asked, len(train), len(test))
+        train = board_games(corpus.split("valid"), count)
+        test = [text for split in ("valid", "train") for text in board_games(test_corpus.split(split), count)]
+    games = min(count, len(train), len(test))
     if games == 0:
         raise ValueError(
             f"there are fewer than 2 games with {DOTS} moves of White in {TOKENS_READ[corpus.tokens]} {corpus.tokens} "
             f"in {where}; "
-            f"the measure needs some to choose features on and some to test them, better 1,000 each: prepare more games"
+            f"the measure needs games to choose features on and others to test them (1,000 each are better): prepare "
+            f"more games"
         )
-    if games < asked:
-        say(f"{games} + {games} games are usable and read, not {asked} + {asked}")
+    if games < count:
+        say(f"{games} + {games} games are usable and read, not {count} + {count}")
     return {"train": train[:games], "test": test[:games]}
 
 
 def _about(corpus: Corpus) -> str:
-    made = f"synthetic games of seed {corpus.manifest['seed']}" if corpus.manifest.get("synthetic") else "other games"
-    return f"{made} ({corpus.fingerprint[:12]})"
+    which = f"synthetic games of seed {corpus.manifest['seed']}" if corpus.manifest.get("synthetic") else "other games"
+    return f"{which} ({corpus.fingerprint[:12]})"
 
 
 def random_twins(
@@ -196,18 +203,18 @@ def random_twins(
 
 
 def _features(
-    ffn: FeedForward, told: _Told, random_told: _Told | None, texts: Sequence[str], labels_NB: Any
-) -> dict[str, Any]:
-    """`read_features` of one layer, with the F1 of the same layer with random weights beside."""
+    ffn: FeedForward, reading: _Reading, random_reading: _Reading | None, texts: Sequence[str], labels_NB: Any
+) -> FeatureReading:
+    """`read_features` of one layer, with the F1 of the same layer with random weights as baseline."""
     expert_hidden = ffn.num_features // ffn.num_experts if ffn.num_experts > 1 else None
     return read_features(
         texts,
         DOTS,
-        told.test,
-        told.train.maxima_F,
-        told.scores.coverage,
-        told.held_out_f1(labels_NB),
-        None if random_told is None else random_told.held_out_f1(labels_NB),
+        reading.test,
+        reading.train.maxima_F,
+        reading.scores.coverage,
+        reading.held_out_f1(labels_NB),
+        None if random_reading is None else random_reading.held_out_f1(labels_NB),
         labels_NB,
         expert_hidden,
     )
@@ -215,16 +222,16 @@ def _features(
 
 def board_games(games: Sequences, limit: int) -> list[str]:
     """The first `limit` games, in order, that have 20 dots within what is read of them (`TOKENS_READ`), cut there."""
-    found = []
+    texts = []
     for i in range(len(games)):
         text = games.text(i)
         kind = kind_of(text)
         text = kind.first(text, TOKENS_READ[kind.name])
         if len(dot_positions(text, DOTS)) == DOTS:
-            found.append(text)
-        if len(found) == limit:
+            texts.append(text)
+        if len(texts) == limit:
             break
-    return found
+    return texts
 
 
 def board_rows(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt.NDArray[np.int64]]:

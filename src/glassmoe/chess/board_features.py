@@ -1,9 +1,9 @@
-"""What single features of a layer say about the board: the slots that each detects, what stands where when it fires,
-and boards on which it does.
+"""What single features of a layer detect on the board: the slots that each detects, which pieces stand where when it
+fires, and boards on which it does.
 
-For every slot of the headline property the feature and the threshold are those with the best F1 on the training games
-(`Coverage.own_threshold_*`); everything told here is measured on the test games. A feature *fires* on a board when its
-value is above that threshold times its maximum.
+For every slot of the headline property the training games choose the feature and the threshold with the best F1
+(`Coverage.own_threshold_*`); everything reported here is measured on the test games. A feature *fires* on a board when
+its value is above that threshold times its maximum.
 
 Legend: N boards (games x dots), B slots, c chosen features.
 """
@@ -22,19 +22,20 @@ from glassmoe.inspect.harvest import Harvest
 from .board_counts import Float64
 from .board_labels import boards_at_dots, dot_positions
 from .board_properties import HEADLINE, PROPERTIES, slot_name
+from .board_results import DetectingFeature, ExampleBoard, FeatureReading, SquareMark, TrackedSlot
 from .boards import Coverage, always_on_f1
 from .tokens import kind_of
 
 SHOWN = 24
 TRUE_SHARE = (0.01, 0.4)
-"""On what share of the boards a slot must be true to be told: F1 on a handful of boards is luck, and a slot that is
-nearly always true needs no feature."""
+"""Share of the boards on which a slot must be true to be reported: F1 on a handful of boards is luck, and a slot that
+is nearly always true needs no feature."""
 LEVELS = (0.9, 0.75, 0.5)
 SLOTS_A_FEATURE, EXAMPLES = 6, 4
 LEAST_F1 = 0.3
-"""Besides its best slot, a feature lists those that it told with at least this F1 on the training games."""
+"""Besides its best slot, a feature lists those that it detected with at least this F1 on the training games."""
 CLEARLY_MORE = 0.2
-"""A man is drawn where it stands this much more often when the feature fires than on all boards."""
+"""A piece is marked on a square where it stands this much more often when the feature fires than on all boards."""
 
 
 def read_features(
@@ -47,37 +48,34 @@ def read_features(
     random_f1_B: Float64 | None,
     labels_NB: Any,
     expert_hidden: int | None,
-) -> dict[str, Any]:
-    """The detected slots and the best features of a layer, as plain values.
+) -> FeatureReading:
+    """The detected slots and the best features of a layer.
 
     `texts`: the test games, whose boards at the first `dots` dots are the rows of `test` and of the headline labels
     `labels_NB`. `maxima_F`: the features' maxima on the training games. `f1_B`, `random_f1_B`: held-out F1 of the
     slots' own features, and of the random-weight twin's. `expert_hidden`: features of one expert, None without experts.
-
-    `detected`: how many told slots have at least each F1 of `LEVELS`; `tracked`: the `SHOWN` slots that the training
-    games put first; `features`: as many different features, each with the slots it detects, its map of the board and
-    example boards.
+    `tracked` has the `SHOWN` slots that the training games put first, `features` as many different features.
     """
     share_B = _shares(labels_NB)
     always_B = always_on_f1(labels_NB)
-    told_B = (share_B >= TRUE_SHARE[0]) & (share_B <= TRUE_SHARE[1]) & (covered.own_threshold_feature_B >= 0)
-    # Chosen by what the training games say, so that the F1 shown has not chosen itself.
-    order = [int(b) for b in np.argsort(-covered.own_threshold_f1_B, kind="stable") if told_B[b]]
+    wanted_B = (share_B >= TRUE_SHARE[0]) & (share_B <= TRUE_SHARE[1]) & (covered.own_threshold_feature_B >= 0)
+    # Ordered by F1 on the training games, so that the F1 that is shown has not chosen itself.
+    order = [int(b) for b in np.argsort(-covered.own_threshold_f1_B, kind="stable") if wanted_B[b]]
 
-    def slot(b: int) -> dict[str, Any]:
+    def slot(b: int) -> TrackedSlot:
         feature = int(covered.own_threshold_feature_B[b])
-        return {
-            "slot": slot_name(HEADLINE, b),
-            "index": b,
-            "feature": feature,
-            "expert": None if expert_hidden is None else feature // expert_hidden,
-            "threshold": float(covered.own_threshold_B[b]),
-            "f1": float(f1_B[b]),
-            "f1_train": float(covered.own_threshold_f1_B[b]),
-            "f1_always_on": float(always_B[b]),
-            "f1_random": None if random_f1_B is None else float(random_f1_B[b]),
-            "true_share": float(share_B[b]),
-        }
+        return TrackedSlot(
+            slot=slot_name(HEADLINE, b),
+            index=b,
+            feature=feature,
+            expert=None if expert_hidden is None else feature // expert_hidden,
+            threshold=float(covered.own_threshold_B[b]),
+            f1=float(f1_B[b]),
+            f1_train=float(covered.own_threshold_f1_B[b]),
+            f1_always_on=float(always_B[b]),
+            f1_random=None if random_f1_B is None else float(random_f1_B[b]),
+            true_share=float(share_B[b]),
+        )
 
     by_feature: dict[int, list[int]] = {}
     for b in order:
@@ -90,25 +88,24 @@ def read_features(
         others = [b for b in others if covered.own_threshold_f1_B[b] >= LEAST_F1]
         slots = [slot(b) for b in (best, *others)][:SLOTS_A_FEATURE]
         strength_N = value_N / maxima_F[feature]
-        fires_N = strength_N > np.float32(slots[0]["threshold"])
+        fires_N = strength_N > np.float32(slots[0].threshold)
         features.append(
-            {
-                **{key: slots[0][key] for key in ("feature", "expert", "threshold")},
-                "maximum": float(maxima_F[feature]),
-                "fires_on": float(fires_N.mean()),
-                "slots": slots,
-                "squares": _squares(fires_N, labels_NB, share_B),
-                "examples": _examples(strength_N, fires_N, labels_NB[:, [slots[0]["index"]]], texts, dots),
-            }
+            DetectingFeature(
+                feature=slots[0].feature,
+                expert=slots[0].expert,
+                threshold=slots[0].threshold,
+                maximum=float(maxima_F[feature]),
+                fires_on=float(fires_N.mean()),
+                slots=slots,
+                squares=_squares(fires_N, labels_NB, share_B),
+                examples=_examples(strength_N, fires_N, labels_NB[:, [slots[0].index]], texts, dots),
+            )
         )
-    return {
-        "detected": {
-            "slots": len(order),
-            **{f"f1_{level}": int((f1_B[order] >= level).sum()) for level in LEVELS},
-        },
-        "tracked": sorted((slot(b) for b in order[:SHOWN]), key=lambda each: -each["f1"]),
-        "features": sorted(features, key=lambda each: -each["slots"][0]["f1"]),
-    }
+    return FeatureReading(
+        detected={"slots": len(order), **{f"f1_{level}": int((f1_B[order] >= level).sum()) for level in LEVELS}},
+        tracked=sorted((slot(b) for b in order[:SHOWN]), key=lambda tracked: -tracked.f1),
+        features=sorted(features, key=lambda feature: -feature.slots[0].f1),
+    )
 
 
 def _shares(labels_NB: Any) -> Float64:
@@ -123,24 +120,19 @@ def _columns(rows: Any, features: Sequence[int]) -> NDArray[np.float32]:
     return dense
 
 
-def _squares(fires_N: NDArray[np.bool_], labels_NB: Any, share_B: Float64) -> list[dict[str, Any]]:
-    """The men that stand on their squares clearly more often when the feature fires, one a square, surest first."""
+def _squares(fires_N: NDArray[np.bool_], labels_NB: Any, share_B: Float64) -> list[SquareMark]:
+    """The pieces that stand on their squares clearly more often when the feature fires, one a square, surest first."""
     if not fires_N.any():
         return []
-    given_B = _shares(sp.csr_array(labels_NB)[fires_N])
+    firing_B = _shares(sp.csr_array(labels_NB)[fires_N])
     classes = PROPERTIES[HEADLINE].classes
-    best: dict[int, dict[str, Any]] = {}
-    for b in np.flatnonzero(given_B - share_B >= CLEARLY_MORE):
+    best: dict[int, SquareMark] = {}
+    for b in np.flatnonzero(firing_B - share_B >= CLEARLY_MORE):
         square, which = divmod(int(b), len(classes))
-        found = {
-            "square": square,
-            "piece": _letter(classes[which]),
-            "probability": float(given_B[b]),
-            "on_all_boards": float(share_B[b]),
-        }
-        if square not in best or found["probability"] > best[square]["probability"]:
-            best[square] = found
-    return sorted(best.values(), key=lambda each: -each["probability"])
+        mark = SquareMark(square, _letter(classes[which]), float(firing_B[b]), float(share_B[b]))
+        if square not in best or mark.probability > best[square].probability:
+            best[square] = mark
+    return sorted(best.values(), key=lambda mark: -mark.probability)
 
 
 def _letter(value: int) -> str:
@@ -151,7 +143,7 @@ def _letter(value: int) -> str:
 
 def _examples(
     strength_N: NDArray[np.float32], fires_N: NDArray[np.bool_], true_N: Any, texts: Sequence[str], dots: int
-) -> list[dict[str, Any]]:
+) -> list[ExampleBoard]:
     """Boards of different games on which the feature fires: the strongest, then down to the weakest in even steps."""
     order = [int(n) for n in np.argsort(-strength_N, kind="stable") if fires_N[n]]
     first_of_game = list({n // dots: n for n in reversed(order)}.values())
@@ -159,16 +151,16 @@ def _examples(
     picked = first_of_game
     if len(picked) > EXAMPLES:
         picked = [picked[round(i * (len(picked) - 1) / (EXAMPLES - 1))] for i in range(EXAMPLES)]
-    found = []
+    examples = []
     for n in picked:
         game, dot = divmod(n, dots)
         text, board = texts[game], boards_at_dots(texts[game], dots)[dot]
-        found.append(
-            {
-                "text": kind_of(text).first(text, dot_positions(text, dots)[dot] + 1),
-                "board": board.board_fen(),
-                "strength": float(strength_N[n]),
-                "true": bool(true_N[[n], :].sum()),
-            }
+        examples.append(
+            ExampleBoard(
+                text=kind_of(text).first(text, dot_positions(text, dots)[dot] + 1),
+                board=board.board_fen(),
+                strength=float(strength_N[n]),
+                true=bool(true_N[[n], :].sum()),
+            )
         )
-    return found
+    return examples

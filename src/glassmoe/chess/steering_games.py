@@ -1,8 +1,8 @@
-"""What becomes of a chess model's moves when one of its features is raised: are they still legal, are they others?
+"""How a chess model's moves change when one of its features is raised: are they still legal, are they other moves?
 
-Every feature is raised by a multiple of its own greatest strength on the games, at every token, so that layers whose
-features have different scales are asked the same thing. Positions are where White is to move; moves are written
-greedily, so that what differs is the edit's doing.
+Every feature is raised at every token by a multiple of its own greatest strength on the games, so that layers with
+different scales are compared fairly. Positions are where White is to move; moves are written greedily, so that only the
+edit makes a difference.
 
 Legend: P positions, N tokens before each, F features, V vocabulary.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 from glassmoe.inspect.edit import Edit, spliced
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, activations
+from glassmoe.results import Result, stored_as
 
 from .domain import first_moves
 from .tokens import CHARACTERS, MOVES
@@ -32,6 +33,36 @@ LONGEST_MOVE = 8
 """Characters of a move with the space after it, such as `Qa1xb2+ `."""
 LEAST_TOKENS = {CHARACTERS.name: 40, MOVES.name: 9}
 """Tokens before a position: about four moves of each side, beyond the best known openings."""
+
+
+@dataclass(frozen=True)
+class RaisedFeature(Result):
+    """What raising one feature does to the model's moves."""
+
+    feature: int
+    amount: float
+    """What was added to the feature's strength."""
+    legal: float
+    """Share of the moves that are legal."""
+    changed: float
+    """Share of the positions at which the move is another."""
+    shift: float
+    """KL of the next token's distribution from the unedited one, in nats, mean over positions."""
+
+
+@dataclass(frozen=True)
+class SteeringGamesResult(Result):
+    """What raising single features of a layer does to the model's moves."""
+
+    times: float
+    """By how many times its greatest strength each feature was raised."""
+    positions: int
+    legal: float
+    """Share of the model's own moves that are legal, without an edit."""
+    features: list[RaisedFeature] = stored_as("rows")
+
+    def rows(self) -> list[dict[str, object]]:
+        return [feature.to_dict() for feature in self.features]
 
 
 def positions(corpus: Corpus, count: int, context: int) -> list[Tokens]:
@@ -67,13 +98,8 @@ def steered_games(
     times: float,
     features: int = 100,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Raise each of `features` features, drawn from those that fire on the games, by `times` its greatest strength.
-
-    `legal`: share of the model's own moves that are legal, with the features in place and no edit. `rows`: of each
-    feature `feature`, `amount`, `legal`, `changed` (share of positions at which the move is another) and `shift`
-    (KL of the next token's distribution from the unchanged one, nats, mean over positions).
-    """
+) -> SteeringGamesResult:
+    """Raise each of `features` features, drawn from those that fire on the games, by `times` its greatest strength."""
     kind = subject.kind()
     ids_PN = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(next(subject.model.parameters()).device)
     maxima_F = _maxima(subject, layer, place, ids_PN)
@@ -88,15 +114,15 @@ def steered_games(
         with spliced(subject.model, layer, place, Edit("add", (feature,), amount)):
             moves, log_PV = _moves(subject, ids_PN, kind)
         rows.append(
-            {
-                "feature": feature,
-                "amount": amount,
-                "legal": _legal(kind, texts, moves),
-                "changed": float(np.mean([a != b for a, b in zip(own, moves, strict=True)])),
-                "shift": float(F.kl_div(log_PV, own_PV, reduction="batchmean", log_target=True)),
-            }
+            RaisedFeature(
+                feature=feature,
+                amount=amount,
+                legal=_legal(kind, texts, moves),
+                changed=float(np.mean([a != b for a, b in zip(own, moves, strict=True)])),
+                shift=float(F.kl_div(log_PV, own_PV, reduction="batchmean", log_target=True)),
+            )
         )
-    return {"times": times, "positions": len(prompts), "legal": _legal(kind, texts, own), "rows": rows}
+    return SteeringGamesResult(times, len(prompts), _legal(kind, texts, own), rows)
 
 
 def _maxima(subject: Subject, layer: FeedForward, place: Place, ids_PN: Tensor) -> npt.NDArray[np.float32]:
@@ -104,15 +130,15 @@ def _maxima(subject: Subject, layer: FeedForward, place: Place, ids_PN: Tensor) 
     greatest_F = torch.zeros(layer.num_features)
     for part_TD in x_TD.split(1024):
         greatest_F = torch.maximum(greatest_F, layer.features(part_TD).to_dense().amax(0).float().cpu())
-    found: npt.NDArray[np.float32] = greatest_F.numpy()
-    return found
+    maxima_F: npt.NDArray[np.float32] = greatest_F.numpy()
+    return maxima_F
 
 
 def _moves(subject: Subject, ids_PN: Tensor, kind: TokenKind) -> tuple[list[str], Tensor]:
     """The likeliest move at each position, as text with what it goes on from, and log-probabilities (P, V) of the next
     token."""
     new = 1 if kind.name == MOVES.name else LONGEST_MOVE
-    made = subject.model.generate(
+    output = subject.model.generate(
         ids_PN,
         attention_mask=torch.ones_like(ids_PN),
         max_new_tokens=new,
@@ -120,8 +146,8 @@ def _moves(subject: Subject, ids_PN: Tensor, kind: TokenKind) -> tuple[list[str]
         return_dict_in_generate=True,
         output_logits=True,
     )
-    log_PV = F.log_softmax(made.logits[0].float(), dim=-1)
-    return [kind.decode(row) for row in made.sequences.cpu().numpy()], log_PV
+    log_PV = F.log_softmax(output.logits[0].float(), dim=-1)
+    return [kind.decode(row) for row in output.sequences.cpu().numpy()], log_PV
 
 
 def _legal(kind: TokenKind, prompts: Sequence[str], texts: Sequence[str]) -> float:

@@ -44,7 +44,7 @@ def decompose(words: list[str]) -> None:
     args = parser.parse_args(words)
     from glassmoe.coders.fit import fit
     from glassmoe.coders.sweep import sweep
-    from glassmoe.measure.tables import table
+    from glassmoe.results import markdown_table as table
 
     if args.config:
         config = _recipe(args, parser)
@@ -72,13 +72,15 @@ def fidelity(words: list[str]) -> None:
     parser.add_argument("--source", help="where the model lies now, if it was moved")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(words)
-    from glassmoe.measure.fidelity import evaluate_fidelity, intrinsic_fidelity
-    from glassmoe.measure.tables import fidelity_table
+    from glassmoe.inspect.readers import open_coders, open_readers
+    from glassmoe.measure.fidelity import evaluate_fidelity
 
-    own = (args.coders / "config.json").exists()
-    measure = intrinsic_fidelity if own else evaluate_fidelity
-    found = measure(args.coders, data=args.data, rows=args.rows, source=args.source, device=args.device)
-    show(args, found, fidelity_table(found))
+    if (args.coders / "config.json").exists():
+        subject, readers = open_readers(str(args.coders), own=False, source=args.source, device=args.device)
+    else:
+        subject, readers = open_coders(args.coders, args.source, args.device)
+    result = evaluate_fidelity(subject, readers, data=args.data, max_rows=args.rows)
+    show(args, result.to_dict(), result.table())
 
 
 def frontier(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,16 +29,15 @@ def probe(words: list[str]) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     args = parser.parse_args(words)
     from glassmoe.inspect.readers import open_readers, sources
-    from glassmoe.measure.probing import Protocol, probe_task
-    from glassmoe.measure.tables import probe_table
+    from glassmoe.measure.probing import ProbeProtocol, probe_task
     from glassmoe.text.labelled import labelled
 
-    protocol = Protocol(tokens=args.tokens, samples=args.samples, splits=args.splits, seed=args.seed)
+    protocol = ProbeProtocol(tokens=args.tokens, samples=args.samples, splits=args.splits, seed=args.seed)
     task = labelled(args.task, last=args.last, token=args.last_token)
     layers = None if args.layers is None else integers(args.layers, "--layers")
     subject, readers = open_readers(args.path, layers, own=not args.no_neurons, source=args.source, device=args.device)
-    found = probe_task(subject, sources(readers), task, protocol)
-    show(args, found, probe_table(found))
+    result = probe_task(subject, sources(readers), task, protocol)
+    show(args, result.to_dict(), result.table())
 
 
 def steer(words: list[str]) -> None:
@@ -66,7 +66,6 @@ def steer(words: list[str]) -> None:
     from glassmoe.inspect.readers import one_reader, open_readers
     from glassmoe.inspect.sample import Sampling
     from glassmoe.measure.steering import steered
-    from glassmoe.measure.tables import steering_text
 
     if args.feature is None and args.expert is None:
         raise ValueError("steer takes --feature or --expert; see glassmoe steer --help")
@@ -79,8 +78,8 @@ def steer(words: list[str]) -> None:
     amount = 0.0 if action == "ablate" else getattr(args, action)
     edit = Edit(action, features_of(reader.layer, features, experts), amount)
     sampling = Sampling(args.tokens, args.samples, args.temperature, args.top_p, args.frequency_penalty, args.seed)
-    found = steered(subject, reader.layer, reader.place, edit, args.prompt, sampling)
-    show(args, {"reader": reader.name, **found}, steering_text(reader.name, found))
+    result = replace(steered(subject, reader.layer, reader.place, edit, args.prompt, sampling), reader=reader.name)
+    show(args, result.to_dict(), result.table())
 
 
 def probes(words: list[str]) -> int:

@@ -158,7 +158,6 @@ def quickstart(words: list[str]) -> None:
     from glassmoe.chess.selfplay import generate
     from glassmoe.data.corpus import Corpus
     from glassmoe.measure.saved import save_measure
-    from glassmoe.measure.tables import boards_table, tracked_table
     from glassmoe.model.subject import load_subject
     from glassmoe.pages.report import write_report
     from glassmoe.training.language import train
@@ -173,8 +172,8 @@ def quickstart(words: list[str]) -> None:
     measured = evaluate_boards(load_subject(args.out, own=True).model, corpus, games=args.games, test_corpus=unseen)
     save_measure(args.out, "boards", measured, corpus)
     page = write_report([args.out], args.out / "report.html")
-    text = boards_table(measured) + "\n\n" + tracked_table(measured)
-    show(args, measured, f"{text}\n\nthe run: {args.out}\nits page, to open in a browser: {page}")
+    text = f"{measured.table()}\n\n{measured.tracked_table()}"
+    show(args, measured.to_dict(), f"{text}\n\nthe run: {args.out}\nits page, to open in a browser: {page}")
 
 
 OTHERS = {

@@ -40,7 +40,6 @@ def _boards(words: list[str]) -> None:
     args = parser.parse_args(words)
     from glassmoe.chess.board_evaluation import evaluate_boards
     from glassmoe.data.corpus import Corpus
-    from glassmoe.measure.tables import boards_table
     from glassmoe.model.subject import load_subject
 
     loaded = load_subject(args.run, args.device, own=True)
@@ -55,8 +54,8 @@ def _boards(words: list[str]) -> None:
         controls=not args.no_controls,
         workers=args.workers,
     )
-    record(args, loaded, corpus, {"boards": measured})
-    show(args, measured, boards_table(measured))
+    record(args, loaded, corpus, {"boards": measured.to_dict()})
+    show(args, measured.to_dict(), measured.table())
 
 
 def _perplexity(words: list[str]) -> None:
@@ -82,20 +81,15 @@ def _perplexity(words: list[str]) -> None:
     given = next((name for name in ("window", "stride", "source") if getattr(args, name) is not None), None)
     if given is not None:
         raise ValueError(f"eval ppl: --{given} belongs to --on TEXTS; give that, or leave it out")
-    from glassmoe.data.corpus import Rows
-    from glassmoe.measure.perplexity import bytes_per_token, perplexity
-    from glassmoe.measure.tables import perplexity_table
+    from glassmoe.measure.perplexity import evaluate_perplexity, usual_cut
     from glassmoe.model.subject import load_subject
 
     loaded = load_subject(args.run, args.device, own=True)
     corpus = corpus_of(loaded, args.data)
-    unit = "packed" if corpus.tokens == "text" else "games"
-    cut = args.cut or (loaded.config.data.rows if loaded.config else f"{unit}:{loaded.model.config.context}")
-    ratio = bytes_per_token(corpus, "valid") if corpus.tokens == "text" else None
-    rows = Rows(corpus.split("valid"), cut)
-    measured = {**perplexity(loaded.model, rows, args.rows, bytes_per_token=ratio), "cut": cut}
-    record(args, loaded, corpus, {"ppl": measured})
-    show(args, measured, perplexity_table(measured))
+    cut = args.cut or usual_cut(loaded.model, loaded.config, corpus)
+    result = evaluate_perplexity(loaded.model, corpus, cut, max_rows=args.rows)
+    record(args, loaded, corpus, {"ppl": result.to_dict()})
+    show(args, result.to_dict(), result.table())
     return None
 
 
@@ -103,14 +97,14 @@ def _on_texts(args: Any) -> None:
     given = next((name for name in ("rows", "cut", "data", "results", "row") if getattr(args, name) is not None), None)
     if given is not None:
         raise ValueError(f"eval ppl: --{given.replace('data', 'data.path')} does not go with --on; leave one out")
-    from glassmoe.measure.corpora import evaluate_corpora
-    from glassmoe.measure.tables import corpora_table
+    from glassmoe.inspect.readers import open_model
+    from glassmoe.measure.text_perplexity import evaluate_texts
     from glassmoe.text.evaluation import read_evaluation_texts
 
     texts = read_evaluation_texts(args.on, args.field)
-    options = {name: getattr(args, name) for name in ("window", "stride", "source", "device")}
-    found = evaluate_corpora(args.run, texts, **options)
-    show(args, found, corpora_table(found))
+    subject, readers = open_model(args.run, args.source, args.device)
+    result = evaluate_texts(subject, readers, texts, window=args.window, stride=args.stride)
+    show(args, result.to_dict()["texts"], result.table())
 
 
 def generate(words: list[str]) -> None:

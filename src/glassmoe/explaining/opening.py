@@ -117,7 +117,7 @@ def boards_of(examples: LayerExamples, games: int) -> dict[int, BoardProperty] |
         )
     except ValueError as error:
         raise ValueError(f"{error}; or leave board properties out with --games 0") from None
-    return {feature: BoardProperty.from_dict(best) for feature, best in measured["features"].items()}
+    return {feature: BoardProperty.from_dict(best.to_dict()) for feature, best in measured.features.items()}
 
 
 def data_of(path: str | Path, subject: Subject, layer: Reader | None = None) -> str:

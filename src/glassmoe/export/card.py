@@ -1,7 +1,7 @@
-"""The model card of an exported run: what it read, what came of it, what its features tell, from the run's files alone.
+"""The model card of an exported run: its data, its training, its measures, from the run's files alone.
 
-A measure of another step than the exported weights' is left out, and how many were is said. Paths of the machine are
-not shown, only the names of files and folders."""
+A measure of another training step than that of the exported weights is left out, and the card says how many were.
+Paths of the machine are not shown, only the names of files and folders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+from glassmoe.chess.board_results import BoardsResult
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import TEXT, TokenKind
-from glassmoe.measure.saved import read_measure
-from glassmoe.measure.tables import table
+from glassmoe.measure.perplexity import PerplexityResult
+from glassmoe.measure.saved import SavedMeasure, read_measure
+from glassmoe.measure.text_perplexity import TextPerplexity
 from glassmoe.model import GlassForCausalLM
+from glassmoe.results import markdown_table
 from glassmoe.training.checkpoint import latest
 from glassmoe.training.records import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
@@ -84,7 +87,7 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
             ["validation loss (nats a token)", f"{losses[-1]['valid_loss']:.4f} at step {losses[-1]['step']:,}"]
         )
     shown = [[name, value] for name, value in facts if value is not None]
-    parts = ["## Training", table(["what", "value"], shown)]
+    parts = ["## Training", markdown_table(["what", "value"], shown)]
     if environment.get("command"):
         parts.append(f"Made by\n\n```\n{_command(environment['command'])}\n```")
     layers = next((line["layers"] for line in reversed(lines) if "layers" in line), None)
@@ -98,7 +101,7 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
             "On a few rows of the last logged step: features above 0 per token, the share of features above 0 on any "
             "of these tokens; in a mixture the share of the chosen experts' units above 0, and the least and most "
             "that an expert was chosen.",
-            table(["layer", "L0", "alive", "activity", "load"], rows),
+            markdown_table(["layer", "L0", "alive", "activity", "load"], rows),
         ]
     return parts
 
@@ -106,71 +109,77 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
 def _measures(run: Path) -> list[str]:
     newest = latest(run / "state")
     step = None if newest is None else int(newest.stem.split("-")[1])
-    found: dict[str, dict[str, Any]] = {}
+    measures: dict[str, SavedMeasure] = {}
     older = 0
     for path in sorted((run / "measures").glob("*.json")):
         record = read_measure(run, path.stem)
         assert record is not None
-        if record["step"] == step:
-            found[path.stem] = record["values"]
+        if record.step == step:
+            measures[path.stem] = record
         else:
             older += 1
     parts = []
-    ppl = found.get("ppl")
-    if ppl is not None:
-        per = next((word for word in ("byte", "character") if ppl.get(f"bits_per_{word}") is not None), None)
-        bits = "" if per is None else f", {ppl[f'bits_per_{per}']:.4f} bits a {per}"
+    if "ppl" in measures:
+        ppl = measures["ppl"].result(PerplexityResult)
+        bits = {"byte": ppl.bits_per_byte, "character": ppl.bits_per_character}
+        words = next((f", {value:.4f} bits a {per}" for per, value in bits.items() if value is not None), "")
         parts += [
             "## Held-out loss",
-            f"{ppl['loss']:.4f} nats a token, perplexity {ppl['perplexity']:.3f}{bits}, on {ppl['tokens']:,} tokens of "
+            f"{ppl.loss:.4f} nats a token, perplexity {ppl.perplexity:.3f}{words}, on {ppl.tokens:,} tokens of "
             "the validation split.",
         ]
-    texts = {name.removeprefix(PPL): values for name, values in found.items() if name.startswith(PPL)}
+    texts = {
+        name.removeprefix(PPL): record.result(TextPerplexity)
+        for name, record in measures.items()
+        if name.startswith(PPL)
+    }
     if texts:
         parts += ["## Perplexity", *_perplexities(texts)]
-    if "boards" in found:
-        parts += ["## What single features tell of the board", *_boards(found["boards"])]
-    other = [name for name in found if name not in ("ppl", "boards") and not name.startswith(PPL)]
+    if "boards" in measures:
+        parts += [
+            "## What single features tell of the board",
+            *_boards(measures["boards"].result(BoardsResult)),
+        ]
+    other = [name for name in measures if name not in ("ppl", "boards") and not name.startswith(PPL)]
     if other:
         parts.append(f"Also measured, and not shown here: {', '.join(other)}.")
     if older:
-        parts.append(f"{older} measures of other steps than these weights' were left out.")
+        parts.append(f"{older} measures of other training steps than that of these weights were left out.")
     return parts
 
 
-def _perplexities(texts: dict[str, dict[str, Any]]) -> list[str]:
+def _perplexities(texts: dict[str, TextPerplexity]) -> list[str]:
     lines, read = [], []
     for name, one in texts.items():
-        word, last = one["word_perplexity"], one.get("last_word")
-        figures = [f"{one['perplexity']:.2f}", None if word is None else f"{word:.1f}", f"{one['bits_per_byte']:.4f}"]
-        ends = None if not last or last["perplexity"] is None else f"{last['perplexity']:.1f} ({last['accuracy']:.1%})"
-        lines.append([name, *figures, f"{one['tokens']:,}", one["window"], one["stride"], ends])
-        read.append(f"{name}: {one['source']}, sha256 {one['sha256'][:16]}, {one['about']}")
+        word, last = one.word_perplexity, one.last_word
+        figures = [f"{one.perplexity:.2f}", None if word is None else f"{word:.1f}", f"{one.bits_per_byte:.4f}"]
+        ends = None if not last or last.perplexity is None else f"{last.perplexity:.1f} ({last.accuracy:.1%})"
+        lines.append([name, *figures, f"{one.tokens:,}", one.window, one.stride, ends])
+        read.append(f"{name}: {one.source}, sha256 {one.sha256[:16]}, {one.about}")
     header = ["text", "per token", "per word", "bits per byte", "tokens", "window", "stride", "last word (accuracy)"]
     return [
-        table(header, lines),
+        markdown_table(header, lines),
         "; ".join(read) + ". Windows never span documents, and every token is predicted once.",
     ]
 
 
-def _boards(boards: dict[str, Any]) -> list[str]:
-    keys = ("coverage", "held_out_coverage", "reconstruction")
+def _boards(boards: BoardsResult) -> list[str]:
     rows = []
-    for layer in boards["layers"]:
-        random = [layer["random"][key] for key in keys] if layer.get("random") else [None] * 3
-        rows.append([layer["layer"], *(layer[key] for key in keys), *random])
+    for layer in boards.layers:
+        scores = [(one.coverage, one.held_out_coverage, one.reconstruction) for one in (layer, layer.random) if one]
+        rows.append([layer.layer, *sum(scores, ()), *([None] * 3 if layer.random is None else [])])
     names = ["coverage", "held-out", "reconstruction"]
     about = (
         "How well single features track properties of the board (1 is best), beside the same architecture with "
-        f"random weights; on {boards['games']:,} games to choose features and as many to test them."
+        f"random weights; on {boards.games:,} games to choose features and as many to test them."
     )
-    return [about, table(["layer", *names, *(f"random {name}" for name in names)], rows)]
+    return [about, markdown_table(["layer", *names, *(f"random {name}" for name in names)], rows)]
 
 
 def _environment(run: Path) -> dict[str, Any]:
     path = run / "environment.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return environment
 
 
 def _command(words: list[str]) -> str:

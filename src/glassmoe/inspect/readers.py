@@ -54,6 +54,13 @@ def open_coders(path: Path, source: str | None = None, device: str = "auto") -> 
     return subject, readers
 
 
+def open_model(path: str | Path, source: str | None = None, device: str = "auto") -> tuple[Subject, dict[str, Reader]]:
+    """The coders at `path` with their model, as `open_coders`; or the model at `path`, without readers."""
+    if Path(path).is_dir() and coder_folders(Path(path), missing=True):
+        return open_coders(Path(path), source, device)
+    return load_subject(source or str(path), device), {}
+
+
 def open_readers(
     path: str,
     layers: Sequence[int] | None = None,
@@ -65,13 +72,9 @@ def open_readers(
     """Whatever lies at `path`: the coders of a fit or a sweep, with `own` also the neurons of the MLPs that they stand
     for; or of a model (a run, a folder of transformers files, a hub id) the features of its feed-forward layers.
     `layers`: these alone. ValueError as for `open_coders`, and when no layer is left."""
-    if Path(path).is_dir() and coder_folders(Path(path), missing=True):
-        subject, readers = open_coders(Path(path), source, device)
-        found = [reader for reader in readers.values() if layers is None or reader.number in layers]
-        present = sorted({reader.number for reader in readers.values()})
-    else:
-        subject, found = load_subject(source or path, device), []
-        present = list(range(subject.layers))
+    subject, readers = open_model(path, source, device)
+    found = [reader for reader in readers.values() if layers is None or reader.number in layers]
+    present = sorted({reader.number for reader in readers.values()}) or list(range(subject.layers))
     wanted = sorted({reader.number for reader in found}) if found else list(present if layers is None else layers)
     missing = [layer for layer in layers or () if layer not in present]
     if missing:

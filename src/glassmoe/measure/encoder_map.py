@@ -1,9 +1,9 @@
 """Do the units of one expert read alike? The encoder rows of a mixture's layer on a map, coloured by expert (MoE-X,
 arXiv 2503.07639, Figure 6), and a number that needs no map.
 
-t-SNE may draw clusters where there are none and tear real ones apart, so the picture says nothing by itself. The number
-beside it, `neighbour_share`, is taken among all rows of the layer in their own space: how many of a row's nearest rows,
-by cosine, belong to its own expert.
+t-SNE may draw clusters where there are none and separate real ones, so the picture is no evidence by itself. The
+number, `neighbour_share`, is computed among all rows of the layer in their own space: the share of a row's nearest
+rows, by cosine, that belong to its own expert.
 
 Legend: R encoder rows, D model width, E experts, F hidden units of one expert.
 """
@@ -11,6 +11,7 @@ Legend: R encoder rows, D model width, E experts, F hidden units of one expert.
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from glassmoe.model import GlassForCausalLM, MoE
+from glassmoe.results import Result, stored_as
 
 PERPLEXITY = 30.0
 CHUNK = 2048
@@ -37,53 +39,79 @@ def require_plots(module: str, purpose: str) -> Any:
         raise ValueError(f'{purpose} needs {package}, which is not installed: pip install "glassmoe[plots]"') from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderMapResult(Result):
+    """A map of the encoder rows of one mixture layer."""
+
+    layer: int
+    experts: int
+    hidden: int
+    """Units of one expert."""
+    rows_drawn: int = stored_as("rows")
+    """Rows on the map."""
+    neighbours: int
+    """Nearest rows that `neighbour_share` looks at."""
+    neighbour_share: float
+    """Share of a row's nearest rows that belong to its own expert, over all rows of the layer."""
+    chance: float
+    """`neighbour_share` of rows that have nothing to do with their expert."""
+    perplexity: float
+    """Of t-SNE."""
+    seed: int
+    points: list[list[int | float]]
+    """[expert, unit, x, y] of every row on the map."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        names = ("layer", "experts", "hidden", "neighbours", "neighbour_share", "chance")
+        return [{name.replace("_", " "): getattr(self, name) for name in names}]
+
+
 @torch.no_grad()
 def encoder_map(
     model: GlassForCausalLM, layer: int, *, rows: int = 2000, neighbours: int = 10, seed: int = 0
-) -> dict[str, Any]:
+) -> EncoderMapResult:
     """Encoder rows of mixture layer `layer`, at most `rows` of them drawn evenly over experts, placed by t-SNE.
 
     The rows are scaled to length 1 and t-SNE (perplexity 30, started from principal components) uses their Euclidean
-    distance, which orders pairs as cosine does. `points` are `[expert, unit, x, y]`; `neighbour_share` is that of
-    `neighbour_share` for all rows of the layer, `chance` what it is when rows have nothing to do with their expert.
-    The same seed gives the same map on the same machine. ValueError when the layer does not exist or is no mixture,
-    `rows` gives no expert two rows, or scikit-learn (extra `plots`) is missing.
+    distance, which orders pairs as cosine does. The same seed gives the same map on the same machine. ValueError when
+    the layer does not exist or is no mixture, `rows` gives no expert two rows, or scikit-learn (extra `plots`) is
+    missing.
     """
     manifold = require_plots("sklearn.manifold", "Drawing a map of encoder rows")
-    found = model.feed_forwards()
-    if not 0 <= layer < len(found):
-        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {len(found) - 1}")
-    mixture = found[layer]
+    layers = model.feed_forwards()
+    if not 0 <= layer < len(layers):
+        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {len(layers) - 1}")
+    mixture = layers[layer]
     if not isinstance(mixture, MoE):
         raise ValueError(f"layer {layer} of a {model.config.ffn} model has no experts; give a switch or moe-x run")
     experts, hidden = mixture.num_experts, mixture.expert_hidden
-    each = min(rows // experts, hidden)
-    if each < 2:
+    per_expert = min(rows // experts, hidden)
+    if per_expert < 2:
         raise ValueError(f"{rows} rows are fewer than two for each of {experts} experts; give at least {2 * experts}")
     w_RD = mixture.w_enc.detach().float().flatten(0, 1)
     expert_R = torch.arange(experts).repeat_interleave(hidden)
     generator = np.random.default_rng(seed)
-    unit_EC = np.stack([np.sort(generator.choice(hidden, size=each, replace=False)) for _ in range(experts)])
+    unit_EC = np.stack([np.sort(generator.choice(hidden, size=per_expert, replace=False)) for _ in range(experts)])
     chosen_C = torch.from_numpy((unit_EC + hidden * np.arange(experts)[:, None]).ravel())
     count = len(chosen_C)
     placed_C2: npt.NDArray[np.float32] = manifold.TSNE(
         perplexity=min(PERPLEXITY, (count - 1) / 3), init="pca", random_state=seed, n_jobs=1
     ).fit_transform(_directions(w_RD[chosen_C.to(w_RD.device)]).cpu().numpy())
-    return {
-        "layer": layer,
-        "experts": experts,
-        "hidden": hidden,
-        "rows": count,
-        "neighbours": neighbours,
-        "neighbour_share": neighbour_share(w_RD, expert_R.to(w_RD.device), neighbours),
-        "chance": (hidden - 1) / (experts * hidden - 1),
-        "perplexity": min(PERPLEXITY, (count - 1) / 3),
-        "seed": seed,
-        "points": [
+    return EncoderMapResult(
+        layer=layer,
+        experts=experts,
+        hidden=hidden,
+        rows_drawn=count,
+        neighbours=neighbours,
+        neighbour_share=neighbour_share(w_RD, expert_R.to(w_RD.device), neighbours),
+        chance=(hidden - 1) / (experts * hidden - 1),
+        perplexity=min(PERPLEXITY, (count - 1) / 3),
+        seed=seed,
+        points=[
             [int(row) // hidden, int(row) % hidden, round(float(x), 3), round(float(y), 3)]
             for row, (x, y) in zip(chosen_C, placed_C2, strict=True)
         ],
-    }
+    )
 
 
 def neighbour_share(w_RD: Tensor, expert_R: Tensor, neighbours: int) -> float:
@@ -91,7 +119,7 @@ def neighbour_share(w_RD: Tensor, expert_R: Tensor, neighbours: int) -> float:
     expert number (R,). ValueError when there are not that many other rows."""
     count = len(w_RD)
     if not 1 <= neighbours < count:
-        raise ValueError(f"{neighbours} neighbours asked of {count} rows; give 1 to {count - 1}")
+        raise ValueError(f"{count} rows have no {neighbours} neighbours each; give 1 to {count - 1}")
     direction_RD = _directions(w_RD)
     own = 0
     for start in range(0, count, CHUNK):

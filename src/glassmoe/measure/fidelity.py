@@ -1,16 +1,17 @@
 """What a model loses when a coder's reconstruction takes the place of what it rebuilds, and how well it is rebuilt.
 
-Loss recovered (Karvonen et al. 2024) is (CE_zero - CE_recon) / (CE_zero - CE_orig), CE_zero with zeros at that place:
-1 when nothing is lost, 0 when the reconstruction is worth no more than zeros.
+Loss recovered (Karvonen et al. 2024) is (CE_zero - CE_recon) / (CE_zero - CE_orig), with CE_zero for zeros at that
+place: 1 when nothing is lost, 0 when the reconstruction is worth no more than zeros.
 
 Legend: B rows, S positions, T tokens that are not padding, D width of the stream, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +20,165 @@ import torch
 from glassmoe.coders.files import header
 from glassmoe.coders.reconstruction import StreamFit
 from glassmoe.coders.task import corpus_for
-from glassmoe.data.corpus import Rows
+from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
-from glassmoe.inspect.readers import Reader, open_coders, sources
+from glassmoe.inspect.readers import Reader, sources
 from glassmoe.model import FeedForward
 from glassmoe.model.loss import count_labels, next_token_loss
-from glassmoe.model.subject import Place, activations, load_subject, replaced
+from glassmoe.model.subject import Place, Subject, activations, replaced
+from glassmoe.results import Result, stored_as
 
+from .perplexity import usual_cut
 from .saved import save_measure
 
 
-def splice_loss(
-    model: Any, coder: FeedForward, place: Place, rows: Rows, indices: npt.ArrayLike, micro_rows: int
-) -> dict[str, Any]:
-    """`fidelity` of one coder."""
-    return fidelity(model, {"coder": (coder, place)}, rows, indices, micro_rows)["coder"]
+@dataclass(frozen=True, kw_only=True)
+class Fidelity(Result):
+    """How well features rebuild a target y, and what the model loses with the reconstruction in its place. Losses are
+    cross-entropies in nats per predicted token; padding counts nowhere."""
+
+    loss: float
+    """Of the model as it is."""
+    loss_spliced: float
+    """With the reconstruction in place of the target."""
+    loss_zero: float
+    """With zeros in place of the target."""
+    loss_increase: float
+    """`loss_spliced` - `loss`."""
+    loss_recovered: float | None
+    """(`loss_zero` - `loss_spliced`) / (`loss_zero` - `loss`); None where zeros change nothing."""
+    squared_error: float
+    """Mean of ||y - y^||^2 over tokens."""
+    variance_explained: float
+    """1 - sum var(y - y^) / sum var(y), with variances over tokens and sums over entries."""
+    normalised_mse: float
+    """`squared_error` / mean ||y - mean y||^2."""
+    l0: float
+    """Mean number of features above 0 per token."""
+    alive: float
+    """Share of the features that are above 0 on at least one token."""
+    tokens: int
+    """Tokens that were read."""
+    rows_read: int = stored_as("rows")
+    """Rows that were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderFacts(Result):
+    """What a coder is."""
+
+    kind: str
+    layer: int
+    """Layer that it reads."""
+    k: int | None
+    """Features of a token that it keeps; None for kinds that do not fix how many."""
+    features: int
+    parameters: int
+    step: int
+    """Steps of its fit; 0 for an imported coder."""
+    source_sha256: str
+    """Of the weights of the model that it was fitted to."""
+    dead: int | None
+    """Features that were silent when the fit ended; None for an imported coder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderFidelity(Fidelity, CoderFacts):
+    """The fidelity of a fitted coder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFidelity(Fidelity):
+    """The fidelity of a feed-forward layer's own features, which lose nothing but rounding."""
+
+    features: int
+    parameters: int
+    dead: None = None
+    """Not known of a layer."""
+
+
+@dataclass(frozen=True)
+class FidelityResult(Result, Mapping[str, "CoderFidelity | LayerFidelity"]):
+    """Fidelity by the name of what was measured: a coder (`0/mxd-k32`) or a feed-forward layer (`0/moe-x`)."""
+
+    FORMATS: ClassVar = {
+        "features": ",", "parameters": ",", "L0": ".1f", "normalised MSE": ".4f", "loss": ".4f", "spliced": ".4f",
+        "increase": ".4f",
+    }  # fmt: skip
+
+    by_name: dict[str, CoderFidelity | LayerFidelity]
+
+    def __getitem__(self, name: str) -> CoderFidelity | LayerFidelity:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: fidelity.to_dict() for name, fidelity in self.by_name.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls({name: (CoderFidelity if "kind" in v else LayerFidelity).from_dict(v) for name, v in values.items()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "coder": name,
+                "features": one.features,
+                "parameters": one.parameters,
+                "L0": one.l0,
+                "dead": one.dead,
+                "normalised MSE": one.normalised_mse,
+                "loss": one.loss,
+                "spliced": one.loss_spliced,
+                "increase": one.loss_increase,
+                "recovered": one.loss_recovered,
+            }
+            for name, one in self.by_name.items()
+        ]
+
+
+def evaluate_fidelity(
+    subject: Subject,
+    readers: Mapping[str, Reader],
+    *,
+    data: str | None = None,
+    max_rows: int = 512,
+    micro_rows: int = 16,
+) -> FidelityResult:
+    """What a model loses by each of its coders, or by the features of each of its feed-forward layers, on the first
+    `max_rows` rows of `validation_rows`. Saves the measure `fidelity` of each coder, or of the run."""
+    corpus, rows = validation_rows(subject, readers, data)
+    measured = fidelity(subject.model, sources(readers), rows, np.arange(min(max_rows, len(rows))), micro_rows)
+    by_name: dict[str, CoderFidelity | LayerFidelity] = {}
+    for name, reader in readers.items():
+        if reader.folder is not None:
+            by_name[name] = CoderFidelity(**vars(coder_facts(reader)), **vars(measured[name]))
+            save_measure(reader.folder, "fidelity", by_name[name], corpus)
+        else:
+            module = subject.model.get_submodule(reader.place.module)
+            parameters = sum(p.numel() for p in module.parameters())
+            width = reader.layer.num_features
+            by_name[name] = LayerFidelity(**vars(measured[name]), features=width, parameters=parameters)
+    result = FidelityResult(by_name)
+    if subject.config is not None and all(reader.folder is None for reader in readers.values()):
+        save_measure(Path(subject.name), "fidelity", result, corpus)
+    return result
+
+
+def validation_rows(subject: Subject, readers: Mapping[str, Reader], data: str | None = None) -> tuple[Corpus, Rows]:
+    """The validation rows of the prepared data at `data`, or of the data that the coders were fitted to or the run was
+    trained on; cut as for that fit or training. ValueError when the data is missing or in other tokens."""
+    config = next((reader.config for reader in readers.values() if reader.config is not None), None)
+    if config is not None:
+        corpus = corpus_for(config.source, data or config.data.path, subject)
+        return corpus, Rows(corpus.split("valid"), config.data.rows)
+    corpus = corpus_for(subject.name, data, subject)
+    return corpus, Rows(corpus.split("valid"), usual_cut(subject.model, subject.config, corpus))
 
 
 @torch.no_grad()
@@ -43,19 +188,12 @@ def fidelity(
     rows: Rows,
     indices: npt.ArrayLike,
     micro_rows: int,
-) -> dict[str, dict[str, Any]]:
-    """Fidelity of each coder on rows of tokens, `micro_rows` at a time; padding counts nowhere.
-
-    Cross-entropies in nats per predicted token: `loss` as the model is, `loss_spliced`, `loss_zero` with zeros at the
-    place; `loss_increase` = spliced - loss; `loss_recovered` (None where zeros change nothing). Of the target y:
-    `squared_error` = mean ||y - y^||^2; `variance_explained` = 1 - sum var(y - y^) / sum var(y), sums over entries and
-    variances over tokens; `normalised_mse` = `squared_error` / mean ||y - mean y||^2. Of the features: `l0`, mean
-    number above 0 per token; `alive`, share of them above 0 on at least one token. `rows`, `tokens`: how much was read.
-    ValueError when there are no rows.
-    """
+) -> dict[str, Fidelity]:
+    """Fidelity of each coder on rows of tokens, `micro_rows` at a time. The model and the coders are read in evaluation
+    mode and left as they were. ValueError when there are no rows."""
     chosen = torch.as_tensor(indices).reshape(-1).numpy()
     if not len(chosen):
-        raise ValueError("no rows to measure on; prepare data with a larger validation split")
+        raise ValueError("there are no rows to measure on; prepare data with a larger validation split")
     device = next(model.parameters()).device
     modules = [model, *(coder for coder, _ in coders.values())]
     was_training = [module.training for module in modules]
@@ -63,108 +201,53 @@ def fidelity(
         module.eval()
     places = list(dict.fromkeys(place for _, place in coders.values()))
     loss, labels = 0.0, 0
-    zero, lost = dict.fromkeys(places, 0.0), dict.fromkeys(coders, 0.0)
+    zero, spliced_loss = dict.fromkeys(places, 0.0), dict.fromkeys(coders, 0.0)
     fits = {name: StreamFit() for name in coders}
     for start in range(0, len(chosen), micro_rows):
         tokens, lengths = rows.batch(chosen[start : start + micro_rows])
-        given = torch.from_numpy(tokens).to(device).long(), torch.from_numpy(lengths).to(device)
-        loss += float(next_token_loss(model, *given)[0])
+        batch = torch.from_numpy(tokens).to(device).long(), torch.from_numpy(lengths).to(device)
+        loss += float(next_token_loss(model, *batch)[0])
         for place in places:
             with replaced(model, place, lambda _, y: torch.zeros_like(y)):
-                zero[place] += float(next_token_loss(model, *given)[0])
+                zero[place] += float(next_token_loss(model, *batch)[0])
         labels += count_labels(lengths)
-        read = activations(model, places, given[0][:, :-1])
-        inside_BS = torch.arange(given[0].shape[1] - 1, device=device) < given[1].unsqueeze(1)
+        read = activations(model, places, batch[0][:, :-1])
+        inside_BS = torch.arange(batch[0].shape[1] - 1, device=device) < batch[1].unsqueeze(1)
         for name, (coder, place) in coders.items():
             with spliced(model, coder, place):
-                lost[name] += float(next_token_loss(model, *given)[0])
+                spliced_loss[name] += float(next_token_loss(model, *batch)[0])
             fits[name].add(coder, *(v_BSD[inside_BS] for v_BSD in read[place]))
     for module, training in zip(modules, was_training, strict=True):
         module.train(training)
-    found = {}
+    results = {}
     for name, (_, place) in coders.items():
-        original, without, spliced_in = loss / labels, zero[place] / labels, lost[name] / labels
+        original, without, with_coder = loss / labels, zero[place] / labels, spliced_loss[name] / labels
         room = without - original
-        found[name] = {
-            "loss": original,
-            "loss_spliced": spliced_in,
-            "loss_zero": without,
-            "loss_increase": spliced_in - original,
-            "loss_recovered": (without - spliced_in) / room if room else None,
+        results[name] = Fidelity(
+            loss=original,
+            loss_spliced=with_coder,
+            loss_zero=without,
+            loss_increase=with_coder - original,
+            loss_recovered=(without - with_coder) / room if room else None,
             **fits[name].finish(),
-            "rows": len(chosen),
-        }
-    return found
+            rows_read=len(chosen),
+        )
+    return results
 
 
-def evaluate_fidelity(
-    path: Path,
-    *,
-    data: str | None = None,
-    rows: int = 512,
-    micro_rows: int = 16,
-    source: str | None = None,
-    device: str = "auto",
-) -> dict[str, dict[str, Any]]:
-    """What a model loses by each coder of a fit or a sweep, on the first `rows` validation rows of its data, or of the
-    prepared data at `data`, cut as for the fit: `splice.fidelity` with facts about each coder. Also saved as the
-    measure `fidelity` of each coder's directory. ValueError when a coder or the model cannot be loaded, or the model
-    has other weights than the coders were fitted to."""
-    subject, readers = open_coders(path, source, device)
-    config = next(reader.config for reader in readers.values())
-    assert config is not None
-    corpus = corpus_for(config.source, data or config.data.path, subject)
-    valid = Rows(corpus.split("valid"), config.data.rows)
-    found = fidelity(subject.model, sources(readers), valid, np.arange(min(rows, len(valid))), micro_rows)
-    for name, reader in readers.items():
-        found[name] = {**coder_facts(reader), **found[name]}
-        assert reader.folder is not None
-        save_measure(reader.folder, "fidelity", found[name], corpus)
-    return found
-
-
-def intrinsic_fidelity(
-    path: Path,
-    *,
-    data: str | None = None,
-    rows: int = 512,
-    micro_rows: int = 16,
-    source: str | None = None,
-    device: str = "auto",
-) -> dict[str, dict[str, Any]]:
-    """The same of a run of glassmoe's own, whose feed-forward layers are read as they are: what their features write
-    stands in for what they compute, layer by layer, so that nothing is lost but by rounding. Saved as its measure
-    `fidelity`."""
-    subject = load_subject(source or str(path), device)
-    if not hasattr(subject.model, "feed_forwards"):
-        raise ValueError(f"{path} is not a model of glassmoe's own; decompose it first, with glassmoe decompose")
-    corpus = corpus_for(str(path), data, subject)
-    cut = subject.config.data.rows if subject.config else f"games:{subject.context}"
-    layers = subject.model.feed_forwards()
-    coders = {f"{i}/{subject.model.config.ffn}": (layer, subject.place(i, "mlp")) for i, layer in enumerate(layers)}
-    valid = Rows(corpus.split("valid"), cut)
-    found = fidelity(subject.model, coders, valid, np.arange(min(rows, len(valid))), micro_rows)
-    for name, (layer, _) in coders.items():
-        parameters = sum(p.numel() for p in layer.parameters())
-        found[name] |= {"features": layer.num_features, "parameters": parameters, "dead": None}
-    save_measure(path, "fidelity", found, corpus)
-    return found
-
-
-def coder_facts(reader: Reader) -> dict[str, Any]:
-    """Facts about a coder. `dead`: how many features were silent when the fit ended; None where there was none, as for
-    a coder that was imported."""
+def coder_facts(reader: Reader) -> CoderFacts:
+    """Facts about a fitted or imported coder."""
     config, coder, folder = reader.config, reader.coder, reader.folder
     assert config is not None and folder is not None
     written = header(folder)
     step = int(written["step"])
-    return {
-        "kind": config.coder.kind,
-        "layer": config.coder.layer,
-        "k": config.coder.k if config.coder.uses_k else None,
-        "features": coder.num_features,
-        "parameters": sum(p.numel() for p in coder.parameters()),
-        "step": step,
-        "source_sha256": written["source_sha256"],
-        "dead": int(coder.dead_F.sum()) if step else None,
-    }
+    return CoderFacts(
+        kind=config.coder.kind,
+        layer=config.coder.layer,
+        k=config.coder.k if config.coder.uses_k else None,
+        features=coder.num_features,
+        parameters=sum(p.numel() for p in coder.parameters()),
+        step=step,
+        source_sha256=written["source_sha256"],
+        dead=int(coder.dead_F.sum()) if step else None,
+    )

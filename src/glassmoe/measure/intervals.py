@@ -1,4 +1,4 @@
-"""How sure a mean is."""
+"""Confidence intervals of means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% t-interval; None in place of the second for fewer than two values."""
+    """The mean, and half the width of its 95% t-interval, which is None for fewer than two values."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None

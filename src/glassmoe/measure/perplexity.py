@@ -1,35 +1,95 @@
-"""Validation loss: cross-entropy in nats per token, perplexity, bits per character where
-tokens are those, and bits per byte of text."""
+"""Validation loss: cross-entropy in nats per token, perplexity, bits per character where a token is one, and bits per
+byte of text."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from glassmoe.config import RunConfig
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.model import GlassForCausalLM
+from glassmoe.data.tokens import TEXT
 from glassmoe.model.loss import total_loss
+from glassmoe.results import Result, omitted, stored_as
 from glassmoe.text.tokens import byte_lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult(Result):
+    """The loss of a model on rows of a corpus, where every token of a row but the first is predicted once."""
+
+    FORMATS: ClassVar = {"loss (nats)": ".4f", "+-": ".4f", "rows": ",", "tokens": ","}
+
+    loss: float
+    """Mean cross-entropy, in nats per token."""
+    loss_standard_error: float | None
+    """Standard error of `loss` over batches of rows; None for a single batch."""
+    perplexity: float
+    """exp(`loss`), per token."""
+    bits_per_character: float | None
+    """The loss in bits, where a token is a character; None elsewhere."""
+    rows_read: int = stored_as("rows")
+    """Rows that were read."""
+    tokens: int
+    """Tokens that were predicted."""
+    bits_per_byte: float | None = omitted()
+    """Of text: all bits that were predicted, document starts included, over `bytes`."""
+    bytes: int | None = omitted()
+    """Of text: bytes of UTF-8 that the predicted tokens spell."""
+    bytes_are: str | None = omitted()
+    """`counted` token by token, or `estimated` from the bytes per token of the corpus."""
+    cut: str | None = omitted()
+    """How the rows were cut, such as `packed:257`."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        per_byte = "bits per byte" + (" (bytes estimated)" if self.bytes_are == "estimated" else "")
+        row = {
+            "loss (nats)": self.loss,
+            "+-": self.loss_standard_error,
+            "perplexity": self.perplexity,
+            "bits per character": self.bits_per_character,
+            per_byte: self.bits_per_byte,
+            "rows": self.rows_read,
+            "tokens": self.tokens,
+            "cut": self.cut,
+        }
+        absent = [name for name in ("bits per character", per_byte, "cut") if row[name] is None]
+        return [{name: value for name, value in row.items() if name not in absent}]
+
+
+def evaluate_perplexity(
+    model: Any, corpus: Corpus, cut: str, *, max_rows: int | None = None, micro_rows: int = 16
+) -> PerplexityResult:
+    """The loss of a model on the validation split of a corpus, or on its first `max_rows` rows. `cut`: how rows are
+    cut (`usual_cut`)."""
+    ratio = bytes_per_token(corpus, "valid") if corpus.tokens == TEXT else None
+    return replace(perplexity(model, Rows(corpus.split("valid"), cut), max_rows, micro_rows, ratio), cut=cut)
+
+
+def usual_cut(model: Any, config: RunConfig | None, corpus: Corpus) -> str:
+    """How rows are cut for a model: as in its training, or, where its run is unknown, to its whole context."""
+    if config is not None:
+        return config.data.rows
+    context = model.config.max_position_embeddings
+    return f"{'packed' if corpus.tokens == TEXT else 'games'}:{context}"
 
 
 @torch.no_grad()
 def perplexity(
-    model: GlassForCausalLM,
+    model: Any,
     rows: Rows,
     max_rows: int | None = None,
     micro_rows: int = 16,
     bytes_per_token: float | None = None,
-) -> dict[str, Any]:
-    """The loss of a model on rows of games or text, every token of a row but the first being predicted once.
+) -> PerplexityResult:
+    """The loss of a model on the first `max_rows` rows, `micro_rows` at a time.
 
-    Returns `loss` (nats per token), its standard error over rows, `perplexity`, `bits_per_character` (None where a
-    token is not one) and how much was read. Of text also `bits_per_byte`, all that was predicted (starts of documents
-    included, which are no text) over the `bytes` of UTF-8 that it spells, and `bytes_are`: `counted`, token by token,
-    or, where the tokenizer does not tell them, `estimated` from `bytes_per_token` (`bytes_per_token(corpus, split)`;
-    without it both are None).
+    `bytes_per_token`: what the bytes of a text are estimated from where its tokenizer does not give them
+    (`bytes_per_token(corpus, split)`); without it such text has no `bits_per_byte`.
     """
     kind = rows.sequences.kind
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
@@ -37,29 +97,29 @@ def perplexity(
         total_loss(model, rows, np.arange(start, min(start + micro_rows, count)), micro_rows)
         for start in range(0, count, micro_rows)
     ]
-    loss_P, labels_P = (np.array(each, dtype=np.float64) for each in zip(*parts, strict=True))
+    loss_P, labels_P = (np.array(values, dtype=np.float64) for values in zip(*parts, strict=True))
     loss = loss_P.sum() / labels_P.sum()
     # A ratio's standard error, from the parts' residuals around it.
     spread = math.sqrt(((loss_P - loss * labels_P) ** 2).sum()) / float(labels_P.sum())
-    return {
-        "loss": float(loss),
-        "loss_standard_error": spread if len(parts) > 1 else None,
-        "perplexity": math.exp(loss),
-        "bits_per_character": float(loss) / math.log(2) if kind.one == "character" else None,
-        "rows": count,
-        "tokens": int(labels_P.sum()),
+    return PerplexityResult(
+        loss=float(loss),
+        loss_standard_error=spread if len(parts) > 1 else None,
+        perplexity=math.exp(loss),
+        bits_per_character=float(loss) / math.log(2) if kind.one == "character" else None,
+        rows_read=count,
+        tokens=int(labels_P.sum()),
         **(_bits_per_byte(rows, count, loss_P.sum(), bytes_per_token) if kind.tokenizer is not None else {}),
-    }
+    )
 
 
 def bytes_per_token(corpus: Corpus, split: str) -> float:
-    """Bytes of UTF-8 in the documents of a split of text, over its tokens, starts of documents included."""
+    """Bytes of UTF-8 in the documents of a split of text, over its tokens, document starts included."""
     size, tokens = (corpus.manifest[key][split] for key in ("bytes", "token_counts"))
     return float(size / tokens)
 
 
 def _bits_per_byte(rows: Rows, count: int, nats: float, ratio: float | None) -> dict[str, Any]:
-    """Bits per byte of the first `count` rows of text, whose loss is `nats` in sum."""
+    """The fields about bytes, for the first `count` rows of text with a total loss of `nats`."""
     lengths_V = byte_lengths(rows.sequences.kind)
     size = 0.0
     for start in range(0, count, 256):
@@ -70,7 +130,7 @@ def _bits_per_byte(rows: Rows, count: int, nats: float, ratio: float | None) -> 
         elif ratio is not None:
             size += ratio * int(predicted_RN.sum())
     if not size:
-        return {"bits_per_byte": None, "bytes": None, "bytes_are": None}
+        return {}
     return {
         "bits_per_byte": float(nats) / math.log(2) / size,
         "bytes": round(size),

@@ -1,15 +1,15 @@
-"""Sparse probing: how well does one feature alone tell a class of texts? (Oldfield et al. 2025, as their code does it;
+"""Sparse probing: how well does one feature alone detect a class of texts? (Oldfield et al. 2025, following their code;
 Gurnee et al. 2023, "Finding neurons in a haystack".)
 
-A text is its first tokens (or its last, or its last token alone); what a feature says of it is the mean of its strength
-over them, without the start token. For each class against all others the `top` features with the greatest difference
-of means between the two, on the training part, get a logistic regression each of that one number (L2, C = 1, balanced
-weights, Newton-Cholesky, 200 iterations). The paper's code then reports the best F1 on the test part, which has chosen
-itself; here the regressions learn from three quarters of the training part, the last quarter chooses the feature, and
-`f1` is what it scores on the test part. `f1_chosen_by_test` is the paper's number.
+A text is its first tokens (or its last, or its last token alone). A feature's value for a text is its mean strength
+over these tokens, without the start token. Each class is probed against all others: on the training part, the `top`
+features with the greatest difference of means between the two get a logistic regression each of that one number (L2, C
+= 1, balanced weights, Newton-Cholesky, 200 iterations).
 
-Beside it stand what a random feature scores (`f1_random`), and what a probe scores that says yes to everything
-(`f1_always`: 2 p / (1 + p) for a share of p).
+The paper's code then reports the best F1 on the test part, so that the test part chooses the feature. Here the
+regressions learn from three quarters of the training part, the last quarter chooses the feature, and `f1` is its score
+on the test part. `f1_chosen_by_test` is the paper's number. Two baselines: `f1_random`, the score of a random feature,
+and `f1_always`, that of a probe that always says yes (2 p / (1 + p) for a share of p).
 
 Legend: S texts, B texts of a pass, N tokens of a text, T tokens that are read, F features.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,29 +30,36 @@ from glassmoe.console import bar
 from glassmoe.layers.features import Features
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, activations
+from glassmoe.results import Result
 from glassmoe.text.labelled import LEAST, Labelled
 
 from .encoder_map import require_plots
 from .intervals import interval
 
 RANDOM = 20
-"""How many random features stand for one."""
+"""Random features whose mean is `f1_random`."""
+SHOWN = 6
+"""Classes that a table shows."""
 Float32 = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """`tokens` of a text, without the start; `samples` texts at most; `top` features that get a regression; `test`, the
-    share of texts that score; `splits`, how many divisions of the texts, each drawn by its number; `batch` texts of a
-    pass."""
+class ProbeProtocol:
+    """How probes are trained and scored."""
 
     tokens: int = 128
+    """Tokens of a text that are read, without the start token."""
     samples: int = 10_000
+    """Texts, at most."""
     top: int = 100
+    """Features that get a regression."""
     test: float = 0.2
+    """Share of the texts in the test part."""
     splits: int = 5
+    """Divisions of the texts into training and test part, each drawn by its number."""
     batch: int = 32
+    """Texts of a forward pass."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,57 +70,136 @@ class Protocol:
             raise ValueError(f"test is {self.test}, a share of the texts: give a number above 0, below 1")
 
 
-def probe_task(
-    subject: Subject, readers: Mapping[str, tuple[FeedForward, Place]], task: Labelled, protocol: Protocol
-) -> dict[str, Any]:
-    """Probes of every class of a task on the features of every reader, as plain values.
+@dataclass(frozen=True)
+class ClassProbe(Result):
+    """The probes of one class against all others; numbers are means over splits."""
 
-    `readers`: name -> (layer or coder, where it reads); `readers` of the result: name -> `f1`, mean over classes and
-    splits, with `half`, half the 95% interval over splits (None for one; splits share texts, so that
-    it is narrower than one over new texts would be); `f1_random`, `f1_chosen_by_test`; `classes`,
-    a list of {"label", "f1", "half", "f1_random", "f1_chosen_by_test", "f1_always", "feature", "firing"}: the feature
-    that most splits chose and the share of the class's texts in which it is above 0; feature None and f1 0 where none
-    fires on the class. Also `task`, `texts`, `unreadable`, `labels`, `left_out` and the protocol. ValueError when the
-    texts cannot be read by the model, or scikit-learn is missing.
-    """
+    label: str
+    f1: float
+    """F1 on the test part of the feature that other texts chose."""
+    half: float | None
+    """Half of the 95% interval of `f1` over splits; None for one split."""
+    f1_random: float
+    """Mean F1 of random features."""
+    f1_chosen_by_test: float
+    """F1 of the feature that is best on the test part itself."""
+    f1_always: float
+    """F1 of a probe that always says yes."""
+    feature: int | None
+    """The feature that most splits chose; None where no feature fires on the class."""
+    firing: float | None
+    """Share of the class's texts in which that feature is above 0."""
+
+
+@dataclass(frozen=True)
+class ReaderProbe(Result):
+    """The probes of one layer's or coder's features; numbers are means over classes and splits."""
+
+    f1: float
+    half: float | None
+    """Half of the 95% interval of `f1` over splits; None for one. Splits share texts, so that an interval over new
+    texts would be wider."""
+    f1_random: float
+    f1_chosen_by_test: float
+    f1_always: float
+    classes: list[ClassProbe]
+
+    @property
+    def interval(self) -> str | None:
+        """The 95% interval of `f1` over splits, cut to 0 and 1, the range of F1; None for one split."""
+        return (
+            None if self.half is None else f"{max(0.0, self.f1 - self.half):.3f} to {min(1.0, self.f1 + self.half):.3f}"
+        )
+
+
+@dataclass(frozen=True)
+class ProbeResult(Result):
+    """How well single features detect the classes of a task, for each layer or coder."""
+
+    FORMATS: ClassVar = {"mean F1": ".3f"}
+
+    task: str
+    texts: int
+    """Texts that were read."""
+    unreadable: int
+    """Texts that the model cannot read."""
+    labels: dict[str, int]
+    """Class -> number of its texts."""
+    left_out: dict[str, int]
+    """Class -> number of its texts, where these were too few."""
+    tokens: int
+    """Tokens of a text that were read, at most."""
+    read: str
+    """Which of them: `beginning`, `end` or `last token`."""
+    top: int
+    splits: int
+    readers: dict[str, ReaderProbe]
+    """Name of a layer or coder -> its probes."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for name, reader in self.readers.items():
+            row = {"features": name, "mean F1": reader.f1, "95% interval": reader.interval}
+            row |= {"always yes": reader.f1_always, "random feature": reader.f1_random}
+            row["chosen by test"] = reader.f1_chosen_by_test
+            rows.append(row | {each.label: f"{each.f1:.3f} ({each.feature})" for each in reader.classes[:SHOWN]})
+        return rows
+
+    def notes(self) -> list[str]:
+        more = len(self.labels) - SHOWN
+        texts = f"{self.task}: {self.texts:,} texts of {len(self.labels)} classes, {self.read}, {self.tokens} tokens"
+        skipped = f"; {self.unreadable} texts could not be read" if self.unreadable else ""
+        hidden = f"; {more} more classes are in --json" if more > 0 else ""
+        return [
+            f"{texts}; the feature is in brackets{hidden}{skipped}",
+            f"always yes: F1 of a probe that says yes to every text; 95% interval: of the mean over {self.splits} "
+            f"splits, cut to 0 and 1",
+        ]
+
+
+def probe_task(
+    subject: Subject, readers: Mapping[str, tuple[FeedForward, Place]], task: Labelled, protocol: ProbeProtocol
+) -> ProbeResult:
+    """Probes of every class of a task on the features of every reader (name -> layer or coder, and where it reads).
+    ValueError when the model cannot read the texts, too few are left, or scikit-learn is missing."""
     require_plots("sklearn.linear_model", "Probing")
     draw = np.random.default_rng(protocol.seed)
     chosen = draw.permutation(len(task.texts))[: protocol.samples]
-    rows, kept, unreadable = encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
-    labels = np.array([task.labels[i] for i in chosen])[kept]
+    rows, numbers, unreadable = encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
+    labels = np.array([task.labels[i] for i in chosen])[numbers]
     names, counts = np.unique(labels, return_counts=True)
     if len(names) < 2 or counts.min() < LEAST:
-        held = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) or "none"
+        present = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) or "none"
         raise ValueError(
-            f"{task.name} leaves too little to probe on {len(rows)} texts, with the labels {held}; "
+            f"{task.name} leaves too little to probe on {len(rows)} texts, with the labels {present}; "
             f"give more samples, of two labels at least"
         )
     strengths = _strengths(subject, readers, rows, task.token, protocol.batch)
-    found: dict[str, Any] = {}
+    probes = {}
     for name, values_SF in strengths.items():
-        classes = [_class(values_SF, labels == label, protocol) for label in names]
-        by_split = np.array([each["splits"] for each in classes]).mean(0)
-        found[name] = {
-            "f1": float(by_split.mean()),
-            "half": interval(by_split.tolist())[1],
-            **{key: float(np.mean([each[key] for each in classes])) for key in ("f1_random", "f1_chosen_by_test")},
-            "classes": [
-                {"label": str(label), **{key: value for key, value in each.items() if key != "splits"}}
-                for label, each in zip(names, classes, strict=True)
-            ],
-        }
-    return {
-        "task": task.name,
-        "texts": len(rows),
-        "unreadable": unreadable,
-        "labels": {str(name): int(count) for name, count in zip(names, counts, strict=True)},
-        "left_out": task.left_out or {},
-        "tokens": 1 if task.token else protocol.tokens,
-        "read": "last token" if task.token else "end" if task.last else "beginning",
-        "top": protocol.top,
-        "splits": protocol.splits,
-        "readers": found,
-    }
+        pairs = [_class(str(label), values_SF, labels == label, protocol) for label in names]
+        classes = [probe for probe, _ in pairs]
+        by_split = np.array([f1_by_split for _, f1_by_split in pairs]).mean(0)
+        probes[name] = ReaderProbe(
+            f1=float(by_split.mean()),
+            half=interval(by_split.tolist())[1],
+            f1_random=float(np.mean([probe.f1_random for probe in classes])),
+            f1_chosen_by_test=float(np.mean([probe.f1_chosen_by_test for probe in classes])),
+            f1_always=float(np.mean([probe.f1_always for probe in classes])),
+            classes=classes,
+        )
+    return ProbeResult(
+        task=task.name,
+        texts=len(rows),
+        unreadable=unreadable,
+        labels={str(name): int(count) for name, count in zip(names, counts, strict=True)},
+        left_out=task.left_out or {},
+        tokens=1 if task.token else protocol.tokens,
+        read="last token" if task.token else "end" if task.last else "beginning",
+        top=protocol.top,
+        splits=protocol.splits,
+        readers=probes,
+    )
 
 
 def encoded(
@@ -122,25 +208,25 @@ def encoded(
     """Token ids of the texts that the model can read, the start token first; their numbers; how many could not be."""
     kind = subject.kind()
     longest = min(longest, subject.context - 1)
-    rows, kept, unreadable = [], [], 0
+    rows, numbers, unreadable = [], [], 0
     for number, text in enumerate(texts):
         try:
             ids = np.asarray(kind.encode(text)).astype(np.int64)
-        except ValueError:  # a game outside the vocabulary
+        except ValueError:  # outside the vocabulary
             unreadable += 1
             continue
         content = ids[1:] if ids[:1].tolist() == [kind.start] else ids
         if len(content):
             content = content[-longest:] if task.last else content[:longest]
             rows.append(np.concatenate([[kind.start], content]))
-            kept.append(number)
+            numbers.append(number)
         else:
             unreadable += 1
     if not rows:
         raise ValueError(
             f"{subject.name} can read none of the {len(texts)} texts of {task.name}: it reads {kind.about}"
         )
-    return rows, kept, unreadable
+    return rows, numbers, unreadable
 
 
 @torch.no_grad()
@@ -154,7 +240,7 @@ def _strengths(
     """(S, F) of every reader: each feature's mean strength over a text's tokens, or its strength at the last."""
     device = next(subject.model.parameters()).device
     places = list(dict.fromkeys(place for _, place in readers.values()))
-    found = {name: np.zeros((len(rows), layer.num_features), dtype=np.float32) for name, (layer, _) in readers.items()}
+    strengths = {name: np.zeros((len(rows), layer.num_features), np.float32) for name, (layer, _) in readers.items()}
     # Texts of like length share a pass, so that little of it is padding.
     order = np.argsort([len(row) for row in rows], kind="stable")
     progress = bar(len(rows), "texts", "text")
@@ -171,10 +257,10 @@ def _strengths(
         text_T = read_BN.nonzero()[:, 0].to(device)
         for name, (layer, place) in readers.items():
             sums_BF = _sums(layer.features(read[place].x[read_BN.to(device)]), text_T, len(part))
-            found[name][part] = (sums_BF.cpu() / read_BN.sum(1, keepdim=True)).numpy()
+            strengths[name][part] = (sums_BF.cpu() / read_BN.sum(1, keepdim=True)).numpy()
         progress.update(len(part))
     progress.close()
-    return found
+    return strengths
 
 
 def _sums(features: Features, text_T: Tensor, texts: int) -> Tensor:
@@ -188,29 +274,42 @@ def _sums(features: Features, text_T: Tensor, texts: int) -> Tensor:
     return sums_BF
 
 
-def _class(values_SF: Float32, positive_S: Bools, protocol: Protocol) -> dict[str, Any]:
-    """The probes of one class on one layer's features, over all splits."""
-    results = [_split(values_SF, positive_S, protocol, split) for split in range(protocol.splits)]
-    f1 = [each["f1"] for each in results]
-    chosen = [each["feature"] for each in results if each["feature"] is not None]
+class Split(NamedTuple):
+    """The probes of one class on one division of the texts."""
+
+    f1: float
+    feature: int | None
+    f1_random: float
+    f1_chosen_by_test: float
+
+
+def _class(
+    label: str, values_SF: Float32, positive_S: Bools, protocol: ProbeProtocol
+) -> tuple[ClassProbe, list[float]]:
+    """The probes of one class on one layer's features, and their F1 split by split."""
+    splits = [_split(values_SF, positive_S, protocol, number) for number in range(protocol.splits)]
+    f1_by_split = [split.f1 for split in splits]
+    chosen = [split.feature for split in splits if split.feature is not None]
     # The most frequent; among equals the one that an earlier split chose.
     feature = max(dict.fromkeys(chosen), key=chosen.count) if chosen else None
     share = float(positive_S.mean())
-    return {
-        "splits": f1,
-        "f1": float(np.mean(f1)),
-        "half": interval(f1)[1],
-        **{key: float(np.mean([each[key] for each in results])) for key in ("f1_random", "f1_chosen_by_test")},
-        "f1_always": 2 * share / (1 + share),
-        "feature": feature,
-        "firing": None if feature is None else float((values_SF[positive_S, feature] > 0).mean()),
-    }
+    probe = ClassProbe(
+        label=label,
+        f1=float(np.mean(f1_by_split)),
+        half=interval(f1_by_split)[1],
+        f1_random=float(np.mean([split.f1_random for split in splits])),
+        f1_chosen_by_test=float(np.mean([split.f1_chosen_by_test for split in splits])),
+        f1_always=2 * share / (1 + share),
+        feature=feature,
+        firing=None if feature is None else float((values_SF[positive_S, feature] > 0).mean()),
+    )
+    return probe, f1_by_split
 
 
-def _split(values_SF: Float32, positive_S: Bools, protocol: Protocol, split: int) -> dict[str, Any]:
+def _split(values_SF: Float32, positive_S: Bools, protocol: ProbeProtocol, split: int) -> Split:
     draw = np.random.default_rng([protocol.seed, split])
     parts: list[list[int]] = [[], [], []]
-    # Of each side by itself, so that no part is without one.
+    # Each side is divided by itself, so that every part has some of both.
     for side in (positive_S, ~positive_S):
         order = draw.permutation(np.flatnonzero(side))
         held = max(1, round(protocol.test * len(order)))
@@ -230,16 +329,11 @@ def _split(values_SF: Float32, positive_S: Bools, protocol: Protocol, split: int
     alive = np.flatnonzero((values_SF[train[:: max(1, len(train) // 1000)]] != 0).any(0))
     random = draw.choice(alive, min(RANDOM, len(alive)), replace=False) if len(alive) else alive
     if not len(candidates):
-        return {"f1": 0.0, "feature": None, "f1_random": 0.0, "f1_chosen_by_test": 0.0}
+        return Split(0.0, None, 0.0, 0.0)
     chosen, tested = _scores(values_SF, positive_S, candidates, learn, (choose, test))
     best = int(chosen.argmax())
     (tested_random,) = _scores(values_SF, positive_S, random, learn, (test,))
-    return {
-        "f1": float(tested[best]),
-        "feature": int(candidates[best]),
-        "f1_random": float(tested_random.mean()),
-        "f1_chosen_by_test": float(tested.max()),
-    }
+    return Split(float(tested[best]), int(candidates[best]), float(tested_random.mean()), float(tested.max()))
 
 
 def _scores(

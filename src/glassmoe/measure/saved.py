@@ -1,51 +1,81 @@
-"""What was measured of a run lies beside it, one file a measure: `RUN/measures/NAME.json` with the values, the games
-they were measured on and the training step of the model."""
+"""Measures that are saved beside a run, one file each: `RUN/measures/NAME.json`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from glassmoe.atomic import write_text
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
+from glassmoe.results import Result, plain
 from glassmoe.training.checkpoint import latest
 from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1
+R = TypeVar("R", bound=Result)
 
 
-def save_measure(run: Path, name: str, values: dict[str, Any], data: Corpus | str) -> Path:
-    """Write `values` as the run's measure `name`, in place of an older one; returns the file. `data`: what was read, a
-    corpus or the sha256 of a text."""
+@dataclass(frozen=True)
+class SavedMeasure(Result):
+    """A measure of a run or coder, with what it was measured on."""
+
+    schema_version: int
+    step: int | None
+    """Training step of the model; None where no checkpoint says it."""
+    commit: str | None
+    """Of glassmoe when it measured."""
+    data_sha256: str
+    """Of the data that was read."""
+    synthetic: bool
+    """Whether that data was generated."""
+    values: dict[str, Any]
+    """`to_dict` of the result."""
+
+    def result(self, kind: type[R]) -> R:
+        """The values as a result of this class."""
+        return kind.from_dict(self.values)
+
+
+def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data: Corpus | str) -> Path:
+    """Write `values` as the measure `name` of a run, in place of an older one; returns the file. `data`: what was read,
+    a corpus or the sha256 of a text."""
     path = run / "measures" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     newest = latest(run / "state")
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "step": None if newest is None else int(newest.stem.split("-")[1]),
-        "commit": commit(),
-        "data_sha256": data if isinstance(data, str) else data.fingerprint,
-        "synthetic": not isinstance(data, str) and bool(data.manifest.get("synthetic")),
-        "values": values,
-    }
-    write_text(path, json.dumps(record, indent=1) + "\n")
+    record = SavedMeasure(
+        schema_version=SCHEMA_VERSION,
+        step=None if newest is None else int(newest.stem.split("-")[1]),
+        commit=commit(),
+        data_sha256=data if isinstance(data, str) else data.fingerprint,
+        synthetic=not isinstance(data, str) and bool(data.manifest.get("synthetic")),
+        values=plain(values),
+    )
+    write_text(path, json.dumps(record.to_dict(), indent=1) + "\n")
     return path
 
 
-def read_measure(run: Path, name: str) -> dict[str, Any] | None:
-    """The record that `save_measure` wrote, None where there is none. ValueError for a file that is not one, or that a
-    newer glassmoe wrote."""
+def read_measure(run: Path, name: str) -> SavedMeasure | None:
+    """What `save_measure` wrote, None where there is no such file. ValueError for a file that is not a measure, or that
+    a newer glassmoe wrote."""
     path = run / "measures" / f"{name}.json"
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record = json.loads(path.read_text())
         version = record["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path} is not a measure that glassmoe wrote ({error}); remove it and measure the run again"
+            f"{path} is not a measure that glassmoe wrote ({error}); delete it and measure the run again"
         ) from None
     check_version(path, version, SCHEMA_VERSION)
-    return record
+    return SavedMeasure.from_dict(record)
+
+
+def saved_values(run: Path, name: str) -> dict[str, Any]:
+    """The values of a saved measure; empty where there is none."""
+    record = read_measure(run, name)
+    return record.values if record is not None and isinstance(record.values, dict) else {}

@@ -1,21 +1,24 @@
-"""What the experts of a mixture are for: how busy each is, and how much a token's experts say of the token, of its
-kind, of its place, of the document that it stands in, and of that document's source.
+"""What the experts of a mixture specialise in: how busy each is, and how much the choice of experts says about the
+token, its kind, its place, its document, and that document's source.
 
 Every choice of an expert is one observation; a token makes K of them. Between the expert and a property the mutual
-information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Those of finite samples say too much,
-so beside it stands the same with the property shuffled over tokens, and the difference as a share of the experts'
-entropy (1: the property decides the expert; 0: the two have nothing to do with each other). A source is one of whole
-documents, so what experts say of single documents looks like something that they say of sources; beside it stands what
-they say of documents dealt at random into groups as great as the sources.
+information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Finite samples overestimate it. So the
+same is computed with the property shuffled over tokens, and the difference is given as a share of the experts' entropy:
+1 when the property decides the expert, 0 when the two are independent.
 
-Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property,
-F hidden units of one expert, D documents of a split.
+A source consists of whole documents, so what experts say about single documents looks like something that they say
+about sources. The baseline for that is what they say about documents dealt at random into groups as large as the
+sources.
+
+Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property, F
+hidden units of one expert, D documents of a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +29,83 @@ from glassmoe.data.tokens import TokenKind
 from glassmoe.layers.routers import choose
 from glassmoe.model import GlassForCausalLM, MoE
 from glassmoe.model.subject import activations, place_in
+from glassmoe.results import Result, omitted, stored_as
 
 Int64 = npt.NDArray[np.int64]
 PLACES = 8
-"""Stretches of a row, equally long, between which positions are told apart."""
+"""Equally long parts of a row that count as different places."""
 LEAST = 20
-"""Times that a token must have been read to be named as one that an expert is sent often."""
+"""Times that a token must have been read to be listed as a favourite of an expert."""
 DEALS = 10
-"""Times that documents are dealt into groups at random."""
+"""Random divisions of the documents into groups."""
 
 
-class Sources(NamedTuple):
-    """Where tokens come from. `document_RN`: the document of each (`Rows.documents`); `source_D`: the source of each
-    document of the split, as a place in `names`."""
+class TokenSources(NamedTuple):
+    """Where tokens come from."""
 
     document_RN: Int64
+    """The document of each token (`Rows.documents`)."""
     source_D: npt.NDArray[np.integer[Any]]
+    """The source of each document of the split, as an index into `names`."""
     names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PropertyInformation(Result):
+    """What the choice of experts says about one property of the tokens."""
+
+    bits: float
+    """Mutual information."""
+    shuffled: float
+    """The same with the property shuffled over tokens, in bits."""
+    share: float
+    """(`bits` - `shuffled`) / entropy of the experts."""
+    dealt: float | None = omitted()
+    """Of the source: the mean share for documents dealt at random into groups as large as the sources."""
+
+
+@dataclass(frozen=True)
+class LayerExperts(Result):
+    """The experts of one mixture layer."""
+
+    layer: int
+    load: list[float]
+    """Share of all choices that each expert gets."""
+    entropy: float
+    """Of the load, in bits; log2 E when all are equal."""
+    l0: float
+    """Units above 0 per token."""
+    activity: float
+    """Share of the chosen experts' units above 0."""
+    information: dict[str, PropertyInformation]
+    """By the name of the property (`properties_of`)."""
+    tokens: list[list[list[Any]]]
+    """For each expert [token, times as often as chance] of the tokens that it gets most beyond its load."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsResult(Result):
+    """Load, sparsity and specialisation of the experts of every mixture layer."""
+
+    FORMATS: ClassVar = {"entropy": ".2f", "L0": ".0f"}
+
+    tokens: int
+    """Tokens that were read."""
+    rows_read: int = stored_as("rows")
+    """Rows that were read."""
+    labels: list[str] | None
+    """The labels of the rows' documents, where these are labelled."""
+    sources: dict[str, int] | None
+    """Source -> tokens from it, where sources are known."""
+    layers: list[LayerExperts]
+
+    def rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for layer in self.layers:
+            row: dict[str, Any] = {"layer": layer.layer, "least load": min(layer.load), "most load": max(layer.load)}
+            row |= {"entropy": layer.entropy, "L0": layer.l0, "activity": layer.activity}
+            rows.append(row | {name: each.share for name, each in layer.information.items()})
+        return rows
 
 
 def experts_of(
@@ -52,19 +115,12 @@ def experts_of(
     kind: TokenKind,
     *,
     labels_R: Sequence[str] | None = None,
-    sources: Sources | None = None,
+    sources: TokenSources | None = None,
     micro_rows: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Load, sparsity and specialisation of every mixture layer on rows of tokens.
-
-    `labels_R`: what is known of each row's document, such as its language. `sources`: where documents came from. Each
-    entry of `layers` has `layer`, `load` (share of the choices of each expert), `entropy` (of the load, bits; log2 E
-    when all are equal), `l0` (units above 0 a token), `activity` (share of the chosen experts' units above 0),
-    `information` (property -> `bits`, `shuffled`, `share`; of `source` also `dealt`, the share with documents dealt
-    into groups at random, `dealt_documents`) and `tokens` (of each expert the tokens that it is sent most often beyond
-    its load, with how many times as often). ValueError when no layer is a mixture.
-    """
+) -> ExpertsResult:
+    """Load, sparsity and specialisation of every mixture layer on rows of tokens. `labels_R`: a label of each row's
+    document, such as its language. ValueError when no layer is a mixture."""
     mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
     if not mixtures:
         raise ValueError(f"a {model.config.ffn} model has no mixture of experts; give a switch or moe-x run")
@@ -78,34 +134,40 @@ def experts_of(
         load_E = np.bincount(experts_TK.ravel(), minlength=layer.num_experts) / experts_TK.size
         l0 = active[i] / len(experts_TK)
         entropy = float(-(load_E[load_E > 0] * np.log2(load_E[load_E > 0])).sum())
-        information = {
-            name: _information(experts_TK, value_T, value_T[order], layer.num_experts, entropy)
-            for name, value_T in properties.items()
-        }
+
+        def measured(
+            value_T: Int64, experts_TK: Int64 = experts_TK, entropy: float = entropy, experts: int = layer.num_experts
+        ) -> PropertyInformation:
+            return _information(experts_TK, value_T, value_T[order], experts, entropy)
+
+        information = {name: measured(value_T) for name, value_T in properties.items()}
         if dealt:
-            found = [_information(experts_TK, each, each[order], layer.num_experts, entropy)["share"] for each in dealt]
-            information["source"]["dealt"] = float(np.mean(found))
+            mean = float(np.mean([measured(group_T).share for group_T in dealt]))
+            information["source"] = replace(information["source"], dealt=mean)
         layers.append(
-            {
-                "layer": i,
-                "load": [round(float(share), 4) for share in load_E],
-                "entropy": entropy,
-                "l0": l0,
-                "activity": l0 / (layer.experts_per_token * layer.expert_hidden),
-                "information": information,
-                "tokens": _favourites(experts_TK, properties["token"], load_E, kind),
-            }
+            LayerExperts(
+                layer=i,
+                load=[round(float(share), 4) for share in load_E],
+                entropy=entropy,
+                l0=l0,
+                activity=l0 / (layer.experts_per_token * layer.expert_hidden),
+                information=information,
+                tokens=_favourites(experts_TK, properties["token"], load_E, kind),
+            )
         )
-    labels = None if labels_R is None else sorted(set(labels_R))
     counts = np.bincount(properties.get("source", np.zeros(0, np.int64))).tolist()
-    named = {sources.names[number]: count for number, count in enumerate(counts) if count} if sources else None
-    read = {"tokens": int(lengths_R.sum()), "rows": len(tokens_RN)}
-    return {**read, "labels": labels, "sources": named, "layers": layers}
+    return ExpertsResult(
+        tokens=int(lengths_R.sum()),
+        rows_read=len(tokens_RN),
+        labels=None if labels_R is None else sorted(set(labels_R)),
+        sources={sources.names[number]: count for number, count in enumerate(counts) if count} if sources else None,
+        layers=layers,
+    )
 
 
-def dealt_documents(sources: Sources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
-    """`DEALS` times a group for every token, (T,): the documents that are read, in a random order, cut into groups of
-    about as many tokens as the sources have. A document goes where its middle token falls."""
+def dealt_documents(sources: TokenSources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
+    """`DEALS` times a group for every token, (T,). The documents that are read, in random order, are cut into groups of
+    about as many tokens as the sources have; a document belongs to the group of its middle token."""
     inside_RN = np.arange(sources.document_RN.shape[1]) < lengths_R[:, None]
     read, document_T = np.unique(sources.document_RN[inside_RN], return_inverse=True)
     tokens_D, rng, dealt = np.bincount(document_T), np.random.default_rng([seed, 1]), []
@@ -120,7 +182,7 @@ def dealt_documents(sources: Sources, lengths_R: Int64, seed: int = 0) -> list[I
 
 
 def mutual_information(a_T: Int64, b_T: Int64) -> float:
-    """Bits that two properties of the same things, numbers from 0, share: sum of p(a, b) log2 p(a, b) / (p(a) p(b))."""
+    """Bits that two properties of the same items, numbers from 0, share: sum of p(a, b) log2 p(a, b) / (p(a) p(b))."""
     table = np.zeros((int(a_T.max()) + 1, int(b_T.max()) + 1))
     np.add.at(table, (a_T, b_T), 1 / len(a_T))
     independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
@@ -133,9 +195,9 @@ def properties_of(
     lengths_R: Int64,
     kind: TokenKind,
     labels_R: Sequence[str] | None = None,
-    sources: Sources | None = None,
+    sources: TokenSources | None = None,
 ) -> dict[str, Int64]:
-    """What is known of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
+    """Properties of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
     itself, the one `before` it, its `class` (`TokenKind.classes`, where tokens have one), its `place` in the row,
     the label of its `document` where rows have one, and the `source` of its document where there are several."""
     inside_RN = np.arange(tokens_RN.shape[1]) < lengths_R[:, None]
@@ -143,27 +205,27 @@ def properties_of(
     # A row begins where nothing is before it: a value of its own.
     before_RN = np.concatenate([np.full((len(token_RN), 1), kind.size), token_RN[:, :-1]], axis=1)
     place_RN = np.broadcast_to(np.arange(tokens_RN.shape[1]) * PLACES // tokens_RN.shape[1], tokens_RN.shape)
-    found = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
+    properties = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
     names = kind.classes
     if names is not None:
         number = {name: n for n, name in enumerate(sorted(set(names)))}
-        found["class"] = np.array([number[name] for name in names])[found["token"]]
+        properties["class"] = np.array([number[name] for name in names])[properties["token"]]
     if labels_R is not None:
         number = {name: n for n, name in enumerate(sorted(set(labels_R)))}
         document_R = np.array([number[label] for label in labels_R])
-        found["document"] = np.broadcast_to(document_R[:, None], tokens_RN.shape)[inside_RN]
+        properties["document"] = np.broadcast_to(document_R[:, None], tokens_RN.shape)[inside_RN]
     if sources is not None:
         source_T = sources.source_D[sources.document_RN[inside_RN]].astype(np.int64)
         if len(np.unique(source_T)) > 1:
-            found["source"] = source_T
-    return found
+            properties["source"] = source_T
+    return properties
 
 
 @torch.no_grad()
 def _read(
     model: GlassForCausalLM, mixtures: Mapping[int, MoE], tokens_RN: Any, lengths_R: Int64, micro_rows: int
 ) -> tuple[dict[int, list[Int64]], dict[int, float]]:
-    """Of each layer the chosen experts of all tokens, (T, K) in parts, and how many units were above 0."""
+    """For each layer the chosen experts of all tokens, (T, K) in parts, and how many units were above 0."""
     chosen: dict[int, list[Int64]] = {i: [] for i in mixtures}
     active = dict.fromkeys(mixtures, 0.0)
     device = next(model.parameters()).device
@@ -172,9 +234,9 @@ def _read(
         part = slice(start, start + micro_rows)
         tokens = torch.from_numpy(tokens_RN[part].astype(np.int64)).to(device)
         inside = torch.from_numpy(np.arange(tokens_RN.shape[1]) < lengths_R[part, None]).to(device)
-        found = activations(model, list(places.values()), tokens)
+        read = activations(model, list(places.values()), tokens)
         for i, layer in mixtures.items():
-            x_TD: Tensor = found[places[i]].x[inside]
+            x_TD: Tensor = read[places[i]].x[inside]
             chosen[i].append(choose(layer.scores(x_TD), layer.experts_per_token)[1].cpu().numpy())
             active[i] += float((layer.features(x_TD).values > 0).sum())
     return chosen, active
@@ -182,18 +244,18 @@ def _read(
 
 def _information(
     experts_TK: Int64, value_T: Int64, shuffled_T: Int64, experts: int, entropy: float
-) -> dict[str, float]:
+) -> PropertyInformation:
     choices = experts_TK.ravel()
     assert int(choices.max()) < experts
-    each = experts_TK.shape[1]
-    bits, chance = (mutual_information(choices, np.repeat(values, each)) for values in (value_T, shuffled_T))
-    return {"bits": bits, "shuffled": chance, "share": (bits - chance) / entropy if entropy else 0.0}
+    per_token = experts_TK.shape[1]
+    bits, chance = (mutual_information(choices, np.repeat(values, per_token)) for values in (value_T, shuffled_T))
+    return PropertyInformation(bits, chance, (bits - chance) / entropy if entropy else 0.0)
 
 
 def _favourites(
     experts_TK: Int64, token_T: Int64, load_E: npt.NDArray[np.float64], kind: TokenKind, most: int = 8
 ) -> list[list[list[Any]]]:
-    """Of each expert [token, times as often as chance] of those it is sent most beyond its load."""
+    """For each expert [token, times as often as chance] of the tokens that it gets most beyond its load."""
     table_VE = np.zeros((kind.size, len(load_E)))
     np.add.at(table_VE, (np.repeat(token_T, experts_TK.shape[1]), experts_TK.ravel()), 1)
     read_V = table_VE.sum(1) / experts_TK.shape[1]

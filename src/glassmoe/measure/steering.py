@@ -1,15 +1,15 @@
-"""What becomes of a model's writing when some of its features are changed at every token.
+"""How a model's continuations change when some of its features are edited at every token.
 
-Of text: `shift`, the mean over positions of KL(model || changed model) in nats, and `perplexity`, that of what was
-written under the model as it is, so that broken text is told from text about something else. Of chess: the share of
-first moves that are legal, and the total variation distance (half the sum of the differences) between the moves that
-are written without and with the change.
+`shift` is the mean over positions of KL(model || edited model), in nats. Of text, the perplexity of the continuations
+under the model as it is tells broken text from text about something else. Where a domain has rules (the moves of a
+game), the first step of each continuation is judged by them: the share that is allowed, and the total variation
+distance (half the sum of the differences) between the steps without and with the edit.
 
-The protocol of the Mixture of Decoders paper (Oldfield et al. 2025) is `specialisation`: add an amount to one feature,
-write several texts, and ask how much they are about one thing and how fluent they are. The paper asks two language
-models. Offline, and said so wherever it is shown: `agreement` is the mean cosine between the texts of a feature, each
-the mean over what was written of what leaves the model's last block, less the mean of texts without a change; `fluency`
-is the geometric mean probability of the written tokens under the model as it is.
+`specialisation` is the protocol of the Mixture of Decoders paper (Oldfield et al. 2025): add an amount to one feature,
+write several texts, and measure how much they are about one thing and how fluent they are. The paper asks two language
+models. Here the judges are offline: `agreement` is the mean cosine between the texts of a feature, where a text is the
+mean over its new tokens of the last block's output, less the mean of texts without an edit; `fluency` is the geometric
+mean probability of the new tokens under the model as it is.
 
 Legend: B texts, N tokens, V vocabulary, D width.
 """
@@ -20,7 +20,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,46 +34,134 @@ from glassmoe.inspect.edit import Edit, spliced
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, replaced
+from glassmoe.results import Result, omitted, stored_as
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""
 
 
+@dataclass(frozen=True)
+class Continuations(Result):
+    """What a model wrote after the prompt."""
+
+    texts: list[str]
+    """The texts, prompt included."""
+    perplexity: float | None = omitted()
+    """Of text: per new token, under the model as it is."""
+    allowed: float | None = stored_as("legal", omit_none=True)
+    """Where the domain has rules: share of the first steps that they allow."""
+    steps: dict[str, float] | None = stored_as("moves", omit_none=True)
+    """First step after the prompt -> share of the texts that take it, the most frequent first."""
+
+    def summary(self) -> str:
+        """The numbers, in brackets."""
+        if self.steps is not None:
+            steps = ", ".join(f"{step or '(none)'} {share:.0%}" for step, share in list(self.steps.items())[:5])
+            return f"({self.allowed:.0%} of first moves legal: {steps})"
+        return "" if self.perplexity is None else f"(perplexity {self.perplexity:.1f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringResult(Result):
+    """What a model writes with its features as they are and with some of them edited."""
+
+    reader: str | None = omitted()
+    """Name of the layer or coder whose features were edited."""
+    edit: str
+    """The edit, such as `add 7 2`."""
+    prompt: str
+    before: Continuations
+    """Without the edit."""
+    after: Continuations
+    """With the edit."""
+    shift: float
+    """Mean KL divergence of the next token's distribution from the unedited one, in nats per token, on the texts of
+    `before`."""
+    raised: list[list[Any]]
+    """[token, difference of probability] after the prompt, of the tokens that the edit makes likelier, most first."""
+    lowered: list[list[Any]]
+    """The same of the tokens that it makes less likely."""
+    distance: float | None = omitted()
+    """Where the domain has rules: total variation distance between the first steps of `before` and `after`, 0 to 1."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"when": when, "text": text}
+            for when, written in (("before", self.before), ("after", self.after))
+            for text in written.texts
+        ]
+
+    def table(self) -> str:
+        lines = [f"{self.reader}: {self.edit}" if self.reader else self.edit, f"shift {self.shift:.4f} nats a token"]
+        for when, written in (("before", self.before), ("after", self.after)):
+            lines += ["", f"{when} {written.summary()}", *(f"  {text!r}" for text in written.texts)]
+        for word, tokens in (("raised", self.raised), ("lowered", self.lowered)):
+            lines += ["", f"{word}: " + ", ".join(f"{token!r} {change:+.3f}" for token, change in tokens)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class RaisedTexts(Result):
+    """Texts with one feature raised, judged offline."""
+
+    feature: int | None
+    """None for texts without an edit."""
+    agreement: float | None
+    """Mean cosine between the texts; None where fewer than two have tokens of their own."""
+    fluency: float | None
+    """Geometric mean probability of the new tokens under the model as it is; None without new tokens."""
+    texts: list[str]
+    """The texts without the prompt."""
+
+
 def steered(
     subject: Subject, layer: FeedForward, place: Place, edit: Edit, prompt: str | None, sampling: Sampling
-) -> dict[str, Any]:
-    """What a model writes with its features as they are (`before`) and with the edit (`after`), as plain values.
-
-    Both are written with the features in their place, so that the two differ by the edit alone. Each has `texts`;
-    of text `perplexity`, of chess `legal` (share) and `moves` (move -> share). Beside them `edit`, `prompt`, `shift`,
-    `raised` and `lowered`, tokens after the prompt with the difference of their probability, and of chess `distance`.
-    ValueError for a prompt that cannot be read.
-    """
+) -> SteeringResult:
+    """What a model writes without and with an edit of a layer's or coder's features. Both are written with the features
+    in place, so that they differ by the edit alone. `prompt`: by default the beginning of a sequence. ValueError for a
+    prompt that cannot be read."""
     kind = subject.kind()
     prompt = kind.prompt if prompt is None else prompt
-    rows: dict[str, list[Tokens]] = {}
-    found: dict[str, Any] = {"edit": str(edit), "prompt": prompt}
-    given = 0
-    for when, change in (("before", None), ("after", edit)):
+    written: list[list[Tokens]] = []
+    read = 0
+    for change in (None, edit):
         with spliced(subject.model, layer, place, change):
-            rows[when], given = sampled(subject.model, prompt, kind, sampling)
-        found[when] = {"texts": [kind.decode(row) for row in rows[when]]}
+            rows, read = sampled(subject.model, prompt, kind, sampling)
+        written.append(rows)
     with torch.no_grad():
-        found |= _shift(subject, layer, place, edit, rows["before"], given, kind)
+        shift = _shift(subject, layer, place, edit, written[0], read, kind)
     first_steps = domain(kind.domain).first_steps
-    if first_steps is None:
-        for when, written in rows.items():
-            losses = [loss for row in written for loss in _losses(subject.model, row, given)]
-            found[when]["perplexity"] = math.exp(float(np.mean(losses))) if losses else None
-        return found
-    shares = {}
-    for when in rows:
-        moves, legal = first_steps(kind, prompt, found[when]["texts"])
-        shares[when] = {move: count / len(moves) for move, count in Counter(moves).most_common()}
-        found[when] |= {"legal": legal, "moves": shares[when]}
-    every = {*shares["before"], *shares["after"]}
-    found["distance"] = sum(abs(shares["before"].get(m, 0) - shares["after"].get(m, 0)) for m in every) / 2
-    return found
+    before, after = (
+        Continuations(texts, _perplexity(subject, rows, read))
+        if first_steps is None
+        else _by_rules(texts, *first_steps(kind, prompt, texts))
+        for rows, texts in ((rows, [kind.decode(row) for row in rows]) for rows in written)
+    )
+    distance = None
+    if before.steps is not None and after.steps is not None:
+        steps = {*before.steps, *after.steps}
+        distance = sum(abs(before.steps.get(step, 0) - after.steps.get(step, 0)) for step in steps) / 2
+    return SteeringResult(
+        edit=str(edit), prompt=prompt, before=before, after=after, **shift._asdict(), distance=distance
+    )
+
+
+def _by_rules(texts: list[str], steps: Sequence[str], allowed: float) -> Continuations:
+    shares = {step: count / len(steps) for step, count in Counter(steps).most_common()}
+    return Continuations(texts, allowed=allowed, steps=shares)
+
+
+def _perplexity(subject: Subject, rows: Sequence[Tokens], read: int) -> float | None:
+    losses = [loss for row in rows for loss in _losses(subject.model, row, read)]
+    return math.exp(float(np.mean(losses))) if losses else None
+
+
+class Shift(NamedTuple):
+    """How far an edit moves the distribution of the next token; fields as in `SteeringResult`."""
+
+    shift: float
+    raised: list[list[Any]]
+    lowered: list[list[Any]]
 
 
 def _shift(
@@ -81,34 +170,34 @@ def _shift(
     place: Place,
     edit: Edit,
     rows: Sequence[Tokens],
-    given: int,
+    read: int,
     kind: TokenKind,
-) -> dict[str, Any]:
-    """How far the edit moves the distribution of the next token, on the texts without it."""
+) -> Shift:
+    """The shift on texts whose first `read` tokens are the prompt."""
     total, positions = 0.0, 0
     first: tuple[Tensor, Tensor] | None = None
     for row in rows:
-        log_NV = [_log_probabilities(subject.model, row, layer, place, each) for each in (None, edit)]
-        at = slice(given - 1, None)
-        total += float(F.kl_div(log_NV[1][at], log_NV[0][at], reduction="sum", log_target=True))
-        positions += len(log_NV[0][at])
+        own_NV, edited_NV = (_log_probabilities(subject.model, row, layer, place, change) for change in (None, edit))
+        at = slice(read - 1, None)
+        total += float(F.kl_div(edited_NV[at], own_NV[at], reduction="sum", log_target=True))
+        positions += len(own_NV[at])
         if first is None:
-            first = log_NV[0][given - 1].exp(), log_NV[1][given - 1].exp()
+            first = own_NV[read - 1].exp(), edited_NV[read - 1].exp()
     assert first is not None
     # Some models have more rows in their embedding than there are tokens.
     change_V = (first[1] - first[0])[: kind.size]
     order = change_V.argsort(descending=True).tolist()
-    return {
-        "shift": total / positions,
-        "raised": [[kind.vocabulary[i], float(change_V[i])] for i in order[:SHOWN] if change_V[i] > 0],
-        "lowered": [[kind.vocabulary[i], float(change_V[i])] for i in order[::-1][:SHOWN] if change_V[i] < 0],
-    }
+    return Shift(
+        shift=total / positions,
+        raised=[[kind.vocabulary[i], float(change_V[i])] for i in order[:SHOWN] if change_V[i] > 0],
+        lowered=[[kind.vocabulary[i], float(change_V[i])] for i in order[::-1][:SHOWN] if change_V[i] < 0],
+    )
 
 
 def _log_probabilities(
     model: Any, row: Tokens, layer: FeedForward | None = None, place: Place | None = None, edit: Edit | None = None
 ) -> Tensor:
-    """(N, V) float32 of one text: of the model as it is, or with a layer's features in place."""
+    """(N, V) float32 of one text, under the model as it is or with a layer's features in place."""
     ids_1N = torch.from_numpy(row.astype(np.int64)).unsqueeze(0).to(next(model.parameters()).device)
     inside = nullcontext() if layer is None or place is None else spliced(model, layer, place, edit)
     with inside:
@@ -117,10 +206,10 @@ def _log_probabilities(
 
 
 @torch.no_grad()
-def _losses(model: Any, row: Tokens, given: int) -> list[float]:
-    """Nats of each token of a text after the first `given`, under the model as it is."""
+def _losses(model: Any, row: Tokens, read: int) -> list[float]:
+    """Nats of each token of a text after the first `read`, under the model as it is."""
     log_NV = _log_probabilities(model, row)
-    return [-float(log_NV[i - 1, int(row[i])]) for i in range(given, len(row))]
+    return [-float(log_NV[i - 1, int(row[i])]) for i in range(read, len(row))]
 
 
 @torch.no_grad()
@@ -132,35 +221,34 @@ def specialisation(
     amount: float,
     prompt: str,
     sampling: Sampling,
-) -> list[dict[str, Any]]:
-    """For each feature, with `amount` added to it at every token: {"feature", "agreement", "fluency", "texts"}, by the
-    offline judges above; agreement is None where fewer than two texts have words of their own. The first entry has
-    feature None: texts without a change."""
+) -> list[RaisedTexts]:
+    """Texts with `amount` added to each of `features` in turn, at every token. The first entry has texts without an
+    edit."""
     kind = subject.kind()
-    found: list[dict[str, Any]] = []
+    results: list[RaisedTexts] = []
     middle_D: Tensor | None = None
     for feature in (None, *features):
         edit = None if feature is None else Edit("add", (feature,), amount)
         with spliced(subject.model, layer, place, edit):
-            rows, given = sampled(subject.model, prompt, kind, sampling)
+            rows, read = sampled(subject.model, prompt, kind, sampling)
         states, log_sum, count = [], 0.0, 0
         for row in rows:
-            if len(row) > given:
-                state_D, losses = _read(subject, row, given)
+            if len(row) > read:
+                state_D, losses = _states(subject, row, read)
                 states.append(state_D)
                 log_sum, count = log_sum - sum(losses), count + len(losses)
         if feature is None:
             middle_D = torch.stack(states).mean(0) if states else torch.zeros(subject.width)
         assert middle_D is not None
-        found.append(
-            {
-                "feature": feature,
-                "agreement": agreement(torch.stack(states) - middle_D) if len(states) > 1 else None,
-                "fluency": math.exp(log_sum / count) if count else None,
-                "texts": [kind.decode(row[given:]) for row in rows],
-            }
+        results.append(
+            RaisedTexts(
+                feature=feature,
+                agreement=agreement(torch.stack(states) - middle_D) if len(states) > 1 else None,
+                fluency=math.exp(log_sum / count) if count else None,
+                texts=[kind.decode(row[read:]) for row in rows],
+            )
         )
-    return found
+    return results
 
 
 def agreement(states_BD: Tensor) -> float:
@@ -170,14 +258,14 @@ def agreement(states_BD: Tensor) -> float:
     return float(((unit_BD.sum(0) ** 2).sum() - texts) / (texts * (texts - 1)))
 
 
-def _read(subject: Subject, row: Tokens, given: int) -> tuple[Tensor, list[float]]:
-    """The mean of what leaves the last block after the prompt, (D,) on the CPU, and the nats of the tokens there."""
+def _states(subject: Subject, row: Tokens, read: int) -> tuple[Tensor, list[float]]:
+    """The mean over new tokens of the last block's output, (D,) on the CPU, and the nats of these tokens."""
     caught: list[Tensor] = []
 
-    def keep(_: Tensor, made: Tensor) -> Tensor:
-        caught.append(made.float())
-        return made
+    def catch(_: Tensor, y: Tensor) -> Tensor:
+        caught.append(y.float())
+        return y
 
-    with replaced(subject.model, subject.place(subject.layers - 1, "stream"), keep):
-        losses = _losses(subject.model, row, given)
-    return caught[0].reshape(-1, subject.width)[given:].mean(0).cpu(), losses
+    with replaced(subject.model, subject.place(subject.layers - 1, "stream"), catch):
+        losses = _losses(subject.model, row, read)
+    return caught[0].reshape(-1, subject.width)[read:].mean(0).cpu(), losses

@@ -1,4 +1,5 @@
-"""Perplexity of any causal model on any text, every token predicted once.
+"""Perplexity of any causal model on any text: every token is predicted once, with the model as it is or with each coder
+of a fit in place of what it rebuilds.
 
 A document is read as its start token and its tokens, in windows that never span two documents. Without a stride windows
 do not overlap: each predicts as many tokens as it reads, the first of them from one token alone. With a stride of S, a
@@ -6,8 +7,8 @@ window after the first predicts its last S tokens and reads those before them ag
 reaches back as far as it may. The start of a document is read and never predicted. (This is the rolling likelihood of
 lm-evaluation-harness with a context of window - stride + 1.)
 
-LAMBADA is measured two ways, of which papers rarely say the one they mean: the whole passage, token by token, and its
-last word given what stands before it, one word a passage, its tokens together.
+Papers rarely say how they measure LAMBADA, so two measures are given: the whole passage, token by token, and its last
+word given the words before it. The second counts one word a passage, all of its tokens together.
 
 Legend: B rows, S positions, V vocabulary.
 """
@@ -15,8 +16,11 @@ Legend: B rows, S positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +28,172 @@ import torch
 import torch.nn.functional as F
 
 from glassmoe.data.tokens import TokenKind, Tokens
+from glassmoe.inspect.edit import spliced
+from glassmoe.inspect.readers import Reader
+from glassmoe.model.subject import Subject
+from glassmoe.results import Result, omitted
 from glassmoe.text.evaluation import EvaluationText
 
+from .saved import save_measure
+
 LOGITS = 1 << 23
-"""Logits of one pass, at most, unless a single window has more: 32 MiB in float32."""
+"""Logits of one forward pass, at most, unless a single window has more: 32 MiB in float32."""
+UNBOUNDED = 1024
+"""Tokens of a window where a model does not say how many it can read."""
 
 Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LastWords(Result):
+    """The last words of passages, each predicted from the words before it."""
+
+    perplexity: float | None
+    """Per word; None without words, or above 1e300."""
+    accuracy: float | None
+    """Share of words all of whose tokens are the likeliest; None without words."""
+    words: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPerplexity(Result):
+    """The loss of one model on one text."""
+
+    what: str | None = omitted()
+    """`model`, or the name of the coder that was in place of what it rebuilds."""
+    on: str | None = omitted()
+    """Name of the text."""
+    loss: float
+    """Mean cross-entropy, in nats per token."""
+    loss_standard_error: float | None
+    """Standard error of `loss` over windows; None for a single window."""
+    perplexity: float
+    """exp(`loss`), per token."""
+    word_perplexity: float | None
+    """exp(nats / `words`); None above 1e300."""
+    bits_per_byte: float
+    tokens: int
+    """Tokens that were predicted."""
+    words: int
+    """Words of the texts, separated by white space."""
+    bytes: int
+    """Bytes of the texts in UTF-8."""
+    windows: int
+    window: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens that each further window of a document predicts."""
+    documents: int
+    skipped: dict[str, int]
+    """Reason -> documents that were left out."""
+    not_utf8: int
+    """Documents that were not all UTF-8."""
+    source: str
+    """Where the text was read from."""
+    sha256: str
+    """Of the text."""
+    about: str
+    """What was done to the text."""
+    last_word: LastWords | None = omitted()
+    """Of passages: their last words."""
+
+    def note(self) -> str:
+        """What was read, as a line."""
+        skipped = "".join(f"; {count:,} left out ({reason})" for reason, count in self.skipped.items())
+        repaired = f"; {self.not_utf8:,} were not all UTF-8" if self.not_utf8 else ""
+        stride = "non-overlapping" if self.stride == self.window else f"stride {self.stride:,}"
+        return (
+            f"{self.on}: {self.source}, sha256 {self.sha256[:16]}, {self.about}; {self.documents:,} documents, "
+            f"{self.words:,} words, {self.bytes:,} bytes, {self.windows:,} windows of {self.window:,} tokens, "
+            f"{stride}{skipped}{repaired}"
+        )
+
+
+@dataclass(frozen=True)
+class TextPerplexityResult(Result):
+    """The losses of a model, and of the model with each coder in place, on each text."""
+
+    FORMATS: ClassVar = {
+        "loss (nats)": ".4f", "+-": ".4f", "perplexity": ".2f", "per word": ".2f", "tokens": ",", "accuracy": ".1%",
+    }  # fmt: skip
+
+    texts: list[TextPerplexity]
+    """One entry for each model and text."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        several = len({text.what for text in self.texts}) > 1
+        passages = any(text.last_word for text in self.texts)
+        rows = []
+        for text in self.texts:
+            head = {"what": text.what} if several else {}
+            row = {
+                **head,
+                "on": f"{text.on}, whole passage" if text.last_word else text.on,
+                "loss (nats)": text.loss,
+                "+-": text.loss_standard_error,
+                "perplexity": text.perplexity,
+                "per word": text.word_perplexity,
+                "bits per byte": text.bits_per_byte,
+                "tokens": text.tokens,
+                **({"accuracy": None} if passages else {}),
+            }
+            rows.append(row)
+            if (last := text.last_word) is not None:
+                on = f"{text.on}, last word"
+                rows.append({**head, "on": on, "per word": last.perplexity, "accuracy": last.accuracy})
+        return rows
+
+    def notes(self) -> list[str]:
+        return list({text.on: text.note() for text in self.texts}.values())
+
+
+def evaluate_texts(
+    subject: Subject,
+    readers: Mapping[str, Reader],
+    texts: Sequence[EvaluationText],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    base: bool = True,
+) -> TextPerplexityResult:
+    """`text_perplexity` of a model on each text, then of the model with each of its coders in place.
+
+    `readers`: of these the coders are used. `window`: tokens that are read at once; by default as many as the run was
+    trained on, or the model's whole context. `base`: where there are coders, also measure the model without them. Saves
+    the measure `ppl-TEXT` of the run or of each coder. ValueError for a window beyond the context and for a model that
+    does not read text.
+    """
+    kind = subject.kind()
+    if kind.tokenizer is None:
+        raise ValueError(
+            f"{subject.name} reads games as {kind.name}, not text; measure its loss with eval ppl without --on"
+        )
+    window = _window(subject, window)
+    coders = {name: reader for name, reader in readers.items() if reader.folder is not None}
+    own = Path(subject.name) if not coders and subject.config is not None else None
+    forms: list[tuple[str, Path | None, Any]] = [("model", own, nullcontext)] if base or not coders else []
+    for name, reader in coders.items():
+        forms.append((name, reader.folder, lambda r=reader: spliced(subject.model, r.layer, r.place)))
+    results = []
+    for what, folder, in_place in forms:
+        for text in texts:
+            with in_place():
+                result = text_perplexity(subject.model, kind, text, window, stride)
+            if folder is not None:
+                save_measure(folder, f"ppl-{text.name}", result, text.sha256)
+            results.append(replace(result, what=what, on=text.name))
+    return TextPerplexityResult(results)
+
+
+def _window(subject: Subject, window: int | None) -> int:
+    if window is not None:
+        if window > subject.context:
+            raise ValueError(f"--window {window} is more than the context of {subject.name}, {subject.context} tokens")
+        return window
+    if subject.config is not None:
+        # A run's context is one position more than its training fed in.
+        return min(subject.context, int(subject.config.data.rows.split(":")[1]) - 1)
+    return subject.context if subject.context < 1 << 30 else UNBOUNDED
 
 
 class Window(NamedTuple):
@@ -45,21 +209,22 @@ def windows(targets: int, window: int, stride: int | None = None) -> list[Window
     stride = window if stride is None else stride
     if window < 1 or not 1 <= stride <= window:
         raise ValueError(f"a stride of {stride} does not fit windows of {window} tokens; give 1 to {window}")
-    found: list[Window] = []
+    cuts: list[Window] = []
     done = 0
     while done < targets:
-        new = min(stride if found else window, targets - done)
+        new = min(stride if cuts else window, targets - done)
         done += new
-        found.append(Window(max(0, done - window), done, new))
-    return found
+        cuts.append(Window(max(0, done - window), done, new))
+    return cuts
 
 
 class Scores(NamedTuple):
-    """Of each document, in the order of its tokens: nats of each, and, where it was asked for, whether it was the
-    likeliest."""
+    """The losses of documents, token by token."""
 
     nats: list[Float32]
+    """For each document the nats of each token."""
     hits: list[npt.NDArray[np.bool_]]
+    """For each document whether each token was the likeliest; empty unless requested."""
     windows: list[tuple[float, int]]
     """Nats and predicted tokens of every window."""
 
@@ -70,10 +235,10 @@ def score(
 ) -> Scores:
     """Cross-entropy of every token of `rows` (token ids, a start token first) but the first, by windows."""
     device = next(model.parameters()).device
-    cut = [(row, each) for row, ids in enumerate(rows) for each in windows(len(ids) - 1, window, stride)]
+    cut = [(row, part) for row, ids in enumerate(rows) for part in windows(len(ids) - 1, window, stride)]
     cut.sort(key=lambda pair: pair[1].begin - pair[1].end)
     nats = [np.zeros(max(len(ids) - 1, 0), np.float32) for ids in rows]
-    hits = [np.zeros_like(each, np.bool_) for each in nats] if likeliest else []
+    hits = [np.zeros_like(nats_N, np.bool_) for nats_N in nats] if likeliest else []
     of_windows: list[tuple[float, int]] = []
     was_training = model.training
     model.eval()
@@ -105,16 +270,10 @@ def score(
 
 def text_perplexity(
     model: Any, kind: TokenKind, text: EvaluationText, window: int, stride: int | None = None
-) -> dict[str, Any]:
-    """The loss of a model on a text in windows of `window` tokens; `kind`: what its tokens are.
-
-    Returns `loss` (nats a token), its standard error over windows, `perplexity` (a token), `word_perplexity`
-    (exp(nats / words), words being what white space parts; None where it is above 1e300), `bits_per_byte`, and what was
-    read: `tokens`, `words`, `bytes` (UTF-8), `windows`, `documents`, `skipped`, `not_utf8`, `source`, `sha256`,
-    `about`, `window`, `stride`. Of passages also `last_word`: `perplexity` (a word), `accuracy` (all of its tokens the
-    likeliest), `words`. ValueError for text that is no token, or ids beyond the model's vocabulary.
-    """
-    rows = [kind.encode(each) for each in text.texts]
+) -> TextPerplexity:
+    """The loss of a model on a text in windows of `window` tokens; `kind`: what its tokens are. ValueError for text
+    without a token to predict, and for ids beyond the model's vocabulary."""
+    rows = [kind.encode(document) for document in text.texts]
     highest = max(int(row.max()) for row in rows)
     if highest >= model.config.vocab_size:
         raise ValueError(
@@ -124,48 +283,48 @@ def text_perplexity(
     tokens = sum(len(row) - 1 for row in rows)
     if not tokens:
         raise ValueError(f"{text.name} ({text.source}) has no token to predict; give another text")
-    found = score(model, rows, window, stride, likeliest=text.passages)
-    nats_W, tokens_W = (np.array(each, np.float64) for each in zip(*found.windows, strict=True))
+    scores = score(model, rows, window, stride, likeliest=text.passages)
+    nats_W, tokens_W = (np.array(values, np.float64) for values in zip(*scores.windows, strict=True))
     nats = float(nats_W.sum())
     loss = nats / tokens
-    words = sum(len(each.split()) for each in text.texts)
-    size = sum(len(each.encode("utf-8", "surrogatepass")) for each in text.texts)
+    words = sum(len(document.split()) for document in text.texts)
+    size = sum(len(document.encode("utf-8", "surrogatepass")) for document in text.texts)
     spread = math.sqrt(float(((nats_W - loss * tokens_W) ** 2).sum())) / tokens
-    return {
-        "loss": loss,
-        "loss_standard_error": spread if len(nats_W) > 1 else None,
-        "perplexity": math.exp(loss),
-        "word_perplexity": _exp(nats, words),
-        "bits_per_byte": nats / math.log(2) / size,
-        "tokens": tokens,
-        "words": words,
-        "bytes": size,
-        "windows": len(nats_W),
-        "window": window,
-        "stride": window if stride is None else stride,
-        "documents": len(rows),
-        "skipped": text.skipped,
-        "not_utf8": text.not_utf8,
-        "source": text.source,
-        "sha256": text.sha256,
-        "about": text.about,
-        **({"last_word": _last_words(kind, text.texts, rows, found)} if text.passages else {}),
-    }
+    return TextPerplexity(
+        loss=loss,
+        loss_standard_error=spread if len(nats_W) > 1 else None,
+        perplexity=math.exp(loss),
+        word_perplexity=_exp(nats, words),
+        bits_per_byte=nats / math.log(2) / size,
+        tokens=tokens,
+        words=words,
+        bytes=size,
+        windows=len(nats_W),
+        window=window,
+        stride=window if stride is None else stride,
+        documents=len(rows),
+        skipped=text.skipped,
+        not_utf8=text.not_utf8,
+        source=text.source,
+        sha256=text.sha256,
+        about=text.about,
+        last_word=_last_words(kind, text.texts, rows, scores) if text.passages else None,
+    )
 
 
-def _last_words(kind: TokenKind, texts: Sequence[str], rows: Sequence[Tokens], found: Scores) -> dict[str, Any]:
+def _last_words(kind: TokenKind, texts: Sequence[str], rows: Sequence[Tokens], scores: Scores) -> LastWords:
     nats, right = [], []
-    for text, row, nats_N, hits_N in zip(texts, rows, found.nats, found.hits, strict=True):
+    for text, row, nats_N, hits_N in zip(texts, rows, scores.nats, scores.hits, strict=True):
         before, space, _ = text.rstrip().rpartition(" ")
         if not space or not before.strip():
             continue  # a passage of one word has nothing before it
-        # Tokens of the passage beyond those of its beginning; where a token lies across the two, it is the word's.
+        # Tokens of the passage beyond those of its beginning; a token that lies across the two counts to the word.
         first = min(len(kind.encode(before)), len(row) - 1) - 1
         nats.append(float(nats_N[first:].sum(dtype=np.float64)))
         right.append(bool(hits_N[first:].all()))
     if not nats:
-        return {"perplexity": None, "accuracy": None, "words": 0}
-    return {"perplexity": _exp(sum(nats), len(nats)), "accuracy": sum(right) / len(right), "words": len(nats)}
+        return LastWords(None, None, 0)
+    return LastWords(_exp(sum(nats), len(nats)), sum(right) / len(right), len(nats))
 
 
 def _exp(nats: float, count: int) -> float | None:

@@ -117,7 +117,7 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
     facts: dict[str, set[Any]] = {
         "The runs were trained on different data.": {record.environment.data_sha256 for record in records},
         "The boards were measured on different games.": {
-            (record.boards["data_sha256"], record.boards["values"]["games"], record.boards["values"]["tested_on"])
+            (record.boards.data_sha256, record.boards.values["games"], record.boards.values["tested_on"])
             for record in records
             if record.boards is not None
         },
@@ -148,7 +148,7 @@ def _sweep(records: Sequence[RunRecord]) -> list[Markup]:
     for key, label in (("reconstruction", "board reconstruction"), ("held_out_coverage", "held-out coverage")):
         lines = []
         for colour, record in measured:
-            layers = (record.boards or {})["values"]["layers"]
+            layers = record.boards.values["layers"] if record.boards else []
             lines.append(Line(record.name, [(layer["layer"], layer[key]) for layer in layers], colour))
             random = [(layer["layer"], layer["random"][key]) for layer in layers if "random" in layer]
             if random:
@@ -186,7 +186,7 @@ def _inside(record: RunRecord) -> list[tuple[str, Markup]]:
 
 
 def _feature_cards(record: RunRecord) -> list[FeatureCard]:
-    features = [] if record.boards is None else record.boards["values"].get("features", [])
+    features = [] if record.boards is None else record.boards.values.get("features", [])
     return [_feature_card(feature) for feature in features]
 
 

@@ -11,7 +11,7 @@ from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT
-from glassmoe.measure.saved import read_measure
+from glassmoe.measure.saved import SavedMeasure, read_measure
 from glassmoe.training.records import Environment, read_environment
 from glassmoe.training.tracking import MetricsLine, read_metrics
 
@@ -30,9 +30,9 @@ class RunRecord:
     """How the run was made."""
     lines: list[MetricsLine]
     """Lines of metrics.jsonl."""
-    boards: dict[str, Any] | None
+    boards: SavedMeasure | None
     """The measure `boards`; None before it was measured."""
-    ppl: dict[str, Any] | None
+    ppl: SavedMeasure | None
     """The measure `ppl`; None before it was measured."""
 
     @property
@@ -61,7 +61,7 @@ class RunRecord:
         """Validation loss, in nats per token: of the measure `ppl`, or else the last of training."""
         losses = [line.valid_loss for line in self.lines if line.valid_loss is not None]
         if self.ppl is not None:
-            return float(self.ppl["values"]["loss"])
+            return float(self.ppl.values["loss"])
         return losses[-1] if losses else None
 
     @property
@@ -69,14 +69,14 @@ class RunRecord:
         """The layer with the highest reconstruction."""
         if self.boards is None:
             return None
-        values = self.boards["values"]
+        values = self.boards.values
         best: dict[str, Any] = next(layer for layer in values["layers"] if layer["layer"] == values["best_layer"])
         return best
 
     @property
     def is_stale(self) -> bool:
         """Whether the run was trained further after its boards were measured."""
-        return self.boards is not None and self.boards["step"] != self.lines[-1].step
+        return self.boards is not None and self.boards.step != self.lines[-1].step
 
 
 def read_run(run: Path, name: str) -> RunRecord:

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from glassmoe.inspect.store import FeatureStore
-from glassmoe.measure.saved import read_measure
+from glassmoe.measure.saved import saved_values
 from glassmoe.results import Result
 from glassmoe.training.tracking import read_metrics
 
-from .explored import ExploredLayer, part
+from .explored import ExploredLayer
 from .records import Number, Recorder, rounded
 
 FEATURES, TOKENS = 12, 16
@@ -90,7 +90,7 @@ def experts_of(recorder: Recorder) -> list[ExpertRecord]:
 
 def load_of(layer: ExploredLayer) -> list[float] | None:
     """Each expert's share of the tokens' choices, from the routing measure or else from the end of training."""
-    layers = part(read_measure(layer.run, "routing") or {}, "values").get("layers")
+    layers = saved_values(layer.run, "routing").get("layers")
     log = layer.run / "metrics.jsonl"
     if not layers and log.is_file():
         layers = next((line["layers"] for line in reversed(read_metrics(log)) if "layers" in line), None)

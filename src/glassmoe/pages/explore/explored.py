@@ -18,7 +18,7 @@ from glassmoe.explaining.opening import EXPLANATIONS
 from glassmoe.explaining.results import BoardProperty
 from glassmoe.inspect.readers import Reader, open_readers
 from glassmoe.inspect.store import FOLDER, MANIFEST, FeatureStore, open_store
-from glassmoe.measure.saved import read_measure
+from glassmoe.measure.saved import saved_values
 from glassmoe.model.subject import Subject, weights_digest
 from glassmoe.pages.run_record import distinct_runs, names_of
 
@@ -243,7 +243,7 @@ def _tracked(run: Path, reader: Reader) -> dict[int, BoardProperty]:
     """The board properties that `eval boards` found for single features, which it does for the best layer."""
     if reader.folder is not None:
         return {}
-    values = part(read_measure(run, "boards") or {}, "values")
+    values = saved_values(run, "boards")
     tracked: dict[int, BoardProperty] = {}
     if values.get("best_layer") == reader.number:
         for slot in sorted(values.get("tracked", []), key=lambda slot: -slot["f1"]):

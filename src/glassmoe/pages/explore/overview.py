@@ -16,14 +16,14 @@ from markupsafe import Markup
 
 from glassmoe import config as configuration
 from glassmoe.data.tokens import TEXT
-from glassmoe.measure.saved import read_measure
+from glassmoe.measure.saved import saved_values
 from glassmoe.pages.boards import board_position
 from glassmoe.pages.charts import Line, column_bars, line_chart
 from glassmoe.pages.html import decimals
 from glassmoe.training.tracking import read_metrics
 
 from .experts import load_of
-from .explored import ExploredLayer, part
+from .explored import ExploredLayer
 from .records import ExampleRecord, FeatureRecord
 from .results import SiteLayer
 from .words import visible
@@ -127,7 +127,7 @@ def _run(name: str, pages: list[tuple[ExploredLayer, SiteLayer]]) -> RunRows:
     run = pages[0][0].run
     log = run / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []
-    boards = {row["layer"]: row for row in part(read_measure(run, "boards") or {}, "values").get("layers", [])}
+    boards = {row["layer"]: row for row in saved_values(run, "boards").get("layers", [])}
     return RunRows(
         name=name,
         lines=lines,
@@ -146,7 +146,7 @@ def _summary(run: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     except ValueError:  # a fit of coders has fields of its own
         return ""
     losses = [line["valid_loss"] for line in lines if "valid_loss" in line]
-    loss = part(read_measure(run, "ppl") or {}, "values").get("loss", losses[-1] if losses else None)
+    loss = saved_values(run, "ppl").get("loss", losses[-1] if losses else None)
     what = "tokens of text" if config.data.tokens == TEXT else f"{config.data.tokens} of games"
     data = f"trained on {lines[-1]['tokens'] / 1e6:.1f}M {what}"
     ending = "" if loss is None else f"; validation loss {loss:.3f} nats"

@@ -164,7 +164,7 @@ def chess_explained(
         about["synthetic"] = bool(corpus.manifest.get("synthetic"))
         for layer in range(subject.layers) if layers is None else layers:
             say(f"{run}, layer {layer}")
-            measured = explain_boards(subject.model, corpus, layer, games=games)
+            measured = explain_boards(subject.model, corpus, layer, games=games).to_dict()
             row = LayerExplained.from_dict({**about, **measured, "best": _best(measured["features"])})
             explained = replace(explained, entries=[*explained.entries, row])
             saved = explained.save(results, f"chess-explained-{name or names[0]}")

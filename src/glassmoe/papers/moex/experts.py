@@ -18,7 +18,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
 from glassmoe.measure.results_file import ResultsFile, figure, origin
-from glassmoe.measure.specialisation import DEALS, Sources, experts_of
+from glassmoe.measure.specialisation import DEALS, TokenSources, experts_of
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.pages.plots import COLOURS, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
@@ -159,7 +159,7 @@ def experts(
         tokens_RN, lengths_R, known, read = _rows(subject, texts, data, tokens)
         measured = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), **known)
         about = {"name": Path(path).name, "ffn": subject.model.config.ffn, "read": read, "token": subject.kind().one}
-        rows.append(ExpertsRow.from_dict({**about, **measured}))
+        rows.append(ExpertsRow.from_dict({**about, **measured.to_dict()}))
     names = [Path(path).name for path in runs]
     return ExpertsResults(command=f"glassmoe reproduce experts {' '.join(names)}", entries=rows, **origin(device)).save(
         results, f"experts-{name or names[0]}"
@@ -197,7 +197,7 @@ def _rows(
     if sequences.sources is None:
         missing = f" (the text keeps no sources: {AGAIN})" if sequences.kind.name == TEXT else ""
         return tokens, lengths, {}, read + missing
-    sources = Sources(rows.documents(chosen)[:, :width], sequences.sources, sequences.source_names)
+    sources = TokenSources(rows.documents(chosen)[:, :width], sequences.sources, sequences.source_names)
     inside = sources.document_RN[np.arange(width) < lengths[:, None]]
     met = len(np.unique(sequences.sources[inside]))
     return tokens, lengths, {"sources": sources}, f"{read} from {met} {'source' if met == 1 else 'sources'}"

@@ -12,15 +12,20 @@ import numpy as np
 import torch
 
 from glassmoe import config as configuration
+from glassmoe.chess.board_coders import CoderResult, evaluate_coder
 from glassmoe.chess.board_evaluation import evaluate_boards
+from glassmoe.chess.board_results import BoardsResult
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
 from glassmoe.inspect.edit import spliced
-from glassmoe.measure.perplexity import bytes_per_token, perplexity
+from glassmoe.inspect.readers import one_reader, open_coders, open_model
+from glassmoe.measure.perplexity import PerplexityResult, bytes_per_token, perplexity
 from glassmoe.measure.saved import read_measure, save_measure
+from glassmoe.measure.text_perplexity import evaluate_texts
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.statistics import model_statistics
 from glassmoe.model.subject import load_subject
+from glassmoe.results import Result, plain
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.training.language import build_model
 from glassmoe.training.records import read_start, seen_before
@@ -54,16 +59,14 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
     saved = partial(_saved, work, corpus)
     row = _training_facts(work, corpus)
     if work.row.coder:
-        from glassmoe.chess.board_coders import evaluate_coder
-
         coder = saved(
             "coder",
-            lambda: evaluate_coder(work.path, corpus, games=plan.games, workers=plan.workers),
+            lambda: _coder(work, corpus, games=plan.games, workers=plan.workers),
             games=plan.games,
         )
         return replace(row, boards=coder["boards"], splice=coder["splice"], board_curve=[])
 
-    def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> dict[str, Any]:
+    def boards(model: GlassForCausalLM, games: int, brief: bool = False) -> BoardsResult:
         return evaluate_boards(model, corpus, games=games, brief=brief, workers=plan.workers)
 
     model = load_subject(work.path, plan.recipe.train.device, own=True).model
@@ -91,13 +94,14 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
     return row
 
 
-def _saved(work: Work, corpus: Corpus, name: str, take: Callable[[], dict[str, Any]], **asked: Any) -> dict[str, Any]:
+def _saved(
+    work: Work, corpus: Corpus, name: str, take: Callable[[], Result | dict[str, Any]], **asked: Any
+) -> dict[str, Any]:
     """The run's measure `name`, taken when it is not there for this corpus and this request."""
     record = read_measure(work.path, name)
-    if record and record["data_sha256"] == corpus.fingerprint and record["values"].get("asked") == asked:
-        values: dict[str, Any] = record["values"]
-        return values
-    values = {**take(), "asked": asked}
+    if record and record.data_sha256 == corpus.fingerprint and record.values.get("asked") == asked:
+        return record.values
+    values: dict[str, Any] = {**plain(take()), "asked": asked}
     save_measure(work.path, name, values, corpus)
     return values
 
@@ -108,9 +112,7 @@ def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
     saved, valid = partial(_saved, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
     row = _training_facts(work, corpus)
     if work.row.coder:
-        from glassmoe.chess.board_coders import evaluate_coder
-
-        row = replace(row, splice=saved("coder", lambda: evaluate_coder(work.path, corpus))["splice"])
+        row = replace(row, splice=saved("coder", lambda: _coder(work, corpus))["splice"])
     else:
         row = replace(row, sparsity=saved("sparsity", lambda: _sparsity(work, valid))["layers"])
     return replace(
@@ -120,14 +122,17 @@ def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
     )
 
 
-def _validation(work: Work, corpus: Corpus, rows: Rows) -> dict[str, Any]:
+def _coder(work: Work, corpus: Corpus, **options: Any) -> CoderResult:
+    subject, readers = open_coders(work.path, device=work.config.train.device)
+    return evaluate_coder(subject, one_reader(readers), corpus, **options)
+
+
+def _validation(work: Work, corpus: Corpus, rows: Rows) -> PerplexityResult:
     ratio = bytes_per_token(corpus, "valid")
     if not work.row.coder:
         return perplexity(
             load_subject(work.path, work.config.train.device, own=True).model, rows, bytes_per_token=ratio
         )
-    from glassmoe.inspect.readers import one_reader, open_coders
-
     subject, readers = open_coders(work.path, device=work.config.train.device)
     reader = one_reader(readers)
     with spliced(subject.model, reader.layer, reader.place):
@@ -144,29 +149,26 @@ def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
 
 def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
     """The measure `ppl-NAME` of a finished run, made when it is not there for this text and its usual windows."""
-    from glassmoe.measure.corpora import evaluate_corpora
-
     record = read_measure(work.path, f"ppl-{text.name}")
     asked = {"sha256": text.sha256, "window": window, "stride": window}
-    same = record and record["step"] == work.config.train.steps and {**record["values"], **asked} == record["values"]
+    same = record and record.step == work.config.train.steps and {**record.values, **asked} == record.values
     if record is None or not same:
-        device = work.config.train.device
-        (values,) = evaluate_corpora(str(work.path), [text], window=window, device=device, base=not work.row.coder)
+        subject, readers = open_model(work.path, device=work.config.train.device)
+        (result,) = evaluate_texts(subject, readers, [text], window=window, base=not work.row.coder).texts
+        values = result.to_dict()
     else:
-        values = record["values"]
+        values = record.values
     return {key: values[key] for key in TEXT_MEASURES if key in values}
 
 
-def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], dict[str, Any]]) -> dict[str, Any]:
+def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], BoardsResult]) -> dict[str, Any]:
     """Board scores of the best layer at every kept copy of the model, against the run's own tokens."""
     last = read_metrics(work.path / "metrics.jsonl")[-1]
     per_step = last["tokens"] // last["step"]
     points = []
     for step, path in snapshots(work.path):
-        boards = measure_boards(load_subject(path, own=True).model)
-        best = next(layer for layer in boards["layers"] if layer["layer"] == boards["best_layer"])
-        scores = [best[key] for key in ("coverage", "held_out_coverage", "reconstruction", "layer")]
-        points.append([step * per_step, *scores])
+        best = measure_boards(load_subject(path, own=True).model).best
+        points.append([step * per_step, best.coverage, best.held_out_coverage, best.reconstruction, best.layer])
     return {"points": points}
 
 

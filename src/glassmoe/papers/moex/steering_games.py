@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from glassmoe.chess.steering_games import RaisedFeature, steered_games
 from glassmoe.chess.steering_games import positions as positions_of
-from glassmoe.chess.steering_games import steered_games
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.readers import open_readers
@@ -21,21 +21,6 @@ from glassmoe.results import Result, markdown_table, omitted, stored_as
 from .canvas import style
 
 TIMES = (1.0, 4.0)
-
-
-@dataclass(frozen=True)
-class SteeredFeature(Result):
-    """The moves with one feature raised."""
-
-    feature: int
-    amount: float
-    """What was added to its strength at every token."""
-    legal: float
-    """Share of the likeliest moves that are legal."""
-    changed: float
-    """Share of the positions at which the likeliest move is another."""
-    shift: float
-    """KL divergence of the next token's distribution, in nats, mean over positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +36,7 @@ class SteeredMoves(Result):
     positions: int
     legal: float
     """Share of the likeliest moves that are legal without an edit."""
-    steered: list[SteeredFeature] = stored_as("rows", default_factory=list)
+    steered: list[RaisedFeature] = stored_as("rows", default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +119,7 @@ def steering_games(
             say(f"{Path(path).name}, {each}: {features} features")
             for times in TIMES:
                 measured = steered_games(subject, reader.layer, reader.place, prompts, times, features)
-                row = SteeredMoves.from_dict({"name": Path(path).name, "features": each, **measured})
+                row = SteeredMoves.from_dict({**measured.to_dict(), "name": Path(path).name, "features": each})
                 moves = replace(moves, entries=[*moves.entries, row])
             saved = moves.save(results, f"steering-games-{name or names[0]}")
     return saved

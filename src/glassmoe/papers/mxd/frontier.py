@@ -5,7 +5,7 @@ models of chess what the features tell of the board, and whether the mixture is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -19,12 +19,12 @@ from glassmoe.coders.sweep import sweep
 from glassmoe.coders.task import corpus_for
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
-from glassmoe.inspect.readers import open_coders
+from glassmoe.inspect.readers import Reader, open_coders
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.fidelity import evaluate_fidelity
 from glassmoe.measure.intervals import interval, plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, merged, origin
-from glassmoe.model.subject import load_subject
+from glassmoe.model.subject import Subject, load_subject
 from glassmoe.pages.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 
@@ -286,10 +286,11 @@ def mxd_frontier(
         )
         say(f"seed {seed}: {folder}")
         fit(config, folder)
-        measured = evaluate_fidelity(folder, rows=rows)
+        fitted, readers = open_coders(folder, device=device)
+        measured = evaluate_fidelity(fitted, readers, max_rows=rows).to_dict()
         corpus = corpus_for(model, config.data.path, subject)
         if games:
-            _measure_boards(measured, folder, corpus, games, device)
+            _measure_boards(measured, fitted, readers, corpus, games)
         saved = FrontierResults(
             model=Path(model).name,
             layer=layer,
@@ -303,13 +304,14 @@ def mxd_frontier(
     return saved
 
 
-def _measure_boards(measured: dict[str, dict[str, Any]], folder: Path, corpus: Corpus, games: int, device: str) -> None:
+def _measure_boards(
+    measured: dict[str, dict[str, Any]], subject: Subject, readers: Mapping[str, Reader], corpus: Corpus, games: int
+) -> None:
     """Add to every coder's measures what its features say of the board."""
-    subject, readers = open_coders(folder, device=device)
     measure = partial(evaluate_boards, subject.model, corpus, games=games, brief=True)
     for name, reader in readers.items():
-        (layer,) = measure(layers=[reader.number], coder=reader.layer, site=reader.place.site)["layers"]
-        measured[name] |= {"games": games, **{key: layer[key] for key in BOARDS}}
+        (layer,) = measure(layers=[reader.number], coder=reader.layer, site=reader.place.site).layers
+        measured[name] |= {"games": games, **{key: getattr(layer, key) for key in BOARDS}}
 
 
 def _rows(seed: int, config: SweepConfig, measured: dict[str, dict[str, Any]]) -> list[FrontierRow]:

@@ -14,33 +14,12 @@ from glassmoe.console import say
 from glassmoe.inspect.readers import open_readers, sources
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.probing import Protocol, probe_task
+from glassmoe.measure.probing import ClassProbe, ProbeProtocol, probe_task
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import COLOURS, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.text.labelled import labelled
-
-
-@dataclass(frozen=True)
-class ClassProbe(Result):
-    """The probes of one class."""
-
-    label: str
-    f1: float
-    """F1 of the best feature, mean over splits."""
-    half: float | None = None
-    """Half the 95% interval over splits."""
-    f1_random: float = 0.0
-    """F1 of a random feature."""
-    f1_chosen_by_test: float = 0.0
-    """F1 of the feature that is best on the test texts."""
-    f1_always: float = 0.0
-    """F1 of always saying yes."""
-    feature: int | None = None
-    """The feature chosen most often."""
-    firing: float | None = None
-    """Share of the class's texts in which it fires."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +169,13 @@ def mxd_probe(
         device: auto, cpu or cuda.
     """
     require_plots("matplotlib.figure", "Drawing figures")
-    protocol = Protocol(tokens=tokens, samples=samples, splits=splits)
+    protocol = ProbeProtocol(tokens=tokens, samples=samples, splits=splits)
     texts = [labelled(task, last=task in last) for task in tasks]
     subject, readers = open_readers(str(path), layers, device=device)
     probed = ProbeResults(**coder_header("mxd-probe", path, subject, device))
     for task in texts:
         say(f"{task.name}: {len(task.texts):,} texts, {len(readers)} sets of features")
-        measured = probe_task(subject, sources(readers), task, protocol)
+        measured = probe_task(subject, sources(readers), task, protocol).to_dict()
         rows = [
             ProbeRow.from_dict({"name": each, "task": task.name, **values})
             for each, values in measured["readers"].items()

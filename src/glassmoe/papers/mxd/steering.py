@@ -243,7 +243,7 @@ def mxd_steering(
         numbers = range(min(features, reader.layer.num_features))
         say(f"{set_name}: {len(numbers)} features")
         measured = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, sampling)
-        rows = judged(judges, [SteeringRow.from_dict({"name": reader.name, **row}) for row in measured])
+        rows = judged(judges, [SteeringRow.from_dict({"name": reader.name, **row.to_dict()}) for row in measured])
         rows = [row if at < SHOWN else replace(row, texts=None) for at, row in enumerate(rows)]
         steered = replace(
             steered,
