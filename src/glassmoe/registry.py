@@ -97,3 +97,10 @@ CODER_REGISTRY = Registry(
         *("transcoder", "skip-transcoder", "mxd", "mxd-one", "mxd-relu", "mxd-gelu", "mxd-glu"),
     ),
 )
+JUDGE_REGISTRY = Registry(
+    "judge",
+    "glassmoe.judges",
+    "glassmoe.explaining.judges",
+    "JUDGES",
+    ("none", "rules", "embedding", "local", "http", "https"),
+)

@@ -124,7 +124,7 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
         ("--layer 1 --features many", "--features takes how many"),
         ("--layer 1 --features 0", "--features takes how many"),
         ("--layer 1 --features 3,x", "--features takes whole numbers"),
-        ("--layer 1 --judge rule", "there is no judge 'rule'; did you mean rules?"),
+        ("--layer 1 --judge rule", "unknown judge 'rule'; did you mean rules?"),
         ("--layer 1 --judge local:", "give --judge local:PATH"),
         ("--layer 1 --judge local:nowhere", "there is no folder nowhere"),
         ("--layer 1 --judge http://127.0.0.1:9/v1", "name it by --judge-model"),
@@ -182,7 +182,7 @@ def test_an_endpoint_is_asked_before_anything_is_read(
 
     with serving(answer) as server:
         assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 2
-        assert "does not tell the tokens of its answers" in capsys.readouterr().err and len(server.asked) == 1
+        assert "does not report the tokens of its answers" in capsys.readouterr().err and len(server.asked) == 1
     with serving(lambda number, body: answer(number, body)._replace(text=counted(answer(number, body).text))) as server:
         assert main([*words.split(), "--judge", server.url, "--prices", "1,2", "--max-cost", "1"]) == 0
         asked = len(server.asked)

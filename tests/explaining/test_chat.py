@@ -390,7 +390,7 @@ def test_an_endpoint_that_tells_no_tokens_cannot_be_capped(tmp_path: Path) -> No
     """It is refused after one answer, which is kept; without a cap it is only counted."""
     with serving(echo) as server:
         judge = chat(server, tmp_path / "a.jsonl", prices=(1.0, 1.0), cost=5.0)
-        with pytest.raises(ValueError, match=r"judge at .* does not tell the tokens .*give --max-calls instead"):
+        with pytest.raises(ValueError, match=r"judge at .* does not report the tokens .*give --max-calls instead"):
             judge.ask(questions(*"abcdefgh"))
         assert len(server.asked) == 1
         assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import said, serving
-from glassmoe.explaining import judges
+from glassmoe import registry
 from glassmoe.explaining.judges import JUDGES, JudgeOptions, make_judge
 from glassmoe.explaining.offline import by_rules
 from glassmoe.explaining.trials import Judge
@@ -29,10 +29,10 @@ def test_judges_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_judges_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("my-judge", f"{__name__}:my_judge", "glassmoe.judges")
     monkeypatch.setattr(EntryPoint, "load", lambda _: my_judge)
-    monkeypatch.setattr(judges, "entry_points", lambda group: [point] if group == "glassmoe.judges" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "glassmoe.judges" else [])
     judge = make_judge("my-judge:a:b", device="cpu")
     assert judge.name == "mine-a:b" and judge.about == {"device": "cpu"}
-    with pytest.raises(ValueError, match=r"no judge 'my-jugde'; did you mean my-judge\?.*, my-judge"):
+    with pytest.raises(ValueError, match=r"unknown judge 'my-jugde'; did you mean my-judge\?.*, my-judge"):
         make_judge("my-jugde")
     monkeypatch.setitem(JUDGES, "mine", my_judge)
     assert make_judge("mine").name == "mine-"

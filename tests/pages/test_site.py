@@ -319,6 +319,6 @@ def test_serving(made: Path) -> None:
         with urlopen(address(serving) + "index.html") as answer:
             assert answer.read() == (made / "site/index.html").read_bytes()
         assert address(serving).startswith("http://127.0.0.1:")
-        with pytest.raises(ValueError, match="cannot be served on"):
+        with pytest.raises(ValueError, match="cannot serve on"):
             server(made / "site", serving.server_address[1])
         serving.shutdown()

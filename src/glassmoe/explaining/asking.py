@@ -1,4 +1,4 @@
-"""A language model as explainer and judge, behind an endpoint (`judges.Chat`) or here (`local.LocalChat`)."""
+"""A language model as explainer and judge, behind an endpoint (`chat.Chat`) or local (`local.LocalChat`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .trials import Case, Explanation, Judge, Trial
 from .windows import Int64
 
 SHOWN, LISTED = 200, 3
-"""Characters of an answer that cannot be read that are kept, and such answers of a feature."""
+"""Characters of an unreadable answer that are kept, and such answers per feature."""
 
 
 class Asks(Protocol):
-    """Who can be asked many questions."""
+    """Answers many questions."""
 
     counts: Counts
 
@@ -30,30 +30,30 @@ class Asks(Protocol):
 
 
 def chat_judge(chat: Asks) -> Judge:
-    """The judge that a language model is."""
+    """A language model as a judge."""
     unread: dict[int, list[str]] = {}
 
     def note(feature: int, answer: str) -> None:
         chat.counts.malformed += 1
-        kept = unread.setdefault(feature, [])
-        if len(kept) < LISTED:
-            kept.append(answer[:SHOWN])
+        beginnings = unread.setdefault(feature, [])
+        if len(beginnings) < LISTED:
+            beginnings.append(answer[:SHOWN])
 
     def explain(trials: Sequence[Trial]) -> list[Explanation]:
-        found = []
-        able = [each for each in trials if (each.explaining.deciles_E >= 0).any()]
-        answers = dict(zip(able, chat.ask([prompts.to_explain(each) for each in able]), strict=True))
+        explanations = []
+        able = [trial for trial in trials if (trial.explaining.deciles_E >= 0).any()]
+        answers = dict(zip(able, chat.ask([prompts.to_explain(trial) for trial in able]), strict=True))
         for trial in trials:
             if trial not in answers:
-                found.append(Explanation(None, "llm", "it fires in no window that may explain it"))
+                explanations.append(Explanation(None, "llm", "it fires in no window that may explain it"))
                 continue
             answer = answers[trial]
             text = None if answer is None else prompts.parse_explanation(answer)
             if answer is not None and text is None:
                 note(trial.feature, answer)
             why = None if text else "the judge did not answer" if answer is None else "its answer cannot be read"
-            found.append(Explanation(text, "llm", why))
-        return found
+            explanations.append(Explanation(text, "llm", why))
+        return explanations
 
     def scorer(question: Callable[[str, Trial, Any], Messages]) -> Callable[[Sequence[Case]], list[Score]]:
         def scores(cases: Sequence[Case]) -> list[Score]:
@@ -65,13 +65,13 @@ def chat_judge(chat: Asks) -> Judge:
                 at = next(of_case)
                 if answer is None:
                     continue
-                said = prompts.parse_answers(answer, len(group))
-                if said is None:
+                labels = prompts.parse_answers(answer, len(group))
+                if labels is None:
                     note(case[1].feature, answer)
-                verdicts[at][group] = MALFORMED if said is None else said
+                verdicts[at][group] = MALFORMED if labels is None else labels
             return [
-                score(each, trial.scoring.deciles_E, trial.asked)
-                for each, (_, trial) in zip(verdicts, cases, strict=True)
+                score(verdict_E, trial.scoring.deciles_E, trial.asked)
+                for verdict_E, (_, trial) in zip(verdicts, cases, strict=True)
             ]
 
         return scores
@@ -95,11 +95,11 @@ def chat_judge(chat: Asks) -> Judge:
 
 
 def _groups(trial: Trial) -> list[Int64]:
-    """The windows of a feature in a random order that is always the same, a question's worth at a time."""
+    """The windows of a feature in a fixed random order, as many as one question shows at a time."""
     order = np.random.default_rng([trial.feature, len(trial.scoring)]).permutation(len(trial.scoring))
     return [order[start : start + prompts.AT_ONCE] for start in range(0, len(order), prompts.AT_ONCE)]
 
 
 def file_name(model: str) -> str:
-    """A model's name as that of a file."""
+    """A model's name as the name of a file."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "judge"

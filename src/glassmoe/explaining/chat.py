@@ -34,8 +34,8 @@ from .results import MeteredQuestions
 
 KEY = "OPENAI_API_KEY"
 SECRET = 8
-"""Characters from which on a key is taken out of what an endpoint says. A shorter one, such as EMPTY, is no secret, and
-may be a word of an answer."""
+"""A key of at least so many characters is removed from what an endpoint returns. A shorter one, such as EMPTY, is no
+secret and may be a word of an answer."""
 
 Messages = Sequence[Mapping[str, str]]
 """One conversation: each message has `role` and `content`."""
@@ -43,25 +43,30 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Whom to ask, and how patiently.
-
-    `url`: what comes before /chat/completions. `settings`: what else every request says. `timeout` and `longest` are
-    seconds; so is `wait`, before the second try, which doubles with every further one up to `longest`. An endpoint that
-    asks for more than `longest` is not waited for. `calls`: requests that may be sent, tries included (None: no cap).
-    `prices` and `cost`: dollars per million tokens, and at most (`cost.Meter`). ValueError for an address that is none.
-    """
+    """A model behind an endpoint, with retries and limits. ValueError for an invalid address."""
 
     url: str
+    """Address, up to but without /chat/completions."""
     model: str
+    """Name of the model there."""
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    """What else every request says."""
     timeout: float = 120.0
+    """Seconds to wait for an answer."""
     tries: int = 5
+    """Requests for one question, at most."""
     wait: float = 1.0
+    """Seconds before the first retry; they double with every further one."""
     longest: float = 60.0
+    """Seconds between two tries, at most. An endpoint that asks for more is not tried again."""
     concurrent: int = 8
+    """Requests at once."""
     calls: int | None = None
+    """Requests in all, retries included; None: no limit."""
     prices: tuple[float, float] | None = None
+    """Dollars per million tokens read and written."""
     cost: float | None = None
+    """Dollars in all (`cost.Meter`); None: no limit."""
 
     def __post_init__(self) -> None:
         try:
@@ -78,8 +83,7 @@ class Endpoint:
 
 @dataclass
 class Counts:
-    """What became of the questions: `asked` = `answered` + `cached` + those of `failed` (reason -> how many).
-    `malformed`: answers, new or cached, that cannot be read. `calls`: requests sent, tries included."""
+    """Running counts of questions (`results.Questions`)."""
 
     asked: int = 0
     answered: int = 0
@@ -90,9 +94,8 @@ class Counts:
 
 
 class _Failure(Exception):
-    """Why a request has no answer. `again`: whether another try may help, after `wait` seconds where the endpoint said
-    so. `absent`: whether nobody is there who would answer any request. `lost`: whether it was sent and nothing came
-    back."""
+    """Why a request has no answer. `again`: a retry may help, after `wait` seconds where the endpoint said so.
+    `absent`: the endpoint would answer no request at all. `lost`: the request was sent and nothing came back."""
 
     def __init__(
         self,
@@ -110,8 +113,8 @@ class _Failure(Exception):
 
 
 class Answers:
-    """Answers on disk: one JSON line each, of the question's sha256 and the answer, added as it arrives. A line that
-    was cut is passed over. ValueError for a file that holds something else."""
+    """Answers on disk, one JSON line each: the sha256 of the question, and the answer. Lines are added as answers
+    arrive; a line that was cut short is ignored. ValueError for a file that holds something else."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +129,7 @@ class Answers:
             except (ValueError, TypeError, LookupError):
                 continue
         if lines and not self._known:
-            raise ValueError(f"{path} holds no answers of judges; give another path")
+            raise ValueError(f"{path} holds no answers of judges; give a different --judge-cache")
         self._start = "\n" if cut else ""
 
     def get(self, key: str) -> str | None:
@@ -141,10 +144,10 @@ class Answers:
 
 
 class Chat:
-    """Asks one model many questions. `counts` says what became of them so far."""
+    """Asks one model many questions. `counts` are the counts so far."""
 
     def __init__(self, endpoint: Endpoint, answers: Answers | None = None) -> None:
-        """ValueError for a key that cannot be sent, and for a cap on cost without prices."""
+        """ValueError for a key that cannot be sent, and for a limit on cost without prices."""
         self.endpoint, self.answers, self.counts = endpoint, answers, Counts()
         self.meter = Meter(endpoint.prices, endpoint.cost)
         self._key = os.environ.get(KEY, "").strip()
@@ -155,8 +158,8 @@ class Chat:
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
-        """The answer to each conversation, None where there is none. ValueError when nothing has answered yet and the
-        first requests all find nobody there, and, with a cap on cost, for an answer that does not tell its tokens."""
+        """The answer to each conversation, None where there is none. ValueError when the endpoint has not answered yet
+        and all first requests fail to reach it, and, with a limit on cost, for an answer without a token count."""
         bodies = [self._body(messages) for messages in conversations]
         keys = [hashlib.sha256(self.endpoint.url.encode() + b"\n" + body).hexdigest() for body in bodies]
         known = {key: self.answers and self.answers.get(key) for key in keys}
@@ -183,8 +186,7 @@ class Chat:
         return json.dumps(values, sort_keys=True).encode()
 
     def _send(self, bodies: Mapping[str, bytes]) -> dict[str, str | _Failure]:
-        """Key -> answer or failure, of all requests. The first few go ahead, so that a wrong address is told at
-        once."""
+        """Key -> answer or failure. A first few requests go ahead, so that a wrong address is reported at once."""
         keys, first = list(bodies), self.endpoint.concurrent
         found: dict[str, str | _Failure] = {}
         self._stopped.clear()
@@ -211,13 +213,13 @@ class Chat:
         advice = {
             "HTTP 401": f"set {KEY} in the environment to a key of this endpoint",
             "HTTP 403": f"set {KEY} in the environment to a key that may use this model",
-            "HTTP 404": "give the address up to /v1, and a model that is there",
-        }.get(failures[0].reason, "start its server, or give another address")
+            "HTTP 404": "give the address up to /v1, and the name of a model there",
+        }.get(failures[0].reason, "start its server, or give a different address")
         said = failures[0].reason + (f" ({failures[0].detail})" if failures[0].detail else "")
         raise ValueError(f"no answer of {self.endpoint.model} from {self.endpoint.url}: {said}; {advice}")
 
     def _one(self, key: str, body: bytes) -> str | _Failure:
-        """One question, with its tries."""
+        """One question, with its retries."""
         failure: _Failure | None = None
         for attempt in range(self.endpoint.tries):
             if beyond := self._beyond():
@@ -226,7 +228,7 @@ class Chat:
                 return self._answer(key, body)
             except _Failure as error:
                 failure = error
-            # Requests that were refused together would otherwise come back together.
+            # Randomly, since requests that were refused together would otherwise return together.
             wait = min(self.endpoint.wait * 2**attempt, self.endpoint.longest) * random.uniform(0.5, 1.0)
             wait = wait if failure.wait is None else failure.wait
             last = attempt + 1 == self.endpoint.tries
@@ -235,7 +237,7 @@ class Chat:
         return failure or _Failure("no tries")
 
     def _beyond(self) -> str | None:
-        """The cap that forbids another request; None where one may be sent, which is then counted and on its way."""
+        """The limit that forbids another request; None where one may be sent, which then counts as under way."""
         if not self.meter.enter(self._stopped):
             return f"{self.endpoint.cost or 0:g} dollars"
         with self._lock:
@@ -246,7 +248,7 @@ class Chat:
         return f"{self.endpoint.calls} calls"
 
     def _answer(self, key: str, body: bytes) -> str:
-        """The answer to one request, or a `_Failure`; its cost is counted, and it is on disk before it is returned."""
+        """The answer to one request, counted and on disk before it is returned. Raises `_Failure`."""
         used, lost = None, False
         try:
             text = self._post(body)
@@ -266,21 +268,21 @@ class Chat:
     def _unmetered(self) -> None:
         self.meter.unmetered()
         if self.endpoint.cost is not None:
-            # Before the others learn that there is room again.
+            # Before other threads see that there is room again.
             self._stopped.set()
             raise ValueError(
-                f"{self.endpoint.model} at {self.endpoint.url} does not tell the tokens of its answers, so a cap on "
-                f"their cost cannot be kept; give --max-calls instead of --max-cost"
+                f"{self.endpoint.model} at {self.endpoint.url} does not report the tokens of its answers, so a "
+                f"limit on cost cannot be kept; give --max-calls instead of --max-cost"
             )
 
     def _post(self, body: bytes) -> str:
-        """What comes back from one request, or a `_Failure`."""
-        # One POST of JSON needs no client package: the endpoint's own is a dependency, with settings that it reads
-        # from the environment and retries of its own that no cap would count.
+        """The text of one response. Raises `_Failure`."""
+        # One POST of JSON needs no client package. The usual one would be a dependency, with settings of its own in the
+        # environment and retries that no limit would count.
         request = Request(self.endpoint.url.rstrip("/") + "/chat/completions", data=body)
         request.add_header("Content-Type", "application/json")
         if self._key:
-            # Unredirected: a key does not follow a redirection to somebody else.
+            # Unredirected: the key is not sent to another host.
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urlopen(request, timeout=self.endpoint.timeout) as response:
@@ -291,7 +293,7 @@ class Chat:
             cause = getattr(error, "reason", error)
             late = isinstance(cause, TimeoutError)
             reason = f"no answer within {self.endpoint.timeout:g} s" if late else "unreachable"
-            # What could not be sent whole comes as a URLError; the rest may have been read, and be charged.
+            # A URLError means that the request was not sent whole; otherwise it may have been read and charged.
             lost, said = not isinstance(error, URLError), "" if late else _short(str(cause))
             raise _Failure(reason, said, again=True, absent=True, lost=lost) from None
         self._reached = True
@@ -315,7 +317,7 @@ class Chat:
 
 
 def _content(text: str) -> str:
-    """The answer in a chat completion, or a `_Failure`."""
+    """The answer in a chat completion. Raises `_Failure`."""
     try:
         content = json.loads(text)["choices"][0]["message"]["content"]
     except (ValueError, TypeError, LookupError, RecursionError):
@@ -326,14 +328,14 @@ def _content(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    """The beginning of what an endpoint said, on one line; of an error in OpenAI's form its message."""
+    """The beginning of a response on one line; for an error in OpenAI's format, of its message."""
     with suppress(ValueError, TypeError, LookupError, RecursionError):
         text = str(json.loads(text)["error"]["message"])
     return "".join(each for each in " ".join(text.split()) if each.isprintable())[:200]
 
 
 def _seconds(header: str | None) -> float | None:
-    """A `Retry-After`, which is seconds or a date, in seconds from now; None where it is neither."""
+    """Seconds from now that a `Retry-After` (seconds or a date) asks for; None where it is neither."""
     if re.fullmatch(r"[0-9]{1,9}", (header or "").strip()):
         return float(header or "")
     try:
@@ -344,8 +346,8 @@ def _seconds(header: str | None) -> float | None:
 
 
 def find_json(text: str, names: Sequence[str]) -> dict[str, Any] | None:
-    """The last JSON object in a text, within others or between words, that has all `names`: models think before they
-    answer. None without one."""
+    """The last JSON object in a text that has all `names`, also within another object or between words; None without
+    one. The last, since models think before they answer."""
     read = json.JSONDecoder().raw_decode
     found = None
     for start in re.finditer(r"\{", text):

@@ -1,9 +1,8 @@
-"""What questions to an endpoint cost: the tokens that it says it read and wrote, in dollars where prices are known, and
-a cap on these.
+"""What questions to an endpoint cost: the tokens that it reports, in dollars where prices are known, and a limit.
 
-An endpoint tells the cost of a question with its answer. So that a cap holds for what is still under way, each question
-on its way counts as the dearest answered so far, and before the first answer there is one alone. The cap is then passed
-by the last answers at most, and only as far as they are dearer than any before.
+An endpoint reports the cost of a question with its answer. For the limit, every question under way counts as the most
+expensive answer so far, and before the first answer only one question is sent. Only the last answers can therefore
+exceed the limit, and only by as much as they cost more than any before.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ MILLION = 1_000_000
 
 
 class Meter:
-    """Counts tokens and dollars of one judge, from many threads. `prices`: dollars per million tokens read and written;
-    `most`: dollars from which on nothing is sent (None: no cap). ValueError for a cap without prices."""
+    """Counts tokens and dollars of one judge, from many threads. `prices`: dollars per million tokens read and written.
+    `most`: limit in dollars (None: no limit). ValueError for a limit without prices."""
 
     def __init__(self, prices: tuple[float, float] | None = None, most: float | None = None) -> None:
         if most is not None and prices is None:
             raise ValueError(
-                f"a cap of {most:g} dollars needs prices; give --prices IN,OUT, dollars per million tokens read and "
+                f"a limit of {most:g} dollars needs prices; give --prices IN,OUT, dollars per million tokens read and "
                 "written"
             )
         self.prices, self.most = prices, most
         self._read = self._written = self._unmetered = self._lost = self._under_way = 0
-        self._dearest: float | None = None
+        self._most_expensive: float | None = None
         self._lost_dollars = 0.0
         self._room = threading.Condition()
 
     def enter(self, stopped: threading.Event) -> bool:
-        """Whether a question may be sent; waits while those under way may reach the cap. One that may is to `leave`."""
+        """Whether a question may be sent; waits while those under way may reach the limit. Pair it with `leave`."""
         with self._room:
             self._room.wait_for(lambda: stopped.is_set() or self._decided())
             if stopped.is_set() or (self.most is not None and self._dollars() >= self.most):
@@ -41,26 +40,25 @@ class Meter:
             return True
 
     def leave(self, used: tuple[int, int] | None, lost: bool = False) -> None:
-        """A question is no longer under way. `used`: tokens read and written, where the endpoint said so. `lost`: it
-        was sent, and nothing came back: that counts as the dearest answer, since it may be charged."""
+        """A question is no longer under way. `used`: tokens read and written, where reported. `lost`: it was sent and
+        nothing came back, which counts as the most expensive answer, since it may be charged."""
         with self._room:
             self._under_way -= 1
             if used is not None:
                 self._read, self._written = self._read + used[0], self._written + used[1]
-                self._dearest = max(self._dearest or 0.0, self._price(*used))
+                self._most_expensive = max(self._most_expensive or 0.0, self._price(*used))
             elif lost:
                 self._lost += 1
-                self._lost_dollars += self._dearest or 0.0
+                self._lost_dollars += self._most_expensive or 0.0
             self._room.notify_all()
 
     def unmetered(self) -> None:
-        """Note an answer that came without its tokens."""
+        """Count an answer without a token count."""
         with self._room:
             self._unmetered += 1
 
     def summary(self) -> dict[str, Any]:
-        """`prompt_tokens` and `completion_tokens` of answers, as the endpoint counts them; `unmetered`: answers of
-        which it did not say; `lost`: requests that got none; `prices` and `cost` in dollars (None without prices)."""
+        """The fields that `results.MeteredQuestions` adds to `Questions`."""
         with self._room:
             return {
                 "prompt_tokens": self._read,
@@ -74,7 +72,7 @@ class Meter:
     def _decided(self) -> bool:
         if self.most is None or not self._under_way or self._dollars() >= self.most:
             return True
-        return self._dearest is not None and self._dollars() + self._under_way * self._dearest < self.most
+        return self._most_expensive is not None and self._dollars() + self._under_way * self._most_expensive < self.most
 
     def _dollars(self) -> float:
         return self._price(self._read, self._written) + self._lost_dollars
@@ -85,10 +83,10 @@ class Meter:
 
 
 def usage(text: str) -> tuple[int, int] | None:
-    """Tokens read and written, as the answer of an endpoint tells them; None where it does not."""
+    """Tokens read and written, as a response reports them; None where it does not."""
     try:
-        told = json.loads(text)["usage"]
-        found = told["prompt_tokens"], told["completion_tokens"]
+        counts = json.loads(text)["usage"]
+        tokens = counts["prompt_tokens"], counts["completion_tokens"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return found if all(type(each) is int and each >= 0 for each in found) else None
+    return tokens if all(type(count) is int and count >= 0 for count in tokens) else None

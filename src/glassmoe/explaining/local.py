@@ -1,4 +1,4 @@
-"""A language model on this machine that answers the questions an endpoint would be asked."""
+"""A local language model that answers the same questions as an endpoint."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LONGEST_ANSWER = 256
 
 
 class LocalChat:
-    """Asks a causal model of transformers in a folder, greedily, one question after the other. `counts` says what
-    became of them; answers are kept as those of an endpoint are."""
+    """Asks a causal model of transformers in a folder, greedily, one question after another. `counts` are the counts so
+    far. Answers are stored on disk like those of an endpoint."""
 
     def __init__(self, folder: Path, answers: Answers | None = None, device: str = "auto"):
-        """ValueError when the folder holds no model that can be asked."""
+        """ValueError when the folder holds no causal language model."""
         if not folder.is_dir():
             raise ValueError(
                 f"there is no folder {folder}; give a local judge as local:PATH, a folder of transformers files"
@@ -54,13 +54,13 @@ class LocalChat:
         self._identity = hashlib.sha256(file.read_bytes() + str(_weights(folder)).encode()).hexdigest()
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
-        """The answer to each conversation, None where it is longer than the model can read."""
-        found: list[str | None] = []
+        """The answer to each conversation; None where it is longer than the model's context."""
+        answers: list[str | None] = []
         with bar(len(conversations), self.folder.name, "answer", show=len(conversations) > 1) as progress:
             for messages in conversations:
-                found.append(self._answered(messages))
+                answers.append(self._answered(messages))
                 progress.update()
-        return found
+        return answers
 
     def summary(self) -> Questions:
         """The counts so far; the settings identify the weights."""
@@ -103,21 +103,21 @@ class LocalChat:
 
     @torch.no_grad()
     def _written(self, tokens_1N: torch.Tensor, room: int) -> str:
-        made = self._model.generate(
+        tokens = self._model.generate(
             tokens_1N,
             attention_mask=torch.ones_like(tokens_1N),
             max_new_tokens=room,
             do_sample=False,
             pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0,
         )
-        return str(self._tokenizer.decode(made[0, tokens_1N.shape[1] :], skip_special_tokens=True))
+        return str(self._tokenizer.decode(tokens[0, tokens_1N.shape[1] :], skip_special_tokens=True))
 
 
 def _weights(folder: Path) -> list[tuple[str, int, str]]:
-    """Names, sizes and the beginnings' digests of the files of weights: what tells one model in a folder from the
-    next without reading all of it."""
-    found = []
+    """Name, size and digest of the first megabyte of each file of weights: they identify a model without reading all
+    of it."""
+    files = []
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
-            found.append((path.name, path.stat().st_size, hashlib.sha256(file.read(1 << 20)).hexdigest()))
-    return found
+            files.append((path.name, path.stat().st_size, hashlib.sha256(file.read(1 << 20)).hexdigest()))
+    return files

@@ -1,5 +1,5 @@
-"""What a language model is asked about a feature, and how its answers are read. The wording is ours, the protocol that
-of delphi (Paulo et al. 2024). Windows are data and shown as JSON strings, out of which no text can break.
+"""Prompts about features, and how answers are read. The protocol is that of delphi (Paulo et al. 2024), the wording our
+own. Windows are data: they are shown as JSON strings, which no text can leave.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .trials import Trial
 from .windows import Bool, Windows, with_marks
 
 A_DECILE = 4
-"""Windows of each tenth that an explainer sees: 40 in all."""
+"""Windows of each tenth that an explainer sees, 40 in all."""
 PAIRS, STRENGTHS = 10, 10
-"""Tokens of a window whose strengths are told, and the number of the greatest strength."""
+"""Tokens of a window with a strength, and the number that stands for the greatest strength."""
 AT_ONCE = 5
-"""Windows of one question to a scorer."""
+"""Windows in one question to a scorer."""
 LONGEST_EXPLANATION = 400
 
 EXPLAIN = """A feature of a neural network fires on some tokens of {about}. Below are {count} excerpts in which \
@@ -55,7 +55,7 @@ on which such a feature fires, and 0 if others are marked.
 Answer with one JSON object of {count} numbers and nothing else: {{"answers": [...]}}"""
 
 ABOUT = {"character": "chess games", "move": "chess games, as moves from square to square"}
-"""What is read, by what one token is called; anything else is text."""
+"""Name of one token -> what the windows are; anything else is text."""
 
 _EXPLAINED = (
     (
@@ -84,13 +84,13 @@ _FUZZED = ("names of colours", ["the old <<red>> barn by the river", "a pale blu
 
 
 def digest() -> str:
-    """Of the wording: answers to another one are not compared with these."""
+    """Digest of the wording. Answers to a different wording are not comparable."""
     wording = repr((EXPLAIN, DETECT, FUZZ, _EXPLAINED, _DETECTED, _FUZZED, A_DECILE, PAIRS, STRENGTHS, AT_ONCE))
     return hashlib.sha256(wording.encode()).hexdigest()[:12]
 
 
 def to_explain(trial: Trial) -> Messages:
-    """The question what a feature fires on."""
+    """The question: what does a feature fire on?"""
     messages = []
     for excerpts, explanation in _EXPLAINED:
         shown = [f"{text} ({pairs})" for text, pairs in excerpts]
@@ -103,7 +103,7 @@ def _explain(about: str, excerpts: Sequence[str]) -> str:
 
 
 def _excerpts(trial: Trial) -> list[str]:
-    """Windows of every tenth, with their marked tokens and those tokens' strengths."""
+    """Windows of every tenth, with marks and the strengths of marked tokens."""
     windows = trial.explaining
     shown = []
     for decile in range(10):
@@ -123,7 +123,7 @@ def _excerpts(trial: Trial) -> list[str]:
 
 
 def to_detect(explanation: str, windows: Windows, token: str) -> Messages:
-    """The question in which of a few windows a feature of this explanation fires."""
+    """The question: in which of these windows does a feature with this explanation fire?"""
     texts = [windows.text(e) for e in range(len(windows))]
     about, excerpts, answers = _DETECTED
     messages = _turn(_ask(DETECT, about, excerpts, "text"), {"answers": answers})
@@ -131,7 +131,7 @@ def to_detect(explanation: str, windows: Windows, token: str) -> Messages:
 
 
 def to_fuzz(explanation: str, windows: Windows, marked_EL: Bool, token: str) -> Messages:
-    """The question which of a few windows have the right tokens marked."""
+    """The question: which of these windows have the right tokens marked?"""
     texts = [with_marks(windows.tokens(e), marked_EL[e]) for e in range(len(windows))]
     about, excerpts, answers = _FUZZED
     messages = _turn(_ask(FUZZ, about, excerpts, "text"), {"answers": answers})
@@ -156,8 +156,8 @@ def _quoted(text: str) -> str:
 
 
 def parse_explanation(answer: str) -> str | None:
-    """The explanation in an answer: of its last JSON object with one, or what stands behind `explanation:` in its last
-    such line; None where there is neither."""
+    """The explanation in an answer: that of its last JSON object, or the rest of its last line with `explanation:`;
+    None where there is neither."""
     answer = _spoken(answer)
     found = find_json(answer, ["explanation"])
     said = found["explanation"] if found else None
@@ -171,8 +171,8 @@ def parse_explanation(answer: str) -> str | None:
 
 
 def parse_answers(answer: str, count: int) -> list[int] | None:
-    """The yes and no of an answer, 1 and 0: of its last JSON object with `answers`, or else its last list; also true
-    and false, yes and no. None where there is none, or not one for each of `count` windows."""
+    """The verdicts of an answer, 1 and 0 (also true and false, yes and no): those of its last JSON object with
+    `answers`, or else its last list. None without verdicts, or when there is not one for each of `count` windows."""
     answer = _spoken(answer)
     found = find_json(answer, ["answers"])
     said = found["answers"] if found else None
@@ -189,7 +189,7 @@ def parse_answers(answer: str, count: int) -> list[int] | None:
 
 
 def _spoken(answer: str) -> str:
-    """Without what a model thought before it spoke."""
+    """An answer without the thoughts before it."""
     return answer.rpartition("</think>")[2]
 
 

@@ -26,15 +26,17 @@ Answer with one JSON object and nothing else: {{"concept": NUMBER, "fluency": NU
 
 
 class Rating(NamedTuple):
-    """A judge's word on the texts of a feature, each number in [0, 1]."""
+    """A judge's rating of the texts of a feature."""
 
     concept: float
+    """How much they share one concept, 0 to 1."""
     fluency: float
+    """How fluent they are, 0 to 1."""
 
 
 def rate_texts(judge: Chat, sets: Sequence[Sequence[str]]) -> list[Rating | None]:
-    """What a judge says of each set of texts, None where it did not answer or its answer cannot be read (counted in
-    `judge.counts`). Texts are data: they are shown as JSON strings, out of which no text can break."""
+    """A judge's rating of each set of texts; None where it did not answer or its answer cannot be read (counted in
+    `judge.counts`). Texts are data: they are shown as JSON strings, which no text can leave."""
     questions = [[{"role": "user", "content": _question(texts)}] for texts in sets]
     found = []
     for answer in judge.ask(questions):
@@ -50,7 +52,7 @@ def _question(texts: Sequence[str]) -> str:
 
 
 def parse_rating(answer: str) -> Rating | None:
-    """The two numbers of an answer; None where it has no object with both, or one of them is not in [0, 1]."""
+    """The rating in an answer; None where no object has both numbers, or one of them is not in [0, 1]."""
     found = find_json(answer, Rating._fields)
     if found is None:
         return None
@@ -58,11 +60,11 @@ def parse_rating(answer: str) -> Rating | None:
     return None if concept is None or fluency is None else Rating(concept, fluency)
 
 
-def _share(given: Any) -> float | None:
+def _share(value: Any) -> float | None:
     """A number in [0, 1], also as a string, also "0.7/1"."""
-    if isinstance(given, str):
-        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*1(?:\.0*)?)?", given.strip())
-        given = float(match[1]) if match else None
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*1(?:\.0*)?)?", value.strip())
+        value = float(match[1]) if match else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(given) if 0 <= given <= 1 else None
+    return float(value) if 0 <= value <= 1 else None

@@ -1,9 +1,9 @@
-"""What features read and write as directions of the stream: nearest features, and the logits that they move.
+"""Directions of the residual stream that features read and write: nearest features, and the logits that they move.
 
-Read is row f of the encoder. Written, by how a layer writes: `linear`, what one unit of strength adds to the stream;
-`nonlinear` (SoLU), the same with its norm's statistics held still; `token`, what the feature adds at its strongest
-examples, over its strength there, in the mean. The logits are those of the unembedding on that direction alone: no
-final norm is applied, and the mean over the vocabulary is taken off, because only differences of logits count.
+A feature reads row f of the encoder. What it writes depends on the layer. `linear`: what one unit of strength adds to
+the stream. `nonlinear` (SoLU): the same, with the norm's statistics held fixed. `token`: the mean, over the feature's
+strongest examples, of what it adds there per unit of strength. Logits are those of the unembedding on that direction
+alone: without the final norm, and minus the mean over the vocabulary, since only differences of logits count.
 
 Legend: F features, D width of the stream, V vocabulary, T tokens, K neighbours or logits shown.
 """
@@ -26,7 +26,7 @@ from glassmoe.model.subject import Place, Subject, activations
 BLOCK = 1024
 TOKENS_AT_ONCE = 128
 EXAMPLES = 4
-"""Strongest examples over which what a feature writes is averaged where it depends on the token."""
+"""Strongest examples over which token-dependent writes are averaged."""
 HOW = {
     "linear": "What one unit of the feature's strength adds to each logit, by the unembedding alone: before the final "
     "norm, minus the mean over the vocabulary.",
@@ -40,21 +40,21 @@ HOW = {
 
 
 class Nearest(NamedTuple):
-    """The K features nearest to each by cosine, both (F, K); number -1 where there is none."""
+    """The K nearest features of each feature by cosine, both (F, K); feature -1 where there is none."""
 
     features_FK: np.ndarray
     cosines_FK: np.ndarray
 
 
 class Logits(NamedTuple):
-    """The K tokens whose logits a feature moves most, up or down, both (F, K)."""
+    """The K tokens whose logits each feature moves most, both (F, K)."""
 
     tokens_FK: np.ndarray
     values_FK: np.ndarray
 
 
 def read_rows(layer: FeedForward) -> Tensor | None:
-    """(F, D): what each feature reads; None for a layer without encoder rows."""
+    """(F, D): the encoder row of each feature; None for a layer without encoder rows."""
     w_enc = getattr(layer, "w_enc", None)
     if not isinstance(w_enc, Tensor) or w_enc.numel() != layer.num_features * w_enc.shape[-1]:
         return None
@@ -63,7 +63,7 @@ def read_rows(layer: FeedForward) -> Tensor | None:
 
 @torch.no_grad()
 def written_rows(subject: Subject, layer: FeedForward, place: Place, store: FeatureStore) -> Tensor | None:
-    """(F, D): what each feature writes, as the module says; zeros for features of a `token` layer that fire nowhere,
+    """(F, D): what each feature writes, as the module docstring says. Zeros for silent features of a `token` layer;
     None for a nonlinear layer other than SoLU."""
     if layer.writes == "linear":
         return unit_writes(layer, next(subject.model.parameters()).device)
@@ -77,7 +77,7 @@ def written_rows(subject: Subject, layer: FeedForward, place: Place, store: Feat
 
 @torch.no_grad()
 def unit_writes(layer: FeedForward, device: torch.device) -> Tensor:
-    """(F, D): what one unit of each feature of a linear layer adds."""
+    """(F, D): what one unit of each feature of a linear layer adds to the stream."""
     width = layer.num_features
     nothing_D = layer.write(Features(torch.zeros(1, width, device=device), width))
     rows = []
@@ -92,7 +92,7 @@ def unit_writes(layer: FeedForward, device: torch.device) -> Tensor:
 def example_writes(
     subject: Subject, layer: FeedForward, place: Place, store: FeatureStore, examples: int = EXAMPLES
 ) -> Tensor:
-    """(F, D): what each feature adds at its strongest examples, over its strength there, in the mean."""
+    """(F, D): the mean, over each feature's strongest examples, of what it adds there per unit of strength."""
     device = next(subject.model.parameters()).device
     row_T, place_T, feature_T = _peaks(store, examples)
     total_FD = torch.zeros(layer.num_features, subject.width, device=device)
@@ -117,17 +117,17 @@ def example_writes(
 
 
 def added(layer: FeedForward, x_TD: Tensor, feature_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(T, D), (T,): what feature `feature_T[t]` adds at token t, with the context as it is, and its strength."""
-    found = layer.features(x_TD)
+    """(T, D), (T,): what feature `feature_T[t]` adds at token t with the context fixed, and its strength."""
+    features = layer.features(x_TD)
     own_T1 = feature_T.unsqueeze(1)
-    hit_TA = F.one_hot(feature_T, found.width).bool() if found.ids is None else found.ids == own_T1
-    without = replace(found, values=found.values.masked_fill(hit_TA, 0.0))
-    strength_T = (found.values * hit_TA).sum(1).float()
-    return (layer.write(found) - layer.write(without)).float(), strength_T
+    hit_TA = F.one_hot(feature_T, features.width).bool() if features.ids is None else features.ids == own_T1
+    without = replace(features, values=features.values.masked_fill(hit_TA, 0.0))
+    strength_T = (features.values * hit_TA).sum(1).float()
+    return (layer.write(features) - layer.write(without)).float(), strength_T
 
 
 def _peaks(store: FeatureStore, examples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, place in it and feature of the strongest examples of every feature."""
+    """Row, position in it and feature, of the strongest examples of every feature."""
     rows, places, features = [], [], []
     for feature in range(store.num_features):
         top = store.top(feature, examples)
@@ -139,7 +139,7 @@ def _peaks(store: FeatureStore, examples: int) -> tuple[np.ndarray, np.ndarray, 
 
 @torch.no_grad()
 def nearest(rows_FD: Tensor, count: int) -> Nearest:
-    """Of every row the `count` others with the greatest cosine; rows of zeros are near nothing."""
+    """The `count` other rows with the greatest cosine, for every row; rows of zeros are near none."""
     unit_FD = F.normalize(rows_FD.float(), dim=1)
     empty_F = rows_FD.norm(dim=1) == 0
     count = min(count, len(unit_FD) - 1)
@@ -148,10 +148,10 @@ def nearest(rows_FD: Tensor, count: int) -> Nearest:
         some_BF = unit_FD[first : first + BLOCK] @ unit_FD.T
         some_BF[:, empty_F] = -2.0
         some_BF[torch.arange(len(some_BF)), torch.arange(first, first + len(some_BF))] = -2.0
-        found = some_BF.topk(count, dim=1)
-        alone = empty_F[first : first + BLOCK].unsqueeze(1) | (found.values < -1.5)
-        ids.append(found.indices.masked_fill(alone, -1))
-        cosines.append(found.values.clamp(-1, 1))
+        top = some_BF.topk(count, dim=1)
+        alone = empty_F[first : first + BLOCK].unsqueeze(1) | (top.values < -1.5)
+        ids.append(top.indices.masked_fill(alone, -1))
+        cosines.append(top.values.clamp(-1, 1))
     return Nearest(torch.cat(ids).cpu().numpy(), torch.cat(cosines).cpu().numpy())
 
 

@@ -1,7 +1,8 @@
 """The position on the board at every token of a game.
 
-A character stands for the position before the move that it is part of (the space after a move begins the next one); a
-token that is a whole move, for the position after it. That is where boards are labelled, too (`measure.board_labels`).
+At a character, the position is the one before the move that the character is part of (the space after a move belongs to
+the next move). At a token that is a whole move, it is the one after the move. Boards are labelled at the same places
+(`chess.board_labels`).
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from glassmoe.data.tokens import TokenKind
 
 @dataclass(frozen=True)
 class Game:
-    """The positions of one game: from token `starts[i]` on the board is `boards[i]` (piece placement of a FEN), after
-    the move `moves[i]` ("e2e4"; empty at the beginning). `broken`: the token at which a move was not legal, after which
-    no board is known."""
+    """The positions of one game."""
 
     starts: list[int]
+    """Tokens at which a new position begins."""
     boards: list[str]
+    """The positions (piece placement of a FEN)."""
     moves: list[str]
+    """The move before each position, such as `e2e4`; empty for the first."""
     broken: int | None = None
+    """Token of the first illegal move, from which on no position is known; None without one."""
 
     def at(self, token: int) -> tuple[str, str] | None:
-        """Board and last move at a token."""
+        """Position and last move at a token; None from an illegal move on."""
         if self.broken is not None and token >= self.broken:
             return None
         place = bisect_right(self.starts, token) - 1
@@ -46,7 +49,7 @@ def replay(text: str, kind: TokenKind) -> Game:
             place = after
             continue
         if kind is not MOVES and number == len(words) - 1:
-            break  # what follows it is not there, and it may be cut off
+            break  # the last word may be cut off
         try:
             played = board.push_uci(move) if kind is MOVES else board.push_san(move)
         except ValueError:

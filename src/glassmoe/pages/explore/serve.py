@@ -1,4 +1,4 @@
-"""Looking at the pages at once: the standard library's server, for this machine only."""
+"""Serves pages to this machine, with the standard library's server."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 
 
 class Pages(SimpleHTTPRequestHandler):
-    """Files of a folder, without a line on the terminal for each."""
+    """Serves files without a log line for each."""
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of the files in `folder` on 127.0.0.1; with port 0 on any that is free. ValueError for a port that is
-    taken. `serve_forever` starts it."""
+    """A server of the files in `folder` on 127.0.0.1; port 0 takes any free port. `serve_forever` starts it. ValueError
+    for a port that is taken."""
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(Pages, directory=str(folder)))
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--port {port} cannot be served on ({error}); give another, or leave it out") from None
+        raise ValueError(
+            f"cannot serve on --port {port} ({error}); give a different port, or leave --port out"
+        ) from None
 
 
 def address(serving: ThreadingHTTPServer) -> str:

@@ -1,7 +1,7 @@
 """Token ids as the pieces of text that a reader sees.
 
-In byte-level BPE a token may hold a part of a character. The character then stands at the token that completes it, and
-the tokens before it show their bytes as `<e6>`; whatever is no text at all shows its bytes too.
+In byte-level BPE a token may hold part of a character. The token that completes the character shows it; the tokens
+before show their bytes, as in `<e6>`. Bytes that are no text are shown in the same way.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from glassmoe.data.tokens import TEXT, TokenKind
 
 LONGEST = 60
-"""Characters of a single token that are shown."""
+"""Characters of one token that are shown, at most."""
 
 
 class Words:
-    """The vocabulary of a kind of token, ready to be shown."""
+    """The vocabulary of a kind of token, as pages show it."""
 
     def __init__(self, kind: TokenKind):
         self.separator = kind.separator
@@ -35,7 +35,7 @@ class Words:
             else:
                 vocabulary = [added.get(place, token.replace("\u2581", " ")) for place, token in enumerate(vocabulary)]
         self._texts = [_short(text) for text in vocabulary]
-        # A token that is whole characters needs no neighbours to be read.
+        # Tokens of whole characters can be read without their neighbours.
         self._whole = [self._bytes is None or _is_whole(token) for token in self._bytes or vocabulary]
 
     def one(self, token: int) -> str:
@@ -43,7 +43,7 @@ class Words:
         return self._texts[token]
 
     def __call__(self, tokens: npt.ArrayLike) -> list[str]:
-        """The pieces of a text, one a token."""
+        """The pieces of a text, one per token."""
         row: list[int] = [int(token) for token in tokens]  # type: ignore[union-attr, arg-type]
         if self._bytes is None or all(map(self._whole.__getitem__, row)):
             return [self._texts[token] for token in row]
@@ -58,7 +58,7 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufef
 
 
 def visible(text: str) -> str:
-    """What would not be seen, or would turn the line around, as something that is seen (as `assets/draw.js` has it)."""
+    """A text whose invisible characters, and those that change its direction, are visible signs (as in `draw.js`)."""
     return _UNSEEN.sub(lambda found: _sign(found.group()), text)
 
 
@@ -74,7 +74,7 @@ def _is_byte_level(described: dict[str, Any]) -> bool:
 
 
 def _bytes_of(vocabulary: list[str], added: dict[int, str]) -> list[bytes]:
-    """The bytes of every token. Byte-level BPE spells bytes that print as themselves, the others from U+0100 on."""
+    """The bytes of every token. Byte-level BPE spells printable bytes as themselves, the others from U+0100 on."""
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printed)]
     byte_of = {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -98,9 +98,9 @@ def _alone(token: bytes) -> str:
 
 
 def _pieces(tokens: list[bytes]) -> list[str]:
-    """Text of each token: characters stand where their last byte is."""
+    """Text of each token: a character belongs to the token of its last byte."""
     joined, found, begin = b"".join(tokens), [], 0
-    # Where each character ends, and what it is; a byte of no character is one by itself.
+    # End of each character -> the character; a byte outside of any character counts as one.
     at, marks = 0, {}
     while at < len(joined):
         size = _length(joined[at])
@@ -120,7 +120,7 @@ def _pieces(tokens: list[bytes]) -> list[str]:
 
 
 def _length(first: int) -> int:
-    """Bytes of a character that begins with this one, as UTF-8 says."""
+    """Bytes of a UTF-8 character, by its first byte."""
     return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
 
 

@@ -1,5 +1,5 @@
-// The page's data: scripts that hand over one value each, loaded when they are wanted (a page that is opened from disk
-// may read no other file).
+// The page's data: scripts that hand over one value each, loaded when they are needed. A page on disk may read other
+// files only as scripts.
 "use strict";
 const glass = {
   values: new Map(),

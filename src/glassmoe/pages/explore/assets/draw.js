@@ -1,4 +1,4 @@
-// Elements, numbers, tokens and boards. Whatever is text is put in as text: nothing from the data becomes markup.
+// Elements, numbers, tokens and boards. Text is always added as text, so nothing from the data becomes markup.
 "use strict";
 
 // el("a", {href: "#1", class: "x"}, "text", child, ...): an element. Null children are left out.
@@ -30,7 +30,7 @@ const show = {
   signed: (value) => (value > 0 ? "+" : value < 0 ? "\u2212" : "") + show.number(Math.abs(value)),
 };
 
-// What would not be seen, or would turn the line around, as something that is seen.
+// Shows characters that are invisible or change the direction of a line as visible signs (as words.py does).
 function visible(text) {
   return text.replace(/[\u0000-\u001f\u007f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]/gu, (letter) => {
     const code = letter.codePointAt(0);
@@ -41,12 +41,12 @@ function visible(text) {
   });
 }
 
-// A token by itself, where a space at its beginning is part of what it is.
+// A token by itself. A space at its beginning is shown, since it belongs to the token.
 const named = (token) => visible(token).replace(/^ /, "\u2423");
 
 const isolated = (text) => el("bdi", {}, visible(text));
 
-// The tokens of an example, each the darker the more strongly the feature fires there; the peak is framed, too.
+// The tokens of an example, tinted by the strength of the feature; the peak is also framed.
 function tokenLine(example, maximum, separator) {
   const line = el("p", { class: "line" });
   const { before, after } = example;
@@ -65,9 +65,9 @@ function tokenLine(example, maximum, separator) {
   return line;
 }
 
-// What a link to a feature says: its words, or else the token at which it is strongest and what stands before that.
+// The label of a link to a feature: its explanation, or its strongest token with the text before it.
 function label(given) {
-  if (!given) return el("span", { class: "quiet silent" }, "silent: it never fires");
+  if (!given) return el("span", { class: "quiet silent" }, "silent: never fires");
   if (typeof given === "string") return isolated(given);
   return el("span", { class: "snippet" }, isolated(given[0]), el("bdi", { class: "tok t6 peak" }, named(given[1])));
 }
@@ -75,7 +75,8 @@ function label(given) {
 const squaresOf = (text) => (text.match(/\b[a-h][1-8]\b/g) || []);
 const corner = (square) => [40 * (square.charCodeAt(0) - 97), 40 * (8 - Number(square[1]))];
 
-// A position (piece placement of a FEN). `move`: the last move's squares, tinted; `squares`: those that are framed.
+// A position (piece placement of a FEN), drawn as pages/boards.py draws it. `move`: its squares are tinted. `squares`:
+// framed.
 function board(placement, move, squares) {
   const drawing = el("svg:svg", {
     class: "board", viewBox: "0 0 320 320", role: "img",
@@ -105,7 +106,7 @@ function board(placement, move, squares) {
   return drawing;
 }
 
-// How many tokens have which strength; bins are quarters of octaves.
+// The number of tokens by strength; a bin is a quarter of an octave.
 function histogram(found, edges, unit) {
   const { first, counts } = found;
   const most = Math.max(...counts);
@@ -134,7 +135,7 @@ function histogram(found, edges, unit) {
   return drawing;
 }
 
-// A small bar of a share, with its figure.
+// A share as a small bar.
 const meter = (value, most) => el("svg:svg", { class: "meter", viewBox: "0 0 60 6", "aria-hidden": "true" },
   el("svg:rect", { class: "track", width: 60, height: 6, rx: 2 }),
   el("svg:rect", { width: (60 * Math.min(1, (value || 0) / (most || 1))).toFixed(1), height: 6, rx: 2 }));

@@ -26,16 +26,16 @@ const feature = (() => {
     return el("article", { class: `example${drawn ? " with-board" : ""}` }, drawn, el("div", { class: "words" },
       tokenLine(each, record.max, meta.separator),
       el("p", { class: "quiet small where" },
-        `${show.number(each.strengths[each.peak])} (${show.share(share)} of the maximum), ${meta.text ? "document" : "game"} ${show.count(each.row)}, ${meta.unit} ${show.count(each.at)}`)));
+        `strength ${show.number(each.strengths[each.peak])} (${show.share(share)} of the maximum), ${meta.text ? "document" : "game"} ${show.count(each.row)}, ${meta.unit} ${show.count(each.at)}`)));
   }
 
   function sayings(record) {
     return record.said.map((said) => {
       const scores = Object.entries(SCORERS).filter(([name]) => said.scores[name]);
-      return card("Explanation", [said.by ? `by ${said.by}` : "", said.judge ? `judged by ${said.judge}` : ""].filter(Boolean).join(", "),
+      return card("Explanation", [said.by ? `written by ${said.by}` : "", said.judge ? `scored by ${said.judge}` : ""].filter(Boolean).join(", "),
         said.text ? el("p", { class: "saying" }, isolated(said.text))
           : el("p", { class: "quiet" }, "No explanation", said.why ? [": ", isolated(said.why)] : null, "."),
-        scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "score", "F1", "precision", "recall", "control"]
+        scores.length ? el("table", {}, el("thead", {}, el("tr", {}, ["scorer", "score", "F1", "precision", "recall", "control score"]
           .map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, scores.map(([name, headline]) => {
           const found = said.scores[name];
@@ -65,14 +65,14 @@ const feature = (() => {
         el("tr", {}, el("th", { scope: "row" }, el("bdi", { class: "chip" }, named(token))),
           el("td", {}, meter(Math.abs(value), most)), el("td", {}, show.signed(value))))));
     };
-    return card("What it writes", meta.how, el("div", { class: "pair" },
-      column(record.logits.up, "logits up"), column(record.logits.down, "logits down")));
+    return card("Effect on the logits", meta.how, el("div", { class: "pair" },
+      column(record.logits.up, "made likelier"), column(record.logits.down, "made less likely")));
   }
 
   function nearest(record, meta) {
-    const columns = [["read", "read alike"], ["written", "write alike"]].filter(([name]) => record.near[name]);
+    const columns = [["read", "read similar inputs"], ["written", "write similar outputs"]].filter(([name]) => record.near[name]);
     if (!columns.length) return null;
-    return card("Nearest features", "By the cosine of what they read, and of what they write.",
+    return card("Nearest features", "By cosine similarity, first of encoder rows (read), then of written directions (write).",
       el("div", { class: "pair" }, columns.map(([name, title]) => el("table", { class: "near" }, el("caption", {}, title),
         el("tbody", {}, record.near[name].map(([id, cosine, words]) => el("tr", {},
           el("th", { scope: "row" }, el("a", { href: `#${id}` }, String(id))),
@@ -92,24 +92,24 @@ const feature = (() => {
     const score = record.said.flatMap((each) => Object.entries(SCORERS).map(([name, headline]) => (each.scores[name] || {})[headline]))
       .find((value) => value !== undefined);
     const tiles = el("div", { class: "tiles" },
-      tile(show.share(record.count / meta.tokens), `of ${meta.unit}s: it fires on ${show.count(record.count)} of ${show.count(meta.tokens)}`),
-      tile(show.number(record.max), "maximum"),
-      tile(show.number(record.mean), "mean where it fires"),
-      score === undefined ? null : tile(show.score(score), "score of its explanation (chance: 0.5)"),
+      tile(show.share(record.count / meta.tokens), `density: fires on ${show.count(record.count)} of ${show.count(meta.tokens)} ${meta.unit}s`),
+      tile(show.number(record.max), "greatest strength"),
+      tile(show.number(record.mean), "mean strength where it fires"),
+      score === undefined ? null : tile(show.score(score), "score of the explanation (0.5 is chance)"),
       property ? tile(show.score(record.board.f1), el("span", {}, "F1 for ", isolated(property)),
         record.board.precision === undefined ? null : `precision ${show.score(record.board.precision)}, recall ${show.score(record.board.recall)}`) : null,
-      expert === null ? null : tile(el("a", { href: `#expert-${expert}` }, String(expert)), "its expert"));
+      expert === null ? null : tile(el("a", { href: `#expert-${expert}` }, String(expert)), "expert"));
     const samples = record.count ? [
       el("section", {}, el("h2", {}, "Strongest examples"),
-        el("p", { class: "quiet small" }, `The deeper the tint of a token, the more strongly the feature fires on it; the strongest is framed. ${
-          record.top.some((each) => each.board) ? `Boards show the position at that ${meta.unit}, the last move tinted${property && squaresOf(property).length ? ", and the square that its board property names framed" : ""}.` : ""}`),
+        el("p", { class: "quiet small" }, `Tokens are tinted by the strength of the feature; the strongest token is framed. ${
+          record.top.some((each) => each.board) ? `Boards show the position at that ${meta.unit}; the last move is tinted${property && squaresOf(property).length ? ", and the square of the board property is framed" : ""}.` : ""}`),
         el("div", { class: "examples" }, record.top.map((each) => example(record, each, meta)))),
-      el("section", {}, el("h2", {}, "From strong to weak"),
-        el("p", { class: "quiet small" }, "Examples from each tenth of a fair sample of the windows in which it fires."),
+      el("section", {}, el("h2", {}, "Examples of every strength"),
+        el("p", { class: "quiet small" }, "From each tenth of a random sample of the windows in which the feature fires, the strongest tenth first."),
         record.deciles.map((found, tenth) => found.length ? el("details", { open: tenth % 3 === 0 },
           el("summary", {}, tenth === 0 ? "strongest tenth" : tenth === 9 ? "weakest tenth" : `tenth ${tenth + 1}`),
           el("div", { class: "examples" }, found.map((each) => example(record, each, meta)))) : null)),
-    ] : [el("section", { class: "card" }, el("h2", {}, "Silent"), el("p", {}, `It fires on none of the ${show.count(meta.tokens)} ${meta.unit}s that were read.`))];
+    ] : [el("section", { class: "card" }, el("h2", {}, "Silent"), el("p", {}, `The feature fires on none of the ${show.count(meta.tokens)} ${meta.unit}s that were read.`))];
     return [
       el("p", { class: "quiet kicker" }, "feature ", el("b", {}, String(id)), expert === null ? null : [" of expert ", el("a", { href: `#expert-${expert}` }, String(expert))],
         " \u00b7 ", isolated(meta.reader), " of ", isolated(meta.run)),
@@ -118,7 +118,7 @@ const feature = (() => {
       el("div", { class: "sheet" },
         el("div", { class: "main" }, samples),
         el("aside", {},
-          record.histogram.counts.length ? card("How strongly it fires", `Strength of each ${meta.unit} on which it fires; the axis is logarithmic.`,
+          record.histogram.counts.length ? card("Distribution of strengths", `Number of ${meta.unit}s by the strength of the feature, on a logarithmic axis.`,
             histogram(record.histogram, meta.edges, meta.unit)) : null,
           sayings(record), logits(record, meta), nearest(record, meta))),
     ];

@@ -1,4 +1,4 @@
-// The page of a layer: which view the address asks for, and the keys.
+// The page of a layer: the view that the address asks for, and the keys.
 "use strict";
 (() => {
   const root = document.getElementById("view");

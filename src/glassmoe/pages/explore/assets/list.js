@@ -1,4 +1,4 @@
-// The list of a layer's features: searched, sorted and filtered; of the rows only those in sight are in the page.
+// The list of a layer's features, with search, sorting and filters. Only rows in sight are in the page.
 "use strict";
 
 const list = (() => {
@@ -12,21 +12,21 @@ const list = (() => {
     expert: { title: "expert", value: (row) => expertOf(columns.ids[row]) },
     board: { title: "board property", value: (row) => (columns.board[row] < 0 ? null : columns.board[row]) },
     f1: { title: "F1", down: true, value: (row) => columns.f1[row], about: "F1 of the board property" },
-    score: { title: "score", down: true, value: (row) => columns.score[row], about: "how well the explanation tells where it fires: balanced accuracy, or AUC; 0.5 by chance" },
+    score: { title: "score", down: true, value: (row) => columns.score[row], about: "how well the explanation predicts where the feature fires: balanced accuracy, or AUC; 0.5 is chance" },
     density: { title: "fires on", down: true, value: (row) => columns.density[row] },
     max: { title: "maximum", down: true, value: (row) => columns.max[row] },
   };
   const FILTERS = {
     all: ["all features", () => true],
-    said: ["explained", (row) => columns.score[row] !== null || Boolean((words(row) || {}).said)],
-    board: ["tell the board", (row) => columns.board[row] >= 0],
-    alive: ["that fire", (row) => columns.density[row] > 0],
-    silent: ["silent", (row) => columns.density[row] === 0],
+    said: ["explained features", (row) => columns.score[row] !== null || Boolean((words(row) || {}).said)],
+    board: ["with a board property", (row) => columns.board[row] >= 0],
+    alive: ["features that fire", (row) => columns.density[row] > 0],
+    silent: ["silent features", (row) => columns.density[row] === 0],
   };
 
   const expertOf = (id) => Math.floor(id / meta.features_of_expert);
 
-  // What is said of a row and its strongest token; null until that part of the list is loaded.
+  // The explanation of a row and its strongest token; null until that part of the list is loaded.
   function words(row) {
     const name = `words-${Math.floor(row / meta.words)}`;
     const found = glass.values.get(name);
@@ -110,8 +110,8 @@ const list = (() => {
       return el("span", { role: "columnheader", class: `cell ${key}` }, button);
     });
     cells.splice(1, 0, el("span", { role: "columnheader", class: "cell said" },
-      meta.explained ? "explanation" : "strongest at"));
-    if (meta.explained) cells.splice(2, 0, el("span", { role: "columnheader", class: "cell peak-cell" }, "strongest at"));
+      meta.explained ? "explanation" : "strongest token"));
+    if (meta.explained) cells.splice(2, 0, el("span", { role: "columnheader", class: "cell peak-cell" }, "strongest token"));
     return el("div", { role: "row", class: "row head", "aria-rowindex": 1 }, cells);
   }
 
@@ -188,7 +188,7 @@ const list = (() => {
 
   function view() {
     const search = el("input", {
-      type: "search", id: "search", placeholder: "Search explanations, tokens, numbers", "aria-label": "Search features",
+      type: "search", id: "search", placeholder: "Search explanations, tokens, feature numbers", "aria-label": "Search features",
       autocomplete: "off", spellcheck: "false",
     });
     search.value = state.query;
@@ -205,7 +205,7 @@ const list = (() => {
     const body = el("div", { role: "rowgroup", class: "rows" });
     parts = {
       search, body, head: head(), count: el("span", { class: "count", role: "status" }),
-      empty: el("p", { class: "quiet none", hidden: true }, "No feature is like that."),
+      empty: el("p", { class: "quiet none", hidden: true }, "No feature matches."),
       tall: () => (matchMedia("(max-width: 720px)").matches ? 62 : 36),
     };
     parts.grid = el("div", { role: "table", class: `grid${meta.explained ? " explained" : ""}${meta.scored ? " scored" : ""}`, "aria-label": "features" },
@@ -221,7 +221,7 @@ const list = (() => {
     const shown = meta.features < meta.of ? `the first ${show.count(meta.features)} of ${show.count(meta.of)}` : show.count(meta.of);
     return [
       el("h1", {}, isolated(meta.reader), el("span", { class: "quiet of" }, " of ", isolated(meta.run))),
-      el("p", { class: "quiet" }, `${shown} features, read on ${show.count(meta.tokens)} ${meta.unit}s; `,
+      el("p", { class: "quiet" }, `${shown} features, measured on ${show.count(meta.tokens)} ${meta.unit}s; `,
         meta.silent ? el("b", {}, `${show.count(meta.silent)} silent`) : "none silent",
         `; ${meta.explained ? `${show.count(meta.explained)} explained` : "none explained yet"}.`),
       el("div", { class: "tools" }, search, filter, parts.count),

@@ -1,4 +1,4 @@
-// Light or dark: what the reader chose, or else what the system says. It runs before anything is drawn.
+// Light or dark: the reader's choice, or else the system's. This runs before anything is drawn.
 "use strict";
 (() => {
   const root = document.documentElement;
