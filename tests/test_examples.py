@@ -2,6 +2,8 @@
 
 import math
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -53,3 +55,22 @@ def test_a_nanogpt_checkpoint_gives_its_own_logits_here() -> None:
     torch.testing.assert_close(
         model(input_ids=tokens_BS).logits, nanogpt_logits(state, tokens_BS, 4), atol=1e-4, rtol=1e-4
     )
+
+
+def test_a_coder_in_one_file_is_fitted_and_measured(noise_games: Path, tmp_path: Path) -> None:
+    from glassmoe.training.language import train
+    from tiny_runs import tiny
+
+    source = train(tiny(noise_games, "gelu"), tmp_path / "run")
+    options = (
+        f"{source} --layer 1 --site stream --features 24 --tokens 1024 --batch-tokens 256 --out {tmp_path / 'out'}"
+    )
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(EXAMPLES / "new_coder.py"), *options.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1/sae-fixed-threshold" in done.stdout and "loss" in done.stdout

@@ -34,6 +34,17 @@ class Coded(NamedTuple):
     losses: dict[str, Tensor]
 
 
+class CodingPass(NamedTuple):
+    """What the losses of one pass are made of, in the units of the coder: what is read and what is to be rebuilt, both
+    (T, D), the features, the reconstruction (T, D), and what `_encode` returned beside the features."""
+
+    x: Tensor
+    y: Tensor
+    features: Features
+    rebuilt: Tensor
+    chosen_by: Tensor
+
+
 class Coder(FeedForward):
     """What the kinds share. Row f of `w_enc` (F, D) is what feature f reads, row f of `w_dec` (F, D) what it writes;
     `b_enc` (F,), `b_dec` (D,).
@@ -161,7 +172,7 @@ class Coder(FeedForward):
         features, chosen_by = self._encode(x_TD)
         rebuilt_TD = self._decode(features)
         losses = {"error": self._size(y_TD - rebuilt_TD, y_TD)}
-        losses |= self._losses(x_TD, y_TD, features, rebuilt_TD, chosen_by)
+        losses |= self._losses(CodingPass(x_TD, y_TD, features, rebuilt_TD, chosen_by))
         if self._counting:
             self._count(features)
         return Coded(features, self._restored(rebuilt_TD), losses)
@@ -185,9 +196,7 @@ class Coder(FeedForward):
         del y_TD
         return error_TD.square().sum(1).mean()
 
-    def _losses(
-        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
-    ) -> dict[str, Tensor]:
+    def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
         """The losses besides the error."""
         raise NotImplementedError
 
@@ -276,19 +285,17 @@ class ListedCoder(Coder):
         values_TK = read_rows(self._centred(x_TD), self.w_enc, self.b_enc, ids_TK, positive_TK)
         return Features(values_TK, self.num_features, ids_TK)
 
-    def _losses(
-        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
-    ) -> dict[str, Tensor]:
+    def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
         if not self.auxiliary:
             return {}
         dead_F = self.dead_F
-        among = min(x_TD.shape[1] // 2, int(dead_F.sum()))
+        among = min(coded.x.shape[1] // 2, int(dead_F.sum()))
         if not among:
-            return {"auxiliary": torch.zeros((), dtype=y_TD.dtype, device=y_TD.device)}
-        dead_TA, ids_TA = chosen_by.masked_fill(~dead_F, -torch.inf).topk(among, dim=1)
-        dead = replace(self._listed(x_TD, ids_TA, F.relu(dead_TA)), context=features.context)
-        missing_TD = (y_TD - rebuilt_TD).detach()
-        return {"auxiliary": self.auxiliary * self._size(missing_TD - self._help(dead), y_TD)}
+            return {"auxiliary": torch.zeros((), dtype=coded.y.dtype, device=coded.y.device)}
+        dead_TA, ids_TA = coded.chosen_by.masked_fill(~dead_F, -torch.inf).topk(among, dim=1)
+        dead = replace(self._listed(coded.x, ids_TA, F.relu(dead_TA)), context=coded.features.context)
+        missing_TD = (coded.y - coded.rebuilt).detach()
+        return {"auxiliary": self.auxiliary * self._size(missing_TD - self._help(dead), coded.y)}
 
     def _help(self, dead: Features) -> Tensor:
         """(T, D): what the dead features of the auxiliary loss write."""

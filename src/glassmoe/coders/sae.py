@@ -39,7 +39,7 @@ from torch.autograd.function import once_differentiable
 
 from glassmoe.layers.features import Features, empty_parameters, linear_write
 
-from .base import Coder, ListedCoder
+from .base import Coder, CodingPass, ListedCoder
 from .configuration import CoderConfig
 
 REMEMBERED = 10
@@ -60,11 +60,8 @@ class L1(Coder):
         values_TF = F.relu(self.scores(x_TD))
         return Features(values_TF, self.num_features), values_TF
 
-    def _losses(
-        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
-    ) -> dict[str, Tensor]:
-        del x_TD, y_TD, rebuilt_TD, chosen_by
-        return {"sparsity": self._warmup() * self._penalty(features.values)}
+    def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
+        return {"sparsity": self._warmup() * self._penalty(coded.features.values)}
 
     def _penalty(self, values_TF: Tensor) -> Tensor:
         return self.config.l1 * self.scale * values_TF.sum(1).mean()
@@ -148,14 +145,12 @@ class Gated(Coder):
         magnitude_TF = F.relu(self.r_mag.exp() * scores_TF + self.b_enc)
         return Features(magnitude_TF * (gate_TF > 0), self.num_features), gate_TF
 
-    def _losses(
-        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
-    ) -> dict[str, Tensor]:
-        del x_TD, features, rebuilt_TD
-        by_gate_TD = linear_write(Features(chosen_by, self.num_features), self.w_dec.detach(), self.b_dec.detach())
+    def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
+        gate_TF = coded.chosen_by
+        by_gate_TD = linear_write(Features(gate_TF, self.num_features), self.w_dec.detach(), self.b_dec.detach())
         return {
-            "sparsity": self._warmup() * self.config.l1 * self.scale * chosen_by.sum(1).mean(),
-            "gate_error": self._size(y_TD - by_gate_TD, y_TD),
+            "sparsity": self._warmup() * self.config.l1 * self.scale * gate_TF.sum(1).mean(),
+            "gate_error": self._size(coded.y - by_gate_TD, coded.y),
         }
 
     def scores(self, x_TD: Tensor) -> Tensor:
@@ -184,11 +179,8 @@ class JumpReLU(Coder):
         values_TF, l0 = _Jump.apply(self.scores(x_TD), self.log_theta.exp(), width)  # type: ignore[no-untyped-call]
         return Features(values_TF, self.num_features), l0
 
-    def _losses(
-        self, x_TD: Tensor, y_TD: Tensor, features: Features, rebuilt_TD: Tensor, chosen_by: Tensor
-    ) -> dict[str, Tensor]:
-        del x_TD, y_TD, features, rebuilt_TD
-        return {"sparsity": self._warmup() * self.config.l0 * self.scale.square() * chosen_by}
+    def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
+        return {"sparsity": self._warmup() * self.config.l0 * self.scale.square() * coded.chosen_by}
 
 
 class _Jump(torch.autograd.Function):
