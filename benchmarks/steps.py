@@ -126,7 +126,7 @@ def _where_time_goes(shares: dict[str, float]) -> str:
 def _largest_load(model: GlassForCausalLM, device: torch.device) -> float | None:
     """The greatest share of the token-expert slots that one expert of one layer gets; None for what has no load."""
     tokens_BN = torch.randint(0, CHARACTERS, (4, ROW_LENGTH - 1), device=device)
-    loads = [share for layer in model_statistics(model, tokens_BN) for share in layer.get("load", [])]
+    loads = [share for layer in model_statistics(model, tokens_BN) for share in layer.load or []]
     return max(loads, default=None)
 
 

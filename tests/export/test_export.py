@@ -22,6 +22,7 @@ from glassmoe.data.domains import token_kind
 from glassmoe.export.card import write_card
 from glassmoe.export.model import code_files, export_model
 from glassmoe.inspect.sample import Sampling, sampled
+from glassmoe.layers.routers import ROUTERS
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
 from glassmoe.model.subject import load_subject
 from text_files import made_up_texts, prepared, text_run
@@ -264,6 +265,11 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         own = GlassForCausalLM(GlassConfig(layers=1, heads=1, width=16, active_width=16, ffn="mine"))
         own.save_pretrained(tmp_path / "own")
         assert "which is not glassmoe's own" in said(tmp_path / "own", tmp_path / "c")
+        ROUTERS["mine"] = ROUTERS["learned"]
+        mixture = GlassConfig(layers=1, heads=1, width=16, active_width=16, ffn="switch", router="mine")
+        GlassForCausalLM(mixture).save_pretrained(tmp_path / "mixture")
+        assert "has the router mine, which is not glassmoe's own" in said(tmp_path / "mixture", tmp_path / "c")
     finally:
         del FEED_FORWARD["mine"]
+        ROUTERS.pop("mine", None)
     assert not (tmp_path / "c").exists() and not list(tmp_path.glob("*.partial"))

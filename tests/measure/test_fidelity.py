@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig
 from glassmoe.coders.kinds import build_coder
-from glassmoe.coders.reconstruction import StreamFit
+from glassmoe.coders.reconstruction import ReconstructionSums
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest
@@ -148,11 +148,11 @@ def test_figures_by_hand() -> None:
         coder.b_dec.fill_(2)
         coder.w_enc.copy_(torch.tensor([[1.0, 0], [-1, 0], [0, 1]]))
         coder.b_enc.copy_(torch.tensor([-2.0, 0, 0]))
-    fit = StreamFit()
-    fit.add(coder, torch.tensor([[1.0, 3]]))
-    fit.add(coder, torch.tensor([[3.0, 3]]))
+    sums = ReconstructionSums()
+    sums.add(coder, torch.tensor([[1.0, 3]]))
+    sums.add(coder, torch.tensor([[3.0, 3]]))
     # Variances of the stream 1 and 0, of the error 1 and 0; mean squared error 2, features (0, 0, 3) and (1, 0, 3).
-    found = fit.finish()
+    found = sums.finish().to_dict()
     assert found == pytest.approx(
         {"squared_error": 2, "variance_explained": 0, "normalised_mse": 2, "l0": 1.5, "alive": 2 / 3, "tokens": 2}
     )

@@ -204,12 +204,14 @@ def test_layer_statistics_by_hand() -> None:
     found = layer_statistics(layer, x)
     dense = layer.features(x).to_dense()
     experts = torch.stack([(row.view(4, -1) != 0).any(1) for row in dense])
-    assert found["l0"] == pytest.approx((dense > 0).sum(1).float().mean().item())
-    assert found["alive"] == pytest.approx((dense > 0).any(0).float().mean().item())
-    assert found["load"] == pytest.approx((experts.float().mean(0) / 2).tolist(), abs=1e-3)
-    assert found["activity"] == pytest.approx(found["l0"] / 64)
+    assert found.l0 == pytest.approx((dense > 0).sum(1).float().mean().item())
+    assert found.alive == pytest.approx((dense > 0).any(0).float().mean().item())
+    assert found.load == pytest.approx((experts.float().mean(0) / 2).tolist(), abs=1e-3)
+    assert found.activity == pytest.approx(found.l0 / 64)
     model = make("gelu")
-    assert [set(each) for each in model_statistics(model, torch.randint(0, 32, (2, 9)))] == [{"l0", "alive"}] * 2
+    assert [set(each.to_dict()) for each in model_statistics(model, torch.randint(0, 32, (2, 9)))] == [
+        {"l0", "alive"}
+    ] * 2
 
 
 def test_exported_code_is_flat_and_knows_transformers_in_two_files_only() -> None:

@@ -5,18 +5,38 @@ Legend: T tokens that are not padding, D width of the stream, F features.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from glassmoe.layers.features import FeedForward
+from glassmoe.results import Result
 
 from .base import fired
 
 
-class StreamFit:
-    """How well a coder rebuilds what comes in pieces: `add` each, then `finish`. Sums are in float64."""
+@dataclass(frozen=True)
+class CoderReconstruction(Result):
+    """How well the features of a coder rebuild its target."""
+
+    squared_error: float
+    """Mean over tokens of ||y - y^||^2."""
+    variance_explained: float
+    """1 less the variance of the error as a share of the target's."""
+    normalised_mse: float
+    """Mean squared error as a share of the target's variance."""
+    l0: float
+    """Active features per token."""
+    alive: float
+    """Share of the features that are active on at least one token."""
+    tokens: int
+    """Number of tokens measured."""
+
+
+class ReconstructionSums:
+    """Measures the reconstruction of activations that come in batches: `add` each, then `finish`. Sums are in
+    float64."""
 
     def __init__(self) -> None:
         self.tokens, self.active = 0, 0
@@ -25,7 +45,7 @@ class StreamFit:
 
     @torch.no_grad()
     def add(self, coder: FeedForward, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
-        """Take in T tokens (T, D): what is read, and what is to be rebuilt where that is something else."""
+        """Add T tokens (T, D): what is read, and what is to be rebuilt where that is something else."""
         y_TD = x_TD if y_TD is None else y_TD
         features = coder.features(x_TD)
         error_TD = y_TD - coder.write(features)
@@ -37,8 +57,8 @@ class StreamFit:
         self.active += int((features.values > 0).sum())
         self.tokens += len(y_TD)
 
-    def finish(self) -> dict[str, Any]:
-        """`squared_error`, mean of ||y - y^||^2, and the figures of `fidelity` about target and features."""
+    def finish(self) -> CoderReconstruction:
+        """The measures of all tokens that were added."""
         assert self.fired_F is not None
 
         def variance(name: str) -> float:
@@ -46,11 +66,11 @@ class StreamFit:
             return float((second_D - first_D.square()).sum())
 
         squared_error = float(self.sums["error"][1].sum()) / self.tokens
-        return {
-            "squared_error": squared_error,
-            "variance_explained": 1 - variance("error") / variance("y"),
-            "normalised_mse": squared_error / variance("y"),
-            "l0": self.active / self.tokens,
-            "alive": float(self.fired_F.double().mean()),
-            "tokens": self.tokens,
-        }
+        return CoderReconstruction(
+            squared_error=squared_error,
+            variance_explained=1 - variance("error") / variance("y"),
+            normalised_mse=squared_error / variance("y"),
+            l0=self.active / self.tokens,
+            alive=float(self.fired_F.double().mean()),
+            tokens=self.tokens,
+        )

@@ -36,7 +36,7 @@ from .base import Coder
 from .configuration import FitConfig, SweepConfig
 from .files import header, save_coder
 from .kinds import build_coder
-from .reconstruction import StreamFit
+from .reconstruction import CoderReconstruction, ReconstructionSums
 from .sae import PAnneal
 
 DOCUMENT_READ = 10_000
@@ -192,10 +192,9 @@ class CoderTask:
         found = self._figures("valid", np.arange(min(self.settings.eval_rows, len(self.rows["valid"]))))
         if "" in found:
             one = found[""]
-            keys = ("variance_explained", "normalised_mse", "l0")
-            return {"valid_loss": one["squared_error"], **{f"valid_{key}": one[key] for key in keys}}
+            return {"valid_loss": one.squared_error, **{f"valid_{key}": value for key, value in _brief(one).items()}}
         return {
-            "valid_loss": float(np.mean([each["normalised_mse"] for each in found.values()])),
+            "valid_loss": float(np.mean([each.normalised_mse for each in found.values()])),
             "valid_coders": {name: _brief(each) for name, each in found.items()},
         }
 
@@ -268,20 +267,20 @@ class CoderTask:
             )
         return self._pooled[1][step % self.pool]
 
-    def _figures(self, split: str, indices: npt.NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-        fits, micro = {name: StreamFit() for name in self.parts}, self.settings.micro_rows
+    def _figures(self, split: str, indices: npt.NDArray[np.int64]) -> dict[str, CoderReconstruction]:
+        sums, micro = {name: ReconstructionSums() for name in self.parts}, self.settings.micro_rows
         was_training = self.module.training
         self.module.eval()
         for start in range(0, len(indices), micro):
             read = self._read(*self.rows[split].batch(indices[start : start + micro]))
             for name, part in self.parts.items():
-                fits[name].add(part.coder, *read[part.place])
+                sums[name].add(part.coder, *read[part.place])
         self.module.train(was_training)
-        return {name: each.finish() for name, each in fits.items()}
+        return {name: each.finish() for name, each in sums.items()}
 
 
-def _brief(found: dict[str, Any]) -> dict[str, Any]:
-    return {key: found[key] for key in ("variance_explained", "normalised_mse", "l0")}
+def _brief(measured: CoderReconstruction) -> dict[str, float]:
+    return {key: getattr(measured, key) for key in ("variance_explained", "normalised_mse", "l0")}
 
 
 def _cut(read: dict[Place, Activations], tokens: int) -> list[dict[Place, Activations]]:

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 import glassmoe
 from glassmoe.model import FEED_FORWARD
 from glassmoe.model.subject import load_subject
+from glassmoe.registry import ROUTER_REGISTRY
 from glassmoe.training.run import tokenizer_of
 
 from .card import write_card
@@ -40,6 +41,11 @@ def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
         raise ValueError(
             f"{name} has layers of the kind {model.config.ffn}, which is not glassmoe's own, so their code cannot be "
             f"put beside the weights; load it where that layer is installed"
+        )
+    if model.config.router not in (None, *ROUTER_REGISTRY.built_in):
+        raise ValueError(
+            f"{name} has the router {model.config.router}, which is not glassmoe's own, so its code cannot be put "
+            f"beside the weights; load it where that router is installed"
         )
     model.config.auto_map = dict(AUTO_MAP)
     staging = out.with_name(out.name + ".partial")

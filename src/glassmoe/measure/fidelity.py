@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from glassmoe.coders.files import header
-from glassmoe.coders.reconstruction import StreamFit
+from glassmoe.coders.reconstruction import ReconstructionSums
 from glassmoe.coders.task import corpus_for
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
@@ -202,7 +202,7 @@ def fidelity(
     places = list(dict.fromkeys(place for _, place in coders.values()))
     loss, labels = 0.0, 0
     zero, spliced_loss = dict.fromkeys(places, 0.0), dict.fromkeys(coders, 0.0)
-    fits = {name: StreamFit() for name in coders}
+    fits = {name: ReconstructionSums() for name in coders}
     for start in range(0, len(chosen), micro_rows):
         tokens, lengths = rows.batch(chosen[start : start + micro_rows])
         batch = torch.from_numpy(tokens).to(device).long(), torch.from_numpy(lengths).to(device)
@@ -229,7 +229,7 @@ def fidelity(
             loss_zero=without,
             loss_increase=with_coder - original,
             loss_recovered=(without - with_coder) / room if room else None,
-            **fits[name].finish(),
+            **fits[name].finish().to_dict(),
             rows_read=len(chosen),
         )
     return results

@@ -130,7 +130,8 @@ class LanguageTask:
     def statistics(self, step: int) -> dict[str, Any]:
         """The layers' statistics on a few rows of this step."""
         tokens, _ = self.rows["train"].batch(self._indices(step)[:STATISTICS_ROWS])
-        return {"layers": model_statistics(self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())}
+        layers = model_statistics(self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())
+        return {"layers": [layer.to_dict() for layer in layers]}
 
     def publish(self, step: int) -> None:
         run.publish(self.out, self.module, self.config, step, self.corpus.kind)

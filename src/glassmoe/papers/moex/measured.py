@@ -144,7 +144,7 @@ def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
     model = load_subject(work.path, work.config.train.device, own=True).model
     tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
     given = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
-    return {"layers": model_statistics(model, given)}
+    return {"layers": [layer.to_dict() for layer in model_statistics(model, given)]}
 
 
 def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
