@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from glassmoe.chess.board_results import SquareMark
 from glassmoe.cli.main import main
 from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from glassmoe.measure.saved import read_measure
-from glassmoe.pages.boards import PieceShare, board_map, board_position
+from glassmoe.pages.boards import board_map, board_position
 from glassmoe.pages.charts import COLOURS, Line, line_chart
 from glassmoe.pages.report import write_report
 from glassmoe.training.language import train
@@ -228,7 +229,7 @@ def test_a_board_by_hand() -> None:
         '<use href="#k" class="black" x="0" y="0"' in drawn and '<use href="#r" class="white" x="280" y="280"' in drawn
     )
     assert 'x="1.5" y="281.5"' in drawn and "a &lt;title&gt;" in drawn
-    sure = PieceShare(square=14, piece="B", probability=0.5, on_all_boards=0.125)
+    sure = SquareMark(square=14, piece="B", probability=0.5, on_all_boards=0.125)
     mapped = str(board_map([sure], [], "map"))
     assert "g2: 50% of the boards on which the feature fires, 12% of all boards" in mapped
     assert '<use href="#b" class="white" x="240" y="240" width="40" height="40" opacity="0.65"></use>' in mapped

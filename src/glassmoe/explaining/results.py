@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from glassmoe.results import Result, markdown_table, omitted, stored_as
@@ -87,7 +87,7 @@ class ScoreSummary(Result):
     """See `VerdictScore`."""
     recall: MeanInterval | None = omitted()
     """See `VerdictScore`."""
-    silent_accuracy: MeanInterval | None = field(default=None, metadata={"key": "not", "omit_none": True})
+    silent_accuracy: MeanInterval | None = stored_as("not", omit_none=True)
     """See `VerdictScore` (`not` in files)."""
     auc: MeanInterval | None = omitted()
     """See `RankingScore`."""

@@ -4,30 +4,15 @@ scripts of `explore` draw boards from the same two (`assets/draw.js`)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from glassmoe.results import Result
+from glassmoe.chess.board_results import SquareMark
 
 from .html import element
 
 SQUARE = 40
 EDGE = 8 * SQUARE
-
-
-@dataclass(frozen=True)
-class PieceShare(Result):
-    """How often a piece stands on a square when a feature fires."""
-
-    square: int
-    """0 is a1, 63 is h8."""
-    piece: str
-    """FEN letter."""
-    probability: float
-    """Share of the boards on which the feature fires."""
-    on_all_boards: float
-    """Share of all boards."""
 
 
 def board_position(placement: str, framed: Sequence[int], label: str) -> Markup:
@@ -44,7 +29,7 @@ def board_position(placement: str, framed: Sequence[int], label: str) -> Markup:
     return _board([*pieces, *_frames(framed)], label, small=True)
 
 
-def board_map(squares: Sequence[PieceShare], framed: Sequence[int], label: str) -> Markup:
+def board_map(squares: Sequence[SquareMark], framed: Sequence[int], label: str) -> Markup:
     """Which pieces stand where when a feature fires: the more often, the more solid, with the percentage."""
     parts = []
     for mark in squares:

@@ -7,7 +7,7 @@ loads nothing. A measure that a run does not have yet is named with the command 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from markupsafe import Markup
 
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
+from glassmoe.chess.board_results import DetectingFeature, ExampleBoard, TrackedSlot
 from glassmoe.chess.tokens import CHARACTERS, kind_of
 from glassmoe.results import Result
 
-from .boards import PieceShare, board_map, board_position
+from .boards import board_map, board_position
 from .charts import Line, line_chart, share_bar
 from .html import SHARED_STYLES, render, style_hash, style_sheet
 from .run_record import RunRecord, distinct_runs, names_of, read_run
@@ -41,40 +42,30 @@ class ReportResult(Result):
 
 
 @dataclass(frozen=True)
-class BoardExample:
-    """A board on which a feature fires."""
+class ExampleCard:
+    """A board on which a feature fires, drawn."""
 
+    board: ExampleBoard
     drawing: Markup
-    text: str
-    """The whole game up to the board."""
     shown: str
-    """Its end, without the last token."""
+    """The end of the game, without its last token."""
     last: str
     """The last token, at which the feature fires."""
-    strength: float
-    """Share of the feature's maximum."""
-    true: bool
-    """Whether the property holds on this board."""
 
 
 @dataclass(frozen=True)
 class FeatureCard:
-    """A feature that detects a board property."""
+    """A feature that detects a board property, drawn."""
 
-    feature: int
-    expert: int | None
-    fires_on: float
-    """Share of the test boards."""
-    slots: Sequence[Mapping[str, Any]]
-    """Properties that it detects, the best first."""
+    entry: DetectingFeature
     drawing: Markup
     """Which pieces stand where when it fires."""
-    examples: list[BoardExample]
+    examples: list[ExampleCard]
 
     @property
-    def best(self) -> Mapping[str, Any]:
+    def best(self) -> TrackedSlot:
         """The property that it detects best."""
-        return self.slots[0]
+        return self.entry.slots[0]
 
 
 def write_report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> ReportResult:
@@ -117,9 +108,9 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
     facts: dict[str, set[Any]] = {
         "The runs were trained on different data.": {record.environment.data_sha256 for record in records},
         "The boards were measured on different games.": {
-            (record.boards.data_sha256, record.boards.values["games"], record.boards.values["tested_on"])
+            (record.boards_file.data_sha256, record.boards.games, record.boards.tested_on)
             for record in records
-            if record.boards is not None
+            if record.boards is not None and record.boards_file is not None
         },
         "The runs were trained on different numbers of tokens.": {record.lines[-1]["tokens"] for record in records},
         "Tokens differ between the runs, so their losses and L0 cannot be compared.": {
@@ -141,18 +132,17 @@ def _learning(records: Sequence[RunRecord]) -> Markup:
 
 def _sweep(records: Sequence[RunRecord]) -> list[Markup]:
     """Reconstruction and held-out coverage over layers, with random weights as a dashed line."""
-    measured = [(colour, record) for colour, record in enumerate(records) if record.boards is not None]
+    measured = [(colour, record.name, record.boards) for colour, record in enumerate(records) if record.boards]
     if not measured:
         return []
     charts = []
     for key, label in (("reconstruction", "board reconstruction"), ("held_out_coverage", "held-out coverage")):
         lines = []
-        for colour, record in measured:
-            layers = record.boards.values["layers"] if record.boards else []
-            lines.append(Line(record.name, [(layer["layer"], layer[key]) for layer in layers], colour))
-            random = [(layer["layer"], layer["random"][key]) for layer in layers if "random" in layer]
+        for colour, name, boards in measured:
+            lines.append(Line(name, [(layer.layer, getattr(layer, key)) for layer in boards.layers], colour))
+            random = [(layer.layer, getattr(layer.random, key)) for layer in boards.layers if layer.random]
             if random:
-                lines.append(Line(f"{record.name}, random weights", random, colour, dashed=True))
+                lines.append(Line(f"{name}, random weights", random, colour, dashed=True))
         charts.append(line_chart(lines, "layer", label, from_zero=True))
     return charts
 
@@ -186,28 +176,18 @@ def _inside(record: RunRecord) -> list[tuple[str, Markup]]:
 
 
 def _feature_cards(record: RunRecord) -> list[FeatureCard]:
-    features = [] if record.boards is None else record.boards.values.get("features", [])
-    return [_feature_card(feature) for feature in features]
+    return [] if record.boards is None else [_feature_card(feature) for feature in record.boards.features or []]
 
 
-def _feature_card(feature: Mapping[str, Any]) -> FeatureCard:
+def _feature_card(feature: DetectingFeature) -> FeatureCard:
     # A slot's index is square * classes + class; the classes are the twelve kinds of pieces.
-    framed = [slot["index"] // 12 for slot in feature["slots"]]
-    squares = [PieceShare.from_dict(square) for square in feature["squares"]]
+    framed = [slot.index // 12 for slot in feature.slots]
     examples = []
-    for example in feature["examples"]:
-        text, (shown, last) = example["text"], _end(example["text"])
-        drawing = board_position(example["board"], framed[:1], f"position after {text[-20:]}")
-        examples.append(BoardExample(drawing, text, shown, last, example["strength"], example["true"]))
-    label = f"which pieces stand where when feature {feature['feature']} fires"
-    return FeatureCard(
-        feature=feature["feature"],
-        expert=feature["expert"],
-        fires_on=feature["fires_on"],
-        slots=feature["slots"],
-        drawing=board_map(squares, framed, label),
-        examples=examples,
-    )
+    for board in feature.examples:
+        drawing = board_position(board.board, framed[:1], f"position after {board.text[-20:]}")
+        examples.append(ExampleCard(board, drawing, *_end(board.text)))
+    label = f"which pieces stand where when feature {feature.feature} fires"
+    return FeatureCard(feature, board_map(feature.squares, framed, label), examples)
 
 
 def _end(text: str) -> tuple[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glassmoe import config as configuration
+from glassmoe.chess.board_results import BoardsResult, LayerBoards
 from glassmoe.config import RunConfig
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT
+from glassmoe.measure.perplexity import PerplexityResult
 from glassmoe.measure.saved import SavedMeasure, read_measure
 from glassmoe.training.records import Environment, read_environment
 from glassmoe.training.tracking import MetricsLine, read_metrics
@@ -30,9 +31,11 @@ class RunRecord:
     """How the run was made."""
     lines: list[MetricsLine]
     """Lines of metrics.jsonl."""
-    boards: SavedMeasure | None
+    boards: BoardsResult | None
     """The measure `boards`; None before it was measured."""
-    ppl: SavedMeasure | None
+    boards_file: SavedMeasure | None
+    """What `boards` was measured on."""
+    ppl: PerplexityResult | None
     """The measure `ppl`; None before it was measured."""
 
     @property
@@ -61,22 +64,18 @@ class RunRecord:
         """Validation loss, in nats per token: of the measure `ppl`, or else the last of training."""
         losses = [line.valid_loss for line in self.lines if line.valid_loss is not None]
         if self.ppl is not None:
-            return float(self.ppl.values["loss"])
+            return self.ppl.loss
         return losses[-1] if losses else None
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> LayerBoards | None:
         """The layer with the highest reconstruction."""
-        if self.boards is None:
-            return None
-        values = self.boards.values
-        best: dict[str, Any] = next(layer for layer in values["layers"] if layer["layer"] == values["best_layer"])
-        return best
+        return None if self.boards is None else self.boards.best
 
     @property
     def is_stale(self) -> bool:
         """Whether the run was trained further after its boards were measured."""
-        return self.boards is not None and self.boards.step != self.lines[-1].step
+        return self.boards_file is not None and self.boards_file.step != self.lines[-1].step
 
 
 def read_run(run: Path, name: str) -> RunRecord:
@@ -92,7 +91,17 @@ def read_run(run: Path, name: str) -> RunRecord:
         raise ValueError(f"{run} has no line in metrics.jsonl yet; let it train for some steps first")
     config = configuration.load(run / "config.yaml")
     environment = read_environment(run)
-    return RunRecord(run, name, config, environment, lines, read_measure(run, "boards"), read_measure(run, "ppl"))
+    boards, ppl = read_measure(run, "boards"), read_measure(run, "ppl")
+    return RunRecord(
+        path=run,
+        name=name,
+        config=config,
+        environment=environment,
+        lines=lines,
+        boards=None if boards is None else boards.result(BoardsResult),
+        boards_file=boards,
+        ppl=None if ppl is None else ppl.result(PerplexityResult),
+    )
 
 
 def distinct_runs(runs: str | Path | Sequence[str | Path]) -> list[Path]:

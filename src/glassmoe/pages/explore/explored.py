@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glassmoe.chess.board_results import BoardsResult
 from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.explaining.opening import EXPLANATIONS
@@ -243,11 +244,11 @@ def _tracked(run: Path, reader: Reader) -> dict[int, BoardProperty]:
     """The board properties that `eval boards` found for single features, which it does for the best layer."""
     if reader.folder is not None:
         return {}
-    values = saved_values(run, "boards")
+    boards = BoardsResult.from_dict(saved_values(run, "boards"))
     tracked: dict[int, BoardProperty] = {}
-    if values.get("best_layer") == reader.number:
-        for slot in sorted(values.get("tracked", []), key=lambda slot: -slot["f1"]):
-            tracked.setdefault(slot["feature"], BoardProperty(property=slot["slot"], f1=slot["f1"]))
+    if boards.best_layer == reader.number:
+        for slot in sorted(boards.tracked or [], key=lambda slot: -slot.f1):
+            tracked.setdefault(slot.feature, BoardProperty(property=slot.slot, f1=slot.f1))
     return tracked
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from glassmoe import config as configuration
+from glassmoe.chess.board_results import BoardsResult, LayerBoards
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.saved import saved_values
 from glassmoe.pages.boards import board_position
@@ -127,7 +128,7 @@ def _run(name: str, pages: list[tuple[ExploredLayer, SiteLayer]]) -> RunRows:
     run = pages[0][0].run
     log = run / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []
-    boards = {row["layer"]: row for row in saved_values(run, "boards").get("layers", [])}
+    boards = {row.layer: row for row in BoardsResult.from_dict(saved_values(run, "boards")).layers or []}
     return RunRows(
         name=name,
         lines=lines,
@@ -153,8 +154,8 @@ def _summary(run: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     return f"{config.model.ffn}, {config.model.layers} layers of width {config.model.width}, {data}{ending}."
 
 
-def _row(layer: ExploredLayer, page: SiteLayer, boards: Mapping[int, Any]) -> LayerRow:
-    measured = boards.get(layer.reader.number, {}) if layer.reader.folder is None else {}
+def _row(layer: ExploredLayer, page: SiteLayer, boards: Mapping[int, LayerBoards]) -> LayerRow:
+    measured = boards.get(layer.reader.number) if layer.reader.folder is None else None
     scores = [score for feature in layer.explained if (score := layer.score(feature)) is not None]
     load = load_of(layer) if layer.experts else None
     return LayerRow(
@@ -166,8 +167,8 @@ def _row(layer: ExploredLayer, page: SiteLayer, boards: Mapping[int, Any]) -> La
         experts=bool(layer.experts),
         load=column_bars(load, f"load of {len(load)} experts") if load else None,
         load_range=f"{min(load):.0%} to {max(load):.0%}" if load else "",
-        reconstruction=decimals(measured.get("reconstruction")),
-        coverage=decimals(measured.get("held_out_coverage")),
+        reconstruction=decimals(measured.reconstruction if measured else None),
+        coverage=decimals(measured.held_out_coverage if measured else None),
         explained=f"{page.explained:,}" if page.explained else "-",
         score=decimals(statistics.median(scores), 2) if scores else "-",
     )
