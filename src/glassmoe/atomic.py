@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed to disk, and renamed."""
+"""Files that exist only when they are complete: written under a temporary name, flushed to disk, and renamed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(temporary path)`, flush it to disk and rename it to `path`; on failure leave `path` as it was."""
+    """Calls `write(temporary path)`, flushes the file to disk and renames it to `path`. On failure `path` stays as it
+    was."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
@@ -24,14 +25,14 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text, in UTF-8."""
+    """Writes text in UTF-8, as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Make `folder` if need be, and wait until no other process is inside this block for it: what is read, changed and
-    written in here loses nothing that another command writes to the same file. Leaves no file behind."""
+    """Creates `folder` if necessary, and waits until no other process is in this block for it, so that two commands
+    that change the same file lose nothing. Leaves no file behind."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

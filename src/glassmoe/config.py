@@ -47,16 +47,16 @@ class DataConfig:
     """Which games or text, and how rows are cut from them."""
 
     path: str | None = None
-    """Folder made by `glassmoe data`; without one, synthetic games are made beside the run (there is no synthetic
-    text)."""
+    """Folder that `glassmoe data` made. Without one, synthetic games are made in the run directory; there is no
+    synthetic text."""
     rows: str = "games:256"
-    """How rows are cut: `games:N` (the first N tokens of each game) or `packed:N` (whole games, rows of N); of text
-    `documents:N` (the first N tokens of each document) or `packed:N` (documents end to end, rows of N)."""
+    """How rows of N tokens are cut. Games: `games:N` (the first N tokens of each) or `packed:N` (whole games, one after
+    the other). Text: `documents:N` (the first N tokens of each) or `packed:N` (documents end to end)."""
     tokens: str = "characters"
     """What a token is: characters or moves of games, text, or a kind of your own domain. The folder of `path` must hold
     it."""
     synthetic_games: int = 6000
-    """How many synthetic games to make when there is no path."""
+    """Number of synthetic games (or other sequences) to make without a path."""
 
     def __post_init__(self) -> None:
         positive(self, "data", "synthetic_games")
@@ -76,16 +76,16 @@ class ModelConfig:
     width: int = 128
     """Width of the residual stream."""
     active_width: int = 1024
-    """Hidden units that one token uses. A dense layer has this many; in a mixture a token's experts share them; gated
-    layers and experts have two thirds, as they have three matrices for two."""
+    """Hidden units that one token uses. A dense layer has this many; in a mixture the experts of a token share them.
+    Gated layers and experts have two thirds, because they have three matrices instead of two."""
     num_experts: int = 8
-    """Experts of a mixture."""
+    """Number of experts of a mixture."""
     experts_per_token: int = 2
-    """How many experts a token is sent to."""
+    """Number of experts that each token is sent to."""
     activation: Literal["gelu", "gelu-tanh", "relu", "silu"] | None = None
-    """Activation of the experts, where it should differ from what `ffn` means."""
+    """Activation of the experts, if not the default of `ffn`."""
     gated: bool = False
-    """Experts of switch and moe-x with a second encoder: s(W_enc x) * (W_up x), as an upcycled Llama has them."""
+    """Whether experts of switch and moe-x have a second encoder, s(W_enc x) * (W_up x), like an upcycled Llama."""
     router: str | None = None
     """Router of switch and moe-x: learned, sparsity, or one that you add; by default what `ffn` means."""
     balance: float = 0.01
@@ -93,36 +93,35 @@ class ModelConfig:
     router_gradient: bool = True
     """Whether the sparsity-aware router's gradient reaches the encoder weights."""
     bias: bool = False
-    """Biases in linear maps and layer norms (not in the encoders of gated layers, nor in rmsnorm)."""
+    """Whether linear maps and layer norms have biases (encoders of gated layers and rmsnorm never do)."""
     attention_bias: bool | None = None
-    """Biases in attention, where it should differ from `bias`."""
+    """Whether attention has biases, if different from `bias`."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Norm before attention, before the feed-forward layer and before the head."""
+    """Norm before attention, the feed-forward layer and the head."""
     norm_eps: float = 1e-5
-    """What the norm adds to the variance."""
+    """Constant that the norm adds to the variance."""
     positions: Literal["learned", "rotary"] = "learned"
     """Positional encoding: learned embeddings or rotary."""
     rotary_theta: float = 10000.0
     """Base of the rotary wavelengths."""
     rotary_share: float = 1.0
-    """Share of a head's entries that turn."""
+    """Share of the entries of a head that are rotated."""
     rotary_scaling: dict[str, float] | None = None
-    """Llama 3.1's stretching of long wavelengths: factor, low_freq_factor, high_freq_factor and
-    original_max_position_embeddings."""
+    """Rotary scaling of Llama 3.1: factor, low_freq_factor, high_freq_factor and original_max_position_embeddings."""
     kv_heads: int | None = None
-    """Key/value heads, each shared by a group of attention heads; without a number, as many as `heads`."""
+    """Number of key/value heads, each shared by a group of attention heads (default: `heads`)."""
     parallel_residual: bool = False
-    """Whether the feed-forward layer reads what attention reads (GPT-NeoX), not what attention left."""
+    """Whether the feed-forward layer reads the input of attention (GPT-NeoX) instead of its output."""
     tie_word_embeddings: bool = True
-    """Whether the head is the embedding's matrix, or one of its own."""
+    """Whether the head shares the matrix of the embedding."""
     context: int | None = None
-    """Positions that the model can read; without a number, those of a row."""
+    """Number of positions that the model can read (default: the length of a row)."""
     eos_token_id: int | None = None
-    """Id that ends a text beside the separator, where a source has one."""
+    """Token id that ends a text, in addition to the separator, if the source has one."""
     unused_ids: int = 0
-    """Entries of the embedding beyond the ids of the tokens, as some models round their number up."""
+    """Number of embedding rows beyond the vocabulary; some models round its size up."""
     init_std: float = 0.02
-    """Standard deviation of initial weights; projections into the stream get it divided by sqrt(2 * layers)."""
+    """Standard deviation of initial weights, divided by sqrt(2 * layers) for projections into the residual stream."""
     options: dict[str, Any] | None = None
     """Settings of one kind of layer: relu-topk (k), Monet (heads, experts, unit, topk), PEER (num_experts, heads, k,
     d_key, activation), or one that you add."""
@@ -132,8 +131,8 @@ class ModelConfig:
         if self.router is not None:
             ROUTER_REGISTRY.check(self.router, "model.router")
         positive(self, "model", "layers", "heads", "width", "active_width", "num_experts", "experts_per_token")
-        given = [name for name in ("kv_heads", "context") if getattr(self, name) is not None]
-        positive(self, "model", "norm_eps", "rotary_theta", *given)
+        numbers = [name for name in ("kv_heads", "context") if getattr(self, name) is not None]
+        positive(self, "model", "norm_eps", "rotary_theta", *numbers)
         positive(self, "model", "balance", "init_std", "unused_ids", zero=True)
         for small, great in (("heads", "width"), ("kv_heads", "heads")):
             if getattr(self, great) % (getattr(self, small) or 1):
@@ -149,26 +148,26 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """How weights learn."""
+    """How weights are updated."""
 
     name: Literal["adamw", "muon"] = "muon"
-    """`adamw` for everything, or `muon` for the matrices and AdamW for the rest."""
+    """`adamw` for all weights, or `muon` for matrices and AdamW for the rest."""
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
     muon_lr: float = 2e-2
-    """Peak learning rate of Muon (its update has the scale 0.2 * sqrt(greater dimension))."""
+    """Peak learning rate of Muon, whose update is scaled by 0.2 * sqrt(larger dimension)."""
     final_lr: float = 0.1
-    """Learning rate at the end, as a share of the peak."""
+    """Final learning rate, as a share of the peak."""
     warmup_steps: int = 50
     """Steps of linear warm-up; a cosine follows."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates."""
+    """Decay rates of AdamW."""
     momentum: float = 0.95
-    """Muon's (Nesterov) momentum."""
+    """Nesterov momentum of Muon."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on tensors of two or more dimensions."""
     clip: float = 1.0
-    """Greatest norm of the gradient; 0 turns clipping off."""
+    """Largest norm of the gradient; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
         positive(self, "optimizer", "lr", "muon_lr")
@@ -184,28 +183,28 @@ class OptimizerConfig:
 
 @dataclass
 class TrainConfig:
-    """How long, in which pieces, and what is written down."""
+    """How long training takes, in which batches, and what is saved."""
 
     steps: int = 1000
-    """Optimiser steps; 0 only makes the first weights."""
+    """Number of optimiser steps; 0 saves the initial weights only."""
     batch_rows: int = 64
-    """Rows in one optimiser step, over all processes."""
+    """Rows in one optimiser step, summed over all processes."""
     micro_rows: int = 16
-    """Rows in one forward pass; gradients of the passes of a step are added up."""
+    """Rows in one forward pass; the gradients of all passes of a step are summed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute type; weights are kept in float32. `auto`: bf16 where the hardware multiplies it fast, else fp32."""
+    """Type of products; weights stay in float32. `auto`: bf16 where the hardware is fast at it, otherwise fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU when there is one."""
     compile: bool = False
     """Compile the model with torch.compile."""
     eval_every: int = 250
-    """Steps between validations; the last step always validates."""
+    """Steps between evaluations on the validation split; the last step is always evaluated."""
     eval_rows: int = 512
-    """Rows of a validation."""
+    """Number of validation rows that are evaluated."""
     checkpoint_every: int = 250
-    """Steps between checkpoints; the last step, Ctrl-C and SIGTERM always save one."""
+    """Steps between checkpoints; the last step, Ctrl-C and SIGTERM also save one."""
     snapshot_every: int = 0
-    """Steps between copies of the model in RUN/snapshots, which any verb reads as it reads a run; 0 keeps none."""
+    """Steps between copies of the model in RUN/snapshots, which can be read like a run; 0 saves none."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
@@ -220,19 +219,19 @@ class TrainConfig:
 
 @dataclass
 class StartConfig:
-    """Where the first weights come from."""
+    """Where the initial weights come from."""
 
     source: str | None = None
-    """A trained model (a run directory, or folder or hub id of ours or of a GPT-2, GPT-NeoX or Llama) whose weights are
-    taken over; a dense feed-forward layer is copied into every expert of a mixture. Without one, weights are drawn."""
+    """Trained model whose weights are copied: a run directory, or the folder or hub id of a model of ours, a GPT-2,
+    GPT-NeoX or Llama. A dense feed-forward layer is copied into every expert. Without one, weights are random."""
     noise: float = 0.1
-    """When a dense layer becomes experts: noise on each expert's encoder, as a share of its standard deviation.
-    Without noise or redraw the experts are equal, and the sparsity-aware router cannot tell them apart."""
+    """Noise on the encoder of each expert that is copied from a dense layer, as a share of its standard deviation.
+    Without noise or redraw the experts are equal, and the sparsity-aware router cannot distinguish them."""
     redraw: float = 0.0
-    """When a dense layer becomes experts: share of each expert's units, chosen at random, that are drawn anew."""
+    """Share of the units of each expert copied from a dense layer that are initialised again, at random."""
     shape: Literal["model", "source"] = "model"
-    """Where layers, heads, width, norms, positions and the like come from: the section `model`, or the source, whose
-    values are then written there when the run begins."""
+    """Where layers, heads, width, norms, positions and the like come from: the section `model`, or the source. The
+    values of the source are written to the section `model` of the run."""
 
     def __post_init__(self) -> None:
         positive(self, "start", "noise", zero=True)
@@ -242,7 +241,7 @@ class StartConfig:
 
 @dataclass
 class RunConfig:
-    """Everything that decides a run."""
+    """The complete configuration of a run."""
 
     seed: int = 0
     """Seed of the initial weights and of the order of rows."""
@@ -302,8 +301,8 @@ def parse(kind: type[Config], values: dict[str, Any]) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what hides mistakes: a key given twice, of which YAML takes the last, and aliases, which can grow
-    without bound."""
+    """YAML without two features that hide mistakes: repeated keys, of which YAML takes the last, and aliases, which can
+    grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -318,13 +317,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read(path: Path, kind: Any = RunConfig) -> dict[str, Any]:
+def read(path: str | Path, kind: Any = RunConfig) -> dict[str, Any]:
     """The keys and values in a YAML file, known keys all, their values unchecked. ValueError names the file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # Malformed dates, tagged scalars and the like leave PyYAML as other errors than its own.
-        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}; mend or remove it") from None
+        raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}; fix or delete it") from None
     if not isinstance(values, dict):
         raise ValueError(
             f"{path} does not hold a configuration: expected keys and values such as `seed: 1`, got "
@@ -338,12 +337,12 @@ def read(path: Path, kind: Any = RunConfig) -> dict[str, Any]:
     return values
 
 
-def load(path: Path) -> RunConfig:
+def load(path: str | Path) -> RunConfig:
     """The configuration of a run in a YAML file, for example its `config.yaml`. ValueError names the file."""
     return load_as(RunConfig, path)
 
 
-def load_as(kind: type[Config], path: Path) -> Config:
+def load_as(kind: type[Config], path: str | Path) -> Config:
     """The configuration of type `kind`, a dataclass, in a YAML file. ValueError names the file."""
     values = read(path, kind)
     try:
@@ -383,17 +382,17 @@ def nearest_key(key: str, kind: Any = RunConfig) -> str:
 
 
 def explain(message: str, kind: Any = RunConfig) -> str:
-    """jsonargparse's message in our words: what the key takes, or the nearest known one where it is unknown."""
+    """A message of jsonargparse in plain words: what the key takes, or the nearest known key for an unknown one."""
     for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
         if mark in message:
             key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
             return f"{message}; {nearest_key(key, kind)}"
     message = " ".join(message.split())
-    found = re.search(r'Parser key "([\w.]+)"', message)
+    key = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not found or found[1] not in _known_keys(kind):
+    if not key or key[1] not in _known_keys(kind):
         return f"{message}; see glassmoe train --help"
-    return f"{found[1]} takes {_expected(_hint(found[1], kind))}" + (f", got {value[1]!r}" if value else "")
+    return f"{key[1]} takes {_expected(_hint(key[1], kind))}" + (f", got {value[1]!r}" if value else "")
 
 
 def _hint(key: str, kind: Any) -> Any:

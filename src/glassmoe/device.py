@@ -1,4 +1,4 @@
-"""Which device computes, and in which type: the one place that decides it."""
+"""The device that computes, and the type of products."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`: a GPU when there is one. ValueError when one is asked for and there is none."""
+    """The device of this name. `auto`: a GPU when there is one. ValueError for `cuda` without a GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device is cuda, but torch sees no GPU; use auto or cpu")
+        raise ValueError("the device is cuda, but torch sees no GPU; pass auto or cpu")
     if name == "cpu":
         _keep_freed_memory()
     return torch.device(name)
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what torch frees, where its malloc is the one in use.
+    """Lets glibc keep the memory that torch frees, where its malloc is in use.
 
-    By default every tensor of some MB is mapped afresh and faulted in page by page: 37,000 faults a step of the
-    `chess-small` dense model, up to a tenth of its time on one thread and more on two, for the kernel's work does not
-    share out. The process then holds the most memory that it ever needed; blocks above 32 MB, glibc's limit, still go
-    back.
+    By default every tensor of some MB is mapped anew and faulted in page by page: 37,000 faults a step of the
+    `chess-small` dense model. They take up to a tenth of its time on one thread and more on two, because the work of
+    the kernel is not parallel. With this setting the process holds the largest memory that it ever needed; blocks above
+    32 MB, the limit of glibc, are still returned.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -38,29 +38,29 @@ def _keep_freed_memory() -> None:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 faster than float32. A CPU without AVX512-bf16 or AMX emulates it: measured
-    at a third of float32's speed, where one with it runs at four times."""
+    """Whether the hardware multiplies bf16 faster than float32. A CPU with AVX512-bf16 or AMX was measured at four
+    times the speed of float32; a CPU without them emulates bf16, at a third of that speed."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that `auto`, `bf16` or `fp32` means on this device."""
+    """The type of products for `auto`, `bf16` or `fp32` on this device."""
     if precision == "auto":
         return torch.bfloat16 if fast_bf16(device) else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    """A context in which products run in `dtype` and weights stay in float32."""
+    """A context in which products are computed in `dtype`; weights stay in float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
 
 
 def describe(device: torch.device) -> str:
-    """One line about the hardware, for results files."""
+    """The name of the hardware in one line, for results files."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]

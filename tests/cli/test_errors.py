@@ -278,7 +278,7 @@ def test_checkpoints(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newest.write_bytes(whole[:1000])
     assert cli.main(train.split()) == 0
     errors = capsys.readouterr().err
-    assert "step-00000004.safetensors: " in errors and "going on from step-00000002.safetensors instead" in errors
+    assert "step-00000004.safetensors: " in errors and "resuming from step-00000002.safetensors instead" in errors
     for path in newest.parent.glob("step-*"):
         path.write_bytes(path.read_bytes()[:1000])
     assert "put back a good checkpoint" in complaint(train, cli.USAGE, capsys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class PreparedCorpus(Result):
 
     path: Path
     """Folder of the corpus."""
-    kind: TokenKind
+    kind: TokenKind = field(repr=False)
     """Its kind of tokens."""
     sequences: dict[str, int]
     """Number of sequences (games, documents) in each split, duplicates removed."""
@@ -53,7 +53,7 @@ class PreparedCorpus(Result):
     """Number of sequences that were left out because they repeat another one."""
     skipped: list[SkippedSequences]
     """Sequences that could not be used, by reason."""
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
     """Everything that manifest.json holds, with the entries of the domain."""
 
     def __fspath__(self) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, written under a temporary name and then renamed, so that a reader sees a
-whole checkpoint or none. Nothing is ever unpickled.
+complete checkpoint or none. Nothing is ever unpickled.
 
-A checkpoint holds everything that decides the rest of the run: weights, optimiser state, random state and the step; the
-order of rows needs none (`data.corpus.row_indices` is a function of seed and step).
+A checkpoint holds everything that decides the rest of the run: weights, optimiser state, random state and the step. The
+order of rows needs no state, because `data.corpus.row_indices` is a function of seed and step.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .optimizer import named_state, restore_state
 
 SCHEMA_VERSION = 1
 KEEP = 2
-"""How many checkpoints stay: the newest, and the one before in case the newest turns out unreadable."""
+"""How many checkpoints are kept: the newest, and the one before it in case the newest cannot be read."""
 
 
 def save(
     folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
 ) -> Path:
-    """Write `folder/step-N.safetensors` and drop all but the newest two. `extra`: plain values to find again on
-    loading.
+    """Writes `folder/step-N.safetensors` and deletes all but the newest two. `extra`: plain values that `restore`
+    returns. Returns the path.
 
-    OSError, with the reason and the last good checkpoint, when the disk refuses it.
+    OSError, with the reason and the last good checkpoint, when the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
@@ -51,9 +51,9 @@ def save(
     except (OSError, SafetensorError) as error:
         last = latest(folder)
         raise OSError(
-            f"could not write the checkpoint {path}: {error}; "
+            f"cannot write the checkpoint {path}: {error}; "
             + (f"the last good one is {last}" if last else "there is no earlier one")
-            + "; free some space and give the same command again"
+            + "; free some disk space and run the same command again"
         ) from error
     for old in _all(folder)[:-KEEP]:
         old.unlink()
@@ -61,9 +61,8 @@ def save(
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, if any."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """The newest checkpoint of a folder; None without one."""
+    return next(reversed(_all(folder)), None)
 
 
 def _all(folder: Path) -> list[Path]:
@@ -74,28 +73,29 @@ def _all(folder: Path) -> list[Path]:
 def restore(
     folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
 ) -> tuple[int, dict[str, Any]] | None:
-    """Put the newest readable checkpoint back, bit for bit: the step it was made at and its `extra`. None without one.
+    """Restores the newest readable checkpoint, bit for bit. Returns its step and its `extra`; None without a
+    checkpoint.
 
-    `extra`: keys and types that the checkpoint's own must have. A checkpoint is put back whole or not at all.
-    ValueError when checkpoints exist and none can be used, and when one is of a newer schema.
+    `extra`: keys and types that the values of the checkpoint must have. A checkpoint is restored completely or not at
+    all. ValueError when checkpoints exist and none can be used, and when one has a newer schema.
     """
     problems = []
     for path in reversed(_all(folder)):
         try:
-            step, found, tensors = _read(path, model, optimizers, extra)
+            step, values, tensors = _read(path, model, optimizers, extra)
         except NewerSchema:
             raise
         except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             problems.append(f"{path.name}: " + (f"it lacks {error}" if isinstance(error, KeyError) else str(error)))
             continue
         if problems:
-            say(f"cannot be read: {'; '.join(problems)}; going on from {path.name} instead")
+            say(f"cannot read {'; '.join(problems)}; resuming from {path.name} instead")
         _put_back(tensors, model, optimizers)
-        return step, found
+        return step, values
     if problems:
         raise ValueError(
             f"no checkpoint in {folder} can be read ({'; '.join(problems)}); "
-            f"move the run aside and start again, or put back a good checkpoint"
+            f"move the run away and start again, or put back a good checkpoint"
         )
     return None
 
@@ -103,16 +103,16 @@ def restore(
 def _read(
     path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
 ) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    """Step, `extra` and tensors of a checkpoint that fits in every part; nothing is changed yet."""
+    """Step, `extra` and tensors of a checkpoint that fits completely. Changes nothing."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         check_version(path, int(header["schema_version"]), SCHEMA_VERSION)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    step, found = int(header["step"]), json.loads(header["extra"])
+    step, values = int(header["step"]), json.loads(header["extra"])
     if f"step-{step:08d}" != path.stem:
-        raise ValueError(f"it says that it was made at step {step}")
-    if not isinstance(found, dict) or _kinds(found) != _kinds(extra):
-        raise ValueError(f"its extra values are {found}; expected {_kinds(extra)}")
+        raise ValueError(f"its header says step {step}")
+    if not isinstance(values, dict) or _kinds(values) != _kinds(extra):
+        raise ValueError(f"its extra values are {values}; expected {_kinds(extra)}")
     torch.Generator().set_state(tensors["random/cpu"])
     expected: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
     expected |= {f"model/{name}": b for name, b in model.named_buffers()}
@@ -125,10 +125,10 @@ def _read(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         prefixes = [f"optimizer/{names[id(p)]}/" for p in parameters]
         entries = {name.removeprefix(prefix) for prefix in prefixes for name in states if name.startswith(prefix)}
-        if not entries and step:  # before the first step an optimiser has none
+        if not entries and step:  # an optimiser has no state before the first step
             raise ValueError(f"it lacks the state of {type(optimizer).__name__}")
         for p, prefix in zip(parameters, prefixes, strict=True):
-            # Every entry is a number, such as AdamW's step, or of its parameter's shape.
+            # Every entry is a number, such as the step of AdamW, or has the shape of its parameter.
             expected |= {prefix + entry: p if entry != "step" else torch.tensor(0.0) for entry in entries}
     if states - expected.keys():
         raise ValueError(f"no optimiser here has {min(states - expected.keys())}")
@@ -137,7 +137,7 @@ def _read(
             raise ValueError(
                 f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}, not {own.dtype} {list(own.shape)}"
             )
-    return step, found, tensors
+    return step, values, tensors
 
 
 def _kinds(values: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Processes: the same command alone or under torchrun. Each process takes its share of a step's rows, and gradients are
-summed over processes before the step.
+"""Data-parallel training: the same command alone or under torchrun. Each process takes its share of the rows of a step,
+and gradients are summed over processes before the update.
 
-The loop asks this module and nothing else, so that transformers' DistributedConfig (FSDP2 and expert parallelism) can
-take its place behind the same five functions.
+The loop uses this module only, so that the DistributedConfig of transformers (FSDP2 and expert parallelism) can replace
+it behind the same five functions.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
+    """The processes that train together."""
+
     rank: int = 0
+    """Number of this process, from 0."""
     count: int = 1
+    """How many processes there are."""
 
     @property
     def first(self) -> bool:
@@ -29,7 +33,7 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the process group that torchrun describes in the environment; alone when there is none."""
+    """Joins the process group that torchrun describes in the environment; without one this process trains alone."""
     if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield Processes()
         return
@@ -43,7 +47,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 def sum_gradients(model: nn.Module, group: Processes) -> None:
-    """Sum every gradient over processes, in one message."""
+    """Sums every gradient over processes, in one message."""
     if group.count == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -61,7 +65,7 @@ def sum_values(values: Tensor, group: Processes) -> Tensor:
 
 
 def any_process(flag: bool, group: Processes, device: torch.device) -> bool:
-    """Whether the flag is set on any process (a signal may reach only one)."""
+    """Whether the flag is set in any process, because a signal may reach only one."""
     return bool(sum_values(torch.tensor(float(flag), device=device), group) > 0)
 
 

@@ -1,4 +1,4 @@
-"""Training a language model: from scratch, or from the weights of another run (going on, or upcycled)."""
+"""Training a language model, from scratch or from the weights of another model (continued, or upcycled)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .resolve import ResolvedRun, model_settings, resolve
 from .tracking import read_metrics
 
 STATISTICS_ROWS = 4
-"""Rows on which the layers' statistics are taken when a line of metrics is written."""
+"""Number of rows for the layer statistics in a line of metrics."""
 
 
 def train(config: RunConfig, out: str | Path) -> Path:
@@ -95,7 +95,7 @@ class LanguageTask:
 
     def batch(self, step: int) -> Batch:
         tokens, lengths = (torch.from_numpy(array) for array in self.rows["train"].batch(self._indices(step)))
-        # Every process divides by the labels of the whole batch, so that gradients add up to those of one process.
+        # Every process divides by the labels of the whole batch, so that its gradients sum to those of one process.
         labels = count_labels(lengths)
         return Batch(labels, self._passes(tokens, lengths, labels))
 
@@ -116,7 +116,7 @@ class LanguageTask:
         pass
 
     def validate(self) -> dict[str, float]:
-        """Mean cross-entropy in nats per token over the run's validation rows (the same rows every time)."""
+        """Mean cross-entropy in nats per token over the first validation rows, the same rows every time."""
         return {"valid_loss": self._valid_loss(self.compute)}
 
     def _valid_loss(self, model: Any) -> float:
@@ -128,7 +128,7 @@ class LanguageTask:
         return float(summed[0] / summed[1])
 
     def statistics(self, step: int) -> dict[str, Any]:
-        """The layers' statistics on a few rows of this step."""
+        """Statistics of the layers on a few rows of this step."""
         tokens, _ = self.rows["train"].batch(self._indices(step)[:STATISTICS_ROWS])
         layers = model_statistics(self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())
         return {"layers": [layer.to_dict() for layer in layers]}
@@ -171,7 +171,7 @@ def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = Non
 
 
 def micro_batches(settings: TrainConfig, group: Processes) -> list[slice]:
-    """Which rows of a batch each forward pass of this process takes. ValueError when they cannot be shared evenly."""
+    """The rows of a batch in each forward pass of this process. ValueError when processes cannot share them evenly."""
     batch, micro = settings.batch_rows, settings.micro_rows
     if (batch // micro) % group.count:
         raise ValueError(

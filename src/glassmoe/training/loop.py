@@ -1,9 +1,8 @@
-"""The one training loop, top to bottom: batch -> passes -> gradients -> step -> log, validate, save.
+"""The training loop, top to bottom: batch -> forward passes -> gradients -> update -> log, validate, save.
 
-Pre-training, going on after upcycling and fitting sparse coders differ in what learns, from which batches and by which
-loss: a `Task` says that. Everything that decides the numbers is in the configuration and the data; a run that was
-stopped, or killed, goes on from its newest checkpoint to the same bits. The loop works alone or as one of several
-processes.
+Pre-training, training after upcycling and fitting sparse coders differ in their module, batches and loss, which a
+`Task` provides. Configuration and data decide all numbers: a run that was stopped or killed resumes from its newest
+checkpoint and ends with the same bits. The loop works in one process or in several.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ class Stopped(RuntimeError):
 class Batch:
     """The work of one optimiser step.
 
-    `tokens`: how many tokens all processes together learn from. `passes`: for each of this process's forward passes its
-    named losses, `loss` among them, each divided so that sums over passes and processes are those of the whole batch;
-    what is minimised is their sum. A pass is computed when it is asked for, under the task's own autocast.
+    `tokens`: number of tokens that all processes together learn from. `passes`: the named losses of each forward pass
+    of this process, `loss` among them. They are divided so that sums over passes and processes are those of the whole
+    batch; their sum is minimised. A pass is computed when it is read, under the autocast of the task.
     """
 
     tokens: int
@@ -59,8 +58,8 @@ class Batch:
 class Task(Protocol):
     """What the loop trains.
 
-    `module`: what learns; its parameters and buffers are what a checkpoint holds. `fingerprint`: of the data, which a
-    resumed run must meet again. `tokens_per_step` and `flops_per_token` are for the record.
+    `module`: the module that is trained; a checkpoint holds its parameters and buffers. `fingerprint`: hash of the
+    data, which must be the same when a run is resumed. `tokens_per_step` and `flops_per_token` are logged.
     """
 
     module: nn.Module
@@ -69,39 +68,39 @@ class Task(Protocol):
     flops_per_token: float
 
     def claim(self) -> None:
-        """Make the run directory this task's, as nothing in it speaks against that; the first process is asked."""
+        """Writes the configuration into the run directory, which is free or holds this run; in the first process."""
 
     def begin(self) -> None:
-        """Before the first step of a new run, not of a resumed one; also sets starting weights that are no draw."""
+        """Called before the first step of a new run, not of a resumed one; sets initial weights that are not random."""
 
     def announce(self) -> str:
-        """One line about what is going to be trained."""
+        """One line about what will be trained."""
 
     def batch(self, step: int) -> Batch:
-        """The work of a step, counted from 0: a pure function of its number, the configuration and the data."""
+        """The work of a step (from 0): a pure function of its number, the configuration and the data."""
 
     def before_update(self) -> None:
-        """After the gradients are complete and clipped, before the optimisers act on them."""
+        """Called when the gradients are complete and clipped, before the update."""
 
     def after_update(self, step: int) -> None:
-        """After the optimisers have acted."""
+        """Called after the update."""
 
     def validate(self) -> dict[str, float]:
-        """`valid_loss`, and whatever else belongs beside it, over all processes."""
+        """Measures on the validation split over all processes, `valid_loss` among them."""
 
     def statistics(self, step: int) -> dict[str, Any]:
-        """What a line of metrics also tells."""
+        """More values for a line of metrics."""
 
     def publish(self, step: int) -> None:
-        """Write what users read, as it is after `step` steps."""
+        """Writes the model after `step` steps as users read it."""
 
     def snapshot(self, step: int) -> None:
-        """Keep what is learned at this step, beside the later ones."""
+        """Saves a copy of the model of this step, which later steps do not replace."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """What one process holds while it trains."""
+    """The state of one process while it trains."""
 
     task: Task
     settings: TrainConfig
@@ -117,26 +116,27 @@ class Session:
 def run_task(
     task: Task, settings: TrainConfig, optimizer: OptimizerConfig, out: Path, group: Processes, device: torch.device
 ) -> None:
-    """Train `task` into the run directory `out`, from its newest checkpoint when it has one.
+    """Trains `task` into the run directory `out`, from its newest checkpoint when it has one.
 
-    ValueError when that was made with other data, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
+    ValueError when the checkpoint was made with different data, `Diverged` for a non-finite loss, `Stopped` after
+    SIGTERM or Ctrl-C.
     """
     optimizers = build_optimizers(task.module, optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     fresh: dict[str, Any] = {"data": task.fingerprint, "seconds": 0.0}
-    found = checkpoint.restore(out / "state", task.module, optimizers, fresh)
-    start, extra = found or (0, fresh)
+    restored = checkpoint.restore(out / "state", task.module, optimizers, fresh)
+    start, extra = restored or (0, fresh)
     if extra["data"] != task.fingerprint:
         raise ValueError(
             f"cannot resume {out}: it was trained on different data (sha256 {extra['data'][:12]}) than this "
             f"({task.fingerprint[:12]}); pass the data of the run, or a different --out"
         )
-    barrier(group)  # what the first process writes must not be there while another still looks
+    barrier(group)  # no process may see what the first one writes before it has looked
     if group.first:
         task.claim()
     barrier(group)
     s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"])
     with stop_signals() as stop:
-        _loop(s, found is None, stop)
+        _loop(s, restored is None, stop)
 
 
 def _loop(s: Session, new: bool, stop: list[int]) -> None:
@@ -148,7 +148,7 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
         say(f"{task.announce()}; {steps} steps, {steps * task.tokens_per_step / 1e6:.1f}M tokens{resuming}")
         log = MetricsLog(s.out / METRICS, s.start)
         if not new:
-            # A kill may have come between the checkpoint and the model files made from it.
+            # The run may have been killed between the checkpoint and the model files.
             task.publish(s.start)
         elif not steps:
             _save(s, 0, 0.0)
@@ -189,7 +189,7 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
         if stopping and done < steps:
             progress.close()
             raise Stopped(
-                f"stopped at step {done} of {steps}; the same command goes on from there", (stop or [signal.SIGTERM])[0]
+                f"stopped at step {done} of {steps}; the same command resumes from there", (stop or [signal.SIGTERM])[0]
             )
     progress.close()
 
@@ -201,7 +201,7 @@ def _save(s: Session, done: int, seconds: float) -> None:
 
 
 def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
-    """One optimiser step: what to log, and how many tokens it learned from."""
+    """One optimiser step. Returns values to log, and the number of tokens that it learned from."""
     batch = s.task.batch(step)
     sums: dict[str, float] = {}
     for parts in batch.passes:
@@ -227,7 +227,7 @@ def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C into a list that the loop looks at after each step; a second one acts at once."""
+    """Collects SIGTERM and Ctrl-C in a list that the loop reads after each step; a second signal acts at once."""
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

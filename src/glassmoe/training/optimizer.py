@@ -1,9 +1,9 @@
 """AdamW, Muon for matrices, and the learning-rate schedule.
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest semi-orthogonal matrix, found by five
-Newton-Schulz steps. torch.optim.Muon takes 2-D weights only and always iterates in bf16; here a 3-D expert weight is a
-stack of matrices, each orthogonalised on its own in one batched product, and the iteration runs in the dtype that the
-hardware multiplies fast.
+Muon (Jordan et al. 2024) replaces the momentum of a matrix by the nearest semi-orthogonal matrix, which five
+Newton-Schulz steps approximate. torch.optim.Muon takes 2-D weights only and always iterates in bf16; here a 3-D expert
+weight is a stack of matrices that one batched product orthogonalises separately, and the iteration runs in the type
+that the hardware multiplies fast.
 
 Legend: E matrices in a stack, R rows, C columns.
 """
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from glassmoe.config import OptimizerConfig
 
-# Jordan's quintic: steepest at zero, so that small singular values grow fast; they end near 1, not at it.
+# Jordan's quintic is steepest at zero, so that small singular values grow fast. They end near 1, not at 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Singular values of each matrix of a stack (E, R, C) or of one matrix (R, C) driven to about 1 (0.7 to 1.2)."""
+    """A matrix (R, C), or each matrix of a stack (E, R, C), with its singular values driven to about 1 (0.7 to 1.2)."""
     a, b, c = NEWTON_SCHULZ
     tall = g_ERC.shape[-2] > g_ERC.shape[-1]
     x = g_ERC.to(dtype)
-    # Laid out once, and sums left to the products: a quarter less time for a stack than plain operators.
+    # One contiguous copy and fused sums take a quarter less time for a stack than plain operators.
     x = (x.mT if tall else x).contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
@@ -40,8 +40,8 @@ def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.floa
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised per matrix, times 0.2 * sqrt(max(R, C)) so that the update's root mean square
-    is AdamW's (Liu et al. 2025). Weight decay is decoupled."""
+    """Nesterov momentum, orthogonalised per matrix and scaled by 0.2 * sqrt(max(R, C)), so that the update has the root
+    mean square of AdamW (Liu et al. 2025). Weight decay is decoupled."""
 
     def __init__(
         self,
@@ -74,10 +74,10 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run, each parameter in exactly one; every group carries its peak in `peak_lr`.
+    """The optimisers of a run. Each parameter is in exactly one; every group has its peak learning rate in `peak_lr`.
 
-    Under Muon the embeddings, the routers and everything of one dimension stay with AdamW. Weight decay acts on tensors
-    of two or more dimensions, except stacked biases (names beginning with `b_`). `dtype`: of Muon's iteration.
+    With Muon, AdamW updates the embeddings, the routers and all one-dimensional tensors. Weight decay acts on tensors
+    of two or more dimensions, except stacked biases (names that begin with `b_`). `dtype`: type of Muon's iteration.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     use_muon = config.name == "muon"
@@ -102,7 +102,7 @@ def build_optimizers(
 
 
 def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak learning rate at a step (0-based): linear warm-up, then a cosine to `final_lr`."""
+    """Learning rate at a step (from 0) as a share of the peak: linear warm-up, then a cosine to `final_lr`."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
@@ -110,13 +110,14 @@ def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    """Sets the learning rate of every group to a share of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
 
 
 def named_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Every optimiser state entry as `parameter name/entry` -> tensor or number."""
+    """All optimiser state: `parameter name/entry` -> tensor or number."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         f"{names[id(p)]}/{key}": value
@@ -127,7 +128,7 @@ def named_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> di
 
 
 def restore_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Tensor]) -> None:
-    """Put `named_state` back, bit for bit."""
+    """Restores `named_state`, bit for bit."""
     names = {id(p): name for name, p in model.named_parameters()}
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -59,7 +59,7 @@ def check(out: Path, config: Any) -> None:
 
 
 def claim(out: Path, config_yaml: str) -> None:
-    """Make `out` the directory of the run that this configuration describes."""
+    """Makes `out` the directory of the run with this configuration."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CONFIG, config_yaml)
 
@@ -86,10 +86,10 @@ def write_environment(
 
 
 def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind) -> None:
-    """Write the model as transformers' files into the run, each complete before it takes its name. `kind`: what its
-    tokens are.
+    """Writes the model, its tokenizer and a card into the run as files of transformers; each is complete before it gets
+    its name. `kind`: the kind of its tokens.
 
-    OSError when the disk refuses them.
+    OSError when the files cannot be written.
     """
     staging = out / "state" / "publish"
     transformers_logging.disable_progress_bar()
@@ -101,17 +101,18 @@ def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind
             path.replace(out / path.name)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"could not write the model files of {out}: {error}; the checkpoint {latest(out / 'state')} is whole: "
-            f"free some space and give the same command again"
+            f"cannot write the model files of {out}: {error}; the checkpoint {latest(out / 'state')} is complete: "
+            f"free some disk space and run the same command again"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
-    """Keep the model of this step as `out/snapshots/step-N`, for curves over training; of text with its tokenizer.
+    """Saves the model of this step as `out/snapshots/step-N`, for curves over training, with its tokenizer if it has
+    one. Returns the path.
 
-    OSError when the disk refuses it.
+    OSError when the files cannot be written.
     """
     path = out / "snapshots" / f"step-{step:08d}"
     staging = path.with_name(path.name + ".partial")
@@ -120,11 +121,11 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
         model.save_pretrained(staging)
         if kind.tokenizer is not None:
             tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
-        # A killed run passes this step again, with the same weights.
+        # A killed run reaches this step again, with the same weights.
         shutil.rmtree(path, ignore_errors=True)
         staging.rename(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"could not write the snapshot {path}: {error}; free some space and try again") from error
+        raise OSError(f"cannot write the snapshot {path}: {error}; free some disk space and try again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path

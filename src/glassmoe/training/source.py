@@ -1,5 +1,5 @@
-"""A model that a run begins from: one of ours, or a GPT-2, GPT-NeoX (Pythia) or Llama of transformers, which becomes
-one of ours."""
+"""The model that a run starts from: one of ours, or a GPT-2, GPT-NeoX (Pythia) or Llama of transformers, which is
+converted to one of ours."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from glassmoe.text.tokens import load_tokenizer, text_kind
 
 
 def source_settings(name: str) -> GlassConfig:
-    """The configuration of the model that `name` means, as one of ours. ValueError, in one sentence, when there is
-    none, or it cannot be one of ours."""
+    """The configuration of the model called `name`, as one of ours. ValueError when there is no such model, or it
+    cannot be converted."""
     foreign = foreign_settings(name)
     if foreign is None:
         own: GlassConfig = load_subject(name, "cpu", own=True).model.config
         return own
-    # What cannot be ours is refused before its tokenizer is asked for.
+    # A model that cannot be converted is refused before its tokenizer is read.
     return GlassConfig(**{**_settings(name, foreign), **_tokens(name, foreign)})
 
 
 def load_source(name: str, device: str = "auto") -> Subject:
-    """The model that `name` means, as one of ours, in float32 and evaluation mode. ValueError as `source_settings`."""
+    """The model called `name` as one of ours, in float32 and evaluation mode. ValueError as `source_settings`."""
     foreign = foreign_settings(name)
     if foreign is None:
         return load_subject(name, device, own=True)
@@ -43,11 +43,11 @@ def _settings(name: str, foreign: Any) -> dict[str, Any]:
 
 
 def _tokens(name: str, foreign: Any) -> dict[str, Any]:
-    """What a token of the model is. Its documents begin as those that were prepared with its tokenizer do."""
+    """Settings of the tokens of a foreign model: its documents begin like those prepared with its tokenizer."""
     kind = _kind(name)
     if kind.size > foreign.vocab_size:
         raise ValueError(
-            f"the tokenizer beside {name} has {kind.size} ids and the model only {foreign.vocab_size}; put back the "
+            f"the tokenizer of {name} has {kind.size} ids, but the model only {foreign.vocab_size}; put back the "
             f"tokenizer that it was trained with"
         )
     return {
@@ -63,6 +63,4 @@ def _kind(name: str) -> TokenKind:
     try:
         return text_kind(*load_tokenizer(name))
     except ValueError:
-        raise ValueError(
-            f"{name} has no tokenizer beside its weights to know its text by; put its tokenizer.json there"
-        ) from None
+        raise ValueError(f"{name} has no tokenizer beside its weights; put its tokenizer.json there") from None

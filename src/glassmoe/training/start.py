@@ -13,7 +13,7 @@ from glassmoe.model.upcycle import SHARED
 
 ACTIVATION = {"gelu": "gelu", "gelu-tanh": "gelu-tanh", "relu": "relu", "relu-topk": "relu"}
 GATED = {"geglu": "gelu", "swiglu": "silu", "reglu": "relu"}
-"""Dense layers and their activation; those of the latter are gated."""
+"""Dense layers -> their activation; the layers of GATED are gated."""
 
 MIXTURES = ("switch", "moe-x")
 FEED_FORWARD = ("active_width", "num_experts", "experts_per_token", "activation", "gated", "router", "options")
@@ -54,12 +54,12 @@ def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
         return taken | {name: getattr(source, name) for name in FEED_FORWARD}
     if model.ffn not in MIXTURES or source.ffn not in {**ACTIVATION, **GATED}:
         return taken | {"active_width": source.active_width}
-    # A source's whole layer becomes one expert, and a token has several of them.
+    # A whole layer of the source becomes one expert, and a token uses several experts.
     gated = source.ffn in GATED
     share = gated_hidden(source.active_width) * 3 // 2 if gated else source.active_width
     taken |= {"active_width": share * model.experts_per_token, "gated": gated}
     if model.ffn == "switch" and model.activation is None:
-        # Switch's experts compute what its dense layers do; MoE-X's are ReLU whatever the source has.
+        # Experts of Switch keep the activation of the dense layer; those of MoE-X are ReLU for any source.
         activation = {**ACTIVATION, **GATED}[source.ffn]
         taken["activation"] = None if activation == "gelu" else activation
     return taken
