@@ -388,11 +388,11 @@ def explain(message: str, kind: Any = RunConfig) -> str:
             key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
             return f"{message}; {nearest_key(key, kind)}"
     message = " ".join(message.split())
-    key = re.search(r'Parser key "([\w.]+)"', message)
+    named = re.search(r'Parser key "([\w.]+)"', message)
     value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not key or key[1] not in _known_keys(kind):
+    if not named or named[1] not in _known_keys(kind):
         return f"{message}; see glassmoe train --help"
-    return f"{key[1]} takes {_expected(_hint(key[1], kind))}" + (f", got {value[1]!r}" if value else "")
+    return f"{named[1]} takes {_expected(_hint(named[1], kind))}" + (f", got {value[1]!r}" if value else "")
 
 
 def _hint(key: str, kind: Any) -> Any:

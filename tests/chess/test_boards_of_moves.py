@@ -128,7 +128,7 @@ def test_mistakes_are_named(played: Corpus, noise_games: Path) -> None:
         evaluate_boards(make("gelu"), characters)
     with pytest.raises(ValueError, match="holds games as characters, expected games as moves"):
         evaluate_boards(make("gelu"), played, test_corpus=characters)
-    with pytest.raises(ValueError, match="holds games as moves, and games as characters are needed"):
+    with pytest.raises(ValueError, match="holds games as moves, expected games as characters"):
         evaluate_boards(make("gelu", tokens="characters", vocab_size=32, context=256), played)
 
 
