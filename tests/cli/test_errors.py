@@ -163,7 +163,7 @@ def test_mistakes(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("words", ["eval ppl run --device cuda", "train --out o --train.device cuda"])
 @pytest.mark.usefixtures("there")
 def test_a_gpu_that_is_not_there(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no GPU; use auto or cpu" in complaint(words, cli.USAGE, capsys)
+    assert "no GPU; pass auto or cpu" in complaint(words, cli.USAGE, capsys)
 
 
 @pytest.mark.parametrize(

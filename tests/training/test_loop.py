@@ -103,7 +103,7 @@ def test_a_signal_saves_and_exits_cleanly(number: signal.Signals, noise_games: P
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 128 + number, errors
-    assert "Traceback" not in errors and "the same command goes on" in errors
+    assert "Traceback" not in errors and "the same command resumes" in errors
     step = int(checkpoint.latest(tmp_path / "run" / "state").stem.split("-")[1])
     assert f"stopped at step {step} of 100000" in errors
     assert read_metrics(metrics)[-1]["step"] == step

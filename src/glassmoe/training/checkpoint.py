@@ -53,7 +53,7 @@ def save(
         raise OSError(
             f"cannot write the checkpoint {path}: {error}; "
             + (f"the last good one is {last}" if last else "there is no earlier one")
-            + "; free some disk space and run the same command again"
+            + "; free some space and run the same command again"
         ) from error
     for old in _all(folder)[:-KEEP]:
         old.unlink()

@@ -102,7 +102,7 @@ def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"cannot write the model files of {out}: {error}; the checkpoint {latest(out / 'state')} is complete: "
-            f"free some disk space and run the same command again"
+            f"free some space and run the same command again"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -125,7 +125,7 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
         shutil.rmtree(path, ignore_errors=True)
         staging.rename(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write the snapshot {path}: {error}; free some disk space and try again") from error
+        raise OSError(f"cannot write the snapshot {path}: {error}; free some space and try again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
