@@ -95,9 +95,9 @@ class RunTable(ResultsFile):
             _summary(self.entries),
             f"Loss is in nats per {token} on the validation {'text' if text else 'games'}. {about}Active "
             "parameters are the weights multiplied for one token; FLOPs are those of training.",
-            f"Data {self.data_sha256[:16]}; {self.hardware}; commit {self.commit}. Tokens per second are those of the "
-            "run itself; rows that shared the machine with other work are not comparable in speed "
-            "(`bench-cpu.json` is).",
+            f"Data {self.data_sha256[:16]}; {self.hardware}; commit {self.commit}. Tokens per second were measured "
+            "during "
+            "training, on machines that may have been shared; compare speeds in `bench-cpu.md`.",
             *(self.remarks or []),
             *layer_sections(self.entries),
         ]

@@ -1,4 +1,4 @@
-"""`glassmoe reproduce chess-explained`: how many features of a layer tell one property of the board, model by model."""
+"""`glassmoe reproduce chess-explained`: how many features of a layer detect one board property, model by model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCORES = ("precision", "recall", "f1", "true_share", "f1_always_on", "f1_random"
 
 @dataclass(frozen=True, kw_only=True)
 class BoardFeature(Result):
-    """A feature and the property of the board that it tells best; scores are of games that did not choose it."""
+    """A feature and the board property that it detects best; scores are of games that did not choose it."""
 
     feature: int
     property: str
@@ -69,13 +69,13 @@ class LayerExplained(Result):
     levels: dict[str, int]
     """Features whose best property has at least that F1."""
     always_on: dict[str, int]
-    """Of these, those whose property a feature that always fires tells to that level, too."""
+    """Of these, those whose property a feature that always fires detects to that level, too."""
     at_home: dict[str, int]
     """Of these, those that say that a square holds what it held at the start, or nothing."""
     random: dict[str, int] = field(default_factory=dict)
     """The same layer with random weights."""
     surprising: list[BoardFeature] = field(default_factory=list)
-    """Features that tell what no feature of random weights tells."""
+    """Features that detect what no feature of random weights detects."""
     best: list[BoardFeature] = field(default_factory=list)
     """Features with the best F1, one a property."""
 
@@ -109,15 +109,17 @@ class ChessExplainedResults(ResultsFile):
         return [
             f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
             markdown_table(header, lines),
-            f"Features whose best property of the board has at least that F1 on {first.games:,} games "
-            f"({first.boards:,} boards{', synthetic' if first.synthetic else ''}; {first.data_sha256[:12]}) that "
-            f"chose neither property nor threshold, which as many others did; of {first.properties} properties that "
-            "are true on 1% to 40% of the boards. `always on`: of these, those whose property a feature that always "
-            "fires tells to that level, too; `at home`: those that say that a square holds what it held at the start, "
-            "or nothing, which tells the time of the game as well; `random weights`: the same layer without training.",
+            f"Features whose best board property is detected with at least that F1 on {first.games:,} games "
+            f"({first.boards:,} boards{', synthetic' if first.synthetic else ''}; {first.data_sha256[:12]}); as many "
+            f"other games chose the property and the threshold. There are {first.properties} properties, each true on "
+            "1% to 40% of the boards. `always on`: those of these features whose property a feature that always fires "
+            "detects equally well. `at home`: those that say that a square holds what it held at the start, or "
+            "nothing, "
+            "which the time of the game predicts as well. `random weights`: the same layer without training.",
             *(self.remarks or []),
             "## The most surprising",
-            "Furthest above what always firing, and the best feature of random weights, reach on the same property.",
+            "Largest F1 above both a feature that always fires and the best feature of random weights, on the same "
+            "property.",
             markdown_table(
                 ["model", "layer", "feature", "property", *(key.replace("_", " ") for key in SCORES)], surprising
             ),
@@ -138,7 +140,7 @@ def chess_explained(
     results: str | Path = "results",
     device: str = "auto",
 ) -> ChessExplainedResults:
-    """How many features of each layer tell one property of the board, with which F1, and the most surprising ones.
+    """How many features of each layer detect one board property, with which F1, and the most surprising ones.
 
     Writes `results/chess-explained-NAME.json`, `.md` and a figure after each layer. ValueError for a user's mistake.
 

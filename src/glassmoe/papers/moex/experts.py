@@ -32,7 +32,7 @@ PROPERTIES = {
     "document": "the document",
     "source": "the document's source",
 }
-DEALT = "documents dealt at random"
+DEALT = "random groups of documents"
 NAMED = 20
 """Sources that are named, at most."""
 AGAIN = "prepare it again with glassmoe data text"
@@ -108,17 +108,19 @@ class ExpertsResults(ResultsFile):
         return [
             f"By `{self.command}`; {self.hardware}; commit {self.commit}. Read: {read}.",
             markdown_table(["model", "layer", "load of an expert", "entropy", "L0", "activity"], load),
-            "Load is the share of all choices, least and greatest expert; entropy that of the load, in bits; L0 the "
-            "units above 0 a token; activity the share of the chosen experts' units above 0.",
-            "## What the choice of experts says",
+            "Load: share of all choices, smallest and largest expert. Entropy: that of the load, in bits. L0: units "
+            "above "
+            "0 per token. Activity: share of the chosen experts' units above 0.",
+            "## What the choice of experts depends on",
             markdown_table(["model", "layer", *columns], choice),
-            "Mutual information of a token's experts with each property, less that with the property shuffled, as a "
-            "share of the experts' entropy: 1 where the property decides the expert, 0 where the two have nothing to "
-            "do with each other. A token decides its class, so the first column is never far below the second.",
+            "Mutual information of a token's experts with each property, minus that with the property shuffled, as a "
+            "share of the experts' entropy: 1 where the property decides the expert, 0 where the two are independent. "
+            "A "
+            "token decides its class, so the first column is never far below the second.",
             _sources(self.entries) if "source" in named else None,
             *(self.remarks or []),
             figure(name),
-            "## Tokens that an expert is sent more often than others",
+            "## Tokens that are sent to an expert more often than to others",
             *map(_favourites, self.entries),
         ]
 
@@ -204,11 +206,11 @@ def _rows(
 
 
 def _sources(rows: Sequence[ExpertsRow]) -> str:
-    """Where the text came from, and what the second column of sources is."""
+    """Tokens by source, and what the last column is."""
     counts = next(row.sources for row in rows if row.sources)
     return (
-        f"Tokens by source: {largest(counts, NAMED)}. Documents dealt at random: the same with the documents in "
-        f"groups as great as the sources, but at random (mean of {DEALS}); what is beyond it is the sources'."
+        f"Tokens by source: {largest(counts, NAMED)}. Random groups of documents: the same for random groups as "
+        f"large as the sources (mean of {DEALS}). Only what exceeds it is due to the sources."
     )
 
 
@@ -219,7 +221,7 @@ def _favourites(row: ExpertsRow) -> str:
             named = ", ".join(f"`{text.replace('`', chr(39))!r}` {lift:g}" for text, lift in favourites[:6])
             lines.append([layer.layer, expert, named or "none"])
     return f"{row.name}:\n\n" + markdown_table(
-        ["layer", "expert", "token, and how many times as often as chance"], lines
+        ["layer", "expert", "token, and how many times more often than by chance"], lines
     )
 
 

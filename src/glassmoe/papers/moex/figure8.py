@@ -1,12 +1,12 @@
-"""`glassmoe reproduce figure8`: how well explanations tell where features fire, in each tenth of their strength and
-where they do not fire, model beside model (MoE-X, Figure 8); and the features that are told best, with a place where
+"""`glassmoe reproduce figure8`: how well explanations predict where features fire, in each tenth of their strength
+and where they do not fire, model beside model (MoE-X, Figure 8); and the best explained features, with a place where
 each fires (Table 5).
 
 Activations of GELU and its like are hardly ever 0, so there would be no windows in which such a neuron does not fire.
 As Paulo et al. 2024 do with neurons, the greatest k of a token are kept: k as many as MoE-X fires in the mean, and 32.
 
-A feature that fires from some token of a row on is told well by a rule that says so, and means nothing; one that fires
-in documents of one source is told without a look at a token. Features whose explanation is a rule of place or of source
+A feature that fires from some token of a row on is predicted well by a rule that says so, and means nothing; one that
+fires in documents of one source is predicted without a look at a token. Features whose explanation is a rule of place or of source
 are therefore counted apart from the others.
 """
 
@@ -145,12 +145,12 @@ class Figure8Results(ResultsFile):
         return [
             f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
             markdown_table([_HEADER[i] for i in kept], [[line[i] for i in kept] for line in lines]),
-            f"Means over features drawn at random, silent ones left out, with half the 95% interval; judged by "
+            f"Means over features drawn at random, without silent ones, with half the 95% interval. Judged by "
             f"{self.judge['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "
-            f"{protocol['silent']} windows where it does not fire, of documents that did not explain it. `shuffled`: "
-            f"the same with another feature's explanation. L0: features of a token. Of GELU, GEGLU, SoLU and Switch "
-            f"layers the greatest k features of a token count. Read from {data}, not from RedPajama as in the paper; "
-            f"its explainer and judge is a language model of 70B, so that its accuracies are not comparable.",
+            f"{protocol['silent']} windows where it does not fire, from documents that did not explain it. `shuffled`: "
+            f"the same with another feature's explanation. L0: features per token; for GELU, GEGLU, SoLU and Switch "
+            f"layers only the greatest k features of a token count. Read from {data}; the paper reads RedPajama, and "
+            f"its explainer and judge is a language model of 70B, so its accuracies are not comparable.",
             *_fewer(rows),
             *(self.remarks or []),
             *_findings(rows),
@@ -371,14 +371,14 @@ def _findings(rows: Sequence[Figure8Row]) -> list[str]:
             scores = [each.balanced_accuracy, each.control, f"{each.fires:.2%}"]
             best.append([row.name, *named, *scores, f"`{_cell(each.where)}`"])
     return [
-        "## What the explanations speak of",
+        "## Kinds of explanations",
         "Balanced accuracy of the features whose explanation is only a place in the row or the source of a document, "
-        "and of the others. Where a layer's features follow the place, a lead in the table above is one of place.",
+        "and of the others. Where a layer's features follow the place, a lead in the table above is due to the place.",
         markdown_table(header, lines),
-        "## The features that are told best",
-        f"As in Table 5 of MoE-X: the {BEST} of each row that detection scores highest, one an explanation, rules of "
-        "place and source left out, each where it fires most strongly in the windows that scored it (between << and "
-        ">>). `fires`: of the tokens read.",
+        "## The best explained features",
+        f"As in Table 5 of MoE-X: the {BEST} features of each row with the highest score, one per explanation, without "
+        "rules of place and source. `where`: the strongest place in the windows that scored it, tokens on which it "
+        "fires between << and >>. `fires`: share of the tokens read.",
         markdown_table(
             ["features", "expert", "feature", "explanation", "balanced accuracy", "shuffled", "fires", "where"], best
         ),

@@ -67,10 +67,11 @@ class SteeringGamesResults(ResultsFile):
                 ["model", "features", "times", "n", "legal", "legal, raised", "another move", "shift"], lines
             ),
             f"At {self.entries[0].positions} positions of validation games, {self.tokens_before} tokens into each, "
-            "White to move: one feature at a time, drawn from those that fire there, raised at every token by so many "
-            "times its greatest strength. Legal: share of the model's likeliest moves that are, without and with the "
-            "edit; another move: share of positions at which it is another; shift: KL of the next token's "
-            "distribution, in nats. Means over features, with half the 95% interval.",
+            "with "
+            "White to move. One feature at a time, drawn from those that fire there, was raised at every token by a "
+            "multiple of its greatest strength (times). Legal: share of the model's most likely moves that are legal, "
+            "without and with the edit. Another move: share of the positions at which the move changes. Shift: KL "
+            "divergence of the next token's distribution, in nats. Means over features, with half the 95% interval.",
             *(self.remarks or []),
             figure(name),
         ]

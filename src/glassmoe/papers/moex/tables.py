@@ -112,7 +112,11 @@ class TableResults(ResultsFile):
         parts = [_opening(self), headline(level), text_tables.legend(self) if of_text else _legend(self)]
         parts += [*_unequal(level), *(self.remarks or []), *_over_seeds(level), *_claims(level, self)]
         if apart:
-            parts += ["## Shown apart", "These rows saw other numbers of tokens than those above.", headline(apart)]
+            parts += [
+                "## Shown apart",
+                "These rows saw a different number of tokens than those above.",
+                headline(apart),
+            ]
         if self.failed:
             lines = [[each.name, each.seed, each.reason] for each in self.failed]
             parts += ["## Failed", markdown_table(["row", "seed", "reason"], lines)]
@@ -196,32 +200,34 @@ def _legend(results: TableResults) -> str:
     rows = results.entries
     token = results.token_word
     text = (
-        f"Figures are means over seeds. Loss is in nats per {token} on the validation games. Coverage, held-out "
-        "coverage (features and threshold chosen on other games) and reconstruction are those of the layer with the "
-        "highest reconstruction. Equal-width: the same for a random subset as wide as the dense layer, where a layer "
-        "has more features. Random: the same architecture with random weights. L0 counts features above 0 per token. "
-        "Tokens and FLOPs include those of the run that a row started from. Active parameters are the weights "
-        "multiplied for one token, the ratio theirs to those of a dense GELU model of the same widths."
+        f"Numbers are means over seeds. Loss is in nats per {token} on the validation games. Coverage, held-out "
+        "coverage (features and thresholds chosen on other games) and reconstruction are those of the layer with the "
+        "highest reconstruction. Equal-width: the same for a random subset of features as wide as the dense layer, "
+        "where a layer has more features. Random: the same architecture with random weights. L0 counts features above "
+        "0 per token. Tokens and FLOPs include those of the source run. Active parameters are the weights multiplied "
+        "for one token; the ratio compares them with a dense GELU model of the same widths."
     )
     if any(published(results.suite, row.name) for row in rows):
         text += (
-            " The paper's models have 8 layers of width 512 and saw billions of characters, so its figures are to be "
-            "compared in their order, not their size; it does not say which of its mixtures were upcycled."
+            " The paper's models have 8 layers of width 512 and saw billions of characters: compare the order of the "
+            "rows, not the values. The paper does not say which of its mixtures were upcycled."
         )
         if token != "character":
-            text += " Its loss is per character and not comparable with one per move."
+            text += " Its loss is per character and not comparable with a loss per move."
     text += _other_rates(rows)
     if any(row.splice is not None for row in rows):
-        text += " The loss of an autoencoder's row is the model's with the reconstruction in place of its stream."
+        text += (
+            " The loss of an autoencoder is that of the model with the reconstruction in place of its residual stream."
+        )
     return text
 
 
 def _other_rates(rows: Sequence[MeasuredRow]) -> str:
-    """A sentence when rows learned at another rate than most."""
+    """A sentence when some rows have another learning rate than most."""
     rates = {row.name: row.learning_rate for row in rows if row.learning_rate is not None and row.splice is None}
     usual = statistics.mode(rates.values()) if rates else None
-    others = [f"{name} at {rate:g}" for name, rate in rates.items() if rate != usual]
-    return f" Rows learn at {usual:g}, but {', '.join(others)}." if others else ""
+    others = [f"{name} ({rate:g})" for name, rate in rates.items() if rate != usual]
+    return f" The learning rate is {usual:g}, but for {', '.join(others)}." if others else ""
 
 
 def _unequal(rows: Sequence[MeasuredRow]) -> list[str]:
@@ -260,9 +266,9 @@ def _over_seeds(rows: Sequence[MeasuredRow]) -> list[str]:
             cells = [None if d is None else plus_minus(d.mean, d.half, _digits(m), "+") for m, d in each_m.items()]
             lines.append([*pair, max(d.n for d in each_m.values() if d is not None), *cells])
         parts += [
-            "Differences within a seed (row less the other), mean and 95% t-interval over the n seeds that both have; "
-            "above 0 is better but for the loss.",
-            markdown_table(["row", "less", "n", *measures.values()], lines),
+            "Differences within a seed (row minus the other), mean and 95% t-interval over the n seeds that both have. "
+            "A positive difference is better, except for the loss.",
+            markdown_table(["row", "minus", "n", *measures.values()], lines),
         ]
     return parts
 
@@ -276,11 +282,11 @@ def _claims(rows: Sequence[MeasuredRow], results: TableResults) -> list[str]:
     if not lines:
         return []
     return [
-        "## The order that the paper claims",
+        "## The paper's claims",
         "Yes or no where the 95% interval of the difference within seeds decides"
-        + ("" if results.texts is not None else f" (for the loss: lies within or without {LOSS_MARGIN} nats)")
-        + ", undecided where it does not or there is one seed; each line stands alone. Last column: what the paper's "
-        "own numbers answer.",
+        + ("" if results.texts is not None else f" (for the loss: lies inside or outside {LOSS_MARGIN} nats)")
+        + ", otherwise undecided, as with one seed. Each line stands alone. Last column: what the paper's own numbers "
+        "answer.",
         markdown_table(["claim", "here", "difference", "n", "paper"], lines),
     ]
 
@@ -294,10 +300,10 @@ def _starts(rows: Sequence[MeasuredRow]) -> list[str]:
             lines.append([row.name, row.seed, seen, f"{start['noise']:g}", f"{start['redraw']:g}", *losses])
     header = ["row", "seed", "source's tokens", "noise", "redraw"]
     text = (
-        "Validation loss of the source, of its copy before the experts were made to differ (noise in standard "
-        "deviations of the encoder, redraw the share of units drawn anew), and of the start."
+        "Validation loss of the source, of its copy before the experts were made different, and of the start. Noise is "
+        "in standard deviations of the encoder; redraw is the share of units with new random weights."
     )
-    return section("Where upcycled and continued rows began", text, [*header, "source", "copied", "start"], lines)
+    return section("Start of upcycled and continued rows", text, [*header, "source", "copied", "start"], lines)
 
 
 def _coders(rows: Sequence[MeasuredRow]) -> list[str]:
@@ -310,8 +316,8 @@ def _coders(rows: Sequence[MeasuredRow]) -> list[str]:
             lines.append([row.name, row.seed, *losses, *fit, f"{splice['l0']:.1f}", alive])
     header = ["row", "seed", "loss", "spliced", "zeroed", "increase", "loss recovered", "variance explained", "L0"]
     text = (
-        "The model's loss as it is, with the reconstruction in place of its stream, and with the stream set to zero. "
-        "Loss recovered is 1 when the reconstruction costs nothing; a model that is itself read needs none."
+        "The loss of the model itself, with the reconstruction in place of its residual stream (spliced), and with "
+        "zeros there. Loss recovered is 1 when the reconstruction costs nothing."
     )
     return section("Autoencoders", text, [*header, "alive"], lines)
 
@@ -328,10 +334,10 @@ def _routers(rows: Sequence[MeasuredRow]) -> list[str]:
             lines.append([row.name, row.seed, layer["layer"], layer["router"], *numbers, of, predicted, load])
     header = ["row", "seed", "layer", "router", "r", "rank agreement", "among sparsest", "exactly those", "L0"]
     text = (
-        "Score and true L0 of every expert on every token: their correlation r (the paper's figure 9: below "
-        f"{ROUTER_CORRELATION} in trained experts), how well the score orders a token's experts by sparsity, how many "
-        "of the chosen are among the sparsest, on how many tokens they are exactly those, and the error of the L0 that "
-        "the score expects."
+        "Score and true L0 of every expert on every token. r: their correlation (the paper's figure 9: below "
+        f"{ROUTER_CORRELATION} in trained experts). Rank agreement: how well the score orders a token's experts by "
+        "sparsity. Among sparsest: share of the chosen experts that are among the sparsest. Exactly those: share of "
+        "the tokens whose chosen experts are exactly the sparsest. L0 error: error of the L0 that the score predicts."
     )
     return section("Router scores and true L0", text, [*header, "L0 error", "load"], lines)
 
@@ -343,7 +349,7 @@ def _maps(rows: Sequence[MeasuredRow]) -> list[str]:
             numbers = [mapped["neighbours"], mapped["neighbour_share"], mapped["chance"]]
             lines.append([row.name, row.seed, mapped["layer"], mapped["experts"], *numbers])
     header = ["row", "seed", "layer", "experts", "neighbours", "in the same expert", "by chance"]
-    text = "Of the nearest encoder rows of a unit, by cosine among all rows of the layer, how many are of its expert."
+    text = "Share of a unit's nearest encoder rows, by cosine over all rows of the layer, that are of its own expert."
     return section("Encoder rows of the experts", text, header, lines)
 
 
@@ -361,8 +367,8 @@ def _curves(rows: Sequence[MeasuredRow]) -> list[str]:
     if not any(row.board_curve for row in rows):
         header, lines = header[:4], [line[:4] for line in lines]
     text = (
-        "Along the training, the source's tokens counted in; the loss is that noted nearest, on part of the validation "
-        "rows."
+        "Measures during training; tokens include those of the source. The loss is the nearest one logged, on part of "
+        "the validation rows."
     )
     return section("Against tokens", text, header, lines)
 
@@ -377,5 +383,5 @@ def _published_layers() -> list[str]:
     lines = [
         [kind, measure, *values] for kind, measures in PUBLISHED_LAYERS.items() for measure, values in measures.items()
     ]
-    text = "Layers of a published dense chess model (8 layers, 2,048 GELU units a layer) and of autoencoders on it."
+    text = "Layers of a published dense chess model (8 layers, 2,048 GELU units per layer) and of autoencoders on it."
     return ["## Published layers", text, markdown_table(["what", "measure", *map(str, range(8))], lines)]

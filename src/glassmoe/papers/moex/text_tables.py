@@ -55,20 +55,22 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
 
 def legend(results: TableResults) -> str:
     text = (
-        "Figures are means over seeds. Loss is in nats a token on the validation text, and bits per byte are those of "
-        "the same. Under the name of a text stands the perplexity of a token: documents do not share windows, windows "
-        "do not overlap, every token is predicted once. Of LAMBADA it is that of the whole passage. L0 counts features "
-        "above 0 per token, a mean over layers. Tokens and FLOPs include those of the run that a row started from. "
-        "Active parameters are the weights multiplied for one token, the ratio theirs to those of a dense GELU model "
-        "of the same widths."
+        "Numbers are means over seeds. Loss is in nats per token on the validation text, and bits per byte are those "
+        "of "
+        "the same loss. The column of a text has the perplexity per token: windows do not overlap, documents do not "
+        "share windows, and every token is predicted once. For LAMBADA it is that of the whole passage. L0 counts "
+        "features above 0 per token, mean over layers. Tokens and FLOPs include those of the source run. Active "
+        "parameters are the weights multiplied for one token; the ratio compares them with a dense GELU model of the "
+        "same widths."
     )
     if any(row.splice is not None for row in results.entries):
-        text += " The figures of an autoencoder's row are the model's with the reconstruction in place of its stream."
+        text += " An autoencoder has the numbers of the model with the reconstruction in place of its residual stream."
     size = size_of(results.recipe)
     if any(row.name in PERPLEXITIES[size] for row in results.entries):
         text += (
-            f" The paper's ({size.capitalize()}) models saw some 33 billion tokens with a vocabulary of 50,257, so its "
-            "figures are to be compared in their order, not their size; it does not say whether its MoE-X was upcycled."
+            f" The paper's ({size.capitalize()}) models saw about 33 billion tokens with a vocabulary of 50,257: "
+            "compare "
+            "the order of the rows, not the values. The paper does not say whether its MoE-X was upcycled."
         )
     lines = [
         [name, each.source, each.sha256[:16], *(f"{count:,}" for count in (each.documents, each.words, each.bytes))]
@@ -94,9 +96,9 @@ def sections(rows: Sequence[MeasuredRow]) -> list[str]:
             lines.append([text, name, *shown, words, None if right is None else f"{right:.1%}"])
     header = ["text", "row", "loss", "per token", "per word", "bits per byte", "last word", "accuracy"]
     about = (
-        "Perplexity of a token, of a word (words being what white space parts), and bits per byte. Last word: of "
-        "a passage's last word given what stands before it, all of its tokens together, and how often each of them "
-        "is the likeliest."
+        "Perplexity per token and per word (words are separated by white space), and bits per byte. Last word: "
+        "perplexity of a passage's last word given the text before it, over all of its tokens, and how often each of "
+        "them is the most likely one."
     )
     return [*section("Text by text", about, header, lines), *_layers(rows)]
 
@@ -110,8 +112,8 @@ def _layers(rows: Sequence[MeasuredRow]) -> list[str]:
             activity = None if "activity" not in layer else f"{layer['activity']:.1%}"
             lines.append([row.name, row.seed, at, f"{layer['l0']:.0f}", f"{layer['alive']:.1%}", activity, spread])
     about = (
-        "Features above 0 per token; the share of them above 0 on at least one token; of the chosen experts' units, "
-        "the share above 0; load, the share of the token-expert slots of an expert, least to most."
+        "Features above 0 per token; share of the features above 0 on at least one token (alive); share of the chosen "
+        "experts' units above 0 (activity); share of the token-expert slots of an expert, smallest to largest (load)."
     )
     return section("Layers", about, ["row", "seed", "layer", "L0", "alive", "activity", "load"], lines)
 
@@ -119,12 +121,11 @@ def _layers(rows: Sequence[MeasuredRow]) -> list[str]:
 def _l0(row: MeasuredRow) -> float | None:
     if row.splice is not None:
         return float(row.splice["l0"])
-    found = [layer["l0"] for layer in (row.sparsity or [])]
-    return statistics.fmean(found) if found else None
+    return mean_of(layer["l0"] for layer in row.sparsity or [])
 
 
 def _width(row: MeasuredRow) -> str | None:
-    """Features of a layer, as its configuration has them; None where that is not told by widths alone."""
+    """Features of a layer, as its configuration has them; None where widths alone do not say it."""
     model = row.model
     if row.splice is not None:
         return None if model.get("features") is None else f"{model['features']:,}"

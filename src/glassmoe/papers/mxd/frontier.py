@@ -58,13 +58,13 @@ STYLES = {
 }
 LEGEND = (
     "Means over seeds, with half the 95% interval where there are several. Normalised MSE is the mean squared error as "
-    "a share of the target's variance; increase is that of the loss with the coder in the MLP's place, in nats a "
-    "token; recovered is the share of the loss between zeros and the MLP. Every mxd and the transcoder have the same "
-    "parameters, up to one expert; the skip transcoder has a map of the stream besides, as in the paper. mxd starts "
-    "as in the paper, with experts around 0, mxd-one with all experts as one MLP. mxd-relu, mxd-gelu and mxd-glu have "
-    "that hidden layer instead of the model's own."
+    "a share of the target's variance. Increase is the change of the loss with the coder in place of the MLP, in nats "
+    "per token. Recovered is the share of the loss between zeros and the MLP. Every mxd and the transcoder have the "
+    "same number of parameters, up to one expert; the skip transcoder also has a linear map of its input, as in the "
+    "paper. mxd starts as in the paper, with experts around 0; mxd-one starts with all experts equal to one MLP. "
+    "mxd-relu, mxd-gelu and mxd-glu have that hidden activation in place of the model's own."
 )
-BOARDS_LEGEND = "Coverage and reconstruction are those of the features on {games} games, chosen on as many others."
+BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as many others chose the features."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ class FrontierResults(ResultsFile):
             LEGEND,
             BOARDS_LEGEND.format(games=max(row.games or 0 for row in rows)) if boards else None,
             *(self.remarks or []),
-            "## What the paper claims",
+            "## The paper's claims",
             "Yes or no where the 95% interval of the difference within seeds decides.",
             markdown_table(["claim", "here", "difference", "n", "paper"], answers),
             figure(name),

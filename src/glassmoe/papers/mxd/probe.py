@@ -1,5 +1,5 @@
-"""`glassmoe reproduce mxd-probe`: how well single features tell classes of texts, coder beside coder, as in the Mixture
-of Decoders paper (Oldfield et al. 2025).
+"""`glassmoe reproduce mxd-probe`: how well single features detect classes of texts, coder beside coder, as in the
+Mixture of Decoders paper (Oldfield et al. 2025).
 """
 
 from __future__ import annotations
@@ -123,14 +123,15 @@ class ProbeResults(CoderResults):
         return [
             self.opening(),
             markdown_table(["features", *tasks, "random feature", "chosen by test"], lines),
-            "F1 of the one feature that tells a class best, mean over classes, with half the 95% interval over splits. "
-            "The feature is chosen on texts that do not score it; `chosen by test`, as the paper's code chooses, is "
-            "the mean over tasks of what the best on the test texts scores there, and `random feature` that of a "
-            f"random one. {'; '.join(about)}.",
+            "F1 of the single feature that detects a class best, mean over classes, with half the 95% interval over "
+            "splits. The feature is chosen on texts that do not score it. `chosen by test`: F1 of the feature that is "
+            "best on the test texts, as the paper's code chooses it, mean over tasks. `random feature`: F1 of a random "
+            f"feature. {'; '.join(about)}.",
             *(self.remarks or []),
             "## Differences",
-            "Over the classes of all tasks, with half the 95% interval.",
-            markdown_table(["features", "less", "F1", "classes"], pairs),
+            "F1 minus that of the other set of features, mean over the classes of all tasks, with half the 95% "
+            "interval.",
+            markdown_table(["features", "minus", "F1", "classes"], pairs),
             figure(name),
         ]
 

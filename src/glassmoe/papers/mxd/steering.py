@@ -112,21 +112,24 @@ class SteeringResults(CoderResults):
     def sections(self, name: str) -> Iterable[str | None]:
         sampling = self.sampling
         protocol = (
-            f"Each feature alone was raised by {self.amount:g} at every token while {sampling['samples']} texts of "
-            f"{sampling['tokens']} tokens were written after {self.prompt!r} (temperature "
+            f"{self.amount:g} was added to one feature at a time, at every token, while {sampling['samples']} texts of "
+            f"{sampling['tokens']} tokens were generated after {self.prompt!r} (temperature "
             f"{sampling['temperature']:g}, top-p {sampling['top_p']:g}, frequency penalty "
             f"{sampling['frequency_penalty']:g}). Means over features, with half the 95% interval."
         )
         offline = (
-            "agreement is the mean cosine between the texts of a feature in what leaves the model's last block, less "
-            "those of texts without a change; fluency the geometric mean probability of their tokens under the model "
-            "as it is. Texts that repeat one token agree too: read agreement beside fluency."
+            "Agreement is the mean cosine between the texts of a feature, in the output of the model's last block, "
+            "minus the mean of the unchanged texts. Fluency is the geometric mean probability of their tokens under "
+            "the unchanged model. Texts that repeat one token agree too: read agreement next to fluency."
         )
         plain = _table(OFFLINE, self._lines(lambda row: (row.agreement, row.fluency)))
         if self.judges:
-            parts = [*self._judged(protocol), "## Offline", plain, f"Of the same texts, {offline}"]
+            parts = [*self._judged(protocol), "## Offline", plain, offline]
         else:
-            parts = [plain, f"{protocol} Judged offline, and not by language models as in the paper: {offline}"]
+            parts = [
+                plain,
+                f"{protocol} The texts were judged offline, not by language models as in the paper. {offline}",
+            ]
         return [self.opening(), *parts, *(self.remarks or []), figure(name)]
 
     def _judged(self, protocol: str) -> list[str]:
@@ -135,10 +138,11 @@ class SteeringResults(CoderResults):
         models = [judge.model for judge in judges]
         several = len(models) > 1
         about = (
-            f"Judged by {' and '.join(models)}. A judge sees the texts of one feature together and says, from 0 to 1, "
-            "how much they share one concept and how fluent they are. "
-            + ("The table has the means of the judges, over features that all of them rated. " if several else "")
-            + "Where features lack a rating, n says how many have one."
+            f"Judged by {' and '.join(models)}. A judge sees the texts of one feature together and rates from 0 to 1 "
+            "how "
+            "much they share one concept and how fluent they are. "
+            + ("The table has means over judges, for features that all of them rated. " if several else "")
+            + "n says how many features have a rating where some have none."
         )
         parts = [
             _table(words, self._lines(lambda row: (row.concept, row.fluency_judged))),
@@ -156,9 +160,10 @@ class SteeringResults(CoderResults):
         few, none = sum(1 < count < samples for count in seen), sum(count < 2 for count in seen)
         if not few + none:
             return []
-        left_out = f", and {none} not at all, with fewer than two left" if none else ""
-        judged_by = f"{few} were judged by fewer than {samples} texts{left_out}"
-        return [f"Some texts were empty: of {len(seen)} sets {judged_by}."]
+        unjudged = f", and {none} were not judged, with fewer than two texts" if none else ""
+        return [
+            f"Some texts were empty: {few} of {len(seen)} sets were judged by fewer than {samples} texts{unjudged}."
+        ]
 
     def _lines(self, read: Callable[[SteeringRow], Pair], by: str = "") -> list[list[Any]]:
         """A table's line for each set of features: n, the means of two numbers over features that have both, and the
@@ -307,10 +312,10 @@ def _answered(judge: Questions) -> str:
     missing = sum(judge.failed.values())
     reasons = ", ".join(f"{reason}: {count}" for reason, count in judge.failed.items())
     return (
-        f"{judge.model} was asked {judge.asked} times: {missing} without an answer"
+        f"{judge.model}: {judge.asked} questions, {missing} without an answer"
         + (f" ({reasons})" if reasons else "")
-        + f", {judge.malformed} with one that could not be read."
-        + "".join(f" What it answered now came to {cost}." for cost in judge.cost_in_words())
+        + f", {judge.malformed} with an unreadable answer."
+        + "".join(f" The new answers took {cost}." for cost in judge.cost_in_words())
     )
 
 
