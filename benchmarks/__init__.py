@@ -6,7 +6,6 @@ A line is {"name", "group", "value", "unit", "low", "high", "of", "target", "met
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -15,9 +14,8 @@ from typing import Any
 
 import torch
 
-from glassmoe.atomic import write_text
-from glassmoe.device import compute_dtype, describe, pick_device
-from glassmoe.training.run import commit
+from glassmoe.device import compute_dtype, pick_device
+from glassmoe.measure.results_file import origin
 
 from .boards import board_rows
 from .checkouts import load_monet, load_nanogpt, load_peer_pytorch
@@ -32,26 +30,11 @@ from .shapes import shape_rows
 from .startup import startup_rows
 from .steps import step_rows
 from .stores import store_rows
-from .tables import bench_table
+from .tables import GROUPS, BenchResults
 from .text import text_rows
 
-__all__ = ["GROUPS", "Sizes", "bench", "write"]
+__all__ = ["GROUPS", "BenchResults", "Sizes", "bench"]
 
-SCHEMA_VERSION = 2
-GROUPS = (
-    "shapes",
-    "layers",
-    "peers",
-    "steps",
-    "coders",
-    "memory",
-    "data",
-    "text",
-    "boards",
-    "stores",
-    "pages",
-    "startup",
-)
 NEED_CHESS = ("memory", "data", "boards", "pages")
 
 
@@ -65,7 +48,7 @@ def bench(
     pgn: Path | None = None,
     text: Path | None = None,
     quickstart: bool = False,
-) -> dict[str, Any]:
+) -> BenchResults:
     """Every line of the groups `only`, and what they were measured on.
 
     `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
@@ -102,46 +85,22 @@ def bench(
     if find_spec("chess") is None:
         for name in NEED_CHESS:
             measure[name] = partial(_without_chess, name)
-    made_by = {"commit": commit()}
-    rows = [{**line, "group": name, **made_by} for name in GROUPS if name in only for line in measure[name]()]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": "python -m benchmarks" + ("" if tuple(only) == GROUPS else f" --only {','.join(only)}"),
+    made_by = origin("auto")
+    rows = [
+        {**line, "group": name, "commit": made_by["commit"]}
+        for name in GROUPS
+        if name in only
+        for line in measure[name]()
+    ]
+    return BenchResults(
+        command="python -m benchmarks" + ("" if tuple(only) == GROUPS else f" --only {','.join(only)}"),
         **made_by,
-        "hardware": describe(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "tokens": sizes.tokens,
-        "repeats": sizes.repeats,
-        "rows": rows,
-    }
-
-
-SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")
-"""What the groups of one file share."""
-
-
-def write(figures: dict[str, Any], path: Path) -> None:
-    """The figures as `path` (JSON), and as the same name with .md for people.
-
-    Of a file that is there, `notes` are kept and shown: paragraphs that somebody added to the JSON, such as why a
-    target was missed. Groups that were not measured now are kept too, where machine and settings are the same; every
-    ratio is of one run, for both of its sides are in one group.
-    """
-    if path.exists():
-        old = json.loads(path.read_text())
-        figures = {**figures, "notes": old.get("notes", [])}
-        if all(old.get(fact) == figures[fact] for fact in SAME):
-            measured = {row["group"] for row in figures["rows"]}
-            rows = [*figures["rows"], *(row for row in old["rows"] if row["group"] not in measured)]
-            figures["rows"] = sorted(rows, key=lambda row: GROUPS.index(row["group"]))
-            if {row["group"] for row in rows} != measured:
-                figures["command"] = "python -m benchmarks, group by group"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    commits = sorted({row["commit"] or "unknown" for row in figures["rows"]})
-    page = [f"# {path.stem}", bench_table(figures), *figures.get("notes", []), f"Commit {', '.join(commits)}."]
-    write_text(path, json.dumps(figures, indent=1) + "\n")
-    write_text(path.with_suffix(".md"), "\n\n".join(page) + "\n")
+        dtype=str(dtype).removeprefix("torch."),
+        torch=torch.__version__,
+        tokens=sizes.tokens,
+        repeats=sizes.repeats,
+        entries=rows,
+    )
 
 
 def _without_chess(name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from glassmoe.cli.arguments import count
 from glassmoe.cli.common import integer, make_parser, show
 
-from . import GROUPS, Sizes, bench, write
+from . import GROUPS, Sizes, bench
 
 
 def main(words: list[str]) -> None:
@@ -28,16 +28,14 @@ def main(words: list[str]) -> None:
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)
 
-    from .tables import bench_table
-
     widths = tuple(integer(each, "--widths") for each in args.widths.split(","))
     sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
     only = GROUPS if args.only is None else args.only.split(",")
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
     figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
     if args.out:
-        write(figures, args.out)
-    show(args, figures, bench_table(figures))
+        figures.save(args.out.parent, args.out.stem, draw=False)
+    show(args, figures.to_dict(), figures.table())
 
 
 if __name__ == "__main__":

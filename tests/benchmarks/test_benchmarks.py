@@ -15,7 +15,7 @@ from benchmarks.coders import PEERS
 from benchmarks.compare import alternate, ratios, row, skipped
 from benchmarks.parts import layer_parts, route
 from benchmarks.steps import LAYERS
-from benchmarks.tables import bench_table
+from benchmarks.tables import BenchResults
 from benchmarks.text import write_text_file
 
 from benchmarks import GROUPS, Sizes, bench
@@ -60,14 +60,14 @@ TOY = Sizes(
 
 def measured(group: str, **options: Any) -> dict[str, dict[str, Any]]:
     figures = bench([group], TOY, **options)
-    assert bench_table(figures)
-    for line in figures["rows"]:
+    assert figures.table()
+    for line in figures.entries:
         assert line["group"] == group
         if "skipped" not in line:
             assert line["low"] <= line["value"] <= line["high"]
             assert (line["target"] is None) == (line["met"] is None)
-    lines = {f"{line['name']} of {line['of']}" if line.get("of") else line["name"]: line for line in figures["rows"]}
-    assert len(lines) == len(figures["rows"])
+    lines = {f"{line['name']} of {line['of']}" if line.get("of") else line["name"]: line for line in figures.entries}
+    assert len(lines) == len(figures.entries)
     return lines
 
 
@@ -90,7 +90,8 @@ def test_passes_alternate_after_a_warm_up() -> None:
 
 def test_table_shows_targets_and_what_is_missing() -> None:
     lines = [row("share", [0.062], "share", of="all", at_most=0.05, note="why"), skipped("peer", "no path")]
-    text = bench_table({"rows": lines, "repeats": 1, "hardware": "a machine", "dtype": "float32"})
+    facts = {"command": "", "commit": None, "hardware": "a machine", "dtype": "float32", "torch": "2", "tokens": 8}
+    text = BenchResults(**facts, repeats=1, entries=lines).table()
     cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
     assert cells == ["share", "6.2%", "6.2%", "6.2%", "all", "<= 5.0%", "no", "-"]
     assert "share: why" in text and "not measured: peer: no path" in text

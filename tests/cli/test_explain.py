@@ -208,7 +208,7 @@ def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: 
     assert names == ["moe-x", "coders/1/mxd-k4", "coders/1/transcoder-k4", f"gelu, k = {k}", "gelu, k = 32"]
     assert found["rows"][-1]["l0"] <= 32 and all(row["corpus"] == "text" for row in found["rows"])
     page = (tmp_path / "figure8-small.md").read_text()
-    assert page == Figure8Results.from_dict(found).page("figure8-small") and "not from RedPajama" in page
+    assert page == Figure8Results.from_dict(found).page("figure8-small") and "the paper reads RedPajama" in page
     assert (tmp_path / "figures/figure8-small.png").stat().st_size > 1000
     for row in found["rows"]:
         assert sum(each["own"]["n"] for each in row["of"].values()) == row["scored"]

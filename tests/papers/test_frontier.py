@@ -15,7 +15,8 @@ from tiny_runs import tiny
 
 
 def row(name: str, k: int, seed: int, mse: float, increase: float, **more: float) -> FrontierRow:
-    return FrontierRow(name=name, k=k, seed=seed, normalised_mse=mse, loss_increase=increase, **more)
+    values = {"name": name, "k": k, "seed": seed, "normalised_mse": mse, "loss_increase": increase}
+    return FrontierRow.from_dict({**values, **more})
 
 
 def test_claims_by_hand() -> None:

@@ -62,7 +62,7 @@ def test_steering_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: 
     assert all(len(row["texts"]) == 10 and 0 < row["fluency"] < 1 for row in found["rows"])
     page = (tmp_path / "mxd-steering-small.md").read_text()
     assert page == SteeringResults.from_dict(found).page("mxd-steering-small")
-    assert "raised by 50 at every token" in page
+    assert "50 was added to one feature at a time, at every token" in page
     assert (tmp_path / "figures/mxd-steering-small.png").stat().st_size > 1000
     assert main(["reproduce", "mxd-steering", str(tmp_path / "none")]) == 2
     assert "there is no" in capsys.readouterr().err
@@ -122,7 +122,7 @@ def test_judges_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: py
     assert (lenient["asked"], lenient["malformed"], lenient["failed"]) == (15, 1, {"HTTP 400": 1})
     assert found["command"].endswith(" --judge URL --judge-model strict,lenient")
     text = SteeringResults.from_dict(found).page("small")
-    assert "lenient was asked 15 times: 1 without an answer (HTTP 400: 1), 1 with one that could not be read." in text
+    assert "lenient: 15 questions, 1 without an answer (HTTP 400: 1), 1 with an unreadable answer." in text
     first = text[text.index("| features") :].splitlines()[2]
     assert [each.strip() for each in first.split("|")[2:5]] == ["2 of 4", "0.500 +- 0.000", "0.750 +- 0.000"]
     assert "## Judge by judge" in text and "1/mxd-k4, lenient" in text and "## Offline" in text
@@ -141,7 +141,7 @@ def test_judges_that_say_nothing_leave_what_is_offline(
         cache = ["--judge-cache", str(tmp_path / "judges")]
         assert main([*words.split(), *cache, "--judge", server.url, "--max-calls", "3"]) == 0
         assert len(server.asked) == 3
-        assert "What it answered now" not in (tmp_path / "mxd-steering-small.md").read_text()
+        assert "The new answers took" not in (tmp_path / "mxd-steering-small.md").read_text()
     found = json.loads(capsys.readouterr().out)
     assert found["judges"][0]["failed"] == {"beyond the cap of 3 calls": 4} and found["judges"][0]["malformed"] == 2
     page = (tmp_path / "mxd-steering-small.md").read_text()
@@ -169,7 +169,7 @@ def test_a_cap_on_cost_is_a_cap_on_calls(coders: Path, tmp_path: Path, capsys: p
         assert judge["failed"] == {"beyond the cap of 0.006 dollars": missing} and missing > 1
         assert (judge["prompt_tokens"], judge["completion_tokens"], judge["cost"]) == (3000, 300, 0.006)
         page = (tmp_path / "mxd-steering-small.md").read_text()
-        assert "What it answered now came to 3,000 tokens read and 300 written, 0.0060 dollars." in page
+        assert "The new answers took 3,000 tokens read and 300 written, 0.0060 dollars." in page
         for ending in (".json", ".md"):
             (tmp_path / f"mxd-steering-small{ending}").unlink()
         assert main([*words.split(), "--judge", server.url]) == 0
@@ -196,7 +196,7 @@ def test_empty_texts_are_not_judged() -> None:
     judges = [judge.summary()]
     steered = SteeringResults(**header, amount=1, prompt="", sampling=sampling, entries=found, judges=judges)
     page = steered.page("t")
-    assert "of 3 sets 1 were judged by fewer than 3 texts, and 1 not at all, with fewer than two left." in page
+    assert "1 of 3 sets were judged by fewer than 3 texts, and 1 were not judged, with fewer than two texts." in page
     assert "1 of 2" in page
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.tables import BenchResults
 
 from glassmoe.measure.results import RunTable
 from glassmoe.measure.results_file import dumps
@@ -15,6 +16,7 @@ from glassmoe.papers.reproduce import FUNCTIONS, function_of, read_results
 
 RESULTS = Path(__file__).parents[2] / "results"
 FILES = sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("bench-"))
+BENCHES = sorted(RESULTS.glob("bench-*.json"))
 
 
 def without_none(value: Any) -> Any:
@@ -30,6 +32,13 @@ def test_every_committed_page_is_made_from_its_json(path: Path) -> None:
     assert results.page(path.stem) == path.with_suffix(".md").read_text()
     values = json.loads(path.read_text())
     assert without_none(json.loads(dumps(results.to_dict()))) == without_none(values)
+
+
+@pytest.mark.parametrize("path", BENCHES, ids=lambda path: path.stem)
+def test_pages_of_benchmarks_are_made_from_their_json(path: Path) -> None:
+    results = BenchResults.read(path)
+    assert results.page(path.stem) == path.with_suffix(".md").read_text()
+    assert without_none(results.to_dict()) == without_none(json.loads(path.read_text()))
 
 
 def test_all_kinds_of_files_are_committed() -> None:

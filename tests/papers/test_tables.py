@@ -73,8 +73,8 @@ def test_seeds_are_averaged_and_paired() -> None:
     over = page[page.index("## Over seeds") :]
     # 0.1, 0.2, 0.3: deviation 0.1, half 4.302653 * 0.1 / sqrt(3).
     assert cells(over, "gelu", "seeds")["coverage"] == "0.200 +- 0.248"
-    less = cells(over, "moe-x", "less")
-    assert less["less"] == "gelu" and less["n"] == "3" and less["coverage"] == "+0.100 +- 0.000"
+    less = cells(over, "moe-x", "minus")
+    assert less["minus"] == "gelu" and less["n"] == "3" and less["coverage"] == "+0.100 +- 0.000"
     assert less["loss"] == "+0.0000 +- 0.0000" and less["reconstruction"] == "+0.200 +- 0.000"
     claim = cells(over, "moe-x is ahead of gelu in coverage", "claim")
     assert claim["here"] == "yes" and claim["n"] == "3" and claim["paper"] == "yes"
@@ -122,7 +122,7 @@ def test_routers_and_maps_have_their_tables() -> None:
 
 def test_moves_and_calibration_say_what_they_are() -> None:
     page = results("table1", [row("gelu")], token="move").page("t")
-    assert "nats per move" in page and "not comparable with one per move" in page
+    assert "nats per move" in page and "not comparable with a loss per move" in page
     page = results("calibration", [row("gelu")]).page("t")
     assert "| MLP neurons  | coverage       | 0.062 |" in page and "nats per character" in page
 
@@ -196,12 +196,12 @@ def test_rows_of_another_learning_rate_are_named_and_lose_the_old_measures(tmp_p
     path = tmp_path / "t"
     rows = [row("gelu", learning_rate=0.01), row("relu", learning_rate=0.01), row("solu", routing={}, points=[])]
     saved(path, *rows)
-    assert "learn at" not in path.with_name("t.md").read_text()
+    assert "learning rate is" not in path.with_name("t.md").read_text()
     kept = saved(path, row("solu", learning_rate=0.01, loss=0.5))["rows"][-1]
     assert "routing" in kept  # the first row's rate was not kept, and is taken for the same
     slower = saved(path, row("solu", learning_rate=0.005))["rows"][-1]
     assert "routing" not in slower
-    assert "Rows learn at 0.01, but solu at 0.005." in path.with_name("t.md").read_text()
+    assert "The learning rate is 0.01, but for solu (0.005)." in path.with_name("t.md").read_text()
 
 
 def test_failures_of_mere_sources_do_not_stay(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
 from glassmoe.measure.results_file import ResultsFile, figure, origin
-from glassmoe.measure.specialisation import DEALS, TokenSources, experts_of
+from glassmoe.measure.specialisation import DEALS, LayerExperts, TokenSources, experts_of
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.pages.plots import COLOURS, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
@@ -36,25 +36,6 @@ DEALT = "random groups of documents"
 NAMED = 20
 """Sources that are named, at most."""
 AGAIN = "prepare it again with glassmoe data text"
-
-
-@dataclass(frozen=True)
-class ExpertLayer(Result):
-    """The experts of one layer."""
-
-    layer: int
-    load: list[float]
-    """Share of all choices, expert by expert."""
-    entropy: float
-    """Entropy of the load, in bits."""
-    l0: float
-    """Units above 0 a token."""
-    activity: float
-    """Share of the chosen experts' units above 0."""
-    information: dict[str, dict[str, Any]]
-    """Property -> mutual information with the experts (`bits`, `shuffled`, `share` of the experts' entropy)."""
-    tokens: list[list[Any]]
-    """Expert by expert: [token, how many times as often as chance]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +58,7 @@ class ExpertsRow(Result):
     """Classes of labelled texts, None for validation rows."""
     sources: dict[str, int] | None = None
     """Source of a document -> its tokens, None for a corpus that keeps none."""
-    layers: list[ExpertLayer] = field(default_factory=list)
+    layers: list[LayerExperts] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +78,8 @@ class ExpertsResults(ResultsFile):
         layers = [(row.name, layer) for row in self.entries for layer in row.layers]
         named = [key for key in PROPERTIES if any(key in layer.information for _, layer in layers)]
         for model, layer in layers:
-            shares = [layer.information.get(key, {}).get("share") for key in named]
-            shares += [layer.information.get("source", {}).get("dealt")] if "source" in named else []
+            shares = [getattr(layer.information.get(key), "share", None) for key in named]
+            shares += [getattr(layer.information.get("source"), "dealt", None)] if "source" in named else []
             spread = f"{min(layer.load):.3f} - {max(layer.load):.3f}"
             numbers = [f"{layer.entropy:.2f}", f"{layer.l0:.0f}", f"{layer.activity:.3f}"]
             load.append([model, layer.layer, spread, *numbers])
@@ -236,7 +217,7 @@ def _draw(rows: Sequence[ExpertsRow], path: Path) -> list[Path]:
             layers = [layer.layer for layer in row.layers]
             for (key, label), colour in zip(PROPERTIES.items(), COLOURS, strict=False):
                 if key in row.layers[0].information:
-                    shares = [layer.information[key]["share"] for layer in row.layers]
+                    shares = [layer.information[key].share for layer in row.layers]
                     panel.plot(layers, shares, "o-", color=colour, label=label)
             panel.set_title(row.name)
             panel.set_xlabel("layer")

@@ -6,8 +6,8 @@ Activations of GELU and its like are hardly ever 0, so there would be no windows
 As Paulo et al. 2024 do with neurons, the greatest k of a token are kept: k as many as MoE-X fires in the mean, and 32.
 
 A feature that fires from some token of a row on is predicted well by a rule that says so, and means nothing; one that
-fires in documents of one source is predicted without a look at a token. Features whose explanation is a rule of place or of source
-are therefore counted apart from the others.
+fires in documents of one source is predicted without a look at a token. Features whose explanation is a rule of
+place or of source are therefore counted apart from the others.
 """
 
 from __future__ import annotations

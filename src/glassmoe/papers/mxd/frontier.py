@@ -21,7 +21,7 @@ from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.readers import Reader, open_coders
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.fidelity import evaluate_fidelity
+from glassmoe.measure.fidelity import CoderFidelity, evaluate_fidelity
 from glassmoe.measure.intervals import interval, plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, merged, origin
 from glassmoe.model.subject import Subject, load_subject
@@ -68,51 +68,21 @@ BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as 
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontierRow(Result):
+class FrontierRow(CoderFidelity):
     """One coder at one k and seed, and what the model loses by it."""
 
     name: str
     """Kind of the coder, with its variant."""
     seed: int
-    tokens_fitted: int = 0
-    """Tokens that it was fitted to."""
-    steps: int = 0
-    lr: float = 0.0
-    """Peak learning rate."""
-    kind: str = ""
-    layer: int = 0
     k: int
-    """Features of a token."""
-    features: int = 0
-    """All features."""
-    parameters: int = 0
-    step: int = 0
-    source_sha256: str = ""
-    """Of the weights of the model that it was fitted to."""
-    dead: int | None = None
-    """Features that were silent when the fit ended."""
-    loss: float = 0.0
-    """The model's own, in nats a token."""
-    loss_spliced: float = 0.0
-    """With the coder in place of the MLP."""
-    loss_zero: float = 0.0
-    """With zeros in place of the MLP's output."""
-    loss_increase: float = 0.0
-    loss_recovered: float | None = None
-    """Share of the loss between zeros and the MLP."""
-    squared_error: float = 0.0
-    variance_explained: float | None = None
-    normalised_mse: float
-    """Mean squared error as a share of the target's variance."""
-    l0: float = 0.0
-    """Features of a token, counted."""
-    alive: float = 0.0
-    """Share of the features that fired."""
-    tokens: int = 0
-    """Tokens measured on."""
-    validation_rows: int = stored_as("rows", default=0)
+    """Features of a token that it keeps."""
+    tokens_fitted: int
+    """Tokens that it was fitted to."""
+    steps: int
+    lr: float
+    """Peak learning rate."""
     games: int | None = omitted()
-    """Games that chose features; as many others tested them."""
+    """Games that tested the features on boards; as many others chose them."""
     held_out_coverage: float | None = omitted()
     reconstruction: float | None = omitted()
 

@@ -14,7 +14,7 @@ from glassmoe.console import say
 from glassmoe.inspect.readers import open_readers, sources
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.probing import ClassProbe, ProbeProtocol, probe_task
+from glassmoe.measure.probing import ProbeProtocol, ReaderProbe, probe_task
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import COLOURS, drawing, write
@@ -23,19 +23,12 @@ from glassmoe.text.labelled import labelled
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRow(Result):
+class ProbeRow(ReaderProbe):
     """One set of features on one task."""
 
     name: str
     """Name of the set of features."""
     task: str
-    f1: float = 0.0
-    """Mean over classes of the F1 of the best feature."""
-    half: float | None = None
-    """Half the 95% interval over splits."""
-    f1_random: float = 0.0
-    f1_chosen_by_test: float = 0.0
-    classes: list[ClassProbe] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
