@@ -12,7 +12,7 @@ from glassmoe.explaining.asking import chat_judge
 from glassmoe.explaining.chat import Answers, Chat, Endpoint
 from glassmoe.explaining.explained import choose_features, explain_features, read_lines, shuffled
 from glassmoe.explaining.offline import no_judge, rule_judge
-from glassmoe.explaining.results import BoardProperty, ExplanationsResult
+from glassmoe.explaining.results import DetectedProperty, ExplanationsResult
 from glassmoe.explaining.rules import parse
 from glassmoe.explaining.trials import ExplanationProtocol, Judge, trial
 from glassmoe.explaining.windows import TokenText
@@ -78,6 +78,20 @@ def test_rules_that_fit_score_one_and_shuffled_ones_do_not(store: PlantedStore, 
     assert (found.features, found.silent, found.unexplained, found.scored) == (6, 1, 1, 4)
     assert found.scores["detection"].balanced_accuracy.n == 4
     assert json.loads((tmp_path / "rules.json").read_text())["scores"] == found.to_dict()["scores"]
+
+
+def test_a_result_is_values_rows_and_a_table(store: PlantedStore, tmp_path: Path) -> None:
+    found = explain(store, rule_judge(), tmp_path)
+    values = found.to_dict()
+    assert json.loads((tmp_path / "rules.json").read_text()) == {k: v for k, v in values.items() if k != "file"}
+    assert ExplanationsResult.from_dict(json.loads(json.dumps(values))).to_dict() == values
+    text = (tmp_path / "rules.jsonl").read_text()
+    assert text == "".join(json.dumps(line.to_dict(), ensure_ascii=False) + "\n" for line in found.explanations)
+    rows = found.rows()
+    assert len(rows) == 6 and rows[0].keys() == {"feature", "explanation", "detection", "fuzzing"}
+    assert [row["detection"] or 0.0 for row in rows] == sorted((row["detection"] or 0.0 for row in rows), reverse=True)
+    table = found.table()
+    assert "mean over features" in table and "6 features of" in table and f"explanations: {found.file}" in table
 
 
 def test_fewer_windows_than_asked_for_are_told(store: PlantedStore, tmp_path: Path) -> None:
@@ -177,7 +191,7 @@ def test_a_feature_that_is_not_there(store: PlantedStore, tmp_path: Path, featur
 
 def test_without_a_judge_boards_are_the_explanation(store: PlantedStore, tmp_path: Path) -> None:
     board = {"property": "white knight on f3", "precision": 0.9, "recall": 0.8, "f1": 0.85, "f1_always_on": 0.1}
-    found = explain(store, no_judge(), tmp_path, boards={0: BoardProperty(**board)})
+    found = explain(store, no_judge(), tmp_path, boards={0: DetectedProperty(**board)})
     lines = {line["feature"]: line for line in lines_of(tmp_path / "none.jsonl")}
     assert lines[0]["explanation"] == "white knight on f3" and lines[0]["board"] == board
     assert lines[0]["explainer"] == "board" and lines[0]["scores"] == {}

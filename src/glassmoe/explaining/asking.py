@@ -19,7 +19,7 @@ SHOWN, LISTED = 200, 3
 """Characters of an unreadable answer that are kept, and such answers per feature."""
 
 
-class Asks(Protocol):
+class ChatModel(Protocol):
     """Answers many questions."""
 
     counts: Counts
@@ -29,7 +29,7 @@ class Asks(Protocol):
     def summary(self) -> Questions: ...
 
 
-def chat_judge(chat: Asks) -> Judge:
+def chat_judge(chat: ChatModel) -> Judge:
     """A language model as a judge."""
     unread: dict[int, list[str]] = {}
 

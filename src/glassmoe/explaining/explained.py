@@ -24,7 +24,7 @@ from glassmoe.model.subject import Subject
 
 from .judges import make_judge
 from .opening import boards_of, open_examples
-from .results import BoardProperty, ExplanationsResult, FeatureExplanation, Score
+from .results import DetectedProperty, ExplanationsResult, FeatureExplanation, Score
 from .scoring import summary
 from .trials import Case, Explanation, ExplanationProtocol, Judge, trial
 from .windows import TokenText
@@ -122,7 +122,7 @@ def explain_features(
     folder: Path,
     *,
     protocol: ExplanationProtocol | None = None,
-    boards: Mapping[int, BoardProperty] | None = None,
+    boards: Mapping[int, DetectedProperty] | None = None,
     again: bool = False,
 ) -> ExplanationsResult:
     """Explain features of a store and score the explanations, in `folder/JUDGE.jsonl` and `.json`. Features that are
@@ -240,7 +240,7 @@ def _explanations(
     judge: Judge,
     features: Sequence[int],
     protocol: ExplanationProtocol,
-    boards: Mapping[int, BoardProperty] | None,
+    boards: Mapping[int, DetectedProperty] | None,
 ) -> dict[int, Explanation]:
     """An explanation of every feature that fires."""
     alive = [feature for feature in features if text.store.windows_F[feature]]
@@ -277,7 +277,7 @@ def _lines(
     texts: Mapping[int, str | None],
     others: Mapping[int, int],
     protocol: ExplanationProtocol,
-    boards: Mapping[int, BoardProperty] | None,
+    boards: Mapping[int, DetectedProperty] | None,
 ) -> list[FeatureExplanation]:
     """The lines of some features, in order."""
     trials = {f: trial(text, f, protocol) for f in features if judge.scorers and texts.get(f) is not None}

@@ -21,7 +21,7 @@ from glassmoe.inspect.store import (
 )
 from glassmoe.model.subject import Subject, weights_digest
 
-from .results import BoardProperty
+from .results import DetectedProperty
 
 EXPLANATIONS = "explanations"
 CHECKED = {"read": "--tokens", "keep": "--keep", "split": "--split", "window": "--window", "full": "--full"}
@@ -99,7 +99,7 @@ def open_examples(
     return LayerExamples(subject, layer, store, name, folder, corpus_path)
 
 
-def boards_of(examples: LayerExamples, games: int) -> dict[int, BoardProperty] | None:
+def boards_of(examples: LayerExamples, games: int) -> dict[int, DetectedProperty] | None:
     """Feature -> the board property that it detects best, measured on games that did not choose it; None for models
     that do not read chess."""
     if examples.subject.tokens == TEXT:
@@ -117,7 +117,7 @@ def boards_of(examples: LayerExamples, games: int) -> dict[int, BoardProperty] |
         )
     except ValueError as error:
         raise ValueError(f"{error}; or leave board properties out with --games 0") from None
-    return {feature: BoardProperty.from_dict(best.to_dict()) for feature, best in measured.features.items()}
+    return {feature: DetectedProperty.from_dict(best.to_dict()) for feature, best in measured.features.items()}
 
 
 def data_of(path: str | Path, subject: Subject, layer: Reader | None = None) -> str:

@@ -106,7 +106,7 @@ class ScoreSummary(Result):
 
 
 @dataclass(frozen=True)
-class BoardProperty(Result):
+class DetectedProperty(Result):
     """The property of the chess board that a feature detects best, measured on games that did not choose it."""
 
     property: str
@@ -137,7 +137,7 @@ class FeatureExplanation(Result):
     """Scorer -> score of this explanation."""
     control: dict[str, Score]
     """Scorer -> score of another feature's explanation on the same windows."""
-    board: BoardProperty | None
+    board: DetectedProperty | None
     """Best board property, for chess models."""
     silent: bool
     """Whether the feature never fires on the tokens that were read."""

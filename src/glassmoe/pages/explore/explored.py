@@ -16,7 +16,7 @@ from glassmoe.chess.board_results import BoardsResult
 from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.explaining.opening import EXPLANATIONS
-from glassmoe.explaining.results import BoardProperty
+from glassmoe.explaining.results import DetectedProperty
 from glassmoe.inspect.readers import Reader, open_readers
 from glassmoe.inspect.store import FOLDER, MANIFEST, FeatureStore, open_store
 from glassmoe.measure.saved import saved_values
@@ -61,7 +61,7 @@ class ExplanationOnPage:
     """Scorer -> score."""
     control: dict[str, float]
     """Scorer -> headline number of another feature's explanation."""
-    board: BoardProperty | None
+    board: DetectedProperty | None
     """Best board property, for chess models."""
     is_scored: bool
     """Whether the line has any score, also of scorers that pages do not show."""
@@ -80,7 +80,7 @@ class ExplanationOnPage:
             why=str(line.get("why") or ""),
             scores={name: score for name, score in scores.items() if score.numbers},
             control={name: value for name, value in control.items() if value is not None},
-            board=BoardProperty(board["property"], **figures) if isinstance(board.get("property"), str) else None,
+            board=DetectedProperty(board["property"], **figures) if isinstance(board.get("property"), str) else None,
             is_scored=bool(line.get("scores")),
         )
 
@@ -113,7 +113,7 @@ class ExploredLayer:
     """Examples of its features."""
     explained: dict[int, list[ExplanationOnPage]]
     """Feature -> its explanations, those of the judge that scored the most features first."""
-    tracked: dict[int, BoardProperty]
+    tracked: dict[int, DetectedProperty]
     """Feature -> the property that `eval boards` found, for features without an explanation."""
 
     @property
@@ -137,7 +137,7 @@ class ExploredLayer:
         scores = (line.score for line in self.explained.get(feature, []))
         return next((score for score in scores if score is not None), None)
 
-    def board(self, feature: int) -> BoardProperty | None:
+    def board(self, feature: int) -> DetectedProperty | None:
         """The board property that a feature detects best."""
         boards = (line.board for line in self.explained.get(feature, []))
         return next((board for board in boards if board is not None), self.tracked.get(feature))
@@ -240,15 +240,15 @@ def read_explanations(folder: Path) -> dict[int, list[ExplanationOnPage]]:
     return explained
 
 
-def _tracked(run: Path, reader: Reader) -> dict[int, BoardProperty]:
+def _tracked(run: Path, reader: Reader) -> dict[int, DetectedProperty]:
     """The board properties that `eval boards` found for single features, which it does for the best layer."""
     if reader.folder is not None:
         return {}
     boards = BoardsResult.from_dict(saved_values(run, "boards"))
-    tracked: dict[int, BoardProperty] = {}
+    tracked: dict[int, DetectedProperty] = {}
     if boards.best_layer == reader.number:
         for slot in sorted(boards.tracked or [], key=lambda slot: -slot.f1):
-            tracked.setdefault(slot.feature, BoardProperty(property=slot.slot, f1=slot.f1))
+            tracked.setdefault(slot.feature, DetectedProperty(property=slot.slot, f1=slot.f1))
     return tracked
 
 

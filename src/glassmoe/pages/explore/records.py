@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glassmoe.chess.tokens import MOVES
-from glassmoe.explaining.results import BoardProperty
+from glassmoe.explaining.results import DetectedProperty
 from glassmoe.inspect.store import Examples
 from glassmoe.results import Result, omitted
 
@@ -116,7 +116,7 @@ class FeatureRecord(Result):
     mean: Number
     """Mean strength where it fires; None for a silent feature."""
     said: list[ExplanationRecord]
-    board: BoardProperty | None
+    board: DetectedProperty | None
     """Board property that it detects best."""
     histogram: HistogramRecord
     near: dict[str, list[list[Any]]]
