@@ -1,12 +1,12 @@
-"""What all coders share: one pass from what is read to what is rebuilt, the count of silent features, the decoder's
-norm; and for those that list k features a token, the help for the dead.
+"""What all coders share: one pass from input to reconstruction, the count of silent features, the norm of the decoder;
+and for coders that list k features per token, the loss that revives dead features.
 
 A coder reads x and rebuilds y from few features: x itself (an autoencoder, `sae.py`), or the output of the MLP whose
-input x is (`transcoder.py`, `mxd.py`). All losses are means over tokens, so that passes and processes change only
-rounding (`batchtopk`, which chooses among the tokens of a pass, is the exception), and the one named `error` tells how
-far the reconstruction is. Training calls `code` on every pass, `before_update` when the gradients are complete,
-`after_update` once the weights are new. What they keep is in buffers, so that a checkpoint of the module holds all of
-it.
+input x is (`transcoder.py`, `mxd.py`). All losses are means over tokens, so that the size of passes and the number of
+processes change only rounding. The exception is `batchtopk`, which chooses among the tokens of a pass. The loss named
+`error` is that of the reconstruction. Training calls `code` on every pass, `before_update` when the gradients are
+complete, and `after_update` when the weights are updated. All state is in buffers, so that a checkpoint of the module
+holds all of it.
 
 Legend: T tokens, D width of what is read and rebuilt, F features, K features of a token.
 """
@@ -99,7 +99,7 @@ class Coder(FeedForward):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Fresh weights from torch's random state, and nothing seen yet."""
+        """Draw new weights from torch's random state and clear all counts."""
         for p in self.parameters():
             p.zero_()
         for buffer in self.buffers():
@@ -109,26 +109,27 @@ class Coder(FeedForward):
         self._draw()
 
     def _draw(self) -> None:
-        """The first weights that are not 0: unit decoder rows in random directions, the encoder's the same up to
-        `encoder_scale`."""
+        """Draw the initial weights that are not 0: decoder rows of norm 1 in random directions, and encoder rows that
+        are these times `encoder_scale`."""
         self.w_dec.copy_(F.normalize(torch.randn_like(self.w_dec), dim=1))
         self.w_enc.copy_(self.w_dec * self.encoder_scale)
 
     @property
     def encoder_scale(self) -> float:
-        """Norm of the encoder's first rows: 2 D / F. The sum of F random projections is F / D times the vector, and
-        relu lets half of it through, so that the first reconstruction is x itself, with noise."""
+        """Initial norm of encoder rows: 2 D / F. The sum of F random projections is F / D times the vector, and relu
+        lets half of it through, so that the initial reconstruction is x itself, with noise."""
         return 2 * self.w_dec.shape[1] / self.num_features
 
     @torch.no_grad()
     def initialise(self, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
-        """Put the output bias at the mean of a first batch (T, D) of targets (x itself where no y is given), and take
-        the targets' scale and, where wanted, both root mean squares from it, before the first step."""
+        """Set the output bias to the mean of a first batch (T, D) of targets (x itself where no y is given), and the
+        targets' scale and, with `normalise: rms`, both root mean squares from it. To be called before the first
+        step."""
         y_TD = x_TD if y_TD is None else y_TD
         if self.normalised:
             for rms, v_TD in ((self.x_rms, x_TD), (self.y_rms, y_TD)):
-                found = v_TD.square().mean().sqrt()
-                rms.copy_(torch.where(found > 0, found, 1.0))
+                size = v_TD.square().mean().sqrt()
+                rms.copy_(torch.where(size > 0, size, 1.0))
         y_TD = self._target(x_TD, y_TD)
         self.b_dec.copy_(y_TD.mean(0))
         self.scale.copy_((y_TD - self.b_dec).square().sum(1).mean().sqrt())
@@ -154,7 +155,7 @@ class Coder(FeedForward):
             return rebuilt
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The reconstruction (T, D) from what is read (T, D) and, in training, the named losses of an autoencoder."""
+        """The reconstruction (T, D) of an input (T, D) and, in training, the named losses of an autoencoder."""
         if not self.training:
             return super().forward(x_TD)
         coded = self.code(x_TD)
@@ -165,9 +166,8 @@ class Coder(FeedForward):
         return self.code(x_TD, y_TD).losses
 
     def code(self, x_TD: Tensor, y_TD: Tensor | None = None) -> Coded:
-        """Features, reconstruction and losses of T tokens in one pass: `x_TD` (T, D) is read, `y_TD` (T, D) is to be
-        rebuilt, x itself where none is given. In training with gradients the pass also counts: who fired, and what the
-        penalty was."""
+        """Features, reconstruction and losses of T tokens in one pass. `x_TD` (T, D) is read; `y_TD` (T, D) is the
+        target, x itself where none is given. In training with gradients the pass also counts which features fired."""
         y_TD, x_TD = self._target(x_TD, y_TD), self._read(x_TD)
         features, chosen_by = self._encode(x_TD)
         rebuilt_TD = self._decode(features)
@@ -192,7 +192,7 @@ class Coder(FeedForward):
         return write_rows(features.values, features.ids, self.w_dec)
 
     def _size(self, error_TD: Tensor, y_TD: Tensor) -> Tensor:
-        """How large errors (T, D) are of targets (T, D): the mean over tokens of ||error||^2."""
+        """The size of errors (T, D) of targets (T, D): the mean over tokens of ||error||^2."""
         del y_TD
         return error_TD.square().sum(1).mean()
 
@@ -205,7 +205,7 @@ class Coder(FeedForward):
         return F.linear(self._centred(x_TD), self.w_enc, self.b_enc)
 
     def _centred(self, x_TD: Tensor) -> Tensor:
-        """What the encoder's rows read: an autoencoder takes off the bias that it adds in the end."""
+        """What the encoder's rows read: an autoencoder subtracts the bias that its decoder adds."""
         return x_TD - self.b_dec
 
     @property
@@ -255,8 +255,8 @@ class Coder(FeedForward):
 
 
 class ListedCoder(Coder):
-    """Lists k features a token, those of the greatest scores above 0, and helps the dead (Gao et al. 2024, A.2): with
-    `auxiliary` above 0 the error, held constant, is to be rebuilt by the D / 2 greatest of the dead features.
+    """Lists the k features of a token with the greatest scores above 0, and revives dead features (Gao et al. 2024,
+    A.2): with `auxiliary` above 0, the D / 2 greatest of the dead features learn to rebuild the error, held constant.
 
     Gradients of encoder and decoder are made from the listed rows alone (`layers.sparse_ops`).
     """

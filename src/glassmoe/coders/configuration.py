@@ -39,38 +39,37 @@ protocol's 10 million of 300 million."""
 
 @dataclass
 class CoderConfig:
-    """A coder of one place of a model. A field that a kind does not name is not read for it."""
+    """A coder of one place of a model. A field that starts with names of kinds is read for these alone."""
 
     layer: int
     """Block whose output, or whose MLP, is read, counted from 0."""
     kind: str = "topk"
-    """An autoencoder, named by how it is kept sparse: the k greatest a token (`topk`), k a token on average
-    (`batchtopk`), learned thresholds (`jumprelu`), an L1 penalty (`l1`), one that goes from L1 towards L0
-    (`p-anneal`), a gate (`gated`). Or what stands for an MLP: `transcoder`, `skip-transcoder`, `mxd`. Or one that you
+    """An autoencoder, named after what makes it sparse: the k greatest features per token (`topk`), k per token on
+    average (`batchtopk`), learned thresholds (`jumprelu`), an L1 penalty (`l1`), a penalty that goes from L1 towards L0
+    (`p-anneal`), a gate (`gated`). Or a replacement of an MLP: `transcoder`, `skip-transcoder`, `mxd`. Or one that you
     add (`glassmoe.CODERS`)."""
     site: Site | None = None
-    """What is read and rebuilt: `stream`, the residual stream as it leaves the block; `mlp-out`, the output of the
-    block's MLP; `mlp`, the output from the input. The last is for kinds that stand for an MLP, and theirs where none is
-    given; `stream` is that of the autoencoders."""
+    """What is read and rebuilt: `stream`, the residual stream after the block; `mlp-out`, the output of the block's
+    MLP; `mlp`, the MLP's output from its input. Default: `mlp` for replacements of an MLP, `stream` for
+    autoencoders."""
     features: int | None = None
-    """Features in all. Where none are given, 8 for each entry of the stream and 32 for each of an MLP's output; `mxd`
-    has as many experts as give it the parameters of a transcoder with those."""
+    """Number of features. Default: 8 for each entry of the stream, and 32 for each entry of an MLP's output; for `mxd`
+    as many experts as give it the parameters of such a transcoder."""
     k: int = 32
-    """`topk`, `batchtopk`, `transcoder`, `skip-transcoder`, `mxd`: features of a token."""
+    """`topk`, `batchtopk`, `transcoder`, `skip-transcoder`, `mxd`: features per token."""
     normalise: Normalise = "none"
-    """`rms`: what is read and what is rebuilt are divided by the root mean square of their entries in the first
-    batch."""
+    """`rms`: divide inputs and targets by the root mean square of their entries in the first batch."""
     dead_tokens: int | None = None
-    """A feature that did not fire for so many tokens counts as dead; in kinds with a k the auxiliary loss helps it. A
-    thirtieth of the tokens of the fit where none are given."""
+    """A feature that did not fire for this many tokens counts as dead; in kinds with a k the auxiliary loss helps it.
+    Default: a thirtieth of the tokens of the fit."""
     auxiliary: float | None = None
-    """Kinds with a k: weight of the loss that helps dead features, 0 for none. Where none is given, 1/32 for
-    autoencoders and 0 for the others."""
+    """Kinds with a k: weight of the loss that helps dead features, 0 for none. Default: 1/32 for autoencoders, 0 for
+    the others."""
     l1: float = 0.1
     """`l1`, `gated`, `p-anneal`: weight of the sparsity penalty (`p-anneal`: at its start), as a multiple of the
     stream's size, which is the root of its mean squared distance from its mean."""
     l1_warmup: float = 0.05
-    """All without a k: share of the fit over which the weight of their penalty rises from 0."""
+    """Kinds without a k: share of the fit over which the weight of the penalty rises from 0."""
     p_end: float = 0.2
     """`p-anneal`: exponent of the penalty at the end; it starts at 1."""
     anneal_start: float = 0.27
@@ -78,25 +77,25 @@ class CoderConfig:
     anneal_updates: int = 10
     """`p-anneal`: in how many equal steps it falls."""
     l0: float = 1e-3
-    """`jumprelu`: weight of the number of features of a token, as a multiple of the stream's squared size."""
+    """`jumprelu`: weight of the number of features per token, as a multiple of the stream's squared size."""
     bandwidth: float = 1e-3
-    """`jumprelu`: how far around a threshold a score moves it, as a multiple of the stream's size."""
+    """`jumprelu`: width around a threshold in which scores move it, as a multiple of the stream's size."""
     hidden: int | None = None
-    """`mxd`: hidden units, 4 for each entry where none are given; give those of the MLP that it stands for."""
+    """`mxd`: hidden units; use the number of the MLP that it replaces. Default: 4 for each entry."""
     glu: bool = False
     """`mxd`: hidden units are products of an activated and a linear branch, as in Llama's MLP."""
     activation: Activation = "gelu"
     """`mxd`: activation of the hidden units (`silu` with `glu` is Llama's)."""
     gate: Gate = "signed"
-    """`mxd`: where the experts' rows start. `signed`: around 0, as in the paper, so that chance decides which entries
-    an expert turns over. `one`: above 0, and such that a token's experts together scale every entry by 1 on average, so
-    that all begin as one MLP; ahead of the other where k is small beside the width (docs/coders.md)."""
+    """`mxd`: initial rows of the experts. `signed`: around 0, as in the paper, so that the sign with which an expert
+    scales an entry is random. `one`: above 0, such that the experts of a token together scale every entry by 1 on
+    average, so that all start as one MLP; the lower error where k is small compared to the width (docs/mxd.md)."""
     unit_norm: bool = False
-    """`mxd` with `gate: signed`: hold each expert's row at norm 1."""
+    """`mxd` with `gate: signed`: keep the row of each expert at norm 1."""
     paper_counts: bool = False
     """`mxd`: count experts as the paper's code does, which is 14 fewer for GPT-2."""
     variant: str = ""
-    """What tells it from others of its kind, in its name."""
+    """Ending of its name, which distinguishes it from others of its kind."""
     options: dict[str, Any] | None = field(default=None, metadata={"omit_none": True})
     """Settings of a kind that you add."""
 
@@ -170,12 +169,12 @@ class CoderConfig:
 
     @property
     def name(self) -> str:
-        """Where the coder lies in a sweep, `LAYER/KIND-kK` (without k for a kind that has none)."""
+        """Folder of the coder in a sweep: `LAYER/KIND-kK`, without k for a kind that has none."""
         return f"{self.layer}/{self.label}" + (f"-k{self.k}" if self.uses_k else "")
 
     def complete(self, width: int, tokens: int) -> CoderConfig:
-        """The same with nothing left open, for vectors of `width` entries and a fit of `tokens` tokens. ValueError when
-        they leave fewer features than k."""
+        """The same with all defaults filled in, for vectors of `width` entries and a fit of `tokens` tokens. ValueError
+        when they leave fewer features than k."""
         site: Site = self.site or ("mlp" if self.stands_for_mlp else "stream")
         auxiliary = self.auxiliary
         if auxiliary is None and self.uses_k:
@@ -192,20 +191,20 @@ class CoderConfig:
 
 
 def learning_rate(steps: int) -> float:
-    """Peak learning rate of a fit of so many steps where none is given: 1e-4 for the 117,187 of the Mixture of Decoders
-    paper, in shorter fits as much higher as they are shorter, up to 6e-3 (in fits of 500 steps of a small Llama's MLP
-    1.5e-3 left mxd and transcoder 1.6 times the error that 6e-3 did, and 1.5e-2 was 3 to 5% better still)."""
+    """Default peak learning rate of a fit: 1e-4 for the 117,187 steps of the Mixture of Decoders paper, inversely
+    proportional to the steps of shorter fits, at most 6e-3. (In fits of 500 steps to the MLP of a small Llama, 1.5e-3
+    gave mxd and transcoder 1.6 times the error of 6e-3, and 1.5e-2 an error 3 to 5% lower still.)"""
     return min(6e-3, 1e-4 * 117_187 / steps)
 
 
 def matched_experts(
     width: int, hidden: int, glu: bool = False, features: int | None = None, paper_counts: bool = False
 ) -> int:
-    """How many experts a mixture of decoders with `hidden` units has, at most, if it is to have no more parameters than
-    a transcoder of `features` features (32 for each of `width` entries where none are given).
+    """The greatest number of experts with which a mixture of decoders with `hidden` units has no more parameters than a
+    transcoder of `features` features (default: 32 for each of `width` entries).
 
-    `paper_counts`: the number that the paper's code arrives at; without `glu` it takes the transcoder's encoder biases
-    for those of the hidden units. ValueError when no expert is left.
+    `paper_counts`: count as the paper's code does; without `glu` it takes the transcoder's encoder biases for those of
+    the hidden units. ValueError when no expert is left.
     """
     features = MLP_EXPANSION * width if features is None else features
     left = 2 * width * features + features + width - _around_experts(width, hidden, glu)
@@ -232,7 +231,7 @@ def _adamw() -> OptimizerConfig:
 
 @dataclass
 class _Fit:
-    """What a fit of one coder and one of several share."""
+    """The fields that the fits of one coder and of several share."""
 
     source: str
     """The model that is read: a run directory, a folder of transformers files, or a hub id."""
@@ -241,11 +240,11 @@ class _Fit:
     seed: int = 0
     """Seed of the coders' first weights and of the order of rows."""
     data: DataConfig = field(default_factory=DataConfig)
-    """What the model reads; without a path, the data of the source's run. What a token is, the source decides."""
+    """Data that the model reads; without a path, the data of the source's run. The source decides what a token is."""
     pool: int = 1
-    """Steps whose tokens are read together and shuffled, so that those of a row are spread over as many steps."""
+    """Number of steps whose tokens are read together and shuffled, which spreads the tokens of a row over them."""
     optimizer: OptimizerConfig = field(default_factory=_adamw)
-    """`clip` is that of each coder's own gradient."""
+    """`clip` applies to the gradient of each coder by itself."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """`precision` is the model's; a coder computes in float32."""
     schema_version: int = SCHEMA_VERSION
@@ -263,15 +262,15 @@ class FitConfig(_Fit):
     """Everything that decides the fit of one coder."""
 
     coder: CoderConfig
-    """What is fitted."""
+    """The coder."""
 
 
 @dataclass(kw_only=True)
 class SweepConfig(_Fit):
-    """Everything that decides the fit of several coders in one pass over the model. Each is as it would be alone."""
+    """Everything that decides the fit of several coders in one pass over the model. Each learns as it would alone."""
 
     coders: list[CoderConfig]
-    """What is fitted; each lies in `LAYER/KIND-kK` of the sweep's directory."""
+    """The coders; each is saved in `LAYER/KIND-kK` of the sweep's directory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

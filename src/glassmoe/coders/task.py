@@ -40,14 +40,14 @@ from .reconstruction import CoderReconstruction, ReconstructionSums
 from .sae import PAnneal
 
 DOCUMENT_READ = 10_000
-"""Characters on which two tokenizers are compared."""
+"""Number of characters on which two tokenizers are compared."""
 STATISTICS_ROWS = 4
-"""Rows on which a line of metrics tells how well the coders do."""
+"""Rows on which the reconstruction is measured for a line of metrics."""
 
 
 @dataclass(frozen=True)
 class FittedCoder:
-    """One coder of a task, what it is fitted to, and where it lies."""
+    """One coder of a task, the place that it is fitted to, and its folder."""
 
     config: FitConfig
     coder: Coder
@@ -56,8 +56,8 @@ class FittedCoder:
 
 
 class CoderTask:
-    """Coders that learn to rebuild what a model computes; what each method is for, `training.loop.Task` says.
-    `config`: the configuration with what it leaves to the source and the length of the fit filled in."""
+    """Coders that learn to rebuild what a model computes; `training.loop.Task` says what each method is for. `config`:
+    the configuration with all defaults filled in from the source and the length of the fit."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class CoderTask:
         self._pooled: tuple[int, list[dict[Place, Activations]]] | None = None
 
     def _complete(self, config: FitConfig | SweepConfig) -> Any:
-        """The configuration with nothing left open."""
+        """The configuration with all defaults filled in."""
         tokens, width = config.train.steps * self.tokens_per_step, self.subject.width
         data = replace(config.data, path=str(self.corpus.path), tokens=cast(Any, self.subject.tokens))
         if isinstance(config, SweepConfig):
@@ -111,7 +111,7 @@ class CoderTask:
         return parts
 
     def check_source(self) -> None:
-        """ValueError when the fit that lies in `out` read other weights than the source holds now."""
+        """ValueError when `out` holds a fit to other weights than those of the source."""
         if not latest(self.out / "state"):
             return
         for part in self.parts.values():
@@ -187,8 +187,8 @@ class CoderTask:
             part.coder.after_update(step)
 
     def validate(self) -> dict[str, Any]:
-        """Of one coder: mean squared error over the validation rows (the same every time), and how much of the target
-        that leaves. Of several: the mean of their normalised errors. Every process computes all of it."""
+        """For one coder: the mean squared error over the validation rows (the same every time) and its reconstruction.
+        For several: the mean of their normalised errors. Every process computes all of it."""
         found = self._figures("valid", np.arange(min(self.settings.eval_rows, len(self.rows["valid"]))))
         if "" in found:
             one = found[""]
@@ -199,7 +199,8 @@ class CoderTask:
         }
 
     def statistics(self, step: int) -> dict[str, Any]:
-        """Figures of a few rows of this step, how many features are dead, and where the exponent is."""
+        """The reconstruction on a few rows of this step, the number of dead features, and the exponent of
+        `p-anneal`."""
         lines = {}
         for name, found in self._figures("train", self._indices(step)[:STATISTICS_ROWS]).items():
             coder = self.parts[name].coder
@@ -226,8 +227,8 @@ class CoderTask:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.settings.batch_rows)
 
     def _read(self, tokens_BN: Any, lengths_B: Any, pieces: range | None = None) -> dict[Place, Activations]:
-        """What coders read and rebuild at every token of these rows that training reads, each (T, D) float32. `pieces`:
-        where passes of the model begin, for more rows than one should take."""
+        """The inputs and targets of coders at every token of these rows that training reads, each (T, D) float32.
+        `pieces`: where passes of the model begin, for more rows than one pass should take."""
         starts = range(0, len(tokens_BN), max(1, len(tokens_BN))) if pieces is None else pieces
         found: list[dict[Place, Activations]] = []
         for start in starts:
