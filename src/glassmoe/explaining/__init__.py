@@ -1,1 +1,1 @@
-"""What language models say of features: asked through any OpenAI-compatible endpoint."""
+"""Explanations of features: who writes them, who scores them, and how well they predict where features fire."""

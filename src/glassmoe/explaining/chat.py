@@ -163,9 +163,9 @@ class Chat:
         bodies = [self._body(messages) for messages in conversations]
         keys = [hashlib.sha256(self.endpoint.url.encode() + b"\n" + body).hexdigest() for body in bodies]
         known = {key: self.answers and self.answers.get(key) for key in keys}
-        found = self._send({key: body for key, body in zip(keys, bodies, strict=True) if known[key] is None})
+        results = self._send({key: body for key, body in zip(keys, bodies, strict=True) if known[key] is None})
         for key in keys:
-            result = found.get(key)
+            result = results.get(key)
             self.counts.cached += result is None
             self.counts.answered += isinstance(result, str)
             if isinstance(result, _Failure):
@@ -173,7 +173,7 @@ class Chat:
                     say(f"{self.endpoint.model}: {result.reason}" + (f": {result.detail}" if result.detail else ""))
                 self.counts.failed[result.reason] += 1
         self.counts.asked += len(keys)
-        answers = {**known, **found}
+        answers = {**known, **results}
         return [answer if isinstance(answer := answers[key], str) else None for key in keys]
 
     def summary(self) -> MeteredQuestions:
@@ -188,23 +188,23 @@ class Chat:
     def _send(self, bodies: Mapping[str, bytes]) -> dict[str, str | _Failure]:
         """Key -> answer or failure. A first few requests go ahead, so that a wrong address is reported at once."""
         keys, first = list(bodies), self.endpoint.concurrent
-        found: dict[str, str | _Failure] = {}
+        results: dict[str, str | _Failure] = {}
         self._stopped.clear()
         pool = ThreadPoolExecutor(first)
         try:
             with bar(len(keys), self.endpoint.model, "answer", show=len(keys) > 1) as progress:
                 for part in (keys[:first], keys[first:]):
                     for key, result in zip(part, pool.map(self._one, part, map(bodies.get, part)), strict=True):
-                        found[key] = result
+                        results[key] = result
                         progress.update()
-                    if found and not self._reached:
-                        self._require_one(list(found.values()))
+                    if results and not self._reached:
+                        self._require_one(list(results.values()))
         except BaseException:
             self._stopped.set()
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-        return found
+        return results
 
     def _require_one(self, results: Sequence[str | _Failure]) -> None:
         failures = [each for each in results if isinstance(each, _Failure) and each.absent]
@@ -215,8 +215,8 @@ class Chat:
             "HTTP 403": f"set {KEY} in the environment to a key that may use this model",
             "HTTP 404": "give the address up to /v1, and the name of a model there",
         }.get(failures[0].reason, "start its server, or give a different address")
-        said = failures[0].reason + (f" ({failures[0].detail})" if failures[0].detail else "")
-        raise ValueError(f"no answer of {self.endpoint.model} from {self.endpoint.url}: {said}; {advice}")
+        reason = failures[0].reason + (f" ({failures[0].detail})" if failures[0].detail else "")
+        raise ValueError(f"no answer of {self.endpoint.model} from {self.endpoint.url}: {reason}; {advice}")
 
     def _one(self, key: str, body: bytes) -> str | _Failure:
         """One question, with its retries."""
@@ -294,22 +294,22 @@ class Chat:
             late = isinstance(cause, TimeoutError)
             reason = f"no answer within {self.endpoint.timeout:g} s" if late else "unreachable"
             # A URLError means that the request was not sent whole; otherwise it may have been read and charged.
-            lost, said = not isinstance(error, URLError), "" if late else _short(str(cause))
-            raise _Failure(reason, said, again=True, absent=True, lost=lost) from None
+            lost, detail = not isinstance(error, URLError), "" if late else _short(str(cause))
+            raise _Failure(reason, detail, again=True, absent=True, lost=lost) from None
         self._reached = True
         return text
 
     def _refused(self, error: HTTPError) -> _Failure:
         with error:
             try:
-                said = self._without_key(error.read())
+                text = self._without_key(error.read())
             except (OSError, HTTPException):
-                said = ""
+                text = ""
         absent = error.code in (401, 403, 404)
         self._reached |= not absent
         again = error.code in (408, 429) or error.code >= 500
         wait = _seconds(error.headers.get("Retry-After"))
-        return _Failure(f"HTTP {error.code}", _short(said), again=again, wait=wait, absent=absent)
+        return _Failure(f"HTTP {error.code}", _short(text), again=again, wait=wait, absent=absent)
 
     def _without_key(self, held: bytes) -> str:
         text = held.decode("utf-8", "replace")
@@ -349,12 +349,12 @@ def find_json(text: str, names: Sequence[str]) -> dict[str, Any] | None:
     """The last JSON object in a text that has all `names`, also within another object or between words; None without
     one. The last, since models think before they answer."""
     read = json.JSONDecoder().raw_decode
-    found = None
+    last = None
     for start in re.finditer(r"\{", text):
         try:
             values, _ = read(text, start.start())
         except (ValueError, RecursionError):
             continue
         if set(names) <= values.keys():
-            found = values
-    return found
+            last = values
+    return last

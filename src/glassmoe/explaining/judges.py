@@ -16,7 +16,7 @@ from glassmoe.registry import JUDGE_REGISTRY
 
 from .chat import Answers, Chat, Endpoint
 
-if TYPE_CHECKING:  # an unknown judge is told at once, before numpy and torch are imported
+if TYPE_CHECKING:  # an unknown judge is reported before numpy and torch are imported
     from .trials import Judge
 
 
@@ -69,9 +69,15 @@ def make_judge(
     `max_calls`, `max_cost` (dollars, with `prices`): limits. ValueError for an unknown name, with the nearest known
     one, and for options that the judge does not take.
     """
-    given = {} if settings is None else {"settings": settings}
-    options = JudgeOptions(model, cache=Path(cache), max_calls=max_calls, max_cost=max_cost, prices=prices,
-                           device=device, **given)  # fmt: skip
+    options = JudgeOptions(
+        model=model,
+        settings={"temperature": 0} if settings is None else settings,
+        cache=Path(cache),
+        max_calls=max_calls,
+        max_cost=max_cost,
+        prices=prices,
+        device=device,
+    )
     kind, _, argument = name.partition(":")
     return JUDGE_REGISTRY.look_up(JUDGES, kind)(argument, options)
 

@@ -110,7 +110,7 @@ def _excerpts(trial: Trial) -> list[str]:
         of = [int(e) for e in (windows.deciles_E == decile).nonzero()[0]]
         shown += [of[at * len(of) // A_DECILE] for at in range(A_DECILE)] if len(of) > A_DECILE else of
     marked_EL = windows.marked(trial.maximum)
-    found = []
+    excerpts = []
     for e in shown:
         tokens, marked = windows.tokens(e), marked_EL[e]
         strongest = sorted(marked.nonzero()[0], key=lambda at: -windows.strengths_EL[e, at])[:PAIRS]
@@ -118,8 +118,8 @@ def _excerpts(trial: Trial) -> list[str]:
             f"{_quoted(tokens[at])} {min(STRENGTHS, round(STRENGTHS * windows.strengths_EL[e, at] / trial.maximum))}"
             for at in sorted(strongest)
         )
-        found.append(f"{_quoted(with_marks(tokens, marked))} ({pairs})")
-    return found
+        excerpts.append(f"{_quoted(with_marks(tokens, marked))} ({pairs})")
+    return excerpts
 
 
 def to_detect(explanation: str, windows: Windows, token: str) -> Messages:
@@ -159,33 +159,33 @@ def parse_explanation(answer: str) -> str | None:
     """The explanation in an answer: that of its last JSON object, or the rest of its last line with `explanation:`;
     None where there is neither."""
     answer = _spoken(answer)
-    found = find_json(answer, ["explanation"])
-    said = found["explanation"] if found else None
-    if found is None:
+    values = find_json(answer, ["explanation"])
+    text = values["explanation"] if values else None
+    if values is None:
         lines = re.findall(r"(?im)^\W*explanation\W*?:\s*(.+)$", answer)
-        said = lines[-1].strip().strip("*\"'") if lines else ""
-    if not isinstance(said, str):
+        text = lines[-1].strip().strip("*\"'") if lines else ""
+    if not isinstance(text, str):
         return None
-    said = "".join(each for each in " ".join(said.split()) if each.isprintable())
-    return said[:LONGEST_EXPLANATION] or None
+    text = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    return text[:LONGEST_EXPLANATION] or None
 
 
 def parse_answers(answer: str, count: int) -> list[int] | None:
     """The verdicts of an answer, 1 and 0 (also true and false, yes and no): those of its last JSON object with
     `answers`, or else its last list. None without verdicts, or when there is not one for each of `count` windows."""
     answer = _spoken(answer)
-    found = find_json(answer, ["answers"])
-    said = found["answers"] if found else None
-    if said is None:
+    values = find_json(answer, ["answers"])
+    labels = values["answers"] if values else None
+    if labels is None:
         lists = re.findall(r"\[[^\[\]{}]*\]", answer)
         try:
-            said = json.loads(lists[-1].lower()) if lists else None
+            labels = json.loads(lists[-1].lower()) if lists else None
         except ValueError:
             return None
-    if not isinstance(said, list) or len(said) != count:
+    if not isinstance(labels, list) or len(labels) != count:
         return None
-    verdicts = [_verdict(each) for each in said]
-    return None if None in verdicts else [each for each in verdicts if each is not None]
+    verdicts = [_verdict(label) for label in labels]
+    return None if None in verdicts else [verdict for verdict in verdicts if verdict is not None]
 
 
 def _spoken(answer: str) -> str:
@@ -193,7 +193,7 @@ def _spoken(answer: str) -> str:
     return answer.rpartition("</think>")[2]
 
 
-def _verdict(given: Any) -> int | None:
-    if isinstance(given, str):
-        return {"1": 1, "yes": 1, "true": 1, "0": 0, "no": 0, "false": 0}.get(given.strip().lower())
-    return int(given) if isinstance(given, bool | int | float) and given in (0, 1) else None
+def _verdict(label: Any) -> int | None:
+    if isinstance(label, str):
+        return {"1": 1, "yes": 1, "true": 1, "0": 0, "no": 0, "false": 0}.get(label.strip().lower())
+    return int(label) if isinstance(label, bool | int | float) and label in (0, 1) else None
