@@ -205,7 +205,7 @@ def test_an_edited_expert_adds_its_scaled_map() -> None:
     torch.testing.assert_close(difference, 2 * coder.hidden(x) @ (coder.w_out * coder.w_dec[5]))
     torch.testing.assert_close(coder.write(f.ablate(range(15))), coder.b_dec.expand(TOKENS, -1))
     found = layer_statistics(coder, x)
-    assert found["l0"] == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
+    assert found.l0 == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
 
 
 def test_rows_of_norm_1_where_wanted() -> None:

@@ -148,9 +148,9 @@ def test_a_coder_is_read_like_any_layer(kind: str) -> None:
     torch.testing.assert_close(difference, 2 * coder.w_dec[5].expand_as(difference))
     assert coder.loss(x).keys() == coder(x)[1].keys() and coder.eval()(x)[1] == {}
     f, found = coder.features(x), layer_statistics(coder, x)
-    assert found["l0"] == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
+    assert found.l0 == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
     if kind == "topk":
-        assert f.values.shape == (TOKENS, K) and found["l0"] <= K
+        assert f.values.shape == (TOKENS, K) and found.l0 <= K
     if kind in ("topk", "batchtopk"):
         assert coder.active_parameters() == FEATURES * WIDTH + K * WIDTH + FEATURES + WIDTH
 

@@ -103,7 +103,7 @@ def test_a_transcoder_is_read_like_any_layer(kind: str) -> None:
     difference = coder.write(f.add(5, 2.0)) - coder.write(f)
     torch.testing.assert_close(difference, 2 * coder.w_dec[5].expand_as(difference))
     found = layer_statistics(coder, x)
-    assert found["l0"] == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
+    assert found.l0 == pytest.approx(float((f.to_dense() > 0).sum(1).double().mean()))
     # Without its features a skip is left.
     left = coder.b_dec + (x @ coder.w_skip.t() if isinstance(coder, SkipTranscoder) else 0)
     torch.testing.assert_close(coder.write(f.ablate(range(17))), left.expand(TOKENS, -1))

@@ -320,7 +320,7 @@ def test_what_counts_of_gated_relu_units_is_their_gate(name: str) -> None:
     expected = (open_TEF & chosen_TE.unsqueeze(2)).sum() / TOKENS
     assert layer.active(features).sum() / TOKENS == expected > 0
     assert (features.values > 0).sum() / TOKENS < expected
-    assert layer_statistics(layer, x)["l0"] == pytest.approx(float(expected))
+    assert layer_statistics(layer, x).l0 == pytest.approx(float(expected))
     if isinstance(layer, MoE):
         l0_TE = torch.where(chosen_TE, true_l0(layer, x), 0)
         assert float(l0_TE.sum() / TOKENS) == pytest.approx(float(expected))

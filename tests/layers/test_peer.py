@@ -159,13 +159,13 @@ def test_measures_of_negative_strengths_are_right_where_heads_agree() -> None:
     assert always.any() and (dense <= 0).all()
     torch.testing.assert_close(collected.greatest_F, dense.max(0).values)
     assert torch.equal(collected.nonzero_F, (dense != 0).any(0))
-    assert layer_statistics(layer, x) == {"l0": 0.0, "alive": 0.0}
+    assert layer_statistics(layer, x).to_dict() == {"l0": 0.0, "alive": 0.0}
     with torch.no_grad():
         layer.w_enc.neg_()
     positive = naive_peer_features(layer, x) > 0
     found = layer_statistics(layer, x)
-    assert found["l0"] == pytest.approx(4) == positive.sum(1).float().mean().item()
-    assert found["alive"] == pytest.approx(positive.any(0).float().mean().item())
+    assert found.l0 == pytest.approx(4) == positive.sum(1).float().mean().item()
+    assert found.alive == pytest.approx(positive.any(0).float().mean().item())
 
 
 def test_more_retrieved_than_there_are_gives_dense_features() -> None:
@@ -254,7 +254,7 @@ def test_statistics_of_a_model_in_training_leave_it_as_it_was() -> None:
     model = tiny().train()
     before = copy.deepcopy(model.state_dict())
     found = model_statistics(model, torch.randint(0, 32, (3, 20)))
-    assert [set(each) for each in found] == [{"l0", "alive"}] * 2
+    assert [set(each.to_dict()) for each in found] == [{"l0", "alive"}] * 2
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
