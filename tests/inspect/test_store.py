@@ -16,7 +16,7 @@ from glassmoe.inspect.examples import BINS, Gatherer, Kept, bin_edges, fired
 from glassmoe.inspect.store import FeatureStore, Gathering, make_store, open_store, remove_store, store_path
 from glassmoe.model import Features, GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
-from glassmoe.model.subject import Subject, activations, given, load_subject
+from glassmoe.model.subject import Subject, activations, inputs_at, load_subject
 from glassmoe.text.documents import prepare_text
 from text_files import made_up_texts, prepared, random_gpt2
 
@@ -208,11 +208,11 @@ def test_every_strength_is_kept_when_asked(corpus: Corpus, tmp_path: Path) -> No
 def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: Path) -> None:
     of, tokens = subject(tmp_path), torch.arange(3 * ROW).view(3, ROW) % 32
     place = of.place(1, site)
-    assert torch.equal(given(of.model, place, tokens), activations(of.model, [place], tokens)[place].x)
+    assert torch.equal(inputs_at(of.model, place, tokens), activations(of.model, [place], tokens)[place].x)
     assert not of.model.get_submodule(place.module)._forward_pre_hooks
     of.model.feed_forwards()[0].w_dec.data.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not all finite"):
-        given(of.model, place, tokens)
+        inputs_at(of.model, place, tokens)
 
 
 def test_features_that_are_no_numbers_are_told(corpus: Corpus, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def make(name: str) -> FeedForward:
 LAYERS = [*FEED_FORWARD, "moe-x gated", "switch gated", "outsider"]
 
 
-def given(shape: tuple[int, ...]) -> torch.Tensor:
+def tokens_of(shape: tuple[int, ...]) -> torch.Tensor:
     torch.manual_seed(1)
     return torch.randn(*shape, WIDTH, dtype=torch.float64, requires_grad=True)
 
@@ -61,7 +61,7 @@ def in_one_row(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_leading_shape_gives_what_one_row_gives(name: str, shape: tuple[int, ...]) -> None:
-    layer, x = make(name), given(shape)
+    layer, x = make(name), tokens_of(shape)
     row = in_one_row(x)
     expected, features = layer.features(row), layer.features(x)
     assert features.values.shape == (*shape, expected.values.shape[-1])
@@ -96,7 +96,7 @@ def test_every_leading_shape_gives_what_one_row_gives(name: str, shape: tuple[in
     ],
 )
 def test_edits_of_every_leading_shape(name: str, shape: tuple[int, ...], edit) -> None:
-    layer, x = make(name), given(shape).detach()
+    layer, x = make(name), tokens_of(shape).detach()
     expected, edited = edit(layer.features(in_one_row(x))), edit(layer.features(x))
     assert edited.values.shape[:-1] == shape
     assert torch.equal(in_one_row(edited.to_dense()), expected.to_dense())
@@ -131,7 +131,7 @@ def test_another_width_is_one_clear_error(name: str) -> None:
 
 
 def test_router_scores_of_any_leading_shape() -> None:
-    layer, x = make("moe-x"), given((2, 5))
+    layer, x = make("moe-x"), tokens_of((2, 5))
     assert isinstance(layer, MoE)
     assert torch.equal(layer.scores(x), layer.scores(in_one_row(x)).view(2, 5, 5))
 
@@ -145,5 +145,5 @@ def test_methods_take_their_arguments_by_name() -> None:
 
 def test_training_losses_stay_scalars() -> None:
     layer = make("switch").train()
-    y, losses = layer(given((2, 5)))
+    y, losses = layer(tokens_of((2, 5)))
     assert y.shape == (2, 5, WIDTH) and losses["balance"].shape == ()

@@ -1,5 +1,5 @@
-"""A coder on disk: `coder.safetensors`, whose header names the weights that it was fitted to, beside `config.yaml` (a
-`FitConfig`, nothing left open)."""
+"""A coder on disk: `coder.safetensors`, whose header names the weights that it was fitted to, next to `config.yaml` (a
+complete `FitConfig`)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig
 
 
 def header(folder: Path) -> dict[str, str]:
-    """What the weights in a folder say of themselves: `step`, `source_sha256`; empty where they cannot be read."""
+    """The header of the weights in a folder: `step`, `source_sha256`; empty where it cannot be read."""
     path = folder / WEIGHTS
     if not path.exists():
         return {}
@@ -79,13 +79,13 @@ def header(folder: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError:
-        # Whoever goes on with the fit has it written again, from the newest checkpoint.
+        # Resuming the fit writes it again, from the newest checkpoint.
         return {}
 
 
 def coder_folders(path: Path, missing: bool = False) -> list[Path]:
-    """The coders in a directory that `fit` made, that of one or those of a sweep. ValueError when there is none, unless
-    `missing` ones are an answer."""
+    """The folders of the coders in a directory that `fit` made: one, or those of a sweep. ValueError when there is
+    none, unless `missing` is true."""
     found = [path] if (path / WEIGHTS).exists() else sorted(each.parent for each in path.glob(f"*/*/{WEIGHTS}"))
     if not found and not missing:
         raise ValueError(f"there are no coders in {path}; give what `glassmoe decompose --out` made")

@@ -10,9 +10,9 @@ so N H D weights are held in (N + H) D, and every W_n has the rank of D where c_
 of `transcoder.py`: D at 0, b at the mean of the targets, E, G and C as torch's linear maps (C that of a map from N
 inputs), all other biases 0. With `unit_norm` the rows of C start uniform in a cube and are held at norm 1.
 
-So the gate C^T a starts around 0, of a sign that chance decides for every expert and entry. With `gate: one`, which is
-ours, rows of C start uniform from 0 to twice the value at which the gate of the first batch is 1 on average: all
-experts begin as one MLP, which learns as such while they grow apart.
+So the gate C^T a starts around 0, with a random sign for every expert and entry. With `gate: one`, our variant, rows
+of C start uniform from 0 to twice the value at which the gate of the first batch is 1 on average. All experts then
+start as one MLP, which learns as such while they diverge.
 
 Legend: T tokens, D width, F features (the experts), K experts of a token, H hidden units.
 """
@@ -35,7 +35,7 @@ ACTIVATIONS = {**dense.ACTIVATIONS, "sigmoid": F.sigmoid}
 
 
 class MxD(Transcoder):
-    """A mixture of decoders. Row f of `w_enc` (F, D) is what expert f listens to (a row of G), row f of `w_dec` (F, D)
+    """A mixture of decoders. Row f of `w_enc` (F, D) is what expert f reads (a row of G), row f of `w_dec` (F, D)
     its scaling of the output (a row of C); `b_enc` (F,) is g, `b_dec` (D,) is b. Row h of `w_hidden` (H, D) is what
     hidden unit h reads (E), row h of `w_out` (H, D) what it writes (D), `b_hidden` (H,) is e; with `glu`, `w_linear`
     (H, D) and `b_linear` (H,) are the branch without the activation.

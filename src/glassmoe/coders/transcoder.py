@@ -23,12 +23,12 @@ from .base import ListedCoder
 from .configuration import CoderConfig
 
 LEAST_NORM = 1e-3
-"""A target's norm counts as no less than this part of the targets' scale: one that is all but 0 would outweigh all
+"""The norm of a target counts as at least this part of the targets' scale: otherwise a target near 0 would outweigh all
 others."""
 
 
 class Transcoder(ListedCoder):
-    """The k greatest a token of an MLP's input write its output."""
+    """The k greatest features of an MLP's input write its output."""
 
     unit_rows = False
     stands_for_mlp = True
@@ -47,8 +47,8 @@ class Transcoder(ListedCoder):
 
 
 class SkipTranscoder(Transcoder):
-    """A transcoder beside a linear map of its input, y^ = ... + W_skip x. Row i of `w_skip` (D, D) writes entry i; no
-    bias; it starts at 0. What it writes, (T, D), is the features' context: editing a feature leaves it as it is."""
+    """A transcoder plus a linear map of its input, y^ = ... + W_skip x. Row i of `w_skip` (D, D) writes entry i; it has
+    no bias and starts at 0. W_skip x, (T, D), is the features' context: editing a feature leaves it as it is."""
 
     writes = "token"
 
@@ -66,5 +66,5 @@ class SkipTranscoder(Transcoder):
 
 
 def linear_bound(inputs: int) -> float:
-    """Greatest weight that torch's `nn.Linear` of so many inputs starts with."""
+    """Greatest initial weight of torch's `nn.Linear` with this many inputs."""
     return 1 / math.sqrt(inputs)

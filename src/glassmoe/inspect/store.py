@@ -33,7 +33,7 @@ from glassmoe.console import bar
 from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.tokens import TEXT
 from glassmoe.model import FeedForward
-from glassmoe.model.subject import Place, Subject, given, require_finite, weights_digest
+from glassmoe.model.subject import Place, Subject, inputs_at, require_finite, weights_digest
 
 from .examples import HALVES, PARTS, Arrays, Fired, Float32, Gatherer, Int64, bin_edges, fired
 
@@ -340,7 +340,7 @@ class _Pass:
     def _read(self, first: int) -> None:
         tokens_RN, lengths_R = self.rows.batch(self.source_rows_R[first : min(first + self.batch, self.count)])
         device = next(self.subject.model.parameters()).device
-        x_TD = given(self.subject.model, self.place, torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
+        x_TD = inputs_at(self.subject.model, self.place, torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
         counted_RN = np.arange(self.row) < lengths_R[:, None]
         if self.skip:
             # What begins every document is no text (delphi leaves it out, too).

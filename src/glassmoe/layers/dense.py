@@ -1,5 +1,5 @@
-"""Dense feed-forward layers: GELU, ReLU, gated ones (GEGLU, SwiGLU, ReGLU) and SoLU (the dense rows of MoE-X Table 1,
-and those that models from elsewhere have).
+"""Dense feed-forward layers: GELU, ReLU, gated ones (GEGLU, SwiGLU, ReGLU) and SoLU: the dense rows of MoE-X Table 1,
+and the layers of imported models.
 
 Legend: T tokens, D model width, F hidden units (the features).
 """
@@ -47,8 +47,8 @@ class Dense(FeedForward):
 
 
 class TopK(Dense):
-    """A ReLU layer that keeps the k strongest units of a token and silences the rest (Makhzani and Frey 2014): the dial
-    of sparsity in the coverage-against-L0 figure (MoE-X Figure 4, which names k-sparse layers)."""
+    """A ReLU layer that keeps the k strongest units of a token and sets the rest to 0 (Makhzani and Frey 2014). Its k
+    sets the sparsity in the figure of coverage against L0 (MoE-X Figure 4, which names k-sparse layers)."""
 
     def __init__(self, width: int, hidden: int, k: int, bias: bool = False):
         super().__init__(width, hidden, "relu", bias)
@@ -63,8 +63,9 @@ class TopK(Dense):
 
 
 def gated_hidden(share: int) -> int:
-    """Hidden units of a gated layer that has as many weights as a plain one of `share` units: with three matrices in
-    place of two, two thirds of them; where that is no whole number, the next multiple of 8, which kernels like."""
+    """Hidden units of a gated layer that has as many weights as a plain one of `share` units: two thirds of them, since
+    it has three matrices instead of two. Where that is not a whole number, the nearest multiple of 8, which kernels
+    prefer."""
     return share * 2 // 3 if share % 3 == 0 else round(share * 2 / 3 / 8) * 8
 
 
@@ -97,8 +98,8 @@ class GLU(FeedForward):
 class SoLU(FeedForward):
     """y = W_dec^T LayerNorm(z * softmax(z)) + b_dec with z = W_enc x + b_enc (Elhage et al. 2022).
 
-    The features are z * softmax(z), before the LayerNorm, for only they are sparse; the LayerNorm belongs to the
-    writing, which is therefore not linear: edits run it again.
+    The features are z * softmax(z), before the LayerNorm, because only these are sparse. The LayerNorm belongs to
+    `write`, which is therefore nonlinear: it runs again on edited features.
     """
 
     writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "nonlinear"

@@ -126,12 +126,12 @@ def any_shape(method: Method) -> Method:
 
     @wraps(method)
     def flattened(layer: FeedForward, *args: Any, **kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()]
-        shape = _leading_shape(layer, given[0])
-        for other in given[1:]:
+        arguments = [*args, *kwargs.values()]
+        shape = _leading_shape(layer, arguments[0])
+        for other in arguments[1:]:
             if isinstance(other, Tensor) and _leading_shape(layer, other) != shape:
                 raise ValueError(
-                    f"{type(layer).__name__} takes tensors of one shape, got {tuple(given[0].shape)} and "
+                    f"{type(layer).__name__} takes tensors of one shape, got {tuple(arguments[0].shape)} and "
                     f"{tuple(other.shape)}"
                 )
         if len(shape) == 1:
@@ -142,30 +142,30 @@ def any_shape(method: Method) -> Method:
     return flattened  # type: ignore[return-value]
 
 
-def _leading_shape(layer: FeedForward, given: Tensor | Features) -> torch.Size:
-    if isinstance(given, Features):
-        if given.width != layer.num_features:
+def _leading_shape(layer: FeedForward, x: Tensor | Features) -> torch.Size:
+    if isinstance(x, Features):
+        if x.width != layer.num_features:
             raise ValueError(
-                f"{type(layer).__name__} has {layer.num_features} features, got features of a layer of {given.width}; "
+                f"{type(layer).__name__} has {layer.num_features} features, got features of a layer of {x.width}; "
                 f"write features with the layer that they come from"
             )
-        return given.values.shape[:-1]
+        return x.values.shape[:-1]
     width = layer.input_width
-    if given.ndim == 0 or (width is not None and given.shape[-1] != width):
+    if x.ndim == 0 or (width is not None and x.shape[-1] != width):
         raise ValueError(
             f"{type(layer).__name__} reads tensors of shape (..., {'D' if width is None else width}), got "
-            f"{tuple(given.shape)}"
+            f"{tuple(x.shape)}"
         )
-    return given.shape[:-1]
+    return x.shape[:-1]
 
 
-def _in_one_row(given: Any) -> Any:
-    if isinstance(given, Tensor):
-        return given.flatten(0, -2) if given.ndim > 1 else given.unsqueeze(0)
-    if isinstance(given, Features):
-        ids = None if given.ids is None else _in_one_row(given.ids)
-        return replace(given, values=_in_one_row(given.values), ids=ids)
-    return given
+def _in_one_row(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+    if isinstance(x, Features):
+        ids = None if x.ids is None else _in_one_row(x.ids)
+        return replace(x, values=_in_one_row(x.values), ids=ids)
+    return x
 
 
 def _restored(result: Any, shape: torch.Size) -> Any:
@@ -227,8 +227,8 @@ class FeedForward(nn.Module):
         return False
 
     def active(self, features: Features) -> Tensor:
-        """Bool, of the shape of the values: which features count into L0. Above 0; or, of gated ReLU units, whose
-        products have either sign, not 0, which they are where their gate is open."""
+        """Bool, of the shape of the values: which features count into L0. These are the features above 0. Gated ReLU
+        units have products of either sign; they are active where not 0, which is where their gate is open."""
         return features.values != 0 if self.signed else features.values > 0
 
     def active_parameters(self) -> int:

@@ -24,7 +24,7 @@ from .kernels import expert_mlp, expert_values, few_tokens
 from .routers import ROUTERS, balance_loss, choose, choose_few, encoder_statistics, sparsity_router
 
 EXPERTS_IN_PYTHON = 16
-"""Up to so many experts the scores of one token are worked out faster number by number."""
+"""Up to this number of experts, Python computes the scores of one token faster than torch."""
 
 
 class MoE(FeedForward):
@@ -94,7 +94,7 @@ class MoE(FeedForward):
         return y_TD, {}
 
     def _few(self, x_TD: Tensor) -> bool:
-        """Whether to go token by token: a CPU generates, and experts have next to nothing to share."""
+        """Whether to compute token by token: a CPU generates, and tokens hardly ever share an expert."""
         return not (
             torch.is_grad_enabled()
             or self.training

@@ -64,19 +64,19 @@ def monet_sizes(active_width: int, options: Mapping[str, Any] | None = None) -> 
 
     ValueError for an option that is unknown or impossible.
     """
-    given = dict(options or {})
+    settings = dict(options or {})
     known = [field.name for field in fields(MonetSizes)]
-    for name in given:
+    for name in settings:
         if name not in known:
             raise ValueError(
                 f"unknown option {name!r} of a Monet layer; known: {', '.join(known)}; "
                 f"correct it in model.options or take it out"
             )
-    heads = _whole(given.get("heads", 8), "heads", 1)
-    unit = _whole(given.get("unit", 8), "unit", 1)
+    heads = _whole(settings.get("heads", 8), "heads", 1)
+    unit = _whole(settings.get("unit", 8), "unit", 1)
     fitting = 2 * active_width / (2 * unit + 2 * heads + 1)
-    experts = _whole(given.get("experts", max(8, round(fitting / 8) * 8)), "experts", 2)
-    topk = _whole(given.get("topk", max(1, round(experts / 16))), "topk", 1)
+    experts = _whole(settings.get("experts", max(8, round(fitting / 8) * 8)), "experts", 2)
+    topk = _whole(settings.get("topk", max(1, round(experts / 16))), "topk", 1)
     if topk >= experts:
         raise ValueError(
             f"model.options topk is {topk}; expected less than the {experts} experts of a side; "

@@ -71,10 +71,10 @@ class Peer(FeedForward):
         the token did not retrieve, with value 0, which is what is true of them. Dense when A is not below N."""
         gates_TA, ids_TA = self.router(x_TD)
         values_TA = _strengths(x_TD, self.w_enc, gates_TA, Pairs(ids_TA, self.num_features), self.activation)
-        found = Features(values_TA, self.num_features, ids_TA)
+        listed = Features(values_TA, self.num_features, ids_TA)
         if ids_TA.shape[1] >= self.num_features:
-            return Features(found.to_dense(), self.num_features)
-        return _each_once(found)
+            return Features(listed.to_dense(), self.num_features)
+        return _each_once(listed)
 
     def write(self, features: Features) -> Tensor:
         return linear_write(features, self.w_dec, self.b_dec)
@@ -251,10 +251,10 @@ def _strengths(x_TD: Tensor, w_enc_ND: Tensor, gates_TA: Tensor, pairs: Pairs, a
     return ACTIVATIONS[activation](z_TA) * gates_TA.to(z_TA.dtype)
 
 
-def _each_once(found: Features) -> Features:
+def _each_once(features: Features) -> Features:
     """Listed features with every number at most once a token, so that entries can be judged one by one: later copies
     become numbers that the token does not list. Needs more features in all than a token lists."""
-    once = found.coalesce()
+    once = features.coalesce()
     ids_TA = once.ids
     assert ids_TA is not None
     listed = ids_TA.shape[1]
@@ -288,36 +288,36 @@ def peer(
     default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an unknown option or one
     that cannot be.
     """
-    given = dict(options or {})
+    settings = dict(options or {})
     names = ("num_experts", "heads", "k", "d_key", "activation")
-    for name in given:
+    for name in settings:
         if name not in names:
             raise ValueError(
                 f"the feed-forward layer peer has no option {name!r} (model.options); it has {', '.join(names)}: "
                 f"give one of these or drop it"
             )
-    activation = given.pop("activation", activation or "gelu")
+    activation = settings.pop("activation", activation or "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"model.options.activation is {activation!r}; peer has {', '.join(ACTIVATIONS)}: give one of these"
         )
-    for name, value in given.items():
+    for name, value in settings.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"model.options.{name} is {value!r}; peer needs a whole number of at least 1 here")
 
-    num_experts = given.get("num_experts", max(1, round(math.sqrt(total_width))) ** 2)
+    num_experts = settings.get("num_experts", max(1, round(math.sqrt(total_width))) ** 2)
     n = math.isqrt(num_experts)
     if n * n != num_experts:
         raise ValueError(
             f"model.options.num_experts is {num_experts}; product keys need a square, for every expert is a pair of "
             f"sub-keys: give {n * n} or {(n + 1) ** 2}"
         )
-    k, d_key = given.get("k", min(16, num_experts)), given.get("d_key", max(1, width // 2))
+    k, d_key = settings.get("k", min(16, num_experts)), settings.get("d_key", max(1, width // 2))
     if k > num_experts:
         raise ValueError(
             f"model.options.k is {k}; a head can retrieve at most all {num_experts} experts: "
             f"lower k or raise num_experts"
         )
     one_head = 2 * d_key * (width + n) + 2 * width * k
-    heads = given.get("heads", max(1, round(2 * width * active_width / one_head)))
+    heads = settings.get("heads", max(1, round(2 * width * active_width / one_head)))
     return Peer(width, num_experts, heads, k, d_key, activation, bias)

@@ -1,9 +1,9 @@
-"""Reading and writing by listed rows: the maps of a coder that uses k of its F features a token, with backward passes
-that touch the listed rows alone.
+"""Reading and writing by listed rows: the maps of a coder that uses k of its F features per token, with backward
+passes that compute only the listed rows.
 
-A dense backward pass multiplies T x F gradients that are zero but for T x k of them, twice in the encoder and once in
-the decoder. Here the products are those of `models.peer.Pairs`, which sorts the lists by row and adds up what belongs
-to a row as one bag: also the same sum every time, as scattered additions on a GPU are not.
+A dense backward pass multiplies T x F gradients of which only T x k are not zero, twice in the encoder and once in the
+decoder. Here the products are those of `peer.Pairs`, which sorts the lists by row and sums all entries of a row as one
+bag. That sum is deterministic, unlike scattered additions on a GPU.
 
 Legend: T tokens, D width, F rows (features), A rows listed a token.
 """
@@ -19,15 +19,15 @@ from torch.autograd.function import once_differentiable
 from .peer import Pairs
 
 DENSE_SHARE = 16
-"""With more than one row in so many listed, dense products are the faster ones: on a CPU bags run at a fifth to a
-fifteenth of a matrix product's speed."""
+"""When more than one row in this many is listed, dense products are faster: on a CPU bags run at a fifth to a fifteenth
+of the speed of a matrix product."""
 
 
 def read_rows(x_TD: Tensor, w_FD: Tensor, b_F: Tensor, ids_TA: Tensor, positive_TA: Tensor) -> Tensor:
     """(T, A): relu(<w_f, x> + b_f) for the rows f that each token lists.
 
-    `positive_TA`: these numbers, which are known from choosing the rows, or 0 in places that only fill a list. Where
-    one is 0 nothing flows back, as through relu. Gradients reach `x_TD`, `w_FD` and `b_F`.
+    `positive_TA`: these numbers, known from choosing the rows, or 0 in places that only fill a list. Where one is 0,
+    no gradient flows, as through relu. Gradients reach `x_TD`, `w_FD` and `b_F`.
     """
     read_TA: Tensor = _Read.apply(x_TD, w_FD, b_F, ids_TA, positive_TA)  # type: ignore[no-untyped-call]
     return read_TA

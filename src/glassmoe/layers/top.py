@@ -1,7 +1,7 @@
 """The greatest numbers of many short rows: `torch.topk`, or on a CPU with few threads one vectorised sort.
 
-torch's CPU kernel takes the rows one by one, moving pairs of value and place about. numpy sorts plain numbers with
-vector instructions; here the place rides in the lowest bits of a wider number, where it decides only between equals.
+torch's CPU kernel sorts row by row, moving pairs of value and index. numpy sorts plain numbers with vector
+instructions. Here the index is stored in the lowest bits of a wider number, where it decides only between equals.
 """
 
 from __future__ import annotations

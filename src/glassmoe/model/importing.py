@@ -53,13 +53,13 @@ def imported_model(foreign: Any, weights: Mapping[str, Tensor], **tokens: Any) -
     """Our decoder with the weights (by transformers' names) of the model that `foreign` describes. `tokens`: the fields
     of `GlassConfig` that say what a token is. ValueError as `imported_settings`."""
     config = GlassConfig(**{**imported_settings(foreign), **tokens})
-    found = FAMILIES[foreign.model_type][1](config, weights)
+    renamed = FAMILIES[foreign.model_type][1](config, weights)
     if config.tie_word_embeddings:
-        found["lm_head.weight"] = found["model.tokens.weight"]
+        renamed["lm_head.weight"] = renamed["model.tokens.weight"]
     # On the meta device nothing is drawn that would be overwritten.
     with torch.device("meta"):
         model = GlassForCausalLM(config)
-    model.load_state_dict({name: weight.contiguous() for name, weight in found.items()}, assign=True)
+    model.load_state_dict({name: weight.contiguous() for name, weight in renamed.items()}, assign=True)
     model.tie_weights()
     model.eval()
     return model
@@ -145,58 +145,58 @@ def _renamed(weights: Mapping[str, Tensor], theirs: str, ours: str) -> Weights:
 
 
 def _gpt2_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights:
-    found = {"lm_head.weight": weights["lm_head.weight"]}
+    renamed = {"lm_head.weight": weights["lm_head.weight"]}
     for its, ours in (("wte", "tokens"), ("wpe", "positions"), ("ln_f", "norm")):
-        found |= _renamed(weights, f"transformer.{its}", f"model.{ours}")
+        renamed |= _renamed(weights, f"transformer.{its}", f"model.{ours}")
     for i in range(config.layers):
         its, ours = f"transformer.h.{i}", f"model.layers.{i}"
-        found |= _renamed(weights, f"{its}.ln_1", f"{ours}.attention_norm")
-        found |= _renamed(weights, f"{its}.ln_2", f"{ours}.ffn_norm")
+        renamed |= _renamed(weights, f"{its}.ln_1", f"{ours}.attention_norm")
+        renamed |= _renamed(weights, f"{its}.ln_2", f"{ours}.ffn_norm")
         # GPT-2's maps hold their weights as (in, out).
         for part, name in (("c_attn", "qkv"), ("c_proj", "out")):
-            found[f"{ours}.attention.{name}.weight"] = weights[f"{its}.attn.{part}.weight"].T
-            found[f"{ours}.attention.{name}.bias"] = weights[f"{its}.attn.{part}.bias"]
-        found[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.c_fc.weight"].T
-        found[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.c_proj.weight"]
-        found[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.c_fc.bias"]
-        found[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.c_proj.bias"]
-    return found
+            renamed[f"{ours}.attention.{name}.weight"] = weights[f"{its}.attn.{part}.weight"].T
+            renamed[f"{ours}.attention.{name}.bias"] = weights[f"{its}.attn.{part}.bias"]
+        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.c_fc.weight"].T
+        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.c_proj.weight"]
+        renamed[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.c_fc.bias"]
+        renamed[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.c_proj.bias"]
+    return renamed
 
 
 def _neox_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights:
-    found = {"model.tokens.weight": weights["gpt_neox.embed_in.weight"], "lm_head.weight": weights["lm_head.weight"]}
-    found |= _renamed(weights, "gpt_neox.final_layer_norm", "model.norm")
+    renamed = {"model.tokens.weight": weights["gpt_neox.embed_in.weight"], "lm_head.weight": weights["lm_head.weight"]}
+    renamed |= _renamed(weights, "gpt_neox.final_layer_norm", "model.norm")
     for i in range(config.layers):
         its, ours = f"gpt_neox.layers.{i}", f"model.layers.{i}"
-        found |= _renamed(weights, f"{its}.input_layernorm", f"{ours}.attention_norm")
-        found |= _renamed(weights, f"{its}.post_attention_layernorm", f"{ours}.ffn_norm")
-        found |= _renamed(weights, f"{its}.attention.dense", f"{ours}.attention.out")
+        renamed |= _renamed(weights, f"{its}.input_layernorm", f"{ours}.attention_norm")
+        renamed |= _renamed(weights, f"{its}.post_attention_layernorm", f"{ours}.ffn_norm")
+        renamed |= _renamed(weights, f"{its}.attention.dense", f"{ours}.attention.out")
         # Each of its heads has its query, key and value together: (H, 3, C) where ours are (3, H, C).
         for name, fused in _renamed(weights, f"{its}.attention.query_key_value", f"{ours}.attention.qkv").items():
             by_head = fused.view(config.heads, 3, -1, *fused.shape[1:])
-            found[name] = by_head.transpose(0, 1).reshape(fused.shape)
-        found[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.dense_h_to_4h.weight"]
-        found[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.dense_4h_to_h.weight"].T
-        found[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.dense_h_to_4h.bias"]
-        found[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.dense_4h_to_h.bias"]
-    return found
+            renamed[name] = by_head.transpose(0, 1).reshape(fused.shape)
+        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.dense_h_to_4h.weight"]
+        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.dense_4h_to_h.weight"].T
+        renamed[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.dense_h_to_4h.bias"]
+        renamed[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.dense_4h_to_h.bias"]
+    return renamed
 
 
 def _llama_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights:
-    found = {"model.tokens.weight": weights["model.embed_tokens.weight"], "lm_head.weight": weights["lm_head.weight"]}
-    found |= _renamed(weights, "model.norm", "model.norm")
+    renamed = {"model.tokens.weight": weights["model.embed_tokens.weight"], "lm_head.weight": weights["lm_head.weight"]}
+    renamed |= _renamed(weights, "model.norm", "model.norm")
     for i in range(config.layers):
         its = ours = f"model.layers.{i}"
-        found |= _renamed(weights, f"{its}.input_layernorm", f"{ours}.attention_norm")
-        found |= _renamed(weights, f"{its}.post_attention_layernorm", f"{ours}.ffn_norm")
-        found |= _renamed(weights, f"{its}.self_attn.o_proj", f"{ours}.attention.out")
+        renamed |= _renamed(weights, f"{its}.input_layernorm", f"{ours}.attention_norm")
+        renamed |= _renamed(weights, f"{its}.post_attention_layernorm", f"{ours}.ffn_norm")
+        renamed |= _renamed(weights, f"{its}.self_attn.o_proj", f"{ours}.attention.out")
         queries, keys, values = (_renamed(weights, f"{its}.self_attn.{part}_proj", "qkv") for part in "qkv")
         for name in queries:
-            found[f"{ours}.attention.{name}"] = torch.cat([queries[name], keys[name], values[name]])
-        found[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.gate_proj.weight"]
-        found[f"{ours}.ffn.w_up"] = weights[f"{its}.mlp.up_proj.weight"]
-        found[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.down_proj.weight"].T
-    return found
+            renamed[f"{ours}.attention.{name}"] = torch.cat([queries[name], keys[name], values[name]])
+        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.gate_proj.weight"]
+        renamed[f"{ours}.ffn.w_up"] = weights[f"{its}.mlp.up_proj.weight"]
+        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.down_proj.weight"].T
+    return renamed
 
 
 FAMILIES: dict[str, tuple[Callable[[Any], Settings], Callable[[GlassConfig, Mapping[str, Tensor]], Weights]]] = {

@@ -52,8 +52,8 @@ MLPS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model is read: what leaves the module of this path (`stream`, `mlp-out`), or what leaves it and, as what
-    decides it, what enters it (`mlp`)."""
+    """Where a model is read: the output of the module at this path (`stream`, `mlp-out`), or its input and its output
+    (`mlp`)."""
 
     module: str
     site: Site
@@ -151,8 +151,8 @@ class Subject:
         return kind
 
     def mlp_form(self) -> tuple[int, bool, str]:
-        """Hidden units of its MLPs, whether these are gated (GLU), and their activation, in a coder's words; 4 units
-        for each entry and GELU where the family does not say."""
+        """Hidden units of its MLPs, whether these are gated (GLU), and their activation by a coder's name for it; 4
+        units for each entry and GELU where the family does not say."""
         settings = self.model.config
         family = settings.model_type
         if family == OWN:
@@ -284,8 +284,8 @@ def _tokenizer_of(name: str) -> str | None:
 
 
 def weights_digest(model: Any) -> str:
-    """sha256 (hex) over a model's parameters and buffers, by name: what was made of a model says by it of which
-    weights."""
+    """sha256 (hex) over a model's parameters and buffers, by name: it identifies the weights to which a coder or store
+    belongs."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -319,27 +319,27 @@ def _nearest(model: nn.Module, path: str) -> str:
 
 
 class Activations(NamedTuple):
-    """What was read at a place, both (B, S, D) float32: `x` is what a coder reads, `y` what it is to rebuild."""
+    """Activations at a place, both (B, S, D) float32: `x` is the input of a coder, `y` its target."""
 
     x: Tensor
     y: Tensor
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the last place: what comes after it is not needed."""
+    """Ends a forward pass at the last place, as later layers are not needed."""
 
 
 @torch.no_grad()
 def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[Place, Activations]:
-    """What is at these places on rows of tokens, in one pass that ends at the last of them. RuntimeError when it is not
-    finite."""
+    """The activations at these places on rows of tokens, in one pass that ends at the last of them. RuntimeError when
+    they are not finite."""
     caught: dict[Place, Activations] = {}
 
     wanted = set(places)
 
-    def tap(place: Place, given: Tensor, made: Tensor) -> None:
-        y_BSD = _rows(made, tokens_BS).float()
-        caught[place] = Activations(_rows(given, tokens_BS).float() if place.site == "mlp" else y_BSD, y_BSD)
+    def tap(place: Place, entering: Tensor, leaving: Tensor) -> None:
+        y_BSD = _rows(leaving, tokens_BS).float()
+        caught[place] = Activations(_rows(entering, tokens_BS).float() if place.site == "mlp" else y_BSD, y_BSD)
         if len(caught) == len(wanted):
             raise _Reached
 
@@ -357,8 +357,8 @@ def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[
 
 
 @torch.no_grad()
-def given(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
-    """What is read at a place, (B, S, D) float32: `Activations.x`, in a pass that ends before the MLP does its work.
+def inputs_at(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
+    """The input of coders at a place, (B, S, D) float32: `Activations.x`, in a pass that ends before the MLP computes.
     RuntimeError when it is not finite."""
     if place.site != "mlp":
         return activations(model, [place], tokens_BS)[place].x
@@ -376,7 +376,7 @@ def given(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
 
 
 def require_finite(place: Place, *read: Tensor) -> None:
-    """RuntimeError when what was read at a place is not all finite."""
+    """RuntimeError when activations at a place are not all finite."""
     # A sum is not finite when any of what is added is not.
     if not all(bool(torch.isfinite(each.sum())) for each in read):
         raise RuntimeError(
@@ -387,11 +387,11 @@ def require_finite(place: Place, *read: Tensor) -> None:
 
 @contextmanager
 def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Within it, `replace` gives what leaves the module in its stead, from what enters (`mlp`; else the same as what
-    leaves) and what would have left, each (B, S, D) or, in our own feed-forward layers, (T, D)."""
+    """Within it, `replace` computes the output of the module from its input (`mlp`; else its output once more) and its
+    original output, each (B, S, D) or, in glassmoe's own feed-forward layers, (T, D)."""
 
-    def swap(given: Tensor, made: Tensor) -> Tensor:
-        return replace(given if place.site == "mlp" else made, made).to(made.dtype)
+    def swap(entering: Tensor, leaving: Tensor) -> Tensor:
+        return replace(entering if place.site == "mlp" else leaving, leaving).to(leaving.dtype)
 
     handle = _hook(model, place, swap)
     try:
@@ -401,26 +401,26 @@ def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tenso
 
 
 def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
-    """Call `act` with what enters and what leaves the module; a tensor that it returns takes the place of the latter.
-    Of modules that return several things the first is meant."""
+    """Call `act` with the input and the output of the module; a tensor that it returns replaces the output. Of modules
+    that return several values, the first is the output."""
 
     def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        given = _first(args, kwargs)
+        entering = _first(args, kwargs)
         several = isinstance(out, tuple)
-        found = act(given, out[0] if several else out)
-        if found is None:
+        replacement = act(entering, out[0] if several else out)
+        if replacement is None:
             return None
-        return (found, *out[1:]) if several else found
+        return (replacement, *out[1:]) if several else replacement
 
     return model.get_submodule(place.module).register_forward_hook(hook, with_kwargs=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor that a module is given first."""
-    found: Tensor = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-    return found
+    """The first tensor among the arguments of a module."""
+    first: Tensor = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+    return first
 
 
 def _rows(x: Tensor, tokens_BS: Tensor) -> Tensor:
-    """Our layers see all tokens of a batch in one row."""
+    """(B, S, D): glassmoe's own layers have all tokens of a batch in one row."""
     return x.view(*tokens_BS.shape, x.shape[-1])

@@ -264,7 +264,7 @@ class GlassModel(GlassPreTrainedModel):
             x_BSD, named = block(x_BSD, mask, past_key_values, turns)
             for name, loss in named.items():
                 losses.setdefault(name, []).append(loss)
-        mean_losses = {name: torch.stack(each).mean() for name, each in losses.items()}
+        mean_losses = {name: torch.stack(per_layer).mean() for name, per_layer in losses.items()}
         return self.norm(x_BSD), past_key_values, mean_losses
 
 

@@ -74,8 +74,8 @@ def start_from(
             )
     pairs = list(zip(source.feed_forwards(), target.feed_forwards(), strict=True))
     kinds = [_kind(i, old, new) for i, (old, new) in enumerate(pairs)]
-    for own, given in shared:
-        own.copy_(given)
+    for own, theirs in shared:
+        own.copy_(theirs)
     for (old, new), kind in zip(pairs, kinds, strict=True):
         if kind == "same":
             new.load_state_dict(old.state_dict())
@@ -133,15 +133,15 @@ def _shared_weights(source: nn.Module, target: nn.Module) -> list[tuple[Tensor, 
     def outside(model: nn.Module) -> dict[str, Tensor]:
         return {name: p for name, p in model.named_parameters() if ".ffn." not in name}
 
-    own, given = outside(target), outside(source)
-    for name in sorted({*own, *given}):
-        shapes = [tuple(side[name].shape) if name in side else None for side in (given, own)]
+    own, theirs = outside(target), outside(source)
+    for name in sorted({*own, *theirs}):
+        shapes = [tuple(side[name].shape) if name in side else None for side in (theirs, own)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the source does not fit: its {name} is {shapes[0] or 'missing'}, here {shapes[1] or 'missing'}; "
                 f"layers, heads, width, bias, tokens and row length must be those of the source"
             )
-    return [(own[name], given[name]) for name in own]
+    return [(own[name], theirs[name]) for name in own]
 
 
 def _kind(index: int, old: FeedForward, new: FeedForward) -> str:
