@@ -224,7 +224,10 @@ def toy_run(games: Path, toy: Path) -> RunConfig:
         (["table1", "--scale", "gpu"], "--scale gpu needs a budget"),
         (["table1", "--config", "nowhere"], "no recipe or file 'nowhere'; recipes: "),
         (["table1", "--on", "wikitext2"], "--on belongs to table2; leave it out"),
-        (["table2", "--on", "wikitext2"], "holds games, and table2 is of text; give text of glassmoe data text"),
+        (
+            ["table2", "--on", "wikitext2"],
+            "holds games, but table2 reads text; give text that glassmoe data text prepared",
+        ),
         (["table1", "--data.path", "nowhere"], "no prepared corpus at nowhere"),
     ],
 )

@@ -106,7 +106,7 @@ def test_another_text_joins_and_another_of_the_same_name_is_refused(place: Path)
 def test_mistakes(place: Path) -> None:
     with pytest.raises(ValueError, match="table2 measures perplexity on texts: give --on, such as --on wikitext2"):
         reproduce("table2", **{**given(place), "on": None})
-    with pytest.raises(ValueError, match="holds text, and table1 is of chess games"):
+    with pytest.raises(ValueError, match="holds text, but table1 reads chess games"):
         reproduce("table1", **given(place))
 
 

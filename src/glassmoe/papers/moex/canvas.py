@@ -66,8 +66,8 @@ def _scale(results: TableResults) -> str:
 def title(figure: Any, text: str, of: Sequence[Any] = (), columns: int = 4) -> Any:
     """The figure's title and, under it, one legend of what is labelled in the panels `of`, where that is more than one
     thing. Returns the legend's handles."""
-    found = [panel.get_legend_handles_labels() for panel in of]
-    handles, labels = ([each for part in found for each in part[i]] for i in (0, 1))
+    legends = [panel.get_legend_handles_labels() for panel in of]
+    handles, labels = ([each for legend in legends for each in legend[i]] for i in (0, 1))
     if len(labels) < 2:
         figure.suptitle(text, fontsize=10, x=0.01, ha="left")
         return []

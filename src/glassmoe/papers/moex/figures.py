@@ -1,4 +1,4 @@
-"""Figures of a suite's results, made from the results alone: what was committed can be drawn again without a run."""
+"""Figures of a suite, drawn from its results alone: committed results can be drawn again without a run."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def _bars(results: TableResults) -> Any:
     places = range(len(groups))
     for panel, measure in zip(axes, ("coverage", "reconstruction"), strict=True):
         best = {name: [one for row in rows if (one := row.best_layer())] for name, rows in groups.items()}
-        found = {name: values_of(rows, measure) for name, rows in groups.items()}
-        spread = [interval(each) for each in found.values()]
+        by_row = {name: values_of(rows, measure) for name, rows in groups.items()}
+        spread = [interval(each) for each in by_row.values()]
         panel.barh(places, [middle for middle, _ in spread], height=0.62, color=SKY, label="ours")
         for at, (mean, half) in enumerate(spread):
             if half is not None:
                 panel.errorbar(mean, at, xerr=half, color=BLACK, linewidth=0.9, capsize=2)
-        for at, each in enumerate(found.values()):
+        for at, each in enumerate(by_row.values()):
             if len(each) > 1:
                 panel.plot(each, [at] * len(each), ".", color=BLUE, markersize=3)
         held_out = [mean_of(values_of(rows, "held_out_coverage")) for rows in groups.values()]
@@ -68,15 +68,15 @@ def _bars(results: TableResults) -> Any:
         if drawn:
             panel.plot(*zip(*drawn, strict=True), "|", color=ORANGE, markersize=9, mew=1.6, label="random weights")
         theirs = [(published(results.suite, name), at) for name, at in zip(groups, places, strict=True)]
-        given = [(getattr(each, measure), at) for each, at in theirs if each is not None]
-        if given:
-            panel.plot(*zip(*given, strict=True), "D", color=VERMILLION, mfc="white", label="the paper")
+        papers = [(getattr(each, measure), at) for each, at in theirs if each is not None]
+        if papers:
+            panel.plot(*zip(*papers, strict=True), "D", color=VERMILLION, mfc="white", label="the paper")
         end = max([mean + (half or 0) for mean, half in spread])
         for at, (mean, half) in enumerate(spread):
             panel.annotate(
                 f"{mean:.3f}", (mean + (half or 0), at), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
-        panel.set_xlim(0, max([0.001, end * 1.25, *(each * 1.05 for each, _ in given)]))
+        panel.set_xlim(0, max([0.001, end * 1.25, *(each * 1.05 for each, _ in papers)]))
         panel.set_xlabel(measure)
         panel.grid(axis="y", visible=False)
     axes[0].set_yticks(places, list(groups))
@@ -96,8 +96,8 @@ def _perplexities(results: TableResults) -> Any:
     note = "dots: mean over seeds, whiskers: 95% t-interval, small dots: seeds; written out: the perplexity of the mean"
     figure, axes = panels(results, len(measures), 1.5 + 0.27 * len(groups), note, sharey=True)
     for panel, measure in zip(axes, measures, strict=True):
-        found = {at: each for at, rows in enumerate(groups.values()) if (each := values_of(rows, measure))}
-        for at, each in found.items():
+        by_place = {at: each for at, rows in enumerate(groups.values()) if (each := values_of(rows, measure))}
+        for at, each in by_place.items():
             mean, half = interval(each)
             panel.errorbar(mean, at, xerr=half, fmt="o", color=style(list(groups)[at], at)[0], markersize=5, capsize=2)
             if half is not None:
@@ -342,8 +342,8 @@ def _layer_sweep(results: TableResults) -> Any:
                 y = [layer["random"][measure] for layer in layers]
                 ours.plot(x, y, color=colour, linestyle=":", label=f"{name}, random weights")
         for (kind, published_layers), colour in zip(PUBLISHED_LAYERS.items(), (BLACK, GREEN), strict=True):
-            given = [(at, each) for at, each in enumerate(published_layers[measure]) if each is not None]
-            theirs.plot(*zip(*given, strict=True), marker=".", color=colour, linestyle="-.", label=f"published {kind}")
+            points = [(at, each) for at, each in enumerate(published_layers[measure]) if each is not None]
+            theirs.plot(*zip(*points, strict=True), marker=".", color=colour, linestyle="-.", label=f"published {kind}")
         ours.set_ylabel(measure)
         for panel, whose in ((ours, "ours"), (theirs, "published")):
             panel.set_title(whose)

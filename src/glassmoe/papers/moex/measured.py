@@ -143,12 +143,12 @@ def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
     """`models.statistics` of the layers on the first validation rows."""
     model = load_subject(work.path, work.config.train.device, own=True).model
     tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
-    given = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
-    return {"layers": [layer.to_dict() for layer in model_statistics(model, given)]}
+    tokens_BS = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
+    return {"layers": [layer.to_dict() for layer in model_statistics(model, tokens_BS)]}
 
 
 def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
-    """The measure `ppl-NAME` of a finished run, made when it is not there for this text and its usual windows."""
+    """The measure `ppl-NAME` of a finished run, taken when it is not there for this text and its usual windows."""
     record = read_measure(work.path, f"ppl-{text.name}")
     asked = {"sha256": text.sha256, "window": window, "stride": window}
     same = record and record.step == work.config.train.steps and {**record.values, **asked} == record.values
@@ -162,7 +162,7 @@ def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
 
 
 def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], BoardsResult]) -> dict[str, Any]:
-    """Board scores of the best layer at every kept copy of the model, against the run's own tokens."""
+    """Board scores of the best layer at every snapshot of the model, against the run's own tokens."""
     last = read_metrics(work.path / "metrics.jsonl")[-1]
     per_step = last["tokens"] // last["step"]
     points = []

@@ -1,8 +1,8 @@
-"""Makes and measures the rows of a suite: what is finished is used again, what was stopped goes on, what fails is told.
+"""Trains and measures the rows of a suite: finished runs are used again, stopped runs resume, failures are reported.
 
-Every row is a run directory `OUT/RECIPE/ROW-seedN`, made by the same functions as `glassmoe train`, `glassmoe upcycle`
-and `glassmoe eval`, and its measures lie in it. Rows can be made side by side, each in a process of its own with its
-share of the cores: on two cores, two single-threaded runs together are faster than one after the other.
+Every row is a run directory `OUT/RECIPE/ROW-seedN`, written by the same functions as `glassmoe train`, `glassmoe
+upcycle` and `glassmoe eval`; it also holds the row's measures. Rows can run side by side, each in a process of its own
+with its share of the cores: on two cores, two single-threaded runs at once are faster than one after the other.
 """
 
 from __future__ import annotations
@@ -32,66 +32,74 @@ SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the rows' runs. `recipe`: the configuration that rows change. `steps`: of a row that sees all T
-    tokens. `games`: to choose features on, and again to test them on. `texts`: of a suite of text, what perplexity is
-    measured on."""
+    """What decides the rows' runs."""
 
     name: str
+    """Name of the recipe."""
     recipe: RunConfig
+    """The configuration that rows change."""
     steps: int
+    """Steps of a row that sees all T tokens."""
     out: Path
+    """Folder of the runs."""
     games: int
+    """Games to choose features on, and again to test them on."""
     workers: int | None
+    """Processes that label boards; None: one per core."""
     texts: tuple[EvaluationText, ...] = ()
+    """Texts that perplexity is measured on, for a suite of text."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One row at one seed: its configuration, where it lies, and what it starts from."""
+    """One row at one seed."""
 
     row: TableRow
     seed: int
     config: Any
+    """Its `RunConfig` or, of an autoencoder, `FitConfig`."""
     path: Path
+    """Its run directory."""
     source: Path | None
+    """Run directory of the row that it starts from."""
 
 
-def recipe_of(scale: str, tokens: str, data: str, given: str | None = None) -> tuple[str, RunConfig]:
-    """Name and configuration of the recipe of a scale, or of the one `given` by name or file; ValueError when there is
-    none."""
+def recipe_of(scale: str, tokens: str, data: str, chosen: str | None = None) -> tuple[str, RunConfig]:
+    """Name and configuration of the recipe of a scale, or of the recipe or file `chosen`. ValueError when there is
+    none, or it reads other tokens than the data has."""
     recipes = configuration.recipes()
-    name = RECIPES.get((scale, tokens)) if given is None else given
+    name = RECIPES.get((scale, tokens)) if chosen is None else chosen
     if name is None:
-        known = "; ".join(f"--scale {a} with {_held(b)}" for a, b in RECIPES)
-        raise ValueError(f"there is no recipe for --scale {scale} with {_held(tokens)}; there are: {known}")
+        known = "; ".join(f"--scale {a} with {_words(b)}" for a, b in RECIPES)
+        raise ValueError(f"there is no recipe for --scale {scale} with {_words(tokens)}; there are: {known}")
     if name not in recipes and not Path(name).is_file():
         raise ValueError(f"no recipe or file {name!r}; recipes: {', '.join(recipes)}")
     config = configuration.load(recipes.get(name, Path(name)))
     if config.data.tokens != tokens:
-        raise ValueError(f"{data} holds {_held(tokens)}, and {name} reads {config.data.tokens}; give other data")
+        raise ValueError(f"{data} holds {_words(tokens)}, but {name} reads {config.data.tokens}; give other data")
     config.data.path = data
     return Path(name).stem, config
 
 
-def _held(tokens: str) -> str:
+def _words(tokens: str) -> str:
     return TEXT if tokens == TEXT else f"games of {tokens}"
 
 
 def tokens_per_step(config: RunConfig, corpus: Corpus) -> int:
-    """Labels' places in one optimiser step, as the metrics count them."""
+    """Predicted tokens in one optimizer step, as the metrics count them."""
     return config.train.batch_rows * (Rows(corpus.split("train"), config.data.rows).length - 1)
 
 
 def works(plan: Plan, rows: Sequence[TableRow], seeds: Sequence[int]) -> list[Work]:
     """Every row at every seed, sources first."""
-    found = []
+    jobs = []
     for seed in seeds:
         paths = {row.name: plan.out / plan.name / f"{row.name}-seed{seed}" for row in rows}
         for row in rows:
             source = None if row.source is None else paths[row.source]
             config = _coder_config(plan, row, seed, source) if row.coder else _run_config(plan, row, seed, source)
-            found.append(Work(row, seed, config, paths[row.name], source))
-    return found
+            jobs.append(Work(row, seed, config, paths[row.name], source))
+    return jobs
 
 
 def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> RunConfig:
@@ -131,8 +139,8 @@ def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> 
 
 
 def check(jobs: Sequence[Work]) -> None:
-    """ValueError, before anything is made, when another run lies where one of these belongs. (A coder's configuration
-    is complete only beside its model, so `fit` checks it.)"""
+    """ValueError, before anything is trained, when a run directory holds another run. (`fit` checks an autoencoder's
+    configuration, which is complete only with its model.)"""
     from glassmoe.training import run
 
     for work in jobs:
@@ -164,10 +172,11 @@ def make(work: Work) -> None:
 def run_all(
     jobs: Sequence[Work], task: Callable[[Work], Any], processes: int, done: Callable[[Work, Any], None]
 ) -> list[tuple[Work, str]]:
-    """Call `task` on every piece of work, sources before what starts from them, `processes` at a time, and `done` with
-    each result. Returns what failed, with the reason; what starts from it fails too, the others go on.
+    """Call `task` on every piece of work, sources before rows that start from them, `processes` at a time, and `done`
+    with each result. Returns the failed work with the reason. Rows that start from a failed row fail too; the others
+    still run.
 
-    A signal (Ctrl-C, SIGTERM) ends the suite; the work that it met has saved its state.
+    A signal (Ctrl-C, SIGTERM) ends the suite; the running rows save their state first.
     """
     if processes == 1:
         return _one_by_one(jobs, task, done)
@@ -191,7 +200,7 @@ def run_all(
                     finished_paths.add(work.path)
                 except BrokenProcessPool:
                     raise RuntimeError(
-                        f"a process was killed while it made {work.row.name}; the same command goes on from there"
+                        f"a process was killed while it trained {work.row.name}; the same command resumes it"
                     ) from None
                 except _FAILURES as error:
                     _give_up_on_signal(error)
@@ -238,6 +247,6 @@ def _use_threads(count: int) -> None:
 
 
 def snapshots(path: Path) -> Iterator[tuple[int, Path]]:
-    """Step and folder of every kept copy of a run's model, oldest first."""
+    """Step and folder of every snapshot of a run's model, oldest first."""
     for each in sorted((path / "snapshots").glob(f"step-{'[0-9]' * 8}")):
         yield int(each.name.split("-")[1]), each

@@ -142,15 +142,17 @@ def reproduce_table(
 
 
 def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
-    """ValueError when a suite of text is given games, or the other way round."""
+    """ValueError when a suite of text gets games, or a suite of chess gets text."""
     if SUITES[name].of_text:
         if corpus.tokens != TEXT:
-            raise ValueError(f"{data} holds games, and {name} is of text; give text of glassmoe data text")
+            raise ValueError(f"{data} holds games, but {name} reads text; give text that glassmoe data text prepared")
         if on is None:
             raise ValueError(f"{name} measures perplexity on texts: give --on, such as --on {','.join(KNOWN)}")
         return
     if corpus.tokens == TEXT:
-        raise ValueError(f"{data} holds text, and {name} is of chess games; give games of glassmoe data chess")
+        raise ValueError(
+            f"{data} holds text, but {name} reads chess games; give games that glassmoe data chess prepared"
+        )
     if on is not None:
         raise ValueError(f"--on belongs to {', '.join(each for each in SUITES if SUITES[each].of_text)}; leave it out")
 

@@ -144,17 +144,17 @@ class Suite:
         start from. ValueError for an unknown name."""
         sized = {row.name: row for row in self.sized(base)}
         declared = [*sized, *self.names]
-        asked = declared if names is None else list(names)
+        chosen = declared if names is None else list(names)
         rows: dict[str, TableRow] = {}
-        queue = list(asked)
+        queue = list(chosen)
         for name in queue:
             if name not in rows:
                 row = sized[name] if name in sized else make(name, base)
                 extra = name not in declared and row.ahead_of is None
-                listed = name in asked or name in declared
+                listed = name in chosen or name in declared
                 rows[name] = replace(row, listed=listed, ahead_of=BASES if extra else row.ahead_of)
                 queue += [row.source] if row.source is not None else []
-        place = {name: at for at, name in enumerate(dict.fromkeys([*declared, *asked]))}
+        place = {name: at for at, name in enumerate(dict.fromkeys([*declared, *chosen]))}
         ordered: dict[str, TableRow] = {}
 
         def add(row: TableRow) -> None:

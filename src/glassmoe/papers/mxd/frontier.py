@@ -1,6 +1,6 @@
 """`glassmoe reproduce mxd-frontier`: accuracy against sparsity of the coders that stand for an MLP, as in the Mixture
 of Decoders paper (Oldfield et al. 2025, arXiv 2505.21364): one sweep a seed, what the model loses by each coder, for
-models of chess what the features tell of the board, and whether the mixture is ahead at every k.
+models of chess what the features detect on the board, and whether the mixture is ahead at every k.
 """
 
 from __future__ import annotations
@@ -235,11 +235,16 @@ def mxd_frontier(
     """
     require_plots("matplotlib.figure", "Drawing figures")
     name, out = f"mxd-frontier-{Path(model).name}-layer{layer}", Path(out)
-    options = {"k": ",".join(map(str, k)), "seeds": ",".join(map(str, seeds)), "coders": ",".join(coders), "rows": rows}
+    options: dict[str, Any] = {
+        "k": ",".join(map(str, k)),
+        "seeds": ",".join(map(str, seeds)),
+        "coders": ",".join(coders),
+        "rows": rows,
+    }
     settings: dict[str, Any] = {"features": features, "activation": activation, "tokens": tokens}
     settings |= {"batch_tokens": batch_tokens, "context": context, "lr": lr}
-    given = {**options, "games": games or None, **settings}
-    words = "".join(f" --{option.replace('_', '-')} {value}" for option, value in given.items() if value is not None)
+    options |= {"games": games or None, **settings}
+    words = "".join(f" --{option.replace('_', '-')} {value}" for option, value in options.items() if value is not None)
     subject = load_subject(model, device)
     for seed in seeds:
         folder = out / name / "+".join(coders) / f"seed{seed}"
