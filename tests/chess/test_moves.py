@@ -97,7 +97,7 @@ def test_lines_become_moves(line, moves):
     [(";1.e4 e4", "illegal move, e4 at ply 2"), (";1.Nf3 d5 2.d3 e5 3.Nd2", "ambiguous move, Nd2 at ply 5")],
 )
 def test_a_line_that_cannot_be_played_is_refused(line, reason):
-    with pytest.raises(ValueError, match=f"{reason}; give legal moves"):
+    with pytest.raises(ValueError, match=f"{reason}; pass legal moves"):
         moves_of_line(line)
 
 

@@ -141,7 +141,7 @@ def test_result_does_not_depend_on_workers(tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(ValueError, match="games is how many"):
+    with pytest.raises(ValueError, match="games is 0"):
         generate(tmp_path / "c", games=0)
     with pytest.raises(ValueError, match="max_chars"):
         generate(tmp_path / "c", games=1, max_chars=4)

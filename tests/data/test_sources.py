@@ -63,7 +63,7 @@ def test_folder(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(tmp_path, tmp_path / bad, name="other")
-    with pytest.raises(ValueError, match="no input"):
+    with pytest.raises(ValueError, match="there is no input"):
         prepare_chess([], tmp_path / "other")
 
 

@@ -53,7 +53,7 @@ def test_pieces_are_the_whole(kind: TokenKind, prompt: str) -> None:
     assert "".join(pieces) == kind.decode(row) and len(pieces) == 13 and given == len(kind.encode(prompt))
     (whole,), _ = sampled(model, prompt, kind, Sampling(12, temperature=1.0))
     assert whole.tolist() == row.tolist()
-    with pytest.raises(ValueError, match="2 samples are made side by side and cannot be streamed; give one"):
+    with pytest.raises(ValueError, match="2 samples are generated together and cannot be streamed; pass 1"):
         sampled(model, prompt, kind, Sampling(3, 2), pieces.append)
 
 
@@ -97,7 +97,7 @@ def test_the_verb(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--stream", "--samples", "2"]) == 2
     assert "cannot be streamed" in capsys.readouterr().err
     assert main([*words, "--top-p", "2"]) == 2
-    assert "top_p is 2.0, a share" in capsys.readouterr().err
+    assert "top_p is 2.0; expected a share" in capsys.readouterr().err
 
 
 def test_in_a_terminal_it_streams_by_itself(run: Path) -> None:

@@ -118,7 +118,7 @@ def test_nothing_changes_without_a_change(gpt2: str) -> None:
 
 
 def test_frequency_penalty_by_hand() -> None:
-    scores = FrequencyPenalty(0.5, given=1)(torch.tensor([[2, 0, 0, 1]]), torch.zeros(1, 4))
+    scores = FrequencyPenalty(0.5, prompt=1)(torch.tensor([[2, 0, 0, 1]]), torch.zeros(1, 4))
     assert scores.tolist() == [[-1.0, -0.5, 0.0, 0.0]]  # the prompt's token 2 is not counted
 
 
@@ -162,7 +162,7 @@ def test_mistakes_are_told(chess: str, gpt2: str, capsys: pytest.CaptureFixture[
     assert "one of the arguments --add --set --scale --ablate is required" in said(f"steer {chess} --feature 1")
     assert "name one of 0/moe-x, 1/moe-x by --layer" in said(f"steer {chess} --feature 1 --add 1")
     assert "layer 7 is not in" in said(f"steer {chess} --layer 7 --feature 1 --add 1")
-    assert "top_p is 0.0, a share" in said(f"steer {gpt2} --layer 0 --feature 1 --add 1 --top-p 0")
+    assert "top_p is 0.0; expected a share" in said(f"steer {gpt2} --layer 0 --feature 1 --add 1 --top-p 0")
     (tmp_path / "t.jsonl").write_text("")
     assert "needs two labels" in said(f"eval probe {gpt2} --task {tmp_path / 't.jsonl'}")
     assert "there is no file" in said(f"eval probe {gpt2} --task {tmp_path / 'none.jsonl'}")

@@ -196,7 +196,7 @@ def test_standard_input_is_told_by_its_beginning(tmp_path: Path, monkeypatch: py
         options = {"tokenizer": str(tmp_path / "first"), "workers": 1, "valid_share": 0, "progress": False}
         prepare_text(["-"], tmp_path / "c", overwrite=True, **options)
         assert texts_in(Corpus.open(tmp_path / "c")) == expected
-    with pytest.raises(ValueError, match=r"standard input comes once"):
+    with pytest.raises(ValueError, match=r"standard input can be read only once"):
         prepare_text(["-"], tmp_path / "d", tokenizer="train:300", progress=False)
 
 
@@ -314,7 +314,7 @@ def test_parquet(tmp_path: Path) -> None:
         (["t.jsonl", "--tokenizer", "train:many", "--out", "o"], "such as train:8192"),
         (["t.jsonl", "--tokenizer", "./nowhere", "--out", "o"], "no such directory"),
         (["t.jsonl", "--tokenizer", "t.jsonl", "--out", "o"], "is a file"),
-        (["t.jsonl", "--tokenizer", ".", "--out", "o"], "could not be loaded"),
+        (["t.jsonl", "--tokenizer", ".", "--out", "o"], "cannot load --tokenizer"),
         (["t.json", "--tokenizer", "train:300", "--out", "o"], "no such file"),
         (["t.csv", "--tokenizer", "train:300", "--out", "o"], "known are .jsonl and .txt and .parquet"),
         (["t.jsonl", "--tokenizer", "train:300", "--out", "t.csv"], "is a file"),

@@ -41,11 +41,11 @@ def test_documents_passages_and_what_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("on", "message"),
     [
-        ("nowhere.txt", "there is no file nowhere.txt; give a file, NAME=FILE, or one of wikitext2, wikitext103"),
+        ("nowhere.txt", "there is no file nowhere.txt; pass a file, NAME=FILE, or one of wikitext2, wikitext103"),
         (" , ", "--on takes names"),
-        ("{f},{f}", "--on names full twice; give each a name of its own"),
-        ("a b={f}", "a text's name has letters"),
-        ("{cut}", "truncated after .* give the whole file"),
+        ("{f},{f}", "--on names full twice; name each text differently"),
+        ("a b={f}", "a name has letters"),
+        ("{cut}", "truncated after .* pass the whole file"),
         ("{empty}", "holds no text to measure on"),
     ],
 )
@@ -61,7 +61,7 @@ def test_mistakes(on: str, message: str, tmp_path: Path) -> None:
 def test_a_name_alone_needs_the_package_and_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ValueError, match="which is not installed: pip install datasets, or give a file as lambada=FILE"
+        ValueError, match="which is not installed: pip install datasets, or pass a file as lambada=FILE"
     ):
         read_evaluation_texts("lambada")
 
@@ -69,9 +69,7 @@ def test_a_name_alone_needs_the_package_and_the_network(monkeypatch: pytest.Monk
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=refuse))
-    with pytest.raises(
-        ValueError, match=r"wikitext2 \(Salesforce/wikitext\) could not be had: no route to host; check"
-    ):
+    with pytest.raises(ValueError, match=r"cannot read wikitext2 \(Salesforce/wikitext\): no route to host; check"):
         read_evaluation_texts("wikitext2")
 
 

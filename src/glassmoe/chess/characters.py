@@ -1,9 +1,9 @@
 """Chess games as text of 32 characters, one token each.
 
-The format of Karvonen's chess language models, which MoE-X (arXiv 2503.07639) trains on: one game is `;1.e4
-e5 2.Nf3 Nc6 3.Bb5`, that is a leading `;`, the move number glued to White's move, standard algebraic notation
-(SAN) with `+` and `#`, no result and no comments. Token ids are the places in `VOCABULARY`; the order is the
-published one, so that published checkpoints read our tokens.
+This is the format of Karvonen's chess language models, which MoE-X (arXiv 2503.07639) trains on. One game is `;1.e4 e5
+2.Nf3 Nc6 3.Bb5`: a leading `;`, the move number directly before White's move, standard algebraic notation (SAN) with
+`+` and `#`, no result and no comments. Token ids are indices into `VOCABULARY`, in the published order, so that
+published checkpoints read our tokens.
 
 Glossary: a ply is one player's move; SAN is the notation of FIDE's Laws of Chess, appendix C.
 """
@@ -33,10 +33,8 @@ _NUMBERS = tuple(f"{number}." for number in range(1, MAX_PLIES // 2 + 1))
 
 
 def encode(text: str | bytes) -> Tokens:
-    """Token ids of a text: uint8, one a character.
-
-    Raises ValueError that names the first character outside the vocabulary and its position (from 0).
-    """
+    """Token ids of a text: uint8, one a character. ValueError names the first character outside the vocabulary and its
+    position (from 0)."""
     try:
         raw = text if isinstance(text, bytes) else text.encode("latin-1")
     except UnicodeEncodeError as error:
@@ -49,8 +47,8 @@ def encode(text: str | bytes) -> Tokens:
 
 
 def check_ids(ids: npt.ArrayLike, size: int, name: str) -> npt.NDArray[np.integer[Any]]:
-    """Token ids of a vocabulary of `size`, as a flat array. ValueError, in the name of the function that was given
-    them, when they are none."""
+    """Token ids of a vocabulary of `size`, as a flat array. ValueError when they are not; `name` is the function that
+    the message names."""
     values = np.asarray(ids)
     if values.size == 0:
         return np.zeros(0, dtype=np.int64)
@@ -58,17 +56,14 @@ def check_ids(ids: npt.ArrayLike, size: int, name: str) -> npt.NDArray[np.intege
         raise ValueError(f"{name} takes a flat sequence of integers, not {values.dtype} {values.shape}")
     if values.min() < 0 or values.max() >= size:
         raise ValueError(
-            f"token ids are 0..{size - 1}; these reach from {values.min()} to {values.max()}. "
-            "Were they made by another tokenizer?"
+            f"token ids are 0..{size - 1}, but these reach from {values.min()} to {values.max()}; "
+            "use the tokenizer that made them"
         )
     return values
 
 
 def decode(ids: npt.ArrayLike) -> str:
-    """The text of token ids (any integer sequence of one dimension).
-
-    Raises ValueError for an id that is not in 0..31.
-    """
+    """The text of token ids (any one-dimensional sequence of integers). ValueError for an id outside 0..31."""
     values = check_ids(ids, len(VOCABULARY), "decode")
     return str(_BYTES[values].tobytes(), "ascii")
 
@@ -77,17 +72,15 @@ def move_text(sans: Iterable[str]) -> str:
     """`;1.e4 e5 2.Nf3` from the SAN of each ply, in order; `;` alone for no moves."""
     plies = list(sans)
     if len(plies) > MAX_PLIES:
-        raise ValueError(f"{len(plies)} plies given; no game of chess is longer than {MAX_PLIES}")
+        raise ValueError(f"a game has {len(plies)} plies; no game of chess is longer than {MAX_PLIES}")
     white = slice(0, None, 2)
     plies[white] = [number + san for number, san in zip(_NUMBERS, plies[white], strict=False)]
     return ";" + " ".join(plies)
 
 
 def require_chess(purpose: str) -> Any:
-    """The module `chess` (python-chess), which is optional because of its licence (GPL-3.0+).
-
-    Raises ValueError that says how to install it when it is missing.
-    """
+    """The module `chess` (python-chess), which is optional because of its licence (GPL-3.0+). ValueError when it is
+    missing, with the command that installs it. `purpose`: what needs it, for the message."""
     try:
         return importlib.import_module("chess")
     except ModuleNotFoundError as error:

@@ -1,10 +1,10 @@
 """Chess games as moves, one token each: `; e2e4 e7e5 g1f3` is four tokens, the start of the game and three plies.
 
-A move is named as the Universal Chess Interface (UCI) names it: where from, where to, and what a pawn becomes
-(`a7a8q`). Castling is the king's own move (`e1g1`), and capturing en passant the pawn's (`e5d6`). The name says
-nothing of the piece, of a capture or of a check: what a model knows of the board, it has to keep track of.
+A move has its name in the Universal Chess Interface (UCI): the square it leaves, the square it reaches, and the piece
+that a pawn becomes (`a7a8q`). Castling is the move of the king (`e1g1`), and capturing en passant that of the pawn
+(`e5d6`). The name does not tell the piece, a capture or a check, so a model has to track the board.
 
-Glossary: a ply is one player's move; SAN is the notation of `chess_text.py`.
+Glossary: a ply is one player's move; SAN is the notation of `characters.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MoveTokens = npt.NDArray[np.uint16]
 
 
 def _geometry() -> Iterator[str]:
-    """Every move that some piece can make on an empty board: 1,792 as a queen or a knight moves, 176 promotions."""
+    """Every move that a piece can make on an empty board: 1,792 moves of a queen or a knight, and 176 promotions."""
     places = [(file, rank) for file in range(8) for rank in range(8)]
     for file, rank in places:
         for to_file, to_rank in places:
@@ -38,16 +38,14 @@ def _geometry() -> Iterator[str]:
 
 
 VOCABULARY = (";", *sorted(_geometry()))
-"""A move's token id is its place: `;` is 0, then all 1,968 moves in alphabetical order, from a1a2 to h8h7."""
+"""Token ids are indices: `;` is 0, then all 1,968 moves follow in alphabetical order, from a1a2 to h8h7."""
 
 _TO_ID = {word: number for number, word in enumerate(VOCABULARY)}
 
 
 def encode_moves(text: str) -> MoveTokens:
-    """Token ids of a text such as `; e2e4 e7e5`: uint16, one a word.
-
-    Raises ValueError that names the first word that is no token, and its place (from 0).
-    """
+    """Token ids of a text such as `; e2e4 e7e5`: uint16, one a word. ValueError names the first word that is not a
+    token, and its index (from 0)."""
     words = text.split()
     try:
         return np.array([_TO_ID[word] for word in words], dtype=np.uint16)
@@ -60,27 +58,21 @@ def encode_moves(text: str) -> MoveTokens:
 
 
 def decode_moves(ids: npt.ArrayLike) -> str:
-    """The text of token ids (any integer sequence of one dimension).
-
-    Raises ValueError for an id that is not in 0..1968.
-    """
+    """The text of token ids (any one-dimensional sequence of integers). ValueError for an id outside 0..1968."""
     values = check_ids(ids, len(VOCABULARY), "decode_moves")
     return " ".join(VOCABULARY[number] for number in values.tolist())
 
 
 def moves_of_line(line: str) -> MoveTokens:
-    """Token ids of a game that is given as a line `;1.e4 e5 2.Nf3`, by playing it; a last number without its move
-    is left out.
-
-    Raises ValueError for a move that is illegal or ambiguous, and when python-chess is missing.
-    """
+    """Token ids of a game in the form `;1.e4 e5 2.Nf3`, which is replayed. A last number without its move is ignored.
+    ValueError for an illegal or ambiguous move, and when python-chess is missing."""
     sans = [san for word in line.removeprefix(";").split() if (san := word.rpartition(".")[2])]
     try:
         _, moves = _replayer().moves(sans)
     except Skip as skip:
         raise ValueError(
-            f"the game {line[:80]!r} cannot be played: {skip.reason}, {skip.detail}; "
-            "give legal moves, as in ;1.e4 e5 2.Nf3 or ; e2e4 e7e5 g1f3"
+            f"cannot play the game {line[:80]!r}: {skip.reason}, {skip.detail}; "
+            "pass legal moves, as in ;1.e4 e5 2.Nf3 or ; e2e4 e7e5 g1f3"
         ) from None
     return encode_moves(" ".join([";", *moves]))
 

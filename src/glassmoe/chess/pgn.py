@@ -1,13 +1,12 @@
-"""Games from files: PGN (Portable Game Notation) or ready-made lines to a prepared corpus of characters or of moves.
+"""Games from files, in PGN (Portable Game Notation) or one a line, to a prepared corpus of characters or moves.
 
-Comments, variations, annotation glyphs, clocks, move numbers and results are dropped; what stays is the text
-of `characters.py`, or the moves themselves (`moves.py`). By default every game is replayed from the start
-position and its moves are rewritten canonically; `trust=True` converts the text alone, many times faster. A game
-that cannot be used is counted with its reason, never fatal.
+Comments, variations, annotation glyphs, clocks and results are dropped; the text of `characters.py` remains, or the
+moves (`moves.py`). By default every game is replayed from the start position, and its moves are rewritten canonically;
+`trust=True` only converts the text, many times faster. A game that cannot be used is counted with its reason and does
+not stop the preparation.
 
-InputFile: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). It differs
-from the letter in one thing: a header line ends an unterminated comment, so that one broken game cannot
-swallow the next.
+Source: PGN specification and implementation guide (1994), sections 8.1 (tags) and 8.2 (movetext). There is one
+difference: a header line ends an unterminated comment, so that a broken game cannot swallow the next one.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _START_TAGS = re.compile(rb'^[ \t]*\[(SetUp|FEN|Variant)[ \t]+"([^"\n]*)"', re.M
 _START_BOARD = b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq"
 _STANDARD = {b"", b"standard", b"chess", b"normal", b"from position"}
 
-# Two patterns, for a search that knows the first byte takes two thirds of the time, and escaped lines are rare.
+# Two patterns, because a search with a known first byte takes two thirds of the time, and escaped lines are rare.
 _COMMENTS = re.compile(rb"\{[^}]*\}?|;[^\n]*")
 _COMMENTS_AND_ESCAPES = re.compile(_COMMENTS.pattern + rb"|^%[^\n]*", re.MULTILINE)
 _INNERMOST = re.compile(rb"\([^()]*\)")
@@ -66,23 +65,25 @@ def prepare_chess(
 ) -> PreparedCorpus:
     """Prepares the corpus `out` from files of games.
 
-    Inputs are .pgn files, .txt files with one `;1.e4 e5 ...` a line, each plain or as .zst, .bz2 or .gz,
-    folders of them, and `-` for standard input. `trust` skips the legality check and needs no python-chess.
-    `max_games` counts usable games before duplicates are removed. The result does not depend on `workers`
-    (None: one a CPU). `tokens`: what one token is, `characters` or `moves`; the same games are kept, in the same
-    order and splits.
+    inputs: .pgn files and .txt files with one `;1.e4 e5 ...` a line, plain or as .zst, .bz2 or .gz, folders of them,
+    and `-` for standard input.
+    trust: skip the legality check, which needs python-chess.
+    workers: number of processes (None: one a CPU); the result does not depend on it.
+    max_games: stop after this many usable games, counted before duplicates are removed.
+    min_plies: skip games with fewer plies.
+    tokens: what one token is, `characters` or `moves`; both have the same games in the same order and splits.
 
-    Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished
-    corpus already, for moves that are to be trusted, and when no game can be used.
+    ValueError for an input that is missing or of an unknown kind, for an `out` that already holds a corpus, for moves
+    with `trust`, and when no game can be used.
     """
     if trust and tokens == MOVES.name:
         raise ValueError(
             "games as moves (--tokens moves) have to be replayed, which trust=True (--trust) leaves out; "
-            "leave out one of the two"
+            "drop one of the two"
         )
     kind = game_kind(tokens)
     if max_games is not None and max_games < 1:
-        raise ValueError(f"max_games is {max_games}; expected a number of games of at least 1, or None for all")
+        raise ValueError(f"max_games is {max_games}; expected at least 1 game, or None for all")
     workers = count_workers(workers)
     names, ignored = discover(inputs, KINDS)
     if not trust:
@@ -97,7 +98,7 @@ def prepare_chess(
         if not writer.count:
             raise ValueError(
                 f"no usable game in {', '.join(names)}: {tally.summary()}; "
-                "give games of standard chess, as PGN or as lines ;1.e4 e5 2.Nf3"
+                "pass games of standard chess, as PGN or as lines ;1.e4 e5 2.Nf3"
             )
         return writer.finish(
             {
@@ -114,7 +115,7 @@ def prepare_chess(
 
 
 def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1, tokens: str = CHARACTERS.name) -> ChunkResult:
-    """The usable games of a chunk as canonical text or as moves, packed; runs in a worker."""
+    """The usable games of a chunk as packed characters or moves; runs in a worker."""
     replayer = Replayer() if checked else None
     texts: list[bytes] = []
     moves: list[Tokens] | None = [] if tokens == MOVES.name else None
@@ -141,8 +142,8 @@ def read_chunk(chunk: Chunk, *, checked: bool, min_plies: int = 1, tokens: str =
 
 
 def _games(chunk: Chunk) -> Iterator[bytes | Skip]:
-    """The movetext of each game, without comments and variations, or why there is none to use."""
-    # Byte-order marks, and the no-break spaces of text that was copied from a page.
+    """The movetext of each game, without comments and variations, or why it cannot be used."""
+    # Byte-order marks, and no-break spaces of text that was copied from a web page.
     data = chunk.data.replace(b"\xef\xbb\xbf", b"").replace(b"\xc2\xa0", b" ")
     if chunk.kind == "lines":
         for line in data.split(b"\n"):
@@ -160,11 +161,11 @@ def _games(chunk: Chunk) -> Iterator[bytes | Skip]:
 
 
 def _split_games(text: bytes) -> list[bytes]:
-    """The movetext of each game, without results, in text whose words are one space apart; at least one."""
+    """The movetext of at least one game, without results. The words of `text` are one space apart."""
     head, _, last = text.rpartition(b" ")
     game = head if last in _RESULTS else text
     if not any(mark in game for mark in (b" 1.", b"1-0", b"0-1", b"1/2", b"*")):
-        return [game]  # the usual case: one game, perhaps with its result
+        return [game]  # usually one game, perhaps with its result
     return [part for part in _GAME_END.split(text) if part.strip()] or [b""]
 
 
@@ -177,12 +178,12 @@ def _line(line: bytes) -> bytes | Skip:
 
 
 def _header_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Each game's header lines and what follows them; headers are b"" for movetext that has none."""
+    """The header lines of each game and the text after them; headers are b"" for movetext without them."""
     headers, begin, started = b"", 0, False
     for block in _HEADERS.finditer(data):
         between = data[begin : block.start()]
         if started and not between.strip() and not block[0].lstrip().startswith(b"[Event "):
-            # A blank line inside one game's headers.
+            # A blank line within the headers of one game.
             headers += block[0]
         else:
             if started or between.strip():
@@ -214,15 +215,15 @@ def _main_line(movetext: bytes) -> bytes:
         movetext = _COMMENTS.sub(b" ", movetext)
     depth = 0
     while b"(" in movetext or b")" in movetext:
-        movetext, found = _INNERMOST.subn(b" ", movetext)
+        movetext, removed = _INNERMOST.subn(b" ", movetext)
         depth += 1
-        if not found or depth > _MAX_NESTING:
+        if not removed or depth > _MAX_NESTING:
             raise Skip("unbalanced variation", _shown(movetext[movetext.find(b"(") :]))
     return movetext
 
 
 def san_tokens(main_line: bytes) -> list[str]:
-    """The SAN of each ply; raises Skip for text that is not a list of moves."""
+    """The SAN of each ply. Raises Skip for text that is not a list of moves."""
     sans: list[str] = []
     for word in main_line.decode("latin-1").split():
         known = _known_words.get(word)
@@ -243,10 +244,10 @@ def san_tokens(main_line: bytes) -> list[str]:
 
 
 def _read_word(word: str) -> list[str]:
-    """What is left of a word without move numbers and annotation: a move, as a rule, or nothing."""
+    """A word without move numbers and annotation: usually a move, or nothing."""
     moves = _NOT_MOVES.sub(" ", word)
     if "0-0" in moves:
-        moves = _ZERO_CASTLING.sub(lambda found: "O-O-O" if found[1] else "O-O", moves)
+        moves = _ZERO_CASTLING.sub(lambda match: "O-O-O" if match[1] else "O-O", moves)
     parts = moves.split()
     if len(_known_words) < _MAX_KNOWN_WORDS:
         _known_words[word] = parts
@@ -255,7 +256,7 @@ def _read_word(word: str) -> list[str]:
 
 # At most a few ten thousand strings match the pattern, so this cannot grow without bound.
 _known_sans: set[str] = set()
-# What the words of a file mean, because they repeat: reading each once takes a third of the time.
+# Words of a file -> moves. Words repeat, and reading each word once takes a third of the time.
 _known_words: dict[str, list[str]] = {}
 _MAX_KNOWN_WORDS = 100_000
 

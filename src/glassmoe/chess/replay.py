@@ -1,4 +1,4 @@
-"""Games played again move by move with python-chess: legality, and the canonical name of each move."""
+"""Replaying games with python-chess, which checks legality and gives each move its canonical name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PLAIN_SAN = re.compile(r"(?:([KQRBN])x?|(?:([a-h])x)?)([a-h][1-8])(?:=([QRBN]))
 
 
 def check_mark(board: Any) -> str:
-    """`+`, `#` or nothing: what SAN adds to the move that led to this `chess.Board`."""
+    """The mark that SAN adds to the move that led to this `chess.Board`: `+`, `#` or nothing."""
     if not board.is_check():
         return ""
     return "+" if any(board.generate_legal_moves()) else "#"
 
 
 class _Shape(NamedTuple):
-    """SAN that names no origin: where to, `file` of a capturing pawn, and both ways to write it."""
+    """SAN without an origin: the target square, the `file` of a capturing pawn, and both spellings."""
 
     piece: int
     target: int
@@ -34,8 +34,8 @@ class _Shape(NamedTuple):
 class Replayer:
     """Replays games with python-chess and rewrites each move as its canonical SAN.
 
-    A move that only one piece can make geometrically, the usual case, is played at once and taken for illegal
-    when it leaves the king in check; that is what legality adds to geometry. All other moves go the long way.
+    Usually only one piece can make a move geometrically. Then the move is played at once, and it is illegal when it
+    leaves the king in check, which is all that legality adds to geometry. All other moves are parsed by python-chess.
     """
 
     def __init__(self) -> None:
@@ -43,11 +43,12 @@ class Replayer:
         self._shapes: dict[str, _Shape | None] = {}
 
     def canonical(self, sans: Sequence[str]) -> list[str]:
-        """Canonical SAN of each ply; raises Skip at the first move that is illegal or ambiguous."""
+        """Canonical SAN of each ply. Raises Skip at the first move that is illegal or ambiguous."""
         return self._replay(sans)[0]
 
     def moves(self, sans: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Canonical SAN of each ply, and the same moves as UCI, castling as the king's move; raises Skip likewise."""
+        """Canonical SAN of each ply, and the same moves in UCI, where castling is a king's move. Raises Skip
+        likewise."""
         texts, board = self._replay(sans)
         return texts, [move.uci() for move in board.move_stack]
 
@@ -67,7 +68,7 @@ class Replayer:
         board.push(self.chess.Move(origin, shape.target, shape.promotion))
         turn = board.turn
         men = board.occupied_co
-        # The same as board.was_into_check() and is_check(), at half the cost: this is the innermost loop.
+        # The same as board.was_into_check() and is_check() at half the cost, because this is the innermost loop.
         if board.attackers_mask(turn, (board.kings & men[not turn]).bit_length() - 1):
             raise Skip("illegal move", f"{san} at ply {ply}")
         if board.attackers_mask(not turn, (board.kings & men[turn]).bit_length() - 1):
@@ -85,21 +86,21 @@ class Replayer:
         return text
 
     def _shape(self, san: str) -> _Shape | None:
-        """What SAN without a hint of the origin says; None for castling and SAN with a hint."""
+        """The shape of SAN that does not name the origin; None for castling and for SAN that does."""
         chess = self.chess
-        found = _PLAIN_SAN.fullmatch(san)
-        if not found or (found[1] and found[4]):
+        match = _PLAIN_SAN.fullmatch(san)
+        if not match or (match[1] and match[4]):
             return None
-        piece = chess.PIECE_SYMBOLS.index(found[1].lower()) if found[1] else chess.PAWN
-        file = chess.FILE_NAMES.index(found[2]) if found[2] else None
-        promotion = chess.PIECE_SYMBOLS.index(found[4].lower()) if found[4] else None
+        piece = chess.PIECE_SYMBOLS.index(match[1].lower()) if match[1] else chess.PAWN
+        file = chess.FILE_NAMES.index(match[2]) if match[2] else None
+        promotion = chess.PIECE_SYMBOLS.index(match[4].lower()) if match[4] else None
         quiet = capture = san.rstrip("+#")
-        if found[1]:
-            quiet, capture = found[1] + found[3], f"{found[1]}x{found[3]}"
-        return _Shape(piece, chess.parse_square(found[3]), file, promotion, quiet, capture)
+        if match[1]:
+            quiet, capture = match[1] + match[3], f"{match[1]}x{match[3]}"
+        return _Shape(piece, chess.parse_square(match[3]), file, promotion, quiet, capture)
 
     def _only_origin(self, board: Any, shape: _Shape) -> int | None:
-        """The one square from which a move of this shape can start; None when there is no such or several."""
+        """The only square from which a move of this shape can start; None when there is none or more than one."""
         chess = self.chess
         piece, target = shape.piece, shape.target
         own = board.occupied_co[board.turn]

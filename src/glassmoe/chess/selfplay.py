@@ -1,14 +1,13 @@
-"""Synthetic games: a seeded player with simple habits, for trying everything out without a file of games.
+"""Synthetic games: a seeded player with simple habits, for trying the package without a file of games.
 
-The games are legal but not good. They are skewed, so that a small model finds structure early: each side draws
-one of six schools, as openings give real games their structure. A school has a set-up of three moves, which it
-plays first and then leaves alone, and a favourite piece, which it moves from then on; so what stands on the
-board foretells what will be played. Pieces come out, kings castle, captures that win material are liked,
-attacked pieces move away; and games are varied, so that a model cannot learn them by heart. A corpus made here
-says `"synthetic": true` in its manifest.
+The games are legal but not good. They are skewed, so that a small model finds structure early, as openings give
+structure to real games: each side draws one of six schools. A school has a set-up of three moves, which it plays first
+and then leaves, and a favourite piece, which it moves afterwards; so the board predicts the moves. Pieces are
+developed, kings castle, captures that win material are preferred, and attacked pieces move away. Games vary enough that
+a model cannot memorise them. The manifest of such a corpus has `"synthetic": true`.
 
-Each game draws from a random stream of its own, named by (seed, number of the game), so the result does not
-depend on the number of workers.
+Each game has its own random stream, named by (seed, number of the game), so that the result does not depend on the
+number of workers.
 """
 
 from __future__ import annotations
@@ -83,19 +82,18 @@ def generate(
 ) -> PreparedCorpus:
     """Prepares the corpus `out` of synthetic games.
 
-    A game stops with the move that takes its text to `max_chars` characters or beyond, or when it is over. The games
-    are the same whether a token is one of their `characters` or one of their `moves`.
-    Games that come out equal are kept once, so a few fewer than `games` may be there; the manifest counts
-    them.
+    A game stops with the move that takes its text to `max_chars` characters or more, or when it is over. The games are
+    the same for `tokens` characters and moves. Equal games are kept once, so there may be slightly fewer than `games`;
+    the manifest counts the duplicates.
 
-    Raises ValueError for `games` or `max_chars` that are too small, an `out` that holds a finished corpus
-    already, unknown `tokens`, and when python-chess is missing.
+    ValueError for `games` or `max_chars` that are too small, an `out` that already holds a corpus, unknown `tokens`,
+    and when python-chess is missing.
     """
     kind = game_kind(tokens)
     if games < 1:
-        raise ValueError(f"games is how many to play, at least 1, not {games}")
+        raise ValueError(f"games is {games}; expected at least 1 game to play")
     if max_chars < 5:
-        raise ValueError(f"max_chars leaves room for no move: {max_chars}; a first move takes 5 characters (;1.e4)")
+        raise ValueError(f"max_chars is {max_chars}; expected at least 5, the length of a first move (;1.e4)")
     require_chess("Making synthetic games")
     batches = (range(begin, min(begin + _GAMES_A_BATCH, games)) for begin in range(0, games, _GAMES_A_BATCH))
     play = partial(_play_batch, seed=seed, max_chars=max_chars, tokens=tokens)
@@ -147,14 +145,14 @@ def _play(seed: int, number: int, max_chars: int) -> tuple[list[str], list[str]]
 
 
 class _School:
-    """What one side is up to: the moves of its set-up that are still to come, the squares where those men settle, the
+    """The plan of one side: the moves of its set-up that it has not played yet, the squares where those men stay, the
     moves that only other schools play, and its favourite piece."""
 
     def __init__(self, number: int, white: bool) -> None:
         moves = [_squares(text, white) for text, _ in _SCHOOLS]
         self.pending = set(moves[number])
         self.settled = sum(1 << target for _, target in self.pending)
-        self.others = {move for each in moves for move in each} - self.pending
+        self.others = {move for school in moves for move in school} - self.pending
         self.favourite = _SCHOOLS[number][1]
 
 
@@ -166,7 +164,7 @@ def _squares(text: str, white: bool) -> list[tuple[int, int]]:
 
 
 def _play_move(chess: Any, board: Any, rng: random.Random, school: _School) -> str | None:
-    """Chooses and plays a move; its canonical SAN, or None where there is no legal move."""
+    """Chooses and plays a move. Returns its canonical SAN, or None when there is no legal move."""
     moves = list(board.generate_pseudo_legal_moves())
     weights = _weights(chess, board, moves, school)
     while moves:
@@ -185,7 +183,7 @@ def _play_move(chess: Any, board: Any, rng: random.Random, school: _School) -> s
 
 
 def _weights(chess: Any, board: Any, moves: list[Any], school: _School) -> list[float]:
-    """How much the player likes each pseudo-legal move; all positive."""
+    """Weight of each pseudo-legal move in the choice of the player; all are positive."""
     turn = board.turn
     opening = len(board.move_stack) < _OPENING_PLIES
     threats, pawn_threats, _ = _attacks(board, not turn)
@@ -237,7 +235,7 @@ def _weights(chess: Any, board: Any, moves: list[Any], school: _School) -> list[
 
 
 def _attacks(board: Any, colour: bool) -> tuple[int, int, int]:
-    """Masks of the squares that a side attacks, attacks with pawns, and attacks with two men or more."""
+    """Masks of the squares that a side attacks, that its pawns attack, and that two or more of its men attack."""
     own = board.occupied_co[colour]
     pawns = own & board.pawns
     if colour:
@@ -257,7 +255,7 @@ def _attacks(board: Any, colour: bool) -> tuple[int, int, int]:
 
 
 def _san_without_mark(chess: Any, board: Any, move: Any, moves: list[Any]) -> str:
-    """SAN without `+` and `#`; `moves` are the pseudo-legal moves that have not been found illegal."""
+    """SAN without `+` and `#`. `moves`: the pseudo-legal moves that are not known to be illegal."""
     origin, target = move.from_square, move.to_square
     piece = board.piece_type_at(origin)
     if piece == chess.KING and abs(origin - target) == 2:

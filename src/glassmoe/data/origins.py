@@ -1,7 +1,7 @@
-"""Where a document came from: its source, a name that many documents share, kept as a number a document.
+"""Sources of documents: a source is a name that many documents share, stored as one number for each document.
 
-The name is the value of a field of the document (`source`, or the one that is asked for; `meta.source` is the field
-`source` within the field `meta`), or else that of the file. Names are numbered in the order in which they are met.
+The name is the value of a field of the document (by default `source`; `meta.source` is the field `source` in the field
+`meta`), or else the name of the file. Names are numbered in the order in which they appear.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .sources import PACKINGS, STDIN
 UInt16 = npt.NDArray[np.uint16]
 
 FIELD = "source"
-"""The field that names a document's source where none is asked for."""
+"""Default field that names the source of a document."""
 NO_SOURCE = "no source"
-"""What documents go by that lack the field that is asked for, or hold no name there."""
+"""Source of documents that hold no name in the field that the user chose."""
 MOST_NAMES = 65_535
 LONGEST_NAME = 200
-"""Characters; a longer text in the field is no name."""
+"""Largest length of a name, in characters; a longer text is not a name."""
 
 
 def stem(file: str) -> str:
-    """A file's name without its folders, its packing and its ending."""
+    """The name of a file without its folders, its compression and its ending."""
     if file == STDIN:
         return "standard input"
     name = Path(file).name
@@ -40,27 +40,28 @@ def stem(file: str) -> str:
 
 
 def source_in(values: Mapping[str, Any], field: str) -> str | None:
-    """The name in a document's field: a text, or a whole number or truth value as JSON spells it. None where there is
-    no such field, or something else in it."""
-    found: Any = values.get(field)
+    """The name in a field of a document: a text, or a whole number or truth value as JSON spells it. None for a missing
+    field and for other values."""
+    value: Any = values.get(field)
     if field not in values:
-        found = values
+        value = values
         for part in field.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-    if isinstance(found, int):
-        return json.dumps(found) if abs(found) < 10**18 else None
-    if not isinstance(found, str) or len(found) > LONGEST_NAME:
+            value = value.get(part) if isinstance(value, dict) else None
+    if isinstance(value, int):
+        return json.dumps(value) if abs(value) < 10**18 else None
+    if not isinstance(value, str) or len(value) > LONGEST_NAME:
         return None
-    return _whole(found.strip()) or None
+    return _whole(value.strip()) or None
 
 
 def _whole(name: str) -> str:
-    """Halves of surrogate pairs, which JSON and file names can hold and UTF-8 cannot, become question marks."""
+    """The name with question marks for halves of surrogate pairs, which JSON and file names can hold but UTF-8
+    cannot."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 class SourceNumbers:
-    """The names of sources as numbers. `field`: the one that is asked for; None where names are what there is."""
+    """Numbers for the names of sources. `field`: the field that the user chose; None for the default."""
 
     def __init__(self, field: str | None = None) -> None:
         self.field = field
@@ -73,17 +74,17 @@ class SourceNumbers:
         return list(self._number)
 
     def numbers(self, sources: Sequence[str]) -> UInt16:
-        """uint16 [documents]. With more than `MOST_NAMES` names: ValueError where a field was asked for; otherwise
-        sources are not `kept`, which is said."""
+        """The numbers of the sources of documents, uint16 [documents]. With more than `MOST_NAMES` names: ValueError
+        when the user chose a field; otherwise a message, and sources are not `kept`."""
         for name in sources:
             self._number.setdefault(name, len(self._number))
         if len(self._number) > MOST_NAMES and self.kept:
             if self.field is not None:
                 raise ValueError(
                     f"--source-field {self.field} has more than {MOST_NAMES:,} different values, the last of them "
-                    f"{list(self._number)[-1]!r}; give a field that many documents share, or leave the option out"
+                    f"{list(self._number)[-1]!r}; pass a field that many documents share, or leave the option out"
                 )
-            say(f"more than {MOST_NAMES:,} sources: they are not kept; name a field with fewer with --source-field")
+            say(f"more than {MOST_NAMES:,} sources: they are not kept; choose a field with fewer by --source-field")
             self.kept = False
         if not self.kept:
             self._number = {}

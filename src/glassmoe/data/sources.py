@@ -48,32 +48,32 @@ def discover(inputs: str | Path | Sequence[str | Path], kinds: Mapping[str, str]
     """The files behind `inputs`, folders searched in sorted order, and how many other files those hold. `kinds`: ending
     of a file, without that of its compression -> its format.
 
-    Raises ValueError for a missing input, a file of an unknown kind, or a folder without a known one.
+    ValueError for a missing input, a file of an unknown kind, or a folder without a file of a known kind.
     """
     either, both = " or ".join(kinds), " and ".join(kinds)
     if isinstance(inputs, str | Path):
         inputs = [inputs]
     if not inputs:
-        raise ValueError(f"no input given; name {either} files (plain, .zst, .bz2, .gz), folders, or -")
+        raise ValueError(f"there is no input; pass {either} files (plain, .zst, .bz2, .gz), folders, or -")
     files: list[str] = []
     ignored = 0
-    for given in map(str, inputs):
-        path = Path(given)
-        if given == STDIN:
+    for name in map(str, inputs):
+        path = Path(name)
+        if name == STDIN:
             files.append(STDIN)
         elif path.is_dir():
             inside = sorted(entry for entry in path.rglob("*") if entry.is_file())
             known = [str(entry) for entry in inside if kind_of_file(entry.name, kinds)]
             if not known:
-                raise ValueError(f"no {either} file (also .zst, .bz2, .gz) in the folder {given}")
+                raise ValueError(f"no {either} file (also .zst, .bz2, .gz) in the folder {name}")
             files += known
             ignored += len(inside) - len(known)
         elif not path.exists():
-            raise ValueError(f"no such file or folder: {given}; give {either} files, folders of them, or -")
+            raise ValueError(f"no such file or folder: {name}; pass {either} files, folders of them, or -")
         elif not kind_of_file(path.name, kinds):
-            raise ValueError(f"{given}: unknown kind of file; known are {both}, plain or as .zst, .bz2, .gz")
+            raise ValueError(f"{name}: unknown kind of file; expected {both}, plain or as .zst, .bz2, .gz")
         else:
-            files.append(given)
+            files.append(name)
     return files, ignored
 
 
@@ -104,13 +104,13 @@ class InputFile:
         raise NotImplementedError
 
     def about(self, finished: bool) -> dict[str, Any]:
-        """The manifest's entry of this input; size and hash are null for one that was read in part."""
+        """The entry of this input in the manifest; size and hash are null for a file that was read in part."""
         if not finished:
             return {"file": self.name, "bytes": None, "sha256": None}
         return {"file": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
     def stored(self) -> Iterator[bytes]:
-        """The file as it is stored, block by block."""
+        """The bytes of the file as it is stored, in blocks."""
         digest = hashlib.sha256()
         file: BinaryIO = sys.stdin.buffer if self.name == STDIN else open(self.name, "rb")  # noqa: SIM115
         try:
@@ -125,7 +125,7 @@ class InputFile:
                 file.close()
 
     def unpacked(self) -> Iterator[bytes]:
-        """The content; sets `error` and ends where the stream cannot be read on."""
+        """The decompressed bytes, in blocks. Where the stream breaks it ends, and `error` is set."""
         stored = self.stored()
         try:
             first = next(stored, b"")

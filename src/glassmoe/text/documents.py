@@ -1,9 +1,10 @@
 """Documents from files (.jsonl, .txt, .parquet) to a prepared corpus of text.
 
-A .jsonl file holds one JSON object a line, whose field `text` (or another) is a document. A .txt file is one document,
-or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped. A document
-that cannot be used is counted with its reason, never fatal; bytes that are not UTF-8 are replaced by U+FFFD, and the
-documents that had some are counted. Every document keeps the name of its source (`origins.py`).
+A .jsonl file holds one JSON object a line; its field `text` (or another one) is a document. A .txt file is one
+document, or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped.
+A document that cannot be used is counted with its reason and does not stop the preparation. Bytes that are not UTF-8
+are replaced by U+FFFD, and the documents that had some are counted. Every document keeps the name of its source
+(`origins.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ MAX_DOCUMENT_BYTES = 1 << 27
 """A longer line of .jsonl is skipped; a longer document of .txt becomes several."""
 
 SAMPLE_BYTES = 50_000_000
-"""How much text a tokenizer is trained on, at most."""
+"""Largest amount of text that a tokenizer is trained on, in bytes."""
 
 _SAMPLE_CHARACTERS = 1 << 20
 _DETAIL_CHARS = 80
@@ -56,7 +57,7 @@ def prepare_text(
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    tokenizer: str,
+    tokenizer: str | Path,
     field: str = "text",
     source_field: str | None = None,
     workers: int | None = None,
@@ -68,20 +69,27 @@ def prepare_text(
 ) -> PreparedCorpus:
     """Prepares the corpus `out` from files of documents.
 
-    Inputs are .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them,
-    and `-` for standard input. `field` holds the text in .jsonl and .parquet, `source_field` the name of a document's
-    source, `no source` where it holds none; without it that is the field `source`, or else the file's name, as always
-    in .txt. `tokenizer`: `train:N` for a byte-level BPE of N ids trained on these documents (on those of the training
-    split, drawn by `seed`, at most `SAMPLE_BYTES` of them and 2**20 characters of each), or the name or directory of a
-    transformers tokenizer. `max_documents` counts usable documents before duplicates are removed. The result does not
-    depend on `workers` (None: one a CPU).
+    inputs: .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them, and
+    `-` for standard input.
+    tokenizer: `train:N` for a byte-level BPE of N ids that is trained on these documents, or the name or directory of a
+    transformers tokenizer. It is trained on documents of the training split, drawn by `seed`: at most `SAMPLE_BYTES` in
+    all and 2**20 characters of each.
+    field: field of .jsonl and .parquet that holds the text.
+    source_field: field of .jsonl and .parquet that names the source of a document; a document without a name there has
+    the source `no source`. By default the source is the field `source`, or else the name of the file. Documents of .txt
+    always have the name of the file.
+    workers: number of processes (None: one a CPU); the result does not depend on it.
+    max_documents: stop after this many usable documents, counted before duplicates are removed.
 
-    Raises ValueError for an input that is missing or of an unknown kind, for an `out` that holds a finished corpus
-    already, for a tokenizer that is none, for a `source_field` that no document has or that has more than 65,535
-    values, and when no document can be used.
+    ValueError for an input that is missing or of an unknown kind, for an `out` that already holds a corpus, for an
+    unknown tokenizer, for a `source_field` that no document has or that has more than 65,535 values, and when no
+    document can be used.
     """
+    tokenizer = str(tokenizer)
     if max_documents is not None and max_documents < 1:
-        raise ValueError(f"max_documents is a number of documents, at least 1, or None for all, not {max_documents}")
+        raise ValueError(
+            f"max_documents is {max_documents}; expected a number of documents of at least 1, or None for all"
+        )
     workers = count_workers(workers)
     names, ignored = discover(inputs, KINDS)
     if any(kind_of_file(name, KINDS) == "parquet" for name in names):
@@ -92,8 +100,8 @@ def prepare_text(
         ids = _ids(tokenizer)
         if STDIN in names:
             raise ValueError(
-                "--tokenizer train:N reads the text twice, and standard input comes once; save it to a file, or give "
-                "a tokenizer that is there"
+                "--tokenizer train:N reads the text twice, but standard input can be read only once; save "
+                "it to a file, or pass an existing tokenizer"
             )
         with bar(size, "reading for the tokenizer", "B", show=progress, lines=True, unit_scale=True) as shown:
             sources = [TextFile(name, number, shown.update, field) for number, name in enumerate(names)]
@@ -101,7 +109,7 @@ def prepare_text(
         sampled = sum(len(text.encode("utf-8")) for text in texts)
         kind = text_kind(train_tokenizer(texts, ids), SEPARATOR)
         if kind.size < ids:
-            say(f"the text has no more to merge: the tokenizer has {kind.size} ids instead of {ids}")
+            say(f"the text has nothing left to merge: the tokenizer has {kind.size} ids instead of {ids}")
         trained: dict[str, Any] = {"documents": len(texts), "bytes": sampled, "seed": seed}
         del texts
     else:
@@ -117,13 +125,13 @@ def prepare_text(
         inputs_read = gather(writer, tally, sources, read, shown, workers, max_documents)
         if not writer.count:
             raise ValueError(
-                f"no usable document in {', '.join(names)}: {tally.summary()}; give .jsonl with a field "
+                f"no usable document in {', '.join(names)}: {tally.summary()}; pass .jsonl with a field "
                 f"{field!r} (--field), .txt or .parquet"
             )
         if numbers.names == [NO_SOURCE] and source_field is not None:
             raise ValueError(
                 f"--source-field {source_field}: no document names its source there (a text of at most {LONGEST_NAME} "
-                "characters, or a whole number); give another field, or leave the option out for the files' names"
+                "characters, or a whole number); pass a different field, or leave the option out to use file names"
             )
         return writer.finish(
             {
@@ -152,7 +160,7 @@ def prepare_text(
 
 
 class TextFile(InputFile):
-    """One input of documents being read; `error`, `bytes` and `sha256` are those of `InputFile`."""
+    """One input file of documents; see `InputFile`."""
 
     def __init__(
         self, name: str, number: int, on_bytes: Any, field: str = "text", source_field: str | None = None
@@ -163,7 +171,7 @@ class TextFile(InputFile):
         self.origin = stem(name)
 
     def chunks(self) -> Iterator[Chunk]:
-        """Chunks of whole documents, about half a megabyte each, or one longer document."""
+        """Chunks of whole documents: about half a megabyte, or one longer document."""
         kind = kind_of_file(self.name, KINDS)
         if kind == "parquet":
             yield from self._parquet()
@@ -181,11 +189,11 @@ class TextFile(InputFile):
         size, skipping = 0, False
         for block in chain((head,), blocks):
             if skipping:
-                _, found, block = block.partition(mark)  # only lines are skipped, and their mark is one byte
-                if not found:
+                _, ended, block = block.partition(mark)  # only lines are skipped, and their mark is one byte
+                if not ended:
                     continue
                 skipping = False
-            # A longer mark may lie across two blocks.
+            # A longer mark may be split over two blocks.
             before = held[-1][1 - len(mark) :] if held and len(mark) > 1 else b""
             complete = mark in before + block
             held.append(block)
@@ -222,7 +230,7 @@ class TextFile(InputFile):
                     self.error = f"has no column {self.field!r}, but {', '.join(file.schema_arrow.names)}"
                     return
                 for batch in file.iter_batches(batch_size=256, columns=[self.field, self.source_field]):
-                    # What JSON does not know is neither a text nor a name.
+                    # A value that JSON cannot hold is neither a text nor a name.
                     lines = (json.dumps(row, default=lambda _: {}) for row in batch.to_pylist())
                     yield Chunk(self.number, "jsonl", "\n".join(lines).encode(), self.origin)
         except (OSError, pyarrow.ArrowException) as error:
@@ -232,8 +240,8 @@ class TextFile(InputFile):
 def read_chunk(
     chunk: Chunk, *, field: str, source_field: str | None, tokenizer: tuple[str, str], start: str
 ) -> ChunkResult:
-    """The usable documents of a chunk as token ids, packed; runs in a worker. `tokenizer`: its file, and the sha256 of
-    that."""
+    """The usable documents of a chunk as packed token ids; runs in a worker. `tokenizer`: its file and the sha256 of
+    the file."""
     unnamed = chunk.origin if source_field is None or chunk.kind != "jsonl" else NO_SOURCE
     encode, kind = _tokenizer(*tokenizer, start)
     texts: list[str] = []
@@ -242,14 +250,14 @@ def read_chunk(
     repaired: list[int] = []
     skipped: list[tuple[int, str, str]] = []
     seen = 0
-    for seen, found in enumerate(documents(chunk, field, source_field or FIELD), start=1):
-        if isinstance(found.text, Skip):
-            skipped.append((seen - 1, found.text.reason, found.text.detail))
+    for seen, document in enumerate(documents(chunk, field, source_field or FIELD), start=1):
+        if isinstance(document.text, Skip):
+            skipped.append((seen - 1, document.text.reason, document.text.detail))
             continue
-        texts.append(found.text)
-        sources.append(found.source or unnamed)
+        texts.append(document.text)
+        sources.append(document.source or unnamed)
         numbers.append(seen - 1)
-        if found.repaired:
+        if document.repaired:
             repaired.append(seen - 1)
     raw = [text.encode("utf-8") for text in texts]
     ids = encode(texts)
@@ -265,9 +273,9 @@ def read_chunk(
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: str, digest: str, start: str) -> tuple[Callable[[list[str]], list[Tokens]], TokenKind]:
-    """What encodes documents with the tokenizer in a file, and their kind, once a process."""
+    """The encoder of the tokenizer in a file and its kind of tokens, loaded once a process."""
     if multiprocessing.parent_process() is not None:
-        # The processes share the cores already.
+        # The cores are already shared by the processes.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     raw = Path(path).read_bytes()
     assert hashlib.sha256(raw).hexdigest() == digest
@@ -276,16 +284,18 @@ def _tokenizer(path: str, digest: str, start: str) -> tuple[Callable[[list[str]]
 
 
 class Document(NamedTuple):
-    """A document's text, or why it is none; whether bytes that are not UTF-8 were replaced in it; and its source, where
-    it names one."""
+    """A document of a chunk."""
 
     text: str | Skip
+    """Its text, or why it cannot be used."""
     repaired: bool = False
+    """Whether bytes that are not UTF-8 were replaced in it."""
     source: str | None = None
+    """Name of its source; None where it names none."""
 
 
 def documents(chunk: Chunk, field: str, source_field: str = FIELD) -> Iterator[Document]:
-    """Each document of a chunk."""
+    """The documents of a chunk. `field` and `source_field` as in `prepare_text`."""
     if chunk.kind == "too long":
         yield Document(Skip("too long", f"more than {MAX_DOCUMENT_BYTES} bytes in a line"))
         return
@@ -328,7 +338,7 @@ def _halves(text: str) -> bool:
 
 
 def _fields(line: str, field: str, source_field: str) -> tuple[str, str | None]:
-    """The text in a line of JSON, and the source that it names; raises Skip where there is no text."""
+    """The text in a line of JSON and the source that it names. Raises Skip without a text."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -345,14 +355,14 @@ def _fields(line: str, field: str, source_field: str) -> tuple[str, str | None]:
 def _sample(
     sources: Sequence[TextFile], field: str, valid_share: float, max_documents: int | None, seed: int
 ) -> list[str]:
-    """Documents of the training split to train a tokenizer on, in their order: one is in when a hash of it and the
-    seed is below a bound that leaves at most `SAMPLE_BYTES` of them, so that the choice does not hang on the order."""
+    """Documents of the training split to train a tokenizer on, in their order. A document is used when a hash of it and
+    the seed is below a bound that leaves at most `SAMPLE_BYTES`, so that the choice does not depend on the order."""
     bound, total, usable = 2**64, 0, 0
-    kept: list[tuple[int, bytes]] = []
+    sample: list[tuple[int, bytes]] = []
     met: set[int] = set()
     key = seed.to_bytes(8, "little")
     for chunk in (chunk for source in sources for chunk in source.chunks()):
-        texts = [found.text for found in documents(chunk, field) if isinstance(found.text, str)]
+        texts = [document.text for document in documents(chunk, field) if isinstance(document.text, str)]
         if max_documents is not None:
             texts = texts[: max_documents - usable]
         usable += len(texts)
@@ -366,17 +376,17 @@ def _sample(
             if not wanted or place >= bound or place in met:
                 continue
             part = cut_text(text, _SAMPLE_CHARACTERS)[0].encode("utf-8")
-            kept.append((place, part))
+            sample.append((place, part))
             met.add(place)
             total += len(part)
-            while total > SAMPLE_BYTES and len(kept) > 1:
+            while total > SAMPLE_BYTES and len(sample) > 1:
                 bound //= 2
-                kept = [(each, part) for each, part in kept if each < bound] or [min(kept)]
-                met = {each for each, _ in kept}
-                total = sum(len(part) for _, part in kept)
+                sample = [entry for entry in sample if entry[0] < bound] or [min(sample)]
+                met = {place for place, _ in sample}
+                total = sum(len(part) for _, part in sample)
         if usable == max_documents:
             break
-    return [part.decode("utf-8") for _, part in kept]
+    return [part.decode("utf-8") for _, part in sample]
 
 
 def _ids(tokenizer: str) -> int:
@@ -395,5 +405,5 @@ def _require_pyarrow(name: str) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise ValueError(
-            f"{name}: reading .parquet needs pyarrow, which is not installed; pip install pyarrow, or give .jsonl"
+            f"{name}: reading .parquet needs pyarrow, which is not installed: pip install pyarrow, or pass .jsonl"
         ) from None

@@ -1,8 +1,8 @@
-"""Text that perplexity is measured on: files, or the corpora that papers name, read as they are.
+"""Text for measuring perplexity: files, or the corpora that papers use, read as they are.
 
-Nothing is changed in a text: no detokenisation, no lower case, no stripping (line ends become \\n, what is not UTF-8
-becomes U+FFFD and is counted). A `.jsonl` or `.parquet` file holds a document a line or row; any other file is one
-document, or several with `<|endoftext|>` between them, and of LAMBADA one passage a line.
+A text is not changed: no detokenisation, no lower case, no stripping (line ends become \\n; bytes that are not UTF-8
+become U+FFFD, and their documents are counted). A `.jsonl` or `.parquet` file holds a document a line or row; any other
+file is one document, or several with `<|endoftext|>` between them, and of LAMBADA one passage a line.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from .documents import TextFile, documents
 from .tokens import SEPARATOR
 
 OPENWEBTEXT_DOCUMENTS = 400
-"""OpenWebText has no test split, so its first documents stand for it where no file is given."""
+"""OpenWebText has no test split, so its first documents are used without a file."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A corpus with a name: where the package `datasets` finds it, what an entry there is, and what is said of it."""
+    """A corpus with a name: its id, configuration and split for the package `datasets`, what an entry there is, and a
+    description for the report."""
 
     dataset: str
     config: str | None
@@ -48,9 +49,9 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """Documents in their order, and what was read. `sha256`: of the file as it is stored, or, of a corpus that
-    `datasets` found, of its texts. `passages`: of LAMBADA, whose last words are measured too. `skipped`: entries left
-    out, by reason; `not_utf8`: documents that had other bytes."""
+    """Documents in their order, and what was read. `sha256`: of the file as it is stored, or of the texts that
+    `datasets` returned. `passages`: whether the last word of each document is measured too, as in LAMBADA. `skipped`:
+    number of entries left out, by reason; `not_utf8`: number of documents with bytes that are not UTF-8."""
 
     name: str
     texts: Sequence[str]
@@ -63,27 +64,28 @@ class EvaluationText:
 
 
 def read_evaluation_texts(on: str, text_field: str = "text") -> list[EvaluationText]:
-    """The texts that `on` names, with commas: a known corpus, a file, or `NAME=FILE`. `text_field`: what holds the text
-    in .jsonl and .parquet. Only a name without a file may touch the network. ValueError when one cannot be had."""
-    found = [_read(each.strip(), text_field) for each in on.split(",") if each.strip()]
-    names = Counter(text.name for text in found)
-    if not found:
-        raise ValueError(f"--on takes names ({', '.join(KNOWN)}) or files, with commas between them; got {on!r}")
+    """The texts that `on` names, separated by commas: known corpora, files, or `NAME=FILE`. `text_field`: field of
+    .jsonl and .parquet that holds the text. Only a name without a file uses the network. ValueError when a text cannot
+    be read."""
+    texts = [_read(part.strip(), text_field) for part in on.split(",") if part.strip()]
+    names = Counter(text.name for text in texts)
+    if not texts:
+        raise ValueError(f"--on takes names ({', '.join(KNOWN)}) or files, separated by commas; got {on!r}")
     if max(names.values()) > 1:
-        raise ValueError(f"--on names {names.most_common(1)[0][0]} twice; give each a name of its own, as NAME=FILE")
-    return found
+        raise ValueError(f"--on names {names.most_common(1)[0][0]} twice; name each text differently, as NAME=FILE")
+    return texts
 
 
-def _read(given: str, text_field: str) -> EvaluationText:
-    name, equals, file = given.partition("=")
+def _read(named: str, text_field: str) -> EvaluationText:
+    name, equals, file = named.partition("=")
     if not equals:
-        if given in KNOWN:
-            return _from_datasets(given, KNOWN[given])
-        name, file = stem(given) or "text", given
+        if named in KNOWN:
+            return _from_datasets(named, KNOWN[named])
+        name, file = stem(named) or "text", named
     if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"--on {given}: a text's name has letters, digits, `_`, `.` and `-`; give it as NAME=FILE")
+        raise ValueError(f"--on {named}: a name has letters, digits, `_`, `.` and `-`; pass the text as NAME=FILE")
     if not Path(file).is_file():
-        raise ValueError(f"--on {given}: there is no file {file}; give a file, NAME=FILE, or one of {', '.join(KNOWN)}")
+        raise ValueError(f"--on {named}: there is no file {file}; pass a file, NAME=FILE, or one of {', '.join(KNOWN)}")
     return _from_file(name, Path(file), text_field)
 
 
@@ -94,14 +96,14 @@ def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
     texts: list[str] = []
     skipped: Counter[str] = Counter()
     repaired = 0
-    for found, changed in _entries(source, path, passages, text_field):
-        if isinstance(found, Skip):
-            skipped[found.reason] += 1
+    for text, changed in _entries(source, path, passages, text_field):
+        if isinstance(text, Skip):
+            skipped[text.reason] += 1
         else:
-            texts.append(found)
+            texts.append(text)
             repaired += changed
     if source.error:
-        raise ValueError(f"{path} {source.error}; a text that is cut short is not measured: give the whole file")
+        raise ValueError(f"{path} {source.error}; an incomplete text is not measured: pass the whole file")
     if not texts:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in skipped.items())
         raise ValueError(f"{path} holds no text to measure on" + (f": {reasons}" if reasons else ""))
@@ -130,19 +132,19 @@ def _from_datasets(name: str, known: Known) -> EvaluationText:
         package: Any = importlib.import_module("datasets")
     except ImportError:
         raise ValueError(
-            f"{name} is read with the package datasets, which is not installed: pip install datasets, or give a file "
+            f"{name} is read with the package datasets, which is not installed: pip install datasets, or pass a file "
             f"as {name}=FILE"
         ) from None
     streamed = known.entry == "document"
     try:
-        found: Iterable[dict[str, Any]] = package.load_dataset(
+        rows: Iterable[dict[str, Any]] = package.load_dataset(
             known.dataset, known.config, split=known.split, streaming=streamed
         )
-        entries = [str(row["text"]) for row, _ in zip(found, _limit(known), strict=False)]
-    except Exception as error:  # what it raises without a network is not one kind
+        entries = [str(row["text"]) for row, _ in zip(rows, _limit(known), strict=False)]
+    except Exception as error:  # without a network it raises errors of several kinds
         reason = " ".join(str(error).split()[:30]) or type(error).__name__
         raise ValueError(
-            f"{name} ({known.dataset}) could not be had: {reason}; check the network, or give a file as {name}=FILE"
+            f"cannot read {name} ({known.dataset}): {reason}; check the network, or pass a file as {name}=FILE"
         ) from None
     # A blank line of the original file is an empty row there.
     texts = ["".join(each or " \n" for each in entries)] if known.entry == "line" else [e for e in entries if e.strip()]

@@ -1,5 +1,5 @@
-"""Texts with labels, for probing: from a `.jsonl` file (plain, .zst, .gz or .bz2) of `text` and `label`, from a dataset
-by its id or by the name that the Mixture of Decoders paper gives it, or made up here (`surnames`).
+"""Texts with labels, for probing: from a `.jsonl` file (plain, .zst, .gz or .bz2) with `text` and `label`, from a
+dataset by its id or by its name in the Mixture of Decoders paper, or generated here (`surnames`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from glassmoe.data.sources import InputFile, kind_of_file, one_newline
 
 LEAST = 10
-"""Examples below which a label is left out: one of several parts would hold one or none."""
+"""Labels with fewer examples are left out, because one of several splits would hold one example or none."""
 SURNAMES = 4000
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """`texts` and the `labels` of each. `last`: whether the end of a text is what counts, not its beginning. `token`:
-    whether the label is one of the last token. `left_out`: labels with fewer than `LEAST` examples, and how many."""
+    """`texts` and their `labels`. `last`: whether the end of a text matters instead of its beginning. `token`: whether
+    the label belongs to the last token. `left_out`: labels with fewer than `LEAST` examples -> number of examples."""
 
     name: str
     texts: list[str]
@@ -33,7 +33,7 @@ class Labelled:
 
 
 class Dataset(NamedTuple):
-    """Where a task of the paper lies: id, configuration, split, and how a row becomes text and label."""
+    """The dataset of a task: its id, configuration and split, and a function from a row to text and label."""
 
     id: str
     config: str | None
@@ -51,8 +51,8 @@ TASKS = {
     "europarl": Dataset("Helsinki-NLP/europarl", "all", "train", lambda row: (row["text"], row["language"])),
     "bias_in_bios": Dataset("LabHC/bias_in_bios", None, "test", lambda row: (row["hard_text"], row["profession"])),
 }
-"""The sample-level tasks of the paper (Oldfield et al. 2025). None of them was at hand when this was written: ids and
-columns are those of the hub's pages."""
+"""The sample-level tasks of the paper (Oldfield et al. 2025). Ids and columns are those of the hub's pages; the
+datasets themselves were not available to test this."""
 ENDINGS = {
     "slavic": ("ov", "ovich", "enko", "sky"),
     "nordic": ("sson", "gaard", "strom", "dottir"),
@@ -60,15 +60,16 @@ ENDINGS = {
     "irish": ("nagh", "gan", "nell", "ley"),
     "armenian": ("yan", "osyan", "unts", "ouni"),
 }
-"""Origin -> endings of the made-up surnames."""
+"""Origin -> endings of the generated surnames."""
 FIRST = ("Alex", "Robin", "Kim", "Sam", "Max", "Nora", "Lea", "Anna", "Maria", "Eva", "Daniel", "David", "Peter")
 
 
-def labelled(name: str, limit: int | None = None, *, last: bool = False, token: bool = False) -> Labelled:
-    """The task that `name` means: a file, `surnames`, a name of `TASKS`, or a dataset's id (with columns `text` and
-    `label`; needs `datasets`, and the network). `limit`: examples read at most. `last`, `token`: as in `Labelled`.
-    ValueError, in one sentence, for a file that is missing or lacks a field, and for fewer than two labels with `LEAST`
+def labelled(name: str | Path, limit: int | None = None, *, last: bool = False, token: bool = False) -> Labelled:
+    """The task called `name`: a file, `surnames`, a name of `TASKS`, or the id of a dataset with columns `text` and
+    `label` (which needs `datasets` and the network). `limit`: largest number of examples. `last`, `token`: as in
+    `Labelled`. ValueError for a file that is missing or lacks a field, and for fewer than two labels with `LEAST`
     examples."""
+    name = str(name)
     if name == "surnames":
         return checked(name, surnames(limit or SURNAMES), last=True, token=True)
     if Path(name).exists() or kind_of_file(name, {".jsonl": "jsonl"}):
@@ -78,9 +79,10 @@ def labelled(name: str, limit: int | None = None, *, last: bool = False, token: 
 
 
 def checked(name: str, pairs: list[tuple[str, str]], *, last: bool, token: bool) -> Labelled:
-    """The pairs as a task, without labels of fewer than `LEAST` examples. ValueError when fewer than two are left."""
+    """The pairs as a task, without labels that have fewer than `LEAST` examples. ValueError for fewer than two
+    labels."""
     counts = Counter(label for _, label in pairs)
-    kept = [pair for pair in pairs if counts[pair[1]] >= LEAST]
+    usable = [pair for pair in pairs if counts[pair[1]] >= LEAST]
     left_out = {label: count for label, count in sorted(counts.items()) if count < LEAST}
     if len(counts) - len(left_out) < 2:
         held = ", ".join(f"{label!r} ({count})" for label, count in counts.most_common(5)) or "none"
@@ -88,12 +90,12 @@ def checked(name: str, pairs: list[tuple[str, str]], *, last: bool, token: bool)
             f"{name} has {len(pairs)} examples with the labels {held}; a task needs two labels with at least {LEAST} "
             f"examples each"
         )
-    return Labelled(name, [text for text, _ in kept], [label for _, label in kept], last, token, left_out)
+    return Labelled(name, [text for text, _ in usable], [label for _, label in usable], last, token, left_out)
 
 
 def _read(path: Path, limit: int | None) -> list[tuple[str, str]]:
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a .jsonl of text and label, or the name of a task")
+        raise ValueError(f"there is no file {path}; pass a .jsonl of text and label, or the name of a task")
     source = InputFile(str(path), 0, lambda _: None)
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate(_lines(source), start=1):
@@ -128,7 +130,8 @@ def _download(known: Dataset, limit: int | None) -> list[tuple[str, str]]:
         import datasets
     except ModuleNotFoundError:
         raise ValueError(
-            f"{known.id} is no file, and reading it from the hub needs datasets: pip install datasets, or give a .jsonl"
+            f"{known.id} is not a file, and reading it from the hub needs datasets: pip install datasets, or pass "
+            f"a .jsonl"
         ) from None
     try:
         rows = datasets.load_dataset(known.id, known.config, split=known.split, streaming=True)
@@ -140,15 +143,14 @@ def _download(known: Dataset, limit: int | None) -> list[tuple[str, str]]:
         raise ValueError(f"the dataset {known.id} has no column {error}; a task needs text and label") from None
     except Exception as error:  # what datasets raises depends on where it stumbles
         reason = " ".join(str(error).split()[:30])
-        raise ValueError(
-            f"the dataset {known.id} could not be read: {reason}; give an id of the hub or a file"
-        ) from None
+        raise ValueError(f"cannot read the dataset {known.id}: {reason}; pass an id of the hub or a file") from None
     return pairs
 
 
 def surnames(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """So many made-up full names, no surname twice, and the origin that the surname's ending tells: for probing the
-    last token, as the surname tasks of Gurnee et al. (2023) do with real people. A name says nothing of anybody."""
+    """`count` generated full names, no surname twice, with the origin that the ending of the surname suggests. They are
+    for probing the last token, like the surname tasks of Gurnee et al. (2023), which use real people; these names
+    belong to nobody."""
     draw = random.Random(seed)
     pairs: dict[str, tuple[str, str]] = {}
     while len(pairs) < count:

@@ -1,7 +1,7 @@
-"""Tokenizers of text: trained on it, or loaded; and the form of tokens that one makes.
+"""Tokenizers of text, trained or loaded, and the kind of tokens that a tokenizer makes.
 
-Ids come from a `tokenizers.Tokenizer` without its special tokens, which in a document's own text count as text; what is
-added is one separator, with which every document begins.
+Ids come from a `tokenizers.Tokenizer`. Special tokens in the text of a document are read as text; only a separator is
+added, with which every document begins.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 
 SEPARATOR = "<|endoftext|>"
 LEAST_IDS = 257
-"""Ids of the smallest byte-level vocabulary: the separator and every byte."""
+"""Size of the smallest byte-level vocabulary: the separator and every byte."""
 
 PIECE_CHARACTERS = 1 << 20
-"""A longer text is tokenised in pieces of about this many characters, as memory is proportional to a piece."""
+"""A longer text is tokenised in pieces of about this many characters, because memory is proportional to a piece."""
 
 KNOWN_WORDS, LONGEST_WORD = 1 << 17, 64
-"""How many words an encoder remembers the ids of (some 30 MB of them), and of how many characters at most."""
+"""Number of words whose ids an encoder caches (about 30 MB), and the length of the longest cached word in
+characters."""
 
-# Whatever lies between two cuts. Cut is before a single space and after a single line end, each between two characters
-# that are not white space (what Python holds for that is more than what tokenizers do, so a cut less at worst); and
-# between a letter and a mark of ASCII, so that words are known whatever follows them.
+# The text between two cuts. Cuts are before a single space and after a single line end, between two characters that are
+# not white space. (Python counts more characters as white space than tokenizers do, which at worst saves a cut.) Cuts
+# are also between a letter and an ASCII mark, so that a word is in the cache whatever follows it.
 _MARK = r"[!-/:-@\[-`{-~]"
 _WORD = rf"\s*+{_MARK}*+[A-Za-z]++(?={_MARK}| \S)"
 _OTHER = r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+"
@@ -41,27 +42,29 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {
     rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}{_REST}" for digits in ("", "{1,3}")
 }
-"""The patterns of Qwen 2 and Llama 3; GPT-2's is the byte level's own."""
+"""The patterns of Qwen 2 and Llama 3. The pattern of GPT-2 is built into the byte level."""
 
 
 def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None) -> TokenKind:
-    """The form of text whose tokens are those of a tokenizer; documents begin with its token `start`, or that of the
-    id `id_of_start`. ValueError when the JSON is not a tokenizer, or lacks that token."""
+    """The kind of tokens that a tokenizer makes. Documents begin with its token `start`, or with the token of the id
+    `id_of_start`. ValueError when the JSON is not a tokenizer, or lacks that token."""
     tokenizer = read_tokenizer(tokenizer_json)
-    ids = tokenizer.get_vocab(with_added_tokens=True)
+    id_of = tokenizer.get_vocab(with_added_tokens=True)
     if id_of_start is not None:
         start = str(tokenizer.id_to_token(id_of_start))
-    if start not in ids:
-        raise ValueError(f"the tokenizer has no token {start!r} for the start of a document; give another tokenizer")
-    vocabulary = [""] * (max(ids.values()) + 1)
-    for token, place in ids.items():
+    if start not in id_of:
+        raise ValueError(
+            f"the tokenizer has no token {start!r} for the start of a document; pass a different tokenizer"
+        )
+    vocabulary = [""] * (max(id_of.values()) + 1)
+    for token, place in id_of.items():
         vocabulary[place] = token
     dtype = np.dtype("<u2") if len(vocabulary) <= 1 << 16 else np.dtype("<u4")
-    begin = ids[start]
+    begin = id_of[start]
     encode = document_encoder(tokenizer, begin, dtype)
 
-    def decode(given: npt.ArrayLike) -> str:
-        row = np.asarray(given).tolist()
+    def decode(ids: npt.ArrayLike) -> str:
+        row = np.asarray(ids).tolist()
         return str(tokenizer.decode(row[1:] if row[:1] == [begin] else row, skip_special_tokens=False))
 
     return TokenKind(
@@ -99,11 +102,11 @@ def word_class(text: str) -> str:
 
 
 def read_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """A tokenizer that takes special tokens in a text for text. ValueError when the JSON is none."""
+    """A tokenizer that reads special tokens in a text as text. ValueError when the JSON is not a tokenizer."""
     try:
         tokenizer = Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"not a tokenizer of the `tokenizers` library: {error}; give another") from None
+        raise ValueError(f"not a tokenizer of the `tokenizers` library: {error}; pass a different one") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
@@ -111,14 +114,14 @@ def read_tokenizer(tokenizer_json: str) -> Tokenizer:
 
 
 def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Callable[[list[str]], list[Tokens]]:
-    """A function from texts to the token ids of each, its separator first.
+    """A function from texts to their token ids, each with the separator first.
 
-    Where words are tokenised alone in any case (`cuts_at_words`), the ids of those met before are looked up, which is
-    several times as fast as asking the tokenizer again; the result is the same.
+    Where the tokenizer treats words separately (`cuts_at_words`), ids of words are cached, which is several times as
+    fast as tokenising them again; the result is the same.
     """
     known: dict[str, bytes] = {}
 
-    # Asked when the first text comes: most who open prepared text encode none.
+    # Decided on the first text, because most users of prepared text encode none.
     @cache
     def cut() -> Callable[[str], list[str]] | None:
         return _WORDS.findall if cuts_at_words(tokenizer) else None
@@ -133,23 +136,23 @@ def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> 
             return ask(parts)
         pieces = [words(part) for part in parts]
         flat = list(chain.from_iterable(pieces))
-        found: list[bytes | None] = list(map(known.get, flat))
-        missing = [place for place, ids in enumerate(found) if ids is None]
-        new = list(dict.fromkeys(flat[place] for place in missing))
-        made = dict(zip(new, ask(new), strict=True))
+        ids: list[bytes | None] = list(map(known.get, flat))
+        missing = [place for place, word_ids in enumerate(ids) if word_ids is None]
+        words_to_ask = list(dict.fromkeys(flat[place] for place in missing))
+        new = dict(zip(words_to_ask, ask(words_to_ask), strict=True))
         for place in missing:
-            found[place] = made[flat[place]]
-        if len(known) + len(made) > KNOWN_WORDS:
+            ids[place] = new[flat[place]]
+        if len(known) + len(new) > KNOWN_WORDS:
             known.clear()
-        known.update((word, ids) for word, ids in made.items() if len(word) <= LONGEST_WORD)
-        each = cast("Iterator[bytes]", iter(found))
-        return [b"".join(islice(each, len(some))) for some in pieces]
+        known.update((word, word_ids) for word, word_ids in new.items() if len(word) <= LONGEST_WORD)
+        rest = cast("Iterator[bytes]", iter(ids))
+        return [b"".join(islice(rest, len(some))) for some in pieces]
 
     def encode(texts: list[str]) -> list[Tokens]:
         parts = [cut_text(text) for text in texts]
         encoded = chain.from_iterable(look_up(group) for group in _groups(chain.from_iterable(parts)))
         begin = np.array([start], dtype).tobytes()
-        # A bytearray, as an array on bytes could not be written to.
+        # A bytearray, because an array on bytes is read-only.
         return [np.frombuffer(bytearray().join((begin, *islice(encoded, len(some)))), dtype) for some in parts]
 
     return encode
@@ -170,9 +173,9 @@ def _groups(parts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def cuts_at_words(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer is known to give a text cut by `_WORDS` the tokens of the whole: a byte-level BPE whose
-    pattern is GPT-2's (also GPT-NeoX's), Llama 3's or Qwen 2's. None of these joins a single space to what stands
-    before it, a single line end to what stands behind it, or a letter to a mark behind it."""
+    """Whether a tokenizer gives the pieces of a text that `_WORDS` cuts the same tokens as the whole text. This is
+    known of byte-level BPE with the pattern of GPT-2 (also of GPT-NeoX), Llama 3 or Qwen 2. None of them joins a single
+    space to the character before it, a single line end to the character after it, or a letter to a mark after it."""
     described = json.loads(tokenizer.to_str())
     steps = described["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
@@ -187,21 +190,21 @@ def cuts_at_words(tokenizer: Tokenizer) -> bool:
         known
         and model["type"] == "BPE"
         and not model.get("dropout")
-        # Composed characters never hold a space or a line end.
+        # A composed character never contains a space or a line end.
         and (normalizer is None or normalizer["type"] == "NFC")
         and all(_uncut(token) for token in described["added_tokens"])
     )
 
 
 def _uncut(token: dict[str, Any]) -> bool:
-    """Whether no cut goes through an added token where a text spells it; special ones are read as text."""
+    """Whether no cut splits an added token that a text spells out; special tokens are read as text."""
     runs_of_spaces = len(token["content"]) > 1 and not token["content"].strip(" ")
     return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
 
 
 def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
-    """A text in pieces of at most `longest` characters, cut where byte-level BPE joins nothing, where there are such
-    places: before a single space between words, or behind a single line end."""
+    """A text in pieces of at most `longest` characters. If possible it is cut where byte-level BPE joins nothing:
+    before a single space between words, or after a single line end."""
     pieces, begin = [], 0
     while len(text) - begin > longest:
         end = begin + longest
@@ -220,8 +223,8 @@ def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> str:
-    """A byte-level BPE of `size` ids, the first of them the separator, as JSON; fewer where the text has no more to
-    merge. Equal texts give equal tokenizers."""
+    """A byte-level BPE of `size` ids as JSON; its first id is the separator. It has fewer ids when the text has nothing
+    left to merge. Equal texts give equal tokenizers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -235,9 +238,11 @@ def train_tokenizer(texts: Iterable[str], size: int) -> str:
     return str(tokenizer.to_str())
 
 
-def load_tokenizer(name: str) -> tuple[str, str]:
+def load_tokenizer(name: str | Path) -> tuple[str, str]:
     """`(JSON, separator)` of a transformers tokenizer, by name or directory, or of a prepared folder of text. The
-    separator is its bos or else its eos token. ValueError when there is none, or it is not backed by `tokenizers`."""
+    separator is its bos token, or else its eos token. ValueError when there is no such tokenizer, or it is not backed
+    by `tokenizers`."""
+    name = str(name)
     path = Path(name)
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -246,7 +251,7 @@ def load_tokenizer(name: str) -> tuple[str, str]:
         pass  # not a folder that we prepared
     from transformers import AutoTokenizer
 
-    expected = "give train:N, a directory with a transformers tokenizer (tokenizer.json), or the name of one on the hub"
+    expected = "pass train:N, a directory with a transformers tokenizer (tokenizer.json), or the name of one on the hub"
     if path.is_file():
         raise ValueError(f"--tokenizer {name} is a file; {expected}")
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
@@ -255,7 +260,7 @@ def load_tokenizer(name: str) -> tuple[str, str]:
         loaded: Any = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # what transformers raises depends on where it stumbles
         reason = " ".join(str(error).split()[:30])
-        raise ValueError(f"--tokenizer {name} could not be loaded: {reason}; {expected}") from None
+        raise ValueError(f"cannot load --tokenizer {name}: {reason}; {expected}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     start = loaded.bos_token or loaded.eos_token
     if backend is None or start is None:
@@ -265,8 +270,8 @@ def load_tokenizer(name: str) -> tuple[str, str]:
 
 
 def byte_lengths(kind: TokenKind) -> npt.NDArray[np.int64] | None:
-    """Bytes of UTF-8 that each id stands for, int64 [ids], the separator for none; None where a token alone does not
-    tell them, as with tokenizers that are not byte-level BPE or change a text before they cut it."""
+    """Number of UTF-8 bytes of each token, int64 [ids], 0 for the separator. None where a token alone does not decide
+    it: for tokenizers that are not byte-level BPE, or that change a text before they cut it."""
     assert kind.tokenizer is not None
     described = json.loads(kind.tokenizer)
     steps = described["pre_tokenizer"] or {}
@@ -280,7 +285,7 @@ def byte_lengths(kind: TokenKind) -> npt.NDArray[np.int64] | None:
         or described["normalizer"] is not None
     ):
         return None
-    # A byte is one character in the alphabet of byte-level BPE; added tokens are spelled as they are.
+    # The alphabet of byte-level BPE has one character a byte; added tokens are spelled as they are.
     lengths = np.array([len(token) for token in kind.vocabulary], dtype=np.int64)
     for added in described["added_tokens"]:
         lengths[added["id"]] = len(added["content"].encode("utf-8"))
