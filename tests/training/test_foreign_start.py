@@ -236,7 +236,7 @@ def test_mistakes(
     for file in sources["llama"].iterdir():
         (small / file.name).write_bytes(file.read_bytes())
     (small / "config.json").write_text(json.dumps({**settings, "vocab_size": 300}))
-    assert "has 320 ids and the model only 300" in said(words("llama", {"llama": small}, texts, out))
+    assert "has 320 ids, but the model only 300" in said(words("llama", {"llama": small}, texts, out))
     assert not out.exists() or {path.name for path in out.iterdir()} <= {"config.yaml", "state"}
 
 

@@ -1,6 +1,6 @@
 """Fitting coders to a trained model.
 
-A fit leaves a directory like a run's: `coder.safetensors` and `config.yaml` (a `FitConfig`, nothing left open),
+A fit leaves a directory like a run's: `coder.safetensors` and `config.yaml` (a complete `FitConfig`),
 `environment.json`, `metrics.jsonl`, `state/`. A sweep of several coders has one `config.yaml` (a `SweepConfig`), one
 `metrics.jsonl` and one `state/` for all, and in `LAYER/KIND-kK` each coder with a `config.yaml` of its own.
 """

@@ -1,10 +1,10 @@
-"""Coders in the folders of two other packages, SAELens 6 and sparsify, and theirs as ours. Neither package is needed,
-and nothing is ever unpickled: both keep a `cfg.json` beside a safetensors file, `layouts.py` has what is in them.
+"""Export of coders to the folders of SAELens 6 and sparsify, and import from them. Neither package is needed, and
+nothing is unpickled: both save a `cfg.json` and a safetensors file, whose content `layouts.py` describes.
 
-What is written computes what the coder does outside training, and what is read becomes a directory like a fit's, which
-every verb that takes coders takes. Constants, the units of `normalise: rms` among them, are folded into the weights in
-float64 and rounded to float32, so that features and reconstructions agree up to that rounding; what depends on the
-token, or is not known, is refused.
+An exported coder computes what the coder computes outside training. An imported one becomes a directory like that of a
+fit, which every verb for coders takes. Constants, such as the units of `normalise: rms`, are folded into the weights in
+float64 and rounded to float32, so features and reconstructions agree up to that rounding. What depends on the token, or
+is not known, is refused.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .sweep import CONTEXT
 
 FORMATS = tuple(WEIGHTS)
 RECEIPT = "import.json"
-"""Where an imported coder came from, and what its `cfg.json` said."""
+"""File that records where an imported coder came from, and its `cfg.json`."""
 
 
 def export_coders(path: str | Path, out: str | Path, format: str) -> list[Path]:
@@ -131,7 +131,7 @@ def import_coder(
 
 
 def _config(foreign: ForeignCoder, subject: Subject, layer: int, module: str | None) -> FitConfig:
-    """The configuration that a fit would have left, of 0 steps."""
+    """The configuration of a fit of 0 steps."""
     features, width = foreign.weights["w_dec"].shape
     named: dict[str, Any] = {"k": foreign.k} if foreign.kind in LISTED_KINDS else {}
     coder = CoderConfig(layer=layer, kind=foreign.kind, site=foreign.site, features=features, **named)

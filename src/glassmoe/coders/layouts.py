@@ -1,9 +1,9 @@
-"""The two layouts of `formats.py`: what the numbers of a coder are called in SAELens 6 and in sparsify, and what their
-`cfg.json` says of the function.
+"""The two layouts of `formats.py`: the names of a coder's tensors in SAELens 6 and in sparsify, and what `cfg.json`
+states about the function.
 
-In all of them z = W_enc x' + b_enc, y^ = W_dec^T f + b_dec, and x' is x or x - b_dec: ours take b_dec off in
-autoencoders alone, theirs where `apply_b_dec_to_input` or, in sparsify, the lack of `transcode` says so. The
-difference, W_enc b_dec, goes into b_enc. Of the features:
+In all of them z = W_enc x' + b_enc, y^ = W_dec^T f + b_dec, and x' is x or x - b_dec. Glassmoe subtracts b_dec in
+autoencoders alone, SAELens where `apply_b_dec_to_input` is set, and sparsify where `transcode` is not. The difference,
+W_enc b_dec, is added to b_enc. The features are:
 
 | SAELens           | features f                                            | ours                       |
 | ----------------- | ----------------------------------------------------- | -------------------------- |
@@ -15,9 +15,9 @@ difference, W_enc b_dec, goes into b_enc. Of the features:
 | `skip_transcoder` | relu(z); y^ also has W_skip x                         | skip-transcoder, the same  |
 | sparsify          | the k greatest of relu(z); y^ may also have W_skip x  | topk, (skip-)transcoder    |
 
-What `batchtopk` keeps outside training, z >= threshold, is z > the next smaller number of float32. Thresholds of
-`jumprelu` are logarithms here, so that one that comes in may differ by some 1e-7 of itself. Skip transcoders with a k
-have no name in SAELens, thresholds and gates none in sparsify, mixtures of decoders none in either.
+Outside training `batchtopk` keeps z >= threshold, which is z > the next smaller number of float32. Thresholds of
+`jumprelu` are logarithms here, so an imported one may differ by about 1e-7 of its value. SAELens has no skip
+transcoders with a k, sparsify no thresholds or gates, and neither has mixtures of decoders.
 
 Legend: D width, F features.
 """
@@ -40,7 +40,7 @@ CFG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 """Format -> file of its tensors."""
 SAELENS_VERSION = "6.0.0"
-"""First version of SAELens whose `cfg.json` is of this form: older ones are told by a missing or smaller one."""
+"""First version of SAELens whose `cfg.json` has this form; older ones state none or a smaller one."""
 
 SAELENS: dict[str, str] = {
     "l1": "standard",
@@ -61,7 +61,7 @@ SAELENS_KINDS: dict[str, tuple[str | None, str | None]] = {
     "transcoder": (None, "transcoder"),
     "skip_transcoder": (None, "skip-transcoder"),
 }
-"""Architecture of SAELens -> our kind of one that rebuilds what it reads, and of one that stands for an MLP."""
+"""Architecture of SAELens -> kind of an autoencoder with it, and of a replacement of an MLP with it."""
 SPARSIFY: tuple[str, ...] = ("topk", "transcoder", "skip-transcoder")
 """Kinds that sparsify has."""
 SAELENS_KEYS = {"architecture", "d_in", "d_sae", "d_out", "dtype", "device", "metadata", "k"} | {
@@ -70,7 +70,7 @@ SAELENS_KEYS = {"architecture", "d_in", "d_sae", "d_out", "dtype", "device", "me
 SPARSIFY_KEYS = {"activation", "signed", "k", "d_in", "num_latents", "expansion_factor", "skip_connection"} | {
     "transcode", "normalize_decoder", "multi_topk",
 }  # fmt: skip
-"""Keys whose meaning is known; any other may change the function."""
+"""Keys whose meaning is known; any other key may change the function."""
 
 HOOKS: dict[Site, tuple[str, ...]] = {
     "stream": ("hook_resid_post",),
@@ -335,7 +335,7 @@ def from_sparsify(folder: CoderFolder, site: Site | None) -> ForeignCoder:
     features = folder.count("num_latents") if folder.cfg.get("num_latents") else 0
     features = features or width * folder.count("expansion_factor")
     transcode, skip = folder.flag("transcode", False), folder.flag("skip_connection", False)
-    # Before transcode was a key, skip transcoders were told by their skip alone, and took b_dec off what they read.
+    # Before transcode was a key, only the skip marked skip transcoders, and they subtracted b_dec from their input.
     for_mlp = transcode or skip if site is None else site == "mlp"
     if (transcode or skip) and not for_mlp:
         folder.refuse(f"it is a transcoder, which stands for an MLP, and the site given is {site}; give mlp, or none")
@@ -345,7 +345,7 @@ def from_sparsify(folder: CoderFolder, site: Site | None) -> ForeignCoder:
     names = {"encoder.weight": "w_enc", "encoder.bias": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "W_skip": "w_skip"}
     weights = {names[name]: tensor for name, tensor in given.items()}
     kind = "skip-transcoder" if skip else "transcoder" if for_mlp else "topk"
-    # Of several seeds each lies in a folder of its own within that of the place.
+    # With several seeds, each has a folder of its own in that of the place.
     name = path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name
     layer, found = place(name, for_mlp)
     return ForeignCoder(

@@ -43,12 +43,12 @@ from .base import Coder, CodingPass, ListedCoder
 from .configuration import CoderConfig
 
 REMEMBERED = 10
-"""Batches over which the size of the penalty is averaged when p changes."""
+"""Number of batches over which the size of the penalty is averaged when p changes."""
 THRESHOLD_MEMORY = 100
-"""Steps over which the threshold of `batchtopk` is averaged, about: the mean of all while there are fewer, then each
-new one counts a hundredth."""
+"""Approximate number of steps over which the threshold of `batchtopk` is averaged: the mean of all steps while there
+are fewer, then each new step has a weight of a hundredth."""
 SAMPLED = 61
-"""Of so many scores one tells `batchtopk` where the greatest begin; a prime, so that it meets every feature."""
+"""`batchtopk` samples one of this many scores to bound the greatest; a prime, so that every feature is sampled."""
 FIRST_THETA = 0.001
 """Thresholds of `jumprelu` before the fit, for an input of mean square 1 (Rajamanoharan et al. 2024)."""
 
@@ -84,7 +84,7 @@ class PAnneal(L1):
 
     def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
         super().__init__(width, config, steps, tokens)
-        # A change needs a step before it, which says how large the penalty is.
+        # A change needs a step before it, which measures the penalty.
         first = max(1, round(config.anneal_start * steps))
         changes, rest = config.anneal_updates, steps - first
         if rest < changes:

@@ -1,5 +1,5 @@
-"""From a few settings to the complete configuration of a sweep: which coders of which layers, matched in parameters,
-how long, on what. `glassmoe decompose` and `glassmoe reproduce mxd-frontier` are made from it."""
+"""The complete configuration of a sweep from a few settings: which coders of which layers, with equal parameters, for
+how many tokens, on which data. `glassmoe decompose` and `glassmoe reproduce mxd-frontier` use it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sweep(
     precision: str = "auto",
     device: str = "auto",
 ) -> SweepConfig:
-    """The sweep of `coders` (names of `kinds.CODERS`) at every k, in every one of `layers` of `model`.
+    """The sweep of `coders` (names of `kinds.CODERS`) at every k, in each of `layers` of `model`.
 
     `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
     as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
