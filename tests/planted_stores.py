@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from glassmoe.inspect.store import Examples
+from glassmoe.inspect.examples import Examples
 
 
 class PlantedStore:

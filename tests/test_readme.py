@@ -94,7 +94,7 @@ def test_quickstart_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr()
     assert "coverage" in shown.out and "on the board" in shown.out and "synthetic games" in shown.err
     page = tmp_path / "run/report.html"
-    assert shown.out.rstrip().endswith(str(page)) and "What single features see" in page.read_text()
+    assert shown.out.rstrip().endswith(str(page)) and "Board properties that single features detect" in page.read_text()
     unseen = json.loads((tmp_path / "run/unseen/manifest.json").read_text())
     assert unseen["seed"] == 1
     manifest = json.loads((tmp_path / "run/games/manifest.json").read_text())

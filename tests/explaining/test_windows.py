@@ -9,7 +9,7 @@ import pytest
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.data.corpus import Corpus
 from glassmoe.explaining.windows import TokenText, Windows, joined, random_marks, with_marks
-from glassmoe.inspect.store import Examples
+from glassmoe.inspect.examples import Examples
 from text_files import made_up_texts, prepared
 
 HARD = [

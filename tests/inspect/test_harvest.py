@@ -34,7 +34,7 @@ def games() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_harvest_against_all_activations_written_out(ffn: str, layer: int) -> None:
     model = make(ffn)
     tokens, lengths, positions = games()
-    found = harvest(model, layer, tokens, lengths, positions, sample_games=5, batch_games=3)
+    found = harvest(model, layer, tokens, lengths, positions, sample=5, batch=3)
 
     inputs = []
     handle = model.feed_forwards()[layer].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -67,7 +67,7 @@ def test_harvests_goes_layer_by_layer() -> None:
     one = (*games(), 3)
     found = dict(harvests(model, [one, one], [1, 0]))
     assert list(found) == [1, 0] and all(len(both) == 2 for both in found.values())
-    alone = harvest(model, 1, *games(), sample_games=3)
+    alone = harvest(model, 1, *games(), sample=3)
     assert np.array_equal(found[1][1].maxima_F, alone.maxima_F)
 
 
@@ -75,7 +75,7 @@ def test_positions_in_padding_are_refused() -> None:
     tokens, lengths, positions = games()
     lengths = np.minimum(lengths, 10)
     with pytest.raises(ValueError, match="padding"):
-        harvest(make("gelu"), 0, tokens, lengths, positions, sample_games=1)
+        harvest(make("gelu"), 0, tokens, lengths, positions, sample=1)
 
 
 def test_random_twin_has_the_shape_and_other_weights() -> None:

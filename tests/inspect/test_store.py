@@ -12,7 +12,7 @@ from glassmoe.data.corpus import Corpus, Rows, mix
 from glassmoe.explaining.windows import TokenText
 from glassmoe.inspect import examples
 from glassmoe.inspect import store as stores
-from glassmoe.inspect.examples import BINS, Gatherer, Kept, bin_edges, fired
+from glassmoe.inspect.examples import BINS, Gatherer, SmallestKeys, bin_edges, fired
 from glassmoe.inspect.store import FeatureStore, Gathering, make_store, open_store, remove_store, store_path
 from glassmoe.model import Features, GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
@@ -135,7 +135,7 @@ def test_what_is_kept_against_a_plain_sort(waiting: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(examples, "WAITING", waiting)
     monkeypatch.setattr(examples, "MOST_PARTS", 3)
     rng = np.random.default_rng(0)
-    kept, came = Kept(5, 4, 2), []
+    kept, came = SmallestKeys(5, 4, 2), []
     for _ in range(30):
         n = int(rng.integers(0, 12))
         feature, window = rng.choice([0, 1, 3], n), np.arange(len(came), len(came) + n)

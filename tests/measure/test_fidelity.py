@@ -202,7 +202,7 @@ def test_a_coder_is_harvested_from_the_stream_after_its_layer(kind: str) -> None
         streams = [by_blocks(model, torch.from_numpy(row).long().unsqueeze(0), {})[1][1] for row in tokens]
         dense = [coder.features(stream).to_dense().numpy() for stream in streams]
     torch.testing.assert_close(activations_at(model, 1, "stream", tokens).x, torch.stack(streams), rtol=1e-4, atol=1e-5)
-    found = harvest(model, 1, tokens, lengths, positions, sample_games=5, batch_games=3, coder=coder)
+    found = harvest(model, 1, tokens, lengths, positions, sample=5, batch=3, coder=coder)
     got = found.rows if isinstance(found.rows, np.ndarray) else found.rows.toarray()
     assert isinstance(found.rows, np.ndarray) == (kind not in ("topk", "batchtopk"))
     np.testing.assert_allclose(got, np.concatenate([d[p] for d, p in zip(dense, positions, strict=True)]), atol=1e-5)

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from glassmoe.chess.tokens import MOVES
 from glassmoe.data.tokens import TEXT, TokenKind
-from glassmoe.inspect.store import Examples, FeatureStore
+from glassmoe.inspect.examples import Examples
+from glassmoe.inspect.store import FeatureStore
 
 Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]

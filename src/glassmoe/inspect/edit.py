@@ -1,4 +1,4 @@
-"""Features in place of what they stand for, and edited: inside the real model, in every forward pass.
+"""A model that runs with a coder's reconstruction, or with edited features, in place of its own activations.
 
 Legend: D width of the stream, F features.
 """
@@ -22,17 +22,17 @@ Action = Literal["scale", "set", "add", "ablate"]
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to the strengths of some features at every token: `scale` by the amount, `set` to it, `add` it, or
-    `ablate`, to 0. Features that were silent are moved by `set` and `add` too."""
+    """A change of some features' strengths at every token. `set` and `add` also change features that are silent."""
 
     action: Action
+    """`scale` by the amount, `set` to it, `add` it, or `ablate` (set to 0)."""
     features: tuple[int, ...]
     amount: float = 0.0
 
-    def __call__(self, found: Features) -> Features:
+    def __call__(self, features: Features) -> Features:
         if self.action == "ablate":
-            return found.ablate(self.features)
-        change: Callable[[Sequence[int], float], Features] = getattr(found, self.action)
+            return features.ablate(self.features)
+        change: Callable[[Sequence[int], float], Features] = getattr(features, self.action)
         return change(self.features, self.amount)
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class Edit:
 
 
 def features_of(layer: FeedForward, features: Sequence[int] = (), experts: Sequence[int] = ()) -> tuple[int, ...]:
-    """The features named, and all of the experts named, ascending. ValueError for one that is not in the layer."""
+    """These features and all features of these experts, ascending. ValueError for one that is not in the layer."""
     size = layer.num_features // layer.num_experts
-    for what, given, count in (("feature", features, layer.num_features), ("expert", experts, layer.num_experts)):
-        wrong = [each for each in given if not 0 <= each < count]
+    for what, numbers, count in (("feature", features, layer.num_features), ("expert", experts, layer.num_experts)):
+        wrong = [number for number in numbers if not 0 <= number < count]
         if wrong:
             raise ValueError(f"{what} {wrong[0]} is not in this layer: it has {what}s 0 to {count - 1}")
     return tuple(sorted({*features, *(f for e in experts for f in range(e * size, (e + 1) * size))}))
@@ -54,10 +54,10 @@ def features_of(layer: FeedForward, features: Sequence[int] = (), experts: Seque
 
 @contextmanager
 def spliced(model: Any, layer: FeedForward, place: Place, edit: Any = None) -> Iterator[None]:
-    """Within it, what `layer` makes of its features stands at its place, in every forward pass, those of `generate`
-    included: a coder's reconstruction, or a layer's own output when it is read as it is. It computes in float32,
-    whatever the autocast state. `edit`: a function of the `Features` that returns what is written in their stead, such
-    as an `Edit`."""
+    """A context in which what `layer` writes takes the place of the model's activations at `place`: the reconstruction
+    of a coder, or a feed-forward layer's own output. It holds in every forward pass, those of `generate` included, and
+    computes in float32 whatever the autocast state. `edit`: a function from the `Features` to those that are written,
+    such as an `Edit`."""
     with replaced(model, place, lambda x, _: rebuild(layer, x, edit)):
         yield
 

@@ -1,12 +1,11 @@
-"""Windows of text or games in which features fire, gathered in one pass: of every feature a fair sample and the
-strongest, with counts over all tokens. Memory grows with features times examples, never with tokens.
+"""Windows of tokens in which features fire, gathered in one pass: a fair sample and the strongest windows of every
+feature, with counts over all tokens. Memory grows with features times examples, never with tokens.
 
-A window is cut from a row (a document or game) at multiples of its length; its strength for a feature is the greatest
-at any of its tokens. Rows are dealt to two halves, by turns, so that what explains a feature and what tests the
-explanation come from different documents. Every (window, feature) has a number that looks random and is a function of
-the two alone, and the windows with the smallest numbers stay: a fair sample, the same one whatever the batches, the
-processes, or how often the pass was stopped. Tenths by strength (as delphi draws its examples) are tenths of that
-sample.
+A window is cut from a row (a sequence) at multiples of its length; its strength for a feature is the maximum over its
+tokens. Rows belong to two halves in turn, so that what explains a feature and what tests the explanation come from
+different documents. Every (window, feature) has a number that looks random and is a function of the two alone, and the
+windows with the smallest numbers stay. That is a fair sample, the same one whatever the batches, the processes, or how
+often the pass was stopped. Tenths by strength (as delphi draws its examples) are tenths of that sample.
 
 Legend: R rows of a batch, N tokens of a row, T = R * N tokens, W windows of a batch, L tokens of a window, D width of
 the stream, F features, A features listed a token, Z pairs of token and feature that fires, P pairs of window and
@@ -15,6 +14,7 @@ feature that fires, B bins.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +46,26 @@ def bin_edges() -> Float32:
     """(B + 1,): where the bins of strengths begin and end: 2^e times 1, 1.25, 1.5, 1.75."""
     bins = np.arange(BINS + 1)
     return (2.0 ** (LEAST + bins // 4) * (1 + bins % 4 / 4)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows of one feature."""
+
+    rows_E: Int64
+    """Row of the store."""
+    starts_E: Int64
+    """First token of the window in its row."""
+    strengths_EL: Float32
+    """Strength of the feature at each token."""
+    deciles_E: Int64
+    """0 for the strongest tenth of the windows in which the feature fires, to 9; -1 where it does not fire."""
+
+    def __len__(self) -> int:
+        return len(self.rows_E)
+
+    def __getitem__(self, chosen: Any) -> Examples:
+        return Examples(self.rows_E[chosen], self.starts_E[chosen], self.strengths_EL[chosen], self.deciles_E[chosen])
 
 
 class Fired(NamedTuple):
@@ -80,44 +100,46 @@ def _positions(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
-class Part(NamedTuple):
-    """Windows of features, in the order in which they came. `rank`: feature * 2^32 + key; `window`; `strengths`: (n, L)
-    float16."""
+class WindowsPart(NamedTuple):
+    """Windows of features, in the order in which they came."""
 
     rank: Int64
+    """feature * 2^32 + key."""
     window: Int64
+    """Number of the window."""
     strengths: npt.NDArray[np.float16]
+    """(n, L)."""
 
 
-class Kept:
-    """Of each feature the windows with the smallest keys, at most `each`; of equal keys those that came first."""
+class SmallestKeys:
+    """The windows with the smallest keys of each feature, at most `each`; of equal keys those that came first."""
 
     def __init__(self, features: int, each: int, length: int):
         self.features, self.each = features, each
         self.last_F = np.full(features, 2**32 - 1, np.uint32)
         """Keys up to it are taken."""
-        self._parts = [Part(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, length), np.float16))]
+        self._parts = [WindowsPart(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, length), np.float16))]
         self._settled = self._waiting = 0
 
     def add(self, key: npt.NDArray[Any], feature: Int64, window: Int64, strengths: npt.NDArray[np.float16]) -> None:
-        """Take these; which of them stay is found out later, of many at once."""
-        self._parts.append(Part((feature << 32) | key, window, strengths))
+        """Add windows. Which of them stay is decided later, for many at once."""
+        self._parts.append(WindowsPart((feature << 32) | key, window, strengths))
         self._waiting += len(key)
         if self._waiting > max(WAITING, self._settled):
             self.settle()
 
     def settle(self) -> None:
-        """Drop what is beyond the first `each` of a feature, and with it what comes later and is no smaller."""
+        """Drop what is beyond the first `each` of a feature; later windows whose keys are no smaller are not added."""
         order, rank, first_F = self._sorted()
         stays = np.zeros(sum(len(part.rank) for part in self._parts), bool)
         stays[order] = True
         ends = np.cumsum([len(part.rank) for part in self._parts])
         self._parts = [
-            Part(*(_take(array, np.flatnonzero(mask)) for array in part))
+            WindowsPart(*(_take(array, np.flatnonzero(mask)) for array in part))
             for part, mask in zip(self._parts, np.split(stays, ends[:-1]), strict=True)
         ]
         if len(self._parts) > MOST_PARTS:
-            self._parts = [Part(*(np.concatenate(each) for each in zip(*self._parts, strict=True)))]
+            self._parts = [WindowsPart(*(np.concatenate(each) for each in zip(*self._parts, strict=True)))]
         self._settled, self._waiting = len(order), 0
         full = np.flatnonzero(np.diff(first_F) == self.each)
         self.last_F[full] = (rank[first_F[full + 1] - 1] & (2**32 - 1)) - 1
@@ -137,7 +159,8 @@ class Kept:
         """What is kept, by feature and key: `key`, `feature` and `window` (n,), `strengths` (n, L)."""
         order, rank, _ = self._sorted()
         window, strengths = (
-            _take(np.concatenate([getattr(part, name) for part in self._parts]), order) for name in Part._fields[1:]
+            _take(np.concatenate([getattr(part, name) for part in self._parts]), order)
+            for name in WindowsPart._fields[1:]
         )
         return {"key": rank.astype(np.uint32), "feature": rank >> 32, "window": window, "strengths": strengths}
 
@@ -164,8 +187,8 @@ class Gatherer:
         self.maxima_F = np.zeros(features, np.float32)
         self.histogram_FB = np.zeros((features, BINS), np.int64)
         self.read_tokens = 0
-        self.kept = {name: Kept(features, each, length) for name in HALVES}
-        self.kept["strongest"] = Kept(features, strongest, length)
+        self.kept = {name: SmallestKeys(features, each, length) for name in HALVES}
+        self.kept["strongest"] = SmallestKeys(features, strongest, length)
         self.pool_fired = {h: np.zeros((len(pool[h]), -(-features // 8)), np.uint8) for h in HALVES}
 
     def add(self, found: Fired, first_row: int, rows: int, row_tokens: int, lengths_R: Int64, counted: int) -> None:

@@ -1,8 +1,8 @@
-"""One pass over games that keeps what a measure needs of each layer's features: their strengths at chosen positions,
-and each feature's greatest strength over all positions of a sample. Wide layers stay sparse in memory.
+"""One pass over sequences that keeps the features of layers at chosen positions, and each feature's greatest strength
+over all positions of a sample. Wide layers stay sparse in memory.
 
-Legend: G games, N tokens of a game, P chosen positions of a game, R = G * P rows, T tokens, D model width, F
-features.
+Legend: G sequences, N tokens of a sequence, P chosen positions of a sequence, R = G * P rows, T tokens, D model width,
+F features.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Harvest:
-    """One layer's features on a set of games.
-
-    `rows`: strengths at the chosen positions, games in order and positions within them: a float32 array (R, F), or a
-    CSR array of the strengths above 0 for layers that list their features. `maxima_F`: absolute value of each feature's
-    greatest strength over the sample's tokens. `alive_F`: non-zero at least once in the sample. `l0`: mean number of
-    active features per token of the sample (`FeedForward.active`).
-    """
+    """One layer's features on a set of sequences."""
 
     rows: Float32 | sp.csr_array
+    """(R, F) strengths at the chosen positions, sequence by sequence: float32, or a CSR array of the strengths above 0
+    for layers that list their features."""
     maxima_F: Float32
+    """Absolute value of each feature's greatest strength over the tokens of the sample."""
     alive_F: npt.NDArray[np.bool_]
+    """Whether each feature is non-zero at least once in the sample."""
     l0: float
+    """Active features (`FeedForward.active`) per token of the sample."""
 
 
 def harvest(
@@ -47,44 +46,44 @@ def harvest(
     lengths_G: npt.NDArray[np.int64],
     positions_GP: npt.NDArray[np.int64],
     *,
-    sample_games: int,
-    batch_games: int = 25,
+    sample: int,
+    batch: int = 25,
     coder: FeedForward | None = None,
     site: Site = "stream",
 ) -> Harvest:
-    """Harvest one layer, or a `coder` that reads there at `site`. The sample is every token of the first
-    `sample_games` games, without padding (places at and after `lengths_G`). ValueError when a position is padding or
-    beyond the model's context."""
-    games = (tokens_GN, lengths_G, positions_GP, sample_games)
-    return harvests(model, [games], [layer], coder, batch_games, site)[layer][0]
+    """Harvest one layer, or a `coder` that reads there at `site`. The sample is every token of the first `sample`
+    sequences, without padding (places at and after `lengths_G`); a pass reads `batch` sequences. ValueError when a
+    position is padding or beyond the model's context."""
+    sequences = (tokens_GN, lengths_G, positions_GP, sample)
+    return harvests(model, [sequences], [layer], coder, batch, site)[layer][0]
 
 
 @torch.no_grad()
 def harvests(
     model: GlassForCausalLM,
-    games: Sequence[tuple[Any, Any, Any, int]],
+    sets: Sequence[tuple[Any, Any, Any, int]],
     layers: Sequence[int],
     coder: FeedForward | None = None,
-    batch_games: int = 25,
+    batch: int = 25,
     site: Site = "stream",
 ) -> dict[int, list[Harvest]]:
-    """Each layer's harvest (or that of a `coder` that reads there at `site`) of several sets of games, each `(tokens,
-    lengths, positions, sample_games)`, in one pass over the games for all layers. ValueError as for `harvest`."""
-    found: dict[int, list[Harvest]] = {layer: [] for layer in layers}
+    """Each layer's harvest (or that of a `coder` that reads there at `site`) of several sets of sequences, each
+    `(tokens, lengths, positions, sample)`, in one pass for all layers. ValueError as for `harvest`."""
+    harvested: dict[int, list[Harvest]] = {layer: [] for layer in layers}
     read: Site = "mlp" if coder is None else site
-    for tokens_GN, lengths_G, positions_GP, sample_games in games:
+    for tokens_GN, lengths_G, positions_GP, sample in sets:
         if int((positions_GP.max(1) >= lengths_G).sum()):
-            raise ValueError("a chosen position lies in the padding of its game")
+            raise ValueError("a chosen position lies in the padding of its sequence")
         collected = {layer: _Collector(model.feed_forwards()[layer] if coder is None else coder) for layer in layers}
-        for start in range(0, len(tokens_GN), batch_games):
-            batch = slice(start, start + batch_games)
-            inside = np.arange(tokens_GN.shape[1]) < lengths_G[batch, None]
-            inside[max(0, sample_games - start) :] = False
-            for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[batch], read).items():
-                collected[layer].add(x_GND, positions_GP[batch], inside)
+        for start in range(0, len(tokens_GN), batch):
+            part = slice(start, start + batch)
+            inside = np.arange(tokens_GN.shape[1]) < lengths_G[part, None]
+            inside[max(0, sample - start) :] = False
+            for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[part], read).items():
+                collected[layer].add(x_GND, positions_GP[part], inside)
         for layer in layers:
-            found[layer].append(collected[layer].finish())
-    return found
+            harvested[layer].append(collected[layer].finish())
+    return harvested
 
 
 def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
@@ -100,8 +99,8 @@ def activations_at(model: GlassForCausalLM, layer: int, site: Site, tokens_GN: T
 def _tapped(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, site: Site) -> dict[int, Activations]:
     tokens = torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
     places = {layer: place_in(model, layer, site) for layer in layers}
-    found = activations(model, list(places.values()), tokens)
-    return {layer: found[place] for layer, place in places.items()}
+    read = activations(model, list(places.values()), tokens)
+    return {layer: read[place] for layer, place in places.items()}
 
 
 class _Collector:
@@ -113,8 +112,8 @@ class _Collector:
         self.positive, self.tokens = 0, 0
 
     def add(self, x_GND: Tensor, positions_GP: npt.NDArray[np.int64], sample_GN: npt.NDArray[np.bool_]) -> None:
-        game_G1 = torch.arange(len(x_GND)).unsqueeze(1)
-        chosen = self.layer.features(x_GND[game_G1, torch.from_numpy(positions_GP)].flatten(0, 1))
+        sequence_G1 = torch.arange(len(x_GND)).unsqueeze(1)
+        chosen = self.layer.features(x_GND[sequence_G1, torch.from_numpy(positions_GP)].flatten(0, 1))
         self.rows.append(_to_rows(chosen))
         sample_TD = x_GND[torch.from_numpy(sample_GN).to(x_GND.device)]
         if len(sample_TD):
@@ -130,7 +129,7 @@ class _Collector:
             ids = features.ids.flatten()
             greatest = torch.full((features.width,), -torch.inf, device=values.device)
             greatest.scatter_reduce_(0, ids, values.flatten(), "amax")
-            # Where a token does not list a feature, its strength is 0.
+            # A token's strength is 0 for every feature that it does not list.
             silent = torch.bincount(ids, minlength=features.width) < tokens
             greatest = torch.where(silent, greatest.clamp_min(0), greatest)
             nonzero = torch.zeros(features.width, dtype=torch.bool, device=values.device)

@@ -1,11 +1,10 @@
-"""A store of examples on disk: of every feature of a layer where it fires, how often and how strongly, gathered in one
-pass over text or games that can be stopped, resumed, and divided among processes.
+"""A store of examples on disk: where each feature of a layer fires, how often and how strongly. It is gathered in one
+pass over a corpus that can be stopped, resumed, and divided among processes.
 
-A store is a folder: `manifest.json`, written last; `rows.safetensors` (the tokens that were read, and where each row's
-document came from, where text keeps that), `features.safetensors` (what is counted, per feature),
-`examples.safetensors` (windows, sorted by feature); with `full` also `full-*.safetensors`, every strength above 0,
-sorted by feature. While it is made, `part-*.safetensors` hold what each process has gathered so far. A store lies at
-`RUN/features/NAME`, and whatever explains or shows features reads it.
+A store is a folder at `RUN/features/NAME`: `manifest.json`, written last; `rows.safetensors` (the tokens that were read
+and, where the corpus keeps it, the source of each row's document); `features.safetensors` (counts per feature);
+`examples.safetensors` (windows, sorted by feature); with `full` also `full-*.safetensors` (every strength above 0,
+sorted by feature). During the pass, `part-*.safetensors` hold what each process has gathered so far.
 
 Legend: R rows, N tokens of a row, E examples, L tokens of a window, F features, B bins, P windows of a half's pool.
 """
@@ -35,7 +34,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, inputs_at, require_finite, weights_digest
 
-from .examples import HALVES, PARTS, Arrays, Fired, Float32, Gatherer, Int64, bin_edges, fired
+from .examples import HALVES, PARTS, Arrays, Examples, Fired, Float32, Gatherer, Int64, bin_edges, fired
 
 SCHEMA_VERSION = 1
 FOLDER = "features"
@@ -46,19 +45,24 @@ MAKE_IT = "make one with: glassmoe explain {} --layer N --judge none"
 
 @dataclass(frozen=True)
 class Gathering:
-    """What is read, and how much is kept. `read`: tokens at most. `window`: tokens of an example; 0 for what suits the
-    tokens (32, of moves 8). `each`: windows of a feature kept in each half; `strongest`: and of the strongest. `pool`:
-    windows of each half from which those are drawn where a feature does not fire. `keep`: only the so many greatest
-    features of a token count (for layers that are not sparse; None: all above 0). `full`: keep every strength, too."""
+    """How much of a corpus is read, and how much is kept."""
 
     read: int = 1_000_000
+    """Tokens, at most."""
     window: int = 0
+    """Tokens of an example; 0 for the usual number of the kind of tokens."""
     each: int = 100
+    """Windows of a feature that are kept in each half."""
     strongest: int = 20
+    """Strongest windows of a feature that are kept."""
     pool: int = 1000
+    """Windows of each half from which examples without the feature are drawn."""
     keep: int | None = None
+    """Only this many strongest features of a token count, for layers that are not sparse; None: all above 0."""
     full: bool = False
+    """Whether to keep every strength, too."""
     batch_rows: int = 16
+    """Rows of a forward pass."""
     split: str = "valid"
     seed: int = 0
 
@@ -70,29 +74,12 @@ class Gathering:
             raise ValueError(f"keep is {self.keep}; give 1 or more features of a token, or leave it out")
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Windows of one feature. `rows_E`: the store's row; `starts_E`: where in it the window begins; `strengths_EL`: of
-    the feature at each token; `deciles_E`: 0 for the strongest tenth of the windows in which it fires, to 9; -1 where
-    it does not."""
-
-    rows_E: Int64
-    starts_E: Int64
-    strengths_EL: Float32
-    deciles_E: Int64
-
-    def __len__(self) -> int:
-        return len(self.rows_E)
-
-    def __getitem__(self, chosen: Any) -> Examples:
-        return Examples(self.rows_E[chosen], self.starts_E[chosen], self.strengths_EL[chosen], self.deciles_E[chosen])
-
-
 class FeatureStore:
-    """A finished store. `manifest`: what was read and how. `rows_RN`, `lengths_R`: the tokens of each row, beginning of
-    a document or game; `source_rows_R`: its number in the split; `sources_R`: where it came from, as a place in the
-    manifest's `source_names`, None where that is not kept. `counts_F`: tokens at which a feature fires; `windows_F`:
-    windows; `maxima_F`, `sums_F`: of its strengths; `histogram_FB`: of them, in bins that `edges_B` ends.
+    """A finished store. `manifest`: what was read and how. `rows_RN`, `lengths_R`: the tokens of each row, which is the
+    beginning of a sequence; `source_rows_R`: its number in the split; `sources_R`: its source, as an index into the
+    manifest's `source_names`, None where that is not kept. `counts_F`, `windows_F`: tokens and windows in which a
+    feature fires; `maxima_F`, `sums_F`: maximum and sum of its strengths; `histogram_FB`: their histogram, with bins
+    between `edges_B`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -131,13 +118,13 @@ class FeatureStore:
 
     def scoring(self, feature: int, per_decile: int = 10) -> Examples:
         """The same from the other rows, at most so many of each tenth."""
-        found = self._firing("scoring", feature)
-        # Within a tenth the ones with the smallest row numbers would all be early documents: thin out evenly instead.
+        firing = self._firing("scoring", feature)
+        # Within a tenth the smallest row numbers would all be early documents: thin out evenly instead.
         chosen = [
             at[np.linspace(0, len(at) - 1, min(per_decile, len(at))).round().astype(np.int64)]
-            for at in (np.flatnonzero(found.deciles_E == decile) for decile in range(10))
+            for at in (np.flatnonzero(firing.deciles_E == decile) for decile in range(10))
         ]
-        return found[np.concatenate(chosen)]
+        return firing[np.concatenate(chosen)]
 
     def silent(self, feature: int, count: int, seed: int = 0, half: str = "scoring") -> Examples:
         """Windows of a half in which a feature does not fire, drawn from its pool; fewer than `count` where the pool

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from glassmoe.inspect.store import Examples
+from glassmoe.inspect.examples import Examples
 
 from .explored import ExploredLayer, open_explored
 from .figures import figures

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from glassmoe.chess.tokens import MOVES
 from glassmoe.explaining.results import DetectedProperty
-from glassmoe.inspect.store import Examples
+from glassmoe.inspect.examples import Examples
 from glassmoe.results import Result, omitted
 
 from .directions import Logits, Nearest
