@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from glassmoe import config as configuration
+from glassmoe.cli import main as cli
 from glassmoe.data import domains
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.domains import Domain, domain, domain_names, domain_of, token_kind
 from glassmoe.data.tokens import TokenKind
 from glassmoe.data.writer import CorpusWriter, PackedSequences, hash_texts
+from glassmoe.inspect.sample import continuations
+from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
 
 LETTERS = "^ACGT"
@@ -104,7 +107,7 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 
 
 @pytest.mark.usefixtures("dna")
-def test_a_domain_of_another_package_trains(tmp_path: Path) -> None:
+def test_a_domain_of_another_package_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing but the entry point is needed: synthetic data, messages, a tokenizer and the card are its own."""
     assert domain_names() == ["chess", "text", "dna"] and domain_of("bases") is DNA
     values = {
@@ -129,7 +132,14 @@ def test_a_domain_of_another_package_trains(tmp_path: Path) -> None:
         ValueError, match=r"no prepared genomes at .*nowhere.* prepare genomes with: prepare-dna FILES --out"
     ):
         Corpus.open(tmp_path / "nowhere", "bases")
-    train(configuration.from_dict(values), tmp_path / "run")
+    assert cli.main(["train", "--out", str(tmp_path / "other"), "--data.tokens", "words"]) == cli.USAGE
+    assert "moves (chess), text (text), bases (dna)" in capsys.readouterr().err
+    # Resumed, measured, continued and decomposed as any other run.
+    assert train(configuration.from_dict(values), tmp_path / "run") == run
+    assert cli.main(["eval", "ppl", str(run)]) == 0
+    assert continuations(load_subject(str(run), "cpu").model, "^AC", 5)[0].startswith("^AC")
+    words = ["decompose", str(run), "--layer", "0", "--coders", "sae-topk", "--k", "2", "--features", "16"]
+    assert cli.main([*words, "--tokens", "500", "--batch-tokens", "120", "--out", str(tmp_path / "coders")]) == 0
 
 
 def test_a_corpus_of_an_unknown_domain_is_refused(tmp_path: Path) -> None:

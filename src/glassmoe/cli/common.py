@@ -33,11 +33,14 @@ def add_run(parser: argparse.ArgumentParser, data: bool = True) -> None:
 
 def corpus_of(loaded: Any, path: str | None) -> Any:
     from glassmoe.data.corpus import Corpus
+    from glassmoe.data.domains import domain_of
 
     if path is None and loaded.config is None:
         raise ValueError(f"{loaded.path} does not say which games or text it was trained on; give --data.path")
     settings = loaded.model.config
-    corpus = Corpus.open(Path(path or loaded.config.data.path or loaded.path / "games"), settings.tokens)
+    corpus = Corpus.open(
+        Path(path or loaded.config.data.path or loaded.path / domain_of(settings.tokens).corpus), settings.tokens
+    )
     return corpus.require(settings.tokens, settings.tokenizer_sha256)
 
 

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from glassmoe import config as configuration
 from glassmoe.atomic import write_atomically, write_text
 from glassmoe.config import DataConfig, TrainConfig
+from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import MLPS, ModelSource, Subject, load_subject, weights_digest
 
@@ -135,7 +136,7 @@ def _config(foreign: ForeignCoder, subject: Subject, layer: int, module: str | N
     features, width = foreign.weights["w_dec"].shape
     named: dict[str, Any] = {"k": foreign.k} if foreign.kind in LISTED_KINDS else {}
     coder = CoderConfig(layer=layer, kind=foreign.kind, site=foreign.site, features=features, **named)
-    unit = "packed" if subject.tokens == TEXT else "games"
+    unit = "packed" if subject.tokens == TEXT else domain_of(subject.tokens).unit
     data = DataConfig(rows=f"{unit}:{min(CONTEXT, subject.context) + 1}", tokens=cast(Any, subject.tokens))
     return FitConfig(
         source=subject.name,

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
+from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import ModelSource, Subject, load_subject
 from glassmoe.registry import CODER_REGISTRY
@@ -65,7 +66,7 @@ def sweep(
     if subject.config is not None and context is None:
         rows = subject.config.data.rows
     else:
-        rows = f"{'packed' if subject.tokens == TEXT else 'games'}:{(context or CONTEXT) + 1}"
+        rows = f"{'packed' if subject.tokens == TEXT else domain_of(subject.tokens).unit}:{(context or CONTEXT) + 1}"
     length = int(rows.split(":")[1]) - 1
     batch = max(1, batch_tokens // length)
     steps = max(1, tokens // (batch * length))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus, Rows, row_indices
+from glassmoe.data.domains import domain_of
 from glassmoe.device import autocast, compute_dtype, describe
 from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject, weights_digest
 from glassmoe.text.tokens import text_kind
@@ -297,7 +298,7 @@ def corpus_for(source: str, path: str | None, subject: Subject) -> Corpus:
     """The prepared data that a model reads: that at `path`, or that of the source's own run. ValueError when there is
     none, or it is not in the model's tokens."""
     if path is None and subject.config is not None:
-        path = subject.config.data.path or str(Path(source) / "games")
+        path = subject.config.data.path or str(Path(source) / domain_of(subject.tokens).corpus)
     if path is None:
         what = "text to read" if subject.tokens == "text" else "prepared games to read"
         raise ValueError(f"{source} is not a run with data of its own; give data.path, {what}")

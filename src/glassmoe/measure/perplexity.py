@@ -75,7 +75,7 @@ def usual_cut(model: Any, config: RunConfig | None, corpus: Corpus) -> str:
     if config is not None:
         return config.data.rows
     context = model.config.max_position_embeddings
-    return f"{'packed' if corpus.tokens == TEXT else 'games'}:{context}"
+    return f"{'packed' if corpus.tokens == TEXT else corpus.kind.unit}:{context}"
 
 
 @torch.no_grad()
