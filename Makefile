@@ -5,7 +5,7 @@ READY := .venv/.ready
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
-.PHONY: quickstart test test-quick test-slow test-peers check bench clean
+.PHONY: quickstart test test-quick test-slow test-peers check docs bench clean
 
 quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
@@ -26,6 +26,9 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(READY)  ## docs/api.md from the docstrings of the public API
+	$(BIN)/python docs/build_api.py
 
 bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer; half an hour, keep the machine quiet
 	$(BIN)/python -m benchmarks --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
-from glassmoe.cli.arguments import count
-from glassmoe.cli.common import integer, make_parser, show
+from glassmoe.api.arguments import count, names, whole_numbers
 
 from . import GROUPS, Sizes, bench
 
 
 def main(words: list[str]) -> None:
     """Run `python -m benchmarks` with these arguments."""
-    parser = make_parser("bench", "Speed as ratios, measured side by side in one run.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file, and beside it as .md")
     parser.add_argument("--only", help="groups to measure, such as layers,steps (default: all)")
-    parser.add_argument("--tokens", type=count, default=16384, help="tokens in one pass of a layer")
+    parser.add_argument("--tokens", type=int, default=16384, help="tokens in one pass of a layer")
     parser.add_argument("--widths", default="128,512", help="model widths of the layers")
-    parser.add_argument("--repeats", type=count, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     for peer in ("nanoGPT", "PEER-pytorch", "Monet"):
         parser.add_argument(f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to run beside")
     parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
@@ -28,14 +30,16 @@ def main(words: list[str]) -> None:
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)
 
-    widths = tuple(integer(each, "--widths") for each in args.widths.split(","))
+    for option in ("tokens", "repeats"):
+        count(f"--{option}", getattr(args, option))
+    widths = tuple(whole_numbers(args.widths, "--widths") or ())
     sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
-    only = GROUPS if args.only is None else args.only.split(",")
+    only = names(args.only, "--only") or GROUPS
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
     figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
     if args.out:
         figures.save(args.out.parent, args.out.stem, draw=False)
-    show(args, figures.to_dict(), figures.table())
+    sys.stdout.write((json.dumps(figures.to_dict(), indent=1) if args.json else figures.table()) + "\n")
 
 
 if __name__ == "__main__":

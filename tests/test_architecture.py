@@ -18,10 +18,11 @@ ROOMS = [
     "inspect",
     "measure",
     "chess",
-    "export",
+    "hub",
     "explaining",
     "pages",
     "papers",
+    "api",
     "cli",
 ]
 """From the bottom up: a room imports those below it."""

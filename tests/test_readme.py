@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # What makes a command small enough for a test; the command itself stays as the README gives it.
 SMALL = {
-    "train --config text-small": "--data.rows packed:33 --model.layers 1 --model.width 16 --model.active_width 32 "
+    "train text-small": "--data.rows packed:33 --model.layers 1 --model.width 16 --model.active_width 32 "
     "--train.steps 2 --train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
     "train": "--data.rows games:256 --model.layers 1 --model.width 16 --model.active_width 32 --train.steps 2 "
     "--train.batch_rows 4 --train.micro_rows 4 --train.eval_rows 4",
@@ -121,27 +122,60 @@ def test_an_outsiders_layer_trains_and_is_measured(desk: Path) -> None:
     assert "coverage" in done.stdout and (desk / "runs/mine/model.safetensors").exists()
 
 
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_python_snippet_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line for line, but for sizes that would take hours."""
+    import torch
+
+    import glassmoe as gm
+
+    monkeypatch.chdir(desk)
+    snippet = python_blocks()[0]
+    small = {"steps=200": 'steps=2, out="runs/snippet", layers=2, width=16, active_width=64, num_experts=4, '
+             "batch_rows=4, micro_rows=4, eval_rows=4", "features=[123]": "features=[12]",
+             'data="text/")': 'data="text/", context=32, tokens=4096)'}  # fmt: skip
+    for whole, part in small.items():
+        assert whole in snippet
+        snippet = snippet.replace(whole, part)
+    names: dict[str, object] = {"hidden_states": torch.randn(2, 3, 64)}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["run"] == Path("runs/snippet") and isinstance(names["model"], gm.Model)
+    assert set(names["saes"]) == {"8/mxd-k32", "8/transcoder-k32"}  # type: ignore[call-overload]
+
+
 def test_readme_shows_the_example_as_it_is() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    block = python_blocks()[1]
     example = (ROOT / "examples/new_layer.py").read_text()
     plain = re.sub(r": (GlassConfig|torch\.Tensor|Features)\b|-> \w+(\.\w+)? *(?=:)| -> \w+(\.\w+)?", "", example)
     plain = plain[plain.index("class TopK") : plain.index("if __name__")]
     assert block.split() == plain.split()
 
 
-def test_readme_figures_come_from_results() -> None:
+def rows_of(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [row for row in results["rows"] if row["name"] == name]
+
+
+def best_layer(row: dict[str, Any]) -> dict[str, Any]:
+    return next(each for each in row["boards"]["layers"] if each["layer"] == row["boards"]["best_layer"])
+
+
+def test_figures_of_the_results_page_come_from_results() -> None:
+    page_of_results = (ROOT / "docs/results.md").read_text()
     results = json.loads((ROOT / "results/table1-chess-small.json").read_text())
     for name in dict.fromkeys(row["name"] for row in results["rows"]):
-        rows = [row for row in results["rows"] if row["name"] == name]
-        best = [next(x for x in row["boards"]["layers"] if x["layer"] == row["boards"]["best_layer"]) for row in rows]
+        rows = rows_of(results, name)
+        best = [best_layer(row) for row in rows]
         losses = [row["ppl"]["loss"] if "ppl" in row else row["splice"]["loss_spliced"] for row in rows]
-        line = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
+        line = next(line for line in page_of_results.splitlines() if line.startswith(f"| {name} "))
         shown = [cell.strip() for cell in line.strip("|").split("|")][1:6]
         means = (losses, *([each[key] for each in best] for key in ("coverage", "held_out_coverage", "reconstruction")))
         assert shown == [str(len(rows)), *(f"{statistics.mean(values):.3f}" for values in means)], name
     bench = json.loads((ROOT / "results/bench-cpu.json").read_text())
     page = (ROOT / "results/bench-cpu.md").read_text()
-    speed = README[README.index("Speed, each part beside its peer") : README.index("## A layer of your own")]
+    speed = page_of_results[page_of_results.index("## Speed") :]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in speed.splitlines() if "|" in line][2:]
     assert len(lines) > 10
     for what, measured, of, target in lines:
@@ -154,7 +188,23 @@ def test_readme_figures_come_from_results() -> None:
         assert any(line.startswith(f"| {what} ") and f" {measured} " in line for line in page.splitlines()), what
     amx = json.loads((ROOT / "results/bench-amx.json").read_text())
     (quickstart,) = (row for row in amx["rows"] if row["name"] == "glassmoe quickstart")
-    assert f"the quickstart takes {quickstart['value']:.0f} s" in speed
+    assert f"the quickstart takes {quickstart['value']:.0f} s" in " ".join(speed.split())
+
+
+def test_the_sentences_of_readme_come_from_results() -> None:
+    results = json.loads((ROOT / "results/table1-chess-small.json").read_text())
+
+    def mean(name: str, key: str) -> str:
+        return f"{statistics.mean(best_layer(row)[key] for row in rows_of(results, name)):.3f}"
+
+    def loss(name: str) -> float:
+        return statistics.mean(row["ppl"]["loss"] for row in rows_of(results, name))
+
+    text = " ".join(README.split())
+    assert f"(reconstruction {mean('moe-x', 'reconstruction')} against {mean('gelu', 'reconstruction')}, three" in text
+    assert f"({mean('moe-x-upcycled', 'coverage')} against {mean('gelu', 'coverage')})" in text
+    assert f"loss {loss('moe-x-upcycled') - loss('gelu'):.3f} nats per character higher" in text
+    assert min(("gelu", "moe-x", "switch", "moe-x-upcycled"), key=loss) == "switch"
 
 
 def test_links_lead_somewhere() -> None:

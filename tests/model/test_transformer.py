@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from glassmoe.export.model import code_files
+from glassmoe.hub.model import code_files
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
 from glassmoe.model.attention import causal_attention
 from glassmoe.model.loss import count_labels, next_token_loss, total_loss

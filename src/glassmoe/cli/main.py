@@ -1,47 +1,72 @@
-"""The command line: finds the verb, and turns mistakes and failures into one line each with an exit code. Each verb
-is one function in `verbs/` that reads its arguments, calls the room that does the work and prints the result: a short
-table, or with `--json` the same numbers for programs."""
+"""The command line: finds the verb, runs the public function of that name, and prints its result: a table for people,
+or with `--json` the same values for programs. Mistakes and failures become one line each, with an exit code."""
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from glassmoe import __version__
+from glassmoe.api.arguments import suggest
 
-from . import coding, explaining, exploring, features, making, reading
-from .arguments import explain_path
-from .common import FAILURE, USAGE, write
+from .messages import explain_path
+from .verbs import VERBS, Verb
+
+USAGE, FAILURE = 2, 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0, 1 for a failure, 2 for a mistake in what was given, 128 + n for signal
+    """Run one verb; returns the exit code: 0, 1 for a failure, 2 for a mistake in the arguments, 128 + n for signal
     n."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        write(_help())
+        _print(_help())
         return 0 if words else USAGE
     if words[0] == "--version":
-        write(_version("--verbose" in words))
+        _print(_version("--verbose" in words))
         return 0
-    verb = VERBS.get(words[0])
-    if verb is None:
-        close = difflib.get_close_matches(words[0], VERBS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(VERBS)}"
-        return _complain(f"unknown verb {words[0]!r}; {hint}", USAGE)
-    return _guarded(verb[0], words[1:])
+    return _guarded(lambda: _run(words))
 
 
-def _guarded(run: Callable[[list[str]], int | None], words: list[str]) -> int:
+def _run(words: list[str]) -> int:
+    verb, rest = find_verb(words)
+    if verb.kinds and (not rest or rest[0] in ("-h", "--help")):
+        if not rest:
+            raise ValueError(
+                f"glassmoe {verb.name} needs one of {', '.join(verb.kinds)}; see glassmoe {verb.name} --help"
+            )
+        _print(_help_of(verb))
+        return 0
+    from .run import run_command
+
+    return run_command(verb, rest, _print)
+
+
+def find_verb(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that the first words name, and the words after it. ValueError for an unknown one."""
+    if words[0] not in VERBS:
+        raise ValueError(f"unknown verb {words[0]!r}; {suggest(words[0], VERBS)}")
+    verb, rest = VERBS[words[0]], words[1:]
+    if verb.kinds and rest and rest[0] not in ("-h", "--help"):
+        if rest[0] not in verb.kinds:
+            given = "got none" if rest[0].startswith("-") else f"got {rest[0]!r}; {suggest(rest[0], verb.kinds)}"
+            raise ValueError(f"glassmoe {verb.name} needs one of {', '.join(verb.kinds)}; {given}")
+        return verb.kinds[rest[0]], rest[1:]
+    return verb, rest
+
+
+def _guarded(run: Callable[[], int]) -> int:
     """Users' mistakes and failures become one line each; anything else is a bug of ours and shows its traceback."""
     try:
-        return run(words) or 0
-    except SystemExit as ended:  # argparse's way of leaving
+        return run()
+    except SystemExit as ended:
         return int(ended.code or 0)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", 128 + signal.SIGINT)
     except (ValueError, ImportError) as error:
         if "GLASSMOE_TRACEBACK" in os.environ:
             raise
@@ -55,37 +80,25 @@ def _guarded(run: Callable[[list[str]], int | None], words: list[str]) -> int:
         return _complain(message, 128 + getattr(error, "signal_number", FAILURE - 128))
 
 
-VERBS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
-    "quickstart": (making.quickstart, "train a small MoE-X on synthetic games and show what its neurons track"),
-    "data": (making.data, "prepare games or text: data chess FILES --out DIR, data text FILES ..."),
-    "train": (making.train, "train a model: train --config RECIPE --data.path DIR --out RUN"),
-    "upcycle": (making.upcycle, "dense model to mixture: upcycle RUN_OR_MODEL --config RECIPE --out RUN2"),
-    "decompose": (
-        coding.decompose,
-        "open a model that exists: decompose MODEL --layer 8 --data.path TEXT --out DIR",
-    ),
-    "hub": (coding.hub, "to other tools and back: hub export RUN FOLDER, hub export CODER --format saelens ..."),
-    "eval": (reading.evaluate, "measure it: eval boards RUN, eval ppl RUN, eval probe RUN, eval fidelity DIR"),
-    "steer": (features.steer, "change features while it writes: steer RUN --layer 3 --feature 17 --add 5"),
-    "explain": (explaining.explain, "say what features mean, and score it: explain RUN --layer 5 --judge rules"),
-    "report": (reading.report, "draw it: report RUN [RUN ...] makes one HTML page"),
-    "explore": (exploring.explore, "pages of every feature and expert: explore RUN [RUN ...] --out site"),
-    "generate": (reading.generate, "go on from a prompt: generate RUN --prompt ';1.e4 e5 2.'"),
-    "reproduce": (making.reproduce, "the paper's tables and figures: reproduce table1 --data.path DIR"),
-}
-
-
 def _help() -> str:
-    lines = [f"  {name:<12}{about}" for name, (_, about) in VERBS.items()]
+    lines = [f"  {name:<12}{verb.about}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: glassmoe VERB ...   (glassmoe VERB --help says more)",
+            "",
+            "Train, open and explain language models that can be read from the inside.",
             "",
             *lines,
             "",
             "  --version [--verbose]",
         ]
     )
+
+
+def _help_of(verb: Verb) -> str:
+    lines = [f"  {name:<16}{kind.about}" for name, kind in verb.kinds.items()]
+    usage = f"usage: glassmoe {verb.name} KIND ...   (glassmoe {verb.name} KIND --help says more)"
+    return "\n".join([usage, "", verb.about, "", *lines])
 
 
 def _version(verbose: bool) -> str:
@@ -107,3 +120,7 @@ def _version(verbose: bool) -> str:
 def _complain(message: str, code: int) -> int:
     sys.stderr.write(f"glassmoe: {message}\n")
     return code
+
+
+def _print(text: Any) -> None:
+    sys.stdout.write((text if isinstance(text, str) else json.dumps(text, indent=1)) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from glassmoe.layers.features import Features
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, replaced
 
-Action = Literal["scale", "set", "add", "ablate"]
+from .change import Action
 
 
 @dataclass(frozen=True)

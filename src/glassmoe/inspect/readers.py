@@ -12,7 +12,7 @@ from glassmoe.coders.configuration import FitConfig
 from glassmoe.coders.files import coder_folders, header, load_coder
 from glassmoe.model import FeedForward
 from glassmoe.model.neurons import neurons
-from glassmoe.model.subject import Place, Subject, load_subject, weights_digest
+from glassmoe.model.subject import ModelSource, Place, Subject, load_subject, weights_digest
 
 
 @dataclass(frozen=True)
@@ -34,55 +34,64 @@ class Reader:
         return self.layer
 
 
-def open_coders(path: Path, source: str | None = None, device: str = "auto") -> tuple[Subject, dict[str, Reader]]:
-    """The coders in a directory that `fit` made, by name, and the model that they were fitted to. `source`: where that
-    lies now, if it was moved. ValueError when one cannot be loaded, or the model has other weights."""
+def open_coders(
+    path: str | Path, source: ModelSource | None = None, device: str = "auto"
+) -> tuple[Subject, dict[str, Reader]]:
+    """The coders in a directory that `fit` made, by name, and the model that they were fitted to. `source`: the model,
+    if it moved. ValueError when one cannot be loaded, or the model has other weights."""
+    path = Path(path)
     loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
     config = next(iter(loaded.values()))[1]
-    subject = load_subject(source or config.source, device)
+    subject = load_subject(config.source if source is None else source, device)
     digest = weights_digest(subject.model)
     readers = {}
-    for folder, (coder, each) in loaded.items():
+    for folder, (coder, fit) in loaded.items():
         if header(folder).get("source_sha256") != digest:
             raise ValueError(
                 f"the coder in {folder} was fitted to other weights than {subject.name} holds; give its model as source"
             )
         name = folder.name if folder == path else str(folder.relative_to(path))
-        assert each.coder.site is not None
-        place = subject.place(each.coder.layer, each.coder.site, each.module)
-        readers[name] = Reader(name, coder, place, each.coder.layer, folder, each)
+        assert fit.coder.site is not None
+        place = subject.place(fit.coder.layer, fit.coder.site, fit.module)
+        readers[name] = Reader(name, coder, place, fit.coder.layer, folder, fit)
     return subject, readers
 
 
-def open_model(path: str | Path, source: str | None = None, device: str = "auto") -> tuple[Subject, dict[str, Reader]]:
-    """The coders at `path` with their model, as `open_coders`; or the model at `path`, without readers."""
-    if Path(path).is_dir() and coder_folders(Path(path), missing=True):
-        return open_coders(Path(path), source, device)
-    return load_subject(source or str(path), device), {}
+def open_model(
+    target: ModelSource, source: ModelSource | None = None, device: str = "auto"
+) -> tuple[Subject, dict[str, Reader]]:
+    """The coders in a directory with their model, as `open_coders` returns them; or a model alone, without readers."""
+    if isinstance(target, str | Path) and Path(target).is_dir() and coder_folders(Path(target), missing=True):
+        return open_coders(target, source, device)
+    return load_subject(target if source is None else source, device), {}
 
 
 def open_readers(
-    path: str,
+    target: ModelSource,
     layers: Sequence[int] | None = None,
     *,
     own: bool = True,
-    source: str | None = None,
+    source: ModelSource | None = None,
     device: str = "auto",
 ) -> tuple[Subject, dict[str, Reader]]:
-    """Whatever lies at `path`: the coders of a fit or a sweep, with `own` also the neurons of the MLPs that they stand
-    for; or of a model (a run, a folder of transformers files, a hub id) the features of its feed-forward layers.
-    `layers`: these alone. ValueError as for `open_coders`, and when no layer is left."""
-    subject, readers = open_model(path, source, device)
-    found = [reader for reader in readers.values() if layers is None or reader.number in layers]
+    """A model and everything in it that can be read.
+
+    Of a directory of coders these, with `own` also the neurons of the MLPs that they replace; of a model (a run, a
+    folder of transformers files, a hub id, objects) the features of its feed-forward layers. `layers`: these alone.
+    ValueError as for `open_coders`, and when no layer is left.
+    """
+    subject, readers = open_model(target, source, device)
     present = sorted({reader.number for reader in readers.values()}) or list(range(subject.layers))
-    wanted = sorted({reader.number for reader in found}) if found else list(present if layers is None else layers)
     missing = [layer for layer in layers or () if layer not in present]
     if missing:
-        raise ValueError(f"layer {missing[0]} is not in {path}: it has layers {', '.join(map(str, present))}")
-    if own or not found:
+        name = subject.name if not isinstance(target, str | Path) else target
+        raise ValueError(f"layer {missing[0]} is not in {name}: it has layers {', '.join(map(str, present))}")
+    chosen = [reader for reader in readers.values() if layers is None or reader.number in layers]
+    if own or not readers:
         word = getattr(subject.model.config, "ffn", "neurons")
-        found += [Reader(f"{n}/{word}", neurons(subject, n), subject.place(n, "mlp"), n) for n in wanted]
-    return subject, {reader.name: reader for reader in found}
+        numbers = sorted({reader.number for reader in chosen}) or list(present if layers is None else layers)
+        chosen += [Reader(f"{n}/{word}", neurons(subject, n), subject.place(n, "mlp"), n) for n in numbers]
+    return subject, {reader.name: reader for reader in chosen}
 
 
 def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place]]:
@@ -91,13 +100,10 @@ def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place
 
 
 def one_reader(readers: Mapping[str, Reader], coder: str | None = None) -> Reader:
-    """The only one there is, or the only one called `coder`. ValueError that lists them when there are several, or
-    none of that name."""
-    found = [each for name, each in readers.items() if coder is None or coder in (name, name.rpartition("/")[2])]
-    if len(found) != 1:
-        known = ", ".join(readers)
-        raise ValueError(
-            f"{'several coders fit' if found else f'there is no coder {coder!r}'}; name one of {known} by --layer and "
-            f"--coder"
-        )
-    return found[0]
+    """The only reader, or the only one called `coder`. ValueError that lists them when there are several, or none of
+    that name."""
+    fitting = [each for name, each in readers.items() if coder is None or coder in (name, name.rpartition("/")[2])]
+    if len(fitting) != 1:
+        reason = "several layers or coders fit" if fitting else f"there is no coder {coder!r}"
+        raise ValueError(f"{reason}; choose one of {', '.join(readers)} by layer and coder")
+    return fitting[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from glassmoe.console import say
 
 
 class Pages(SimpleHTTPRequestHandler):
@@ -27,3 +30,10 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 def address(serving: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{serving.server_address[1]}/"
+
+
+def serve_until_interrupted(folder: Path, port: int = 0) -> None:
+    """Serve the files in `folder` on 127.0.0.1 until Ctrl-C."""
+    with server(folder, port) as serving, suppress(KeyboardInterrupt):
+        say(f"serving {folder} at {address(serving)} until Ctrl-C")
+        serving.serve_forever()

@@ -19,8 +19,8 @@ from glassmoe.chess.moves import VOCABULARY
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli.main import main
 from glassmoe.data.domains import token_kind
-from glassmoe.export.card import write_card
-from glassmoe.export.model import code_files, export_model
+from glassmoe.hub.card import write_card
+from glassmoe.hub.model import code_files, export_model
 from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.layers.routers import ROUTERS
 from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from glassmoe.export.model import export_model
+from glassmoe.hub.model import export_model
 from glassmoe.inspect.readers import open_model
 from glassmoe.measure.text_perplexity import evaluate_texts
 from glassmoe.model.subject import load_subject

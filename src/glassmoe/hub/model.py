@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -16,6 +17,7 @@ import glassmoe
 from glassmoe.model import FEED_FORWARD
 from glassmoe.model.subject import load_subject
 from glassmoe.registry import ROUTER_REGISTRY
+from glassmoe.results import Result, omitted
 from glassmoe.training.run import tokenizer_of
 
 from .card import write_card
@@ -25,6 +27,24 @@ AUTO_MAP = {"AutoConfig": "configuration.GlassConfig", "AutoModelForCausalLM": "
 UNKNOWN = "unknown"
 _BESIDE = re.compile(r"from \.(\w+) import")
 _PACKAGE = re.compile(r"from glassmoe\.(layers\.|)(\w+) import")
+
+
+@dataclass(frozen=True)
+class ExportedFolders(Result):
+    """What was written for other tools."""
+
+    format: str
+    """transformers, saelens or sparsify."""
+    folders: list[str]
+    """The folders."""
+    pushed: str | None = omitted()
+    """Address of the repository that the folder was uploaded to."""
+
+    def table(self) -> str:
+        lines = list(self.folders)
+        if self.format == "transformers":
+            lines += ["", f"model card: {self.folders[0]}/README.md"]
+        return "\n".join([*lines, *([f"pushed: {self.pushed}"] if self.pushed else [])])
 
 
 def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:

@@ -1,0 +1,173 @@
+"""Say what features mean, and draw them: explanations, pages of features, reports of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .arguments import Device, Numbers, PathLike, count, count_or_zero, one_of, paths, public, whole_numbers
+from .judging import judge_options
+from .targets import check_target
+
+if TYPE_CHECKING:
+    from glassmoe.explaining.results import ExplanationsResult
+    from glassmoe.pages.explore.results import ExportResult, SiteResult
+    from glassmoe.pages.report import ReportResult
+
+
+@public(games=count_or_zero, layer=count_or_zero)
+def explain(
+    path: PathLike,
+    *,
+    layer: int | None = None,
+    coder: str | None = None,
+    features: Numbers = 1000,
+    feature: int | None = None,
+    judge: str = "rules",
+    judge_model: str | None = None,
+    judge_settings: dict[str, Any] | None = None,
+    judge_cache: PathLike = Path("runs/judges"),
+    max_calls: int | None = None,
+    max_cost: float | None = None,
+    prices: str | Sequence[float] | None = None,
+    tokens: int | None = None,
+    per_decile: int = 10,
+    silent: int = 100,
+    games: int = 1000,
+    keep: int | None = None,
+    full: bool = False,
+    seed: int = 0,
+    again: bool = False,
+    data: PathLike | None = None,
+    source: PathLike | None = None,
+    device: Device = "auto",
+) -> ExplanationsResult:
+    """Say what each feature of a layer fires on, and score every explanation on documents that did not make it.
+
+    Args:
+        path: A run directory, a folder of transformers files, or what `decompose` made.
+        layer: Layer of the features (default: the only one there).
+        coder: Which coder of a sweep, such as mxd-k32 (default: the only one there).
+        features: How many features, drawn at random, such as 1000; or which, such as "3,17" or [3, 17].
+        feature: This feature alone.
+        judge: Who explains and scores: none, rules, embedding[:PATH], local:PATH, the address of an OpenAI-compatible
+            endpoint such as http://localhost:8000/v1, or a judge of your own.
+        judge_model: Of an endpoint: the model that is asked.
+        judge_settings: Of an endpoint: what else every request says, a JSON object (default: temperature 0).
+        judge_cache: Folder of the judges' answers.
+        max_calls: Requests to each judge at most.
+        max_cost: Dollars spent on each judge at most; needs `prices`.
+        prices: Dollars per million tokens that a judge reads and writes, such as "0.15,0.6".
+        tokens: Tokens to read for examples (default: a million, or all there are).
+        per_decile: Windows of each tenth of strength to score on.
+        silent: Windows in which a feature is silent to score on.
+        games: Of chess: games that choose properties of the board; 0 leaves the board out.
+        keep: Of layers that are not sparse: the strongest features of each token that count.
+        full: Store every strength, not examples alone; `explore` with an export needs it.
+        seed: Seed of the choice of features and windows.
+        again: Gather the examples and explain anew.
+        data: Prepared data to read (default: that of the run or the fit).
+        source: Current path of the coders' model, if it moved.
+        device: Where the model runs.
+    """
+    chosen = [feature] if feature is not None else []
+    draw = 1000
+    if isinstance(features, int) and not isinstance(features, bool):
+        count("features", features)
+        draw = features
+    else:
+        text = features.strip(",") if isinstance(features, str) else features
+        numbers = whole_numbers(text, "features") or []
+        if isinstance(features, str) and "," not in features:
+            count("features", numbers[0])
+            draw = numbers[0]
+        else:
+            chosen += numbers
+    check_target(path, None if layer is None else [layer], coder, one=True)
+    options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
+    from glassmoe.explaining.judges import make_judge
+
+    asked = make_judge(judge, model=judge_model, **options)
+    from glassmoe.explaining.explained import explain as explain_layer
+    from glassmoe.explaining.opening import open_layer
+
+    moved = None if source is None else str(source)
+    subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device)
+    return explain_layer(
+        subject,
+        opened,
+        path,
+        judge=asked,
+        features=chosen or draw,
+        tokens=tokens,
+        per_decile=per_decile,
+        silent=silent,
+        games=games,
+        keep=keep,
+        full=full,
+        data=data,
+        seed=seed,
+        again=again,
+    )
+
+
+@public(features=count, export=one_of("neuronpedia", "delphi", "figures"))
+def explore(
+    runs: PathLike | Sequence[PathLike],
+    *,
+    out: PathLike = Path("site"),
+    layers: Numbers | None = None,
+    features: int | None = None,
+    export: Literal["neuronpedia", "delphi", "figures"] | None = None,
+    serve: bool = False,
+    port: int | None = None,
+    source: PathLike | None = None,
+    device: Device = "auto",
+) -> SiteResult | ExportResult:
+    """Write static pages of every feature and every expert, or the same as files of other tools.
+
+    Args:
+        runs: Run directories, or what `decompose` made, with the examples that `explain` gathered.
+        out: Folder to write.
+        layers: Layers to show, such as 3 or "0,3" (default: all that have examples).
+        features: The first so many features of a layer's list (default: all).
+        export: Instead of pages: files for Neuronpedia or delphi, or figures.
+        serve: Then serve the pages to this machine, until interrupted.
+        port: Port to serve on (default: any that is free).
+        source: Current path of the coders' model, if it moved.
+        device: Where the model runs.
+    """
+    if port is not None and not serve:
+        raise ValueError("port is the port of serve; give both, or neither")
+    if export is not None and serve:
+        raise ValueError("export writes files and no pages; leave out serve, or export")
+    numbers, moved = whole_numbers(layers, "layers"), None if source is None else str(source)
+    if export is not None:
+        from glassmoe.pages.explore.exports import export_features
+
+        return export_features(export, paths(runs), out, layers=numbers, features=features, source=moved, device=device)
+    from glassmoe.pages.explore.site import build_site
+
+    site = build_site(paths(runs), out, layers=numbers, features=features, source=moved, device=device)
+    if serve:
+        from glassmoe.console import say
+        from glassmoe.pages.explore.serve import serve_until_interrupted
+
+        say(site.table())
+        serve_until_interrupted(Path(out), port or 0)
+    return site
+
+
+@public()
+def report(runs: PathLike | Sequence[PathLike], *, out: PathLike | None = None) -> ReportResult:
+    """Write one self-contained HTML page of a run, or of several side by side.
+
+    Args:
+        runs: Run directories.
+        out: File to write (default: report.html in the first run).
+    """
+    from glassmoe.pages.report import write_report
+
+    folders = paths(runs)
+    return write_report(folders, Path(out) if out is not None else folders[0] / "report.html")

@@ -1,0 +1,49 @@
+"""Open a model: from a path, a hub id or objects, to its layers of features by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Device, Numbers, PathLike, public, whole_numbers
+from .targets import check_target
+
+if TYPE_CHECKING:
+    from glassmoe.inspect.model import Model
+    from glassmoe.model.subject import Subject
+
+
+@public()
+def load(
+    source: PathLike | Model | tuple[Any, Any],
+    *,
+    layers: Numbers | None = None,
+    neurons: bool = False,
+    model: PathLike | Subject | None = None,
+    device: Device = "auto",
+) -> Model:
+    """Open a model for reading: its features on a text, edits of them, and what it generates.
+
+    Args:
+        source: A run directory, an exported folder, a folder of transformers files, a hub id, a folder that
+            `glassmoe.decompose` made (one coder or all), or a pair (model, tokenizer) of transformers objects.
+        layers: Layers to open, such as 3, [0, 3] or "0,3" (default: all).
+        neurons: Of coders: also open the neurons of the MLPs that they replace.
+        model: Of coders: current path of the model that they were fitted to, if it moved.
+        device: Where the model runs.
+
+    Returns:
+        A `Model`, a mapping from names such as `1/moe-x` or `8/mxd-k32` to layers of features.
+
+    Raises:
+        ValueError: There is no such model, its files do not fit each other, or a layer is not there.
+    """
+    numbers = whole_numbers(layers, "layers")
+    check_target(source, numbers)
+    from glassmoe.inspect.model import Model
+    from glassmoe.inspect.readers import open_readers
+
+    if isinstance(source, Model):
+        return source
+    subject, opened = open_readers(source, numbers, own=neurons, source=model, device=device)
+    return Model(subject, opened, None if isinstance(source, tuple) else Path(source))
