@@ -11,6 +11,48 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(int(os.environ.get("GLASSMOE_TEST_THREADS", "1")))
 
 
+QUICK = [
+    "test_examples",
+    "test_results",
+    "test_architecture",
+    "api/test_public",
+    "cli/test_errors",
+    "explaining/test_scoring",
+    "explaining/test_rules",
+    "explaining/test_windows",
+    "coders/test_thresholds",
+    "coders/test_sweep",
+    "coders/test_transcoder",
+    "layers/test_sparse_ops",
+    "layers/test_top",
+    "layers/test_routers",
+    "layers/test_any_shape",
+    "model/test_upcycle",
+    "data/test_origins",
+    "data/test_corpus",
+    "data/test_sources",
+    "chess/test_characters",
+    "chess/test_moves",
+    "chess/test_boards",
+    "chess/test_board_properties",
+    "chess/test_board_features",
+    "chess/test_board_labels",
+    "measure/test_fidelity",
+    "measure/test_routing",
+    "inspect/test_harvest",
+    "training/test_optimizer",
+    "pages/test_words",
+]
+"""Test files that together take under a minute on two cores: `make test-quick`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    root = Path(__file__).parent
+    for item in items:
+        if str(item.path.relative_to(root).with_suffix("")) in QUICK:
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session")
 def noise_games(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared "games" of random characters: for tests that need rows, not chess."""

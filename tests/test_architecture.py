@@ -1,6 +1,7 @@
 """The house keeps its shape: data flows one way, nothing happens at import, files stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,10 @@ def test_matplotlib_and_scikit_learn_stay_optional() -> None:
 def test_files_stay_small_enough_to_read() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 450, path
+
+
+def test_the_core_is_an_evenings_reading() -> None:
+    page = (PACKAGE.parents[1] / "docs/architecture.md").read_text()
+    order = re.findall(r"^\| \[[\w/]+\.py\]\(\.\./src/glassmoe/([\w/]+\.py)\)", page, re.M)
+    assert 8 <= len(order) <= 12
+    assert sum(len((PACKAGE / name).read_text().splitlines()) for name in order) <= 3000

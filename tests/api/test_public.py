@@ -16,8 +16,6 @@ ROOT = Path(__file__).parents[2]
 LEAVES = [verb for group in VERBS.values() for verb in (group.kinds.values() if group.kinds else [group])]
 HEAVY = "{'torch', 'transformers', 'numpy', 'chess', 'jsonargparse', 'tqdm', 'yaml'}"
 
-pytestmark = pytest.mark.quick
-
 
 def test_every_public_name_is_there_and_documented() -> None:
     for name in glassmoe.__all__:
