@@ -205,12 +205,18 @@ def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) 
         assert main(["reproduce", "mxd-steering", str(coders), *words.split()]) == 2
         return capsys.readouterr().err
 
-    assert "give --judge URL and --judge-model NAME, or neither" in told("--judge http://localhost:1/v1")
+    assert "give both judge and judge_model, or neither" in told("--judge http://localhost:1/v1")
     assert "or neither" in told("--judge-model judge")
-    assert "names separated by commas, got 'a,'" in told("--judge http://localhost:1/v1 --judge-model a,")
+    assert "judge_model is 'a,'; expected names separated by commas" in told(
+        "--judge http://localhost:1/v1 --judge-model a,"
+    )
     assert "one such as http://localhost:8000/v1" in told("--judge localhost:1 --judge-model a")
-    assert "takes a JSON object" in told("--judge http://localhost:1/v1 --judge-model a --judge-settings hot")
+    assert "--judge-settings takes keys and values" in told(
+        "--judge http://localhost:1/v1 --judge-model a --judge-settings hot"
+    )
     assert "above 0" in told("--judge http://localhost:1/v1 --judge-model a --max-calls 0")
     assert "needs prices; give --prices IN,OUT" in told("--judge http://localhost:1/v1 --judge-model a --max-cost 2")
     for wrong in ("1", "1,2,3", "1,x", "1,-2", "nan,1", "1,inf"):
-        assert f"such as 0.15,0.6, got '{wrong}'" in told(f"--judge http://a/v1 --judge-model a --prices {wrong}")
+        assert f"prices is '{wrong}'; expected dollars per million tokens" in told(
+            f"--judge http://a/v1 --judge-model a --prices {wrong}"
+        )

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from benchmarks.tables import BenchResults
 
+from glassmoe.api import papers
 from glassmoe.measure.results import RunTable
 from glassmoe.measure.results_file import dumps
 from glassmoe.papers.moex.suites import SUITES
 from glassmoe.papers.moex.tables import TableResults
 from glassmoe.papers.mxd.frontier import FrontierResults
-from glassmoe.papers.reproduce import FUNCTIONS, function_of, read_results
+from glassmoe.papers.results import CLASSES, read_results
 
 RESULTS = Path(__file__).parents[2] / "results"
 FILES = sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("bench-"))
@@ -43,7 +44,7 @@ def test_pages_of_benchmarks_are_made_from_their_json(path: Path) -> None:
 
 def test_all_kinds_of_files_are_committed() -> None:
     kinds = {type(read_results(path)).__name__ for path in FILES}
-    assert kinds == {"RunTable", "TableResults", *(kind for *_, kind in FUNCTIONS.values())}
+    assert kinds == {"RunTable", "TableResults", *(kind for _, kind in CLASSES.values())}
 
 
 def test_results_have_a_table_for_terminals_and_notebooks() -> None:
@@ -55,11 +56,10 @@ def test_results_have_a_table_for_terminals_and_notebooks() -> None:
     assert isinstance(frontier, FrontierResults) and "normalised MSE" in frontier.table().splitlines()[0]
 
 
-def test_every_name_has_its_function() -> None:
-    for name in (*SUITES, *FUNCTIONS):
-        assert callable(function_of(name))
-    with pytest.raises(ValueError, match="no table or figure 'mxd-prob'; did you mean mxd-probe"):
-        function_of("mxd-prob")
+def test_every_suite_has_a_public_function_and_a_class_of_results() -> None:
+    assert papers.TABLES.keys() == SUITES.keys() and papers.SUITES.keys() == CLASSES.keys()
+    with pytest.raises(ValueError, match="unknown table or figure 'mxd-prob'; did you mean mxd-probe"):
+        papers.reproduce("mxd-prob")
 
 
 @pytest.mark.parametrize("text", ["[1]", "not JSON", '{"suite": "table1"}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .arguments import PathLike
@@ -17,8 +18,8 @@ def judge_options(
     prices: str | Sequence[float] | None,
     device: str,
 ) -> dict[str, Any]:
-    """The keyword arguments of `explaining.judges.make_judge` besides the model. ValueError for wrong prices."""
-    options = {"cache": cache, "max_calls": max_calls, "max_cost": max_cost, "prices": price_pair(prices)}
+    """The fields of `explaining.judges.JudgeOptions` besides the model. ValueError for wrong prices."""
+    options = {"cache": Path(cache), "max_calls": max_calls, "max_cost": max_cost, "prices": price_pair(prices)}
     return {**options, "device": device, **({} if settings is None else {"settings": settings})}
 
 

@@ -156,13 +156,13 @@ def figure8(
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
 
-    asked = make_judge(judge, model=judge_model, **options)
+    explainer = make_judge(judge, model=judge_model, **options)
     from glassmoe.papers.moex.figure8 import figure8 as measure
 
     return measure(
         paths(runs),
         layer=layer,
-        judge=asked,
+        judge=explainer,
         scale=scale,
         features=features,
         keep=keep,

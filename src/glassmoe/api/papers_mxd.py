@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Device, Names, Numbers, PathLike, count, count_or_zero, finite, names, public, whole_numbers
-from .judging import price_pair
+from .judging import judge_options
 from .targets import check_target
 
 if TYPE_CHECKING:
@@ -172,18 +172,19 @@ def mxd_steering(
     numbers, models = whole_numbers(layers, "layers"), names(judge_model, "judge_model")
     if (judge is None) != (models is None):
         raise ValueError("a judge is an endpoint and a model; give both judge and judge_model, or neither")
+    options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     check_target(path, numbers)
+    from glassmoe.explaining.judges import JudgeOptions, make_chats
     from glassmoe.papers.mxd.steering import mxd_steering as measure
 
+    chats = (
+        []
+        if judge is None or models is None
+        else make_chats(judge, list(dict.fromkeys(models)), JudgeOptions(**options))
+    )
     return measure(
         path,
-        judge=judge,
-        judge_model=None if models is None else ",".join(models),
-        judge_settings=judge_settings,
-        judge_cache=judge_cache,
-        max_calls=max_calls,
-        max_cost=max_cost,
-        prices=price_pair(prices),
+        judges=chats,
         layers=numbers,
         features=features,
         amount=amount,

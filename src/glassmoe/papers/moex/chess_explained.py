@@ -133,25 +133,15 @@ class ChessExplainedResults(ResultsFile):
 def chess_explained(
     runs: Sequence[str | Path],
     *,
-    layers: Sequence[int] | None = None,
-    data: str | Path | None = None,
-    games: int = 1000,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    layers: Sequence[int] | None,
+    data: str | Path | None,
+    games: int,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> ChessExplainedResults:
-    """How many features of each layer detect one board property, with which F1, and the most surprising ones.
-
-    Writes `results/chess-explained-NAME.json`, `.md` and a figure after each layer. ValueError for a user's mistake.
-
-    Args:
-        runs: Runs of chess models.
-        layers: Layers to measure (default: all).
-        data: Prepared games (default: those of each run).
-        games: Games that choose properties, and as many that test them.
-        name: Name of the results file (default: that of the first run's folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    """Count the features of each layer that detect one board property. Writes `results/chess-explained-NAME.json`,
+    `.md` and a figure after each layer. `glassmoe.api.papers.chess_explained` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
     names = [Path(run).name for run in runs]

@@ -112,26 +112,15 @@ class ExpertsResults(ResultsFile):
 def experts(
     runs: Sequence[str | Path],
     *,
-    task: str | None = None,
-    data: str | Path | None = None,
-    tokens: int = 200_000,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    task: str | None,
+    data: str | Path | None,
+    tokens: int,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> ExpertsResults:
-    """How busy the experts of mixtures are, and what they say of their tokens.
-
-    Writes `results/experts-NAME.json`, `.md` and a figure. ValueError for a user's mistake.
-
-    Args:
-        runs: Runs of switch or moe-x models.
-        task: Labelled texts to read in place of validation rows, so that what experts say of a document is known, too:
-            a .jsonl of text and label, surnames, a task of the MxD paper, or a dataset id.
-        data: Prepared games or text to read (default: those of each run).
-        tokens: Tokens to read at most.
-        name: Name of the results file (default: that of the first run's folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    """Measure the load of the experts and what the routing depends on. Writes `results/experts-NAME.json`, `.md` and a
+    figure. `glassmoe.api.papers.experts` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
     texts = None if task is None else labelled(task)

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
-from glassmoe.explaining.judges import make_judge
 from glassmoe.explaining.opening import LayerExamples, open_examples, open_layer
 from glassmoe.explaining.results import FeatureExplanation, MeanInterval, ScoreSummary, VerdictScore
 from glassmoe.explaining.rules import parse
@@ -167,67 +166,25 @@ def figure8(
     runs: Sequence[str | Path],
     *,
     layer: int,
-    judge: str | Judge = "rules",
-    judge_model: str | None = None,
-    judge_settings: dict[str, Any] | None = None,
-    judge_cache: str | Path = "runs/judges",
-    max_calls: int | None = None,
-    max_cost: float | None = None,
-    prices: tuple[float, float] | None = None,
-    scale: Literal["cpu", "gpu"] = "cpu",
-    features: int | None = None,
-    keep: int | None = None,
-    data: str | Path | None = None,
-    tokens: int | None = None,
-    per_decile: int = 10,
-    silent: int = 100,
-    seed: int = 0,
-    again: bool = False,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    judge: Judge,
+    scale: Literal["cpu", "gpu"],
+    features: int | None,
+    keep: int | None,
+    data: str | Path | None,
+    tokens: int | None,
+    per_decile: int,
+    silent: int,
+    seed: int,
+    again: bool,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> Figure8Results:
-    """How well explanations predict where features fire, tenth by tenth of their strength, model beside model.
-
-    Writes `results/figure8-NAME.json`, `.md` and a figure after each set of features. An interrupted command resumes.
-    ValueError for a user's mistake.
-
-    Args:
-        runs: Runs, or folders of coders.
-        layer: Layer of the features.
-        judge: Who explains and scores: rules, embedding[:PATH], local:PATH, the address of an endpoint, or a judge.
-        judge_model: For an endpoint: the model that is asked.
-        judge_settings: For an endpoint: what else every request says (default: temperature 0).
-        judge_cache: Folder of the judge's answers.
-        max_calls: Requests at most.
-        max_cost: Dollars at most; needs `prices`.
-        prices: Dollars per million tokens that the judge reads and writes.
-        scale: cpu reads 300 features of each run, gpu 1,000.
-        features: Features of each run, drawn at random (default: by the scale).
-        keep: Greatest features of a token that count in layers that are not sparse, besides 32 (default: the mean L0
-            of the MoE-X among the runs).
-        data: Prepared data to read (default: that of each run).
-        tokens: Tokens to read for examples (default: a million, or all there are).
-        per_decile: Windows of each tenth of a feature's strength to score on.
-        silent: Windows in which a feature is silent to score on.
-        seed: Seed of the choice of features and windows.
-        again: Whether to gather examples and explain anew.
-        name: Name of the results file (default: that of the first run's folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    """Measure how well explanations detect where features fire, in each tenth of their strength. Writes
+    `results/figure8-NAME.json`, `.md` and a figure after each set of features. An interrupted command resumes.
+    `glassmoe.api.papers.figure8` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
-    if isinstance(judge, str):
-        judge = make_judge(
-            judge,
-            model=judge_model,
-            settings=judge_settings,
-            cache=judge_cache,
-            max_calls=max_calls,
-            max_cost=max_cost,
-            prices=prices,
-            device=device,
-        )
     if "detection" not in judge.scorers:
         raise ValueError("figure8 shows the accuracy of detection; give --judge rules, embedding, or a language model")
     protocol, usual = ExplanationProtocol(per_decile, silent, seed), gathering_for(tokens, per_decile, silent)

@@ -84,29 +84,17 @@ def steering_games(
     paths: Sequence[str | Path],
     *,
     data: str | Path,
-    layers: Sequence[int] | None = None,
-    features: int = 100,
-    positions: int = 32,
-    neurons: bool = True,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    layers: Sequence[int] | None,
+    features: int,
+    positions: int,
+    neurons: bool,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> SteeringGamesResults:
-    """Raise single features of chess models to once and four times their greatest strength, and measure the moves.
-
-    Writes `results/steering-games-NAME.json`, `.md` and a figure after each set of features. ValueError for a user's
-    mistake.
-
-    Args:
-        paths: Runs of chess models, or folders of coders.
-        data: Prepared games.
-        layers: Layers to steer (default: all).
-        features: Features of each set, drawn from those that fire.
-        positions: Positions of validation games at most.
-        neurons: For coders: whether the layer itself is a set, too.
-        name: Name of the results file (default: that of the first folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    """Raise single features by the multiples `TIMES` of their greatest strength, and measure the moves. Writes
+    `results/steering-games-NAME.json`, `.md` and a figure after each set of features.
+    `glassmoe.api.papers.steering_games` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
     names = [Path(path).name for path in paths]

@@ -57,28 +57,11 @@ def reproduce_table(
     out: str | Path = "runs/reproduce",
     results: str | Path = "results",
 ) -> TableResults:
-    """Train and measure the rows of a table or figure of the MoE-X paper, the paper's numbers beside.
+    """Train and measure the rows of a table or figure. Writes `results/NAME-RECIPE.json`, `.md` and figures after each
+    row. Finished runs are used again; stopped runs resume. `failed` lists the rows that failed; the others still run.
+    ValueError for a user's mistake, before anything is trained.
 
-    Writes `results/NAME-RECIPE.json`, `.md` and figures after each row. Finished runs are used again, stopped ones
-    resume. A failed row is reported (`failed`); the others still run. ValueError for a user's mistake, before anything
-    is trained.
-
-    Args:
-        name: table1, table2, table3, table4, figure3, figure4, figure5, figure6, figure9, ablations or calibration.
-        data: Prepared games or, for table2, prepared text.
-        on: For table2: texts to measure perplexity on: files, NAME=FILE, or wikitext2, wikitext103, lambada,
-            openwebtext, separated by commas.
-        scale: Size of the models; gpu is the paper's size.
-        config: Name or file of another recipe than the scale's.
-        rows: Rows to make (default: all of the table). Other names of `glassmoe.ROWS` and `glassmoe.FEED_FORWARD` may
-            join.
-        seeds: Seeds of every row.
-        tokens: Training tokens of every row (default: as the recipe has it).
-        minutes: Wall-clock budget of the whole suite, in place of tokens.
-        games: Games to choose features on, and again to test them on.
-        processes: Rows that are made side by side, sharing the cores.
-        out: Folder of the runs.
-        results: Folder of the results files.
+    `glassmoe.api.papers.reproduce_table` documents the arguments; `config` is its `recipe`.
     """
     if name not in SUITES:
         close = difflib.get_close_matches(name, SUITES, n=1)

@@ -193,45 +193,27 @@ def mxd_frontier(
     model: str,
     layer: int,
     *,
-    data: str | Path | None = None,
-    k: Sequence[int] = (8, 16, 32, 64),
-    seeds: Sequence[int] = (0, 1, 2),
-    coders: Sequence[str] = DEFAULT,
-    games: int = 0,
-    tokens: int = 8_000_000,
-    batch_tokens: int = 4096,
-    context: int | None = None,
-    lr: float | None = None,
-    features: int | None = None,
-    activation: str | None = None,
-    rows: int = 512,
-    device: str = "auto",
-    out: str | Path = "runs/reproduce",
-    results: str | Path = "results",
+    data: str | Path | None,
+    k: Sequence[int],
+    seeds: Sequence[int],
+    coders: Sequence[str],
+    games: int,
+    tokens: int,
+    batch_tokens: int,
+    context: int | None,
+    lr: float | None,
+    features: int | None,
+    activation: str | None,
+    rows: int,
+    device: str,
+    out: str | Path,
+    results: str | Path,
 ) -> FrontierResults:
-    """Accuracy against sparsity: mixtures of decoders and transcoders of one layer at every k.
+    """Measure accuracy against sparsity for coders of one layer at every k. Writes
+    `results/mxd-frontier-MODEL-layerN.json`, `.md` and a figure after each seed, and keeps the rows of other coders.
+    Finished sweeps are used again; a stopped one resumes. ValueError for a user's mistake, before anything is fitted.
 
-    Writes `results/mxd-frontier-MODEL-layerN.json`, `.md` and a figure after each seed; coders that are there stay.
-    Finished sweeps are used again, a stopped one resumes. ValueError for a user's mistake, before anything is fitted.
-
-    Args:
-        model: A run directory, a folder of transformers files, or a hub id.
-        layer: Layer whose MLP is rebuilt.
-        data: Prepared data, or text (default: that of the run).
-        k: Features of a token.
-        seeds: Seeds of every coder.
-        coders: Kinds of coders.
-        games: For a chess model: measure what features say of the boards of this many games.
-        tokens: Tokens to fit to.
-        batch_tokens: Tokens of a step.
-        context: Tokens of a row (default: 128, or as in the run's training).
-        lr: Peak learning rate (default: by the length of the fit).
-        features: Features of a transcoder (default: 32 times the width).
-        activation: Hidden activation of mxd (default: that of the model's MLP).
-        rows: Validation rows to measure on.
-        device: auto, cpu or cuda.
-        out: Folder of the coders.
-        results: Folder of the results files.
+    `glassmoe.api.papers_mxd.mxd_frontier` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
     name, out = f"mxd-frontier-{Path(model).name}-layer{layer}", Path(out)

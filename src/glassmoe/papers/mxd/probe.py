@@ -136,31 +136,19 @@ def mxd_probe(
     path: str | Path,
     *,
     tasks: Sequence[str],
-    last: Sequence[str] = (),
-    layers: Sequence[int] | None = None,
-    tokens: int = 128,
-    samples: int = 10_000,
-    splits: int = 5,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    last: Sequence[str],
+    layers: Sequence[int] | None,
+    tokens: int,
+    samples: int,
+    splits: int,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> ProbeResults:
-    """Probe single features on several tasks, coder beside coder.
+    """Probe single features on several tasks, for every coder or layer. Writes `results/mxd-probe-NAME.json`, `.md`
+    and a figure after each task. ValueError for a user's mistake, before anything is measured.
 
-    Writes `results/mxd-probe-NAME.json`, `.md` and a figure after each task. ValueError for a user's mistake, before
-    anything is measured.
-
-    Args:
-        path: Folder of coders, a run, a folder of transformers files, or a hub id.
-        tasks: Labelled texts: a .jsonl of text and label, surnames, a task of the MxD paper, or a dataset id.
-        last: Tasks of which the end of a text is read, not its beginning.
-        layers: Layers to probe (default: all).
-        tokens: Tokens of a text that are read.
-        samples: Texts of a task at most.
-        splits: Divisions into training and test texts.
-        name: Name of the results file (default: that of the folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    `glassmoe.api.papers_mxd.mxd_probe` documents the arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
     protocol = ProbeProtocol(tokens=tokens, samples=samples, splits=splits)

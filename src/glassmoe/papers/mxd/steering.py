@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from glassmoe.console import say
 from glassmoe.explaining.chat import Chat, Counts
-from glassmoe.explaining.judges import JudgeOptions, make_chats
 from glassmoe.explaining.ratings import rate_texts
 from glassmoe.explaining.results import Questions, questions_of
 from glassmoe.inspect.readers import open_readers
@@ -27,10 +26,8 @@ from glassmoe.results import Result, markdown_table, omitted, stored_as
 
 from .probe import CoderResults, coder_header
 
-PROMPT = "Let's talk about "
-STEERING = Sampling(32, samples=10, temperature=1.0, top_p=0.1, frequency_penalty=1.0)
-FEATURES, AMOUNT = 100, 100.0
-"""The paper's steering: texts, their length and sampling; the first features, and what is added to each."""
+SAMPLING = Sampling(32, samples=10, temperature=1.0, top_p=0.1, frequency_penalty=1.0)
+"""The paper's texts: their length, their number for each feature, and how they are sampled."""
 SHOWN = 4
 """Rows of a set of features whose texts the file has: those of all would fill it, these show what is judged."""
 CHECK = ("The cat sat on the mat.", "A dog slept by the door.")
@@ -92,9 +89,9 @@ class SteeringResults(CoderResults):
     command: str
     commit: str | None
     hardware: str
-    amount: float = AMOUNT
+    amount: float = 100.0
     """What was added to a feature's strength at every token."""
-    prompt: str = PROMPT
+    prompt: str = "Let's talk about "
     sampling: dict[str, Any] = field(default_factory=dict)
     """How texts were sampled: tokens, samples, temperature, top_p, frequency_penalty, seed."""
     entries: list[SteeringRow] = stored_as("rows", default_factory=list)
@@ -189,52 +186,24 @@ Pair = tuple[float | None, float | None]
 def mxd_steering(
     path: str | Path,
     *,
-    judge: str | None = None,
-    judge_model: str | None = None,
-    judge_settings: Mapping[str, Any] | None = None,
-    judge_cache: str | Path = "runs/judges",
-    max_calls: int | None = None,
-    max_cost: float | None = None,
-    prices: tuple[float, float] | None = None,
-    layers: Sequence[int] | None = None,
-    features: int = FEATURES,
-    amount: float = AMOUNT,
-    prompt: str = PROMPT,
-    neurons: bool = True,
-    sampling: Sampling = STEERING,
-    name: str | None = None,
-    results: str | Path = "results",
-    device: str = "auto",
+    judges: Sequence[Chat],
+    layers: Sequence[int] | None,
+    features: int,
+    amount: float,
+    prompt: str,
+    neurons: bool,
+    name: str | None,
+    results: str | Path,
+    device: str,
 ) -> SteeringResults:
-    """What the model writes when one feature is raised, feature by feature.
+    """Measure what the model generates when one feature is raised, feature by feature. Writes
+    `results/mxd-steering-NAME.json`, `.md` and a figure after each set of features. `judges` rate the texts; without
+    judges the measures are offline. ValueError for a user's mistake or an unreachable judge, before anything is
+    measured.
 
-    Writes `results/mxd-steering-NAME.json`, `.md` and a figure after each set of features. ValueError for a user's
-    mistake, a judge that cannot be reached included, before anything is measured.
-
-    Args:
-        path: Folder of coders, a run, a folder of transformers files, or a hub id.
-        judge: Address of an OpenAI-compatible endpoint whose models rate the texts (default: they are judged offline
-            alone).
-        judge_model: Models behind the endpoint, separated by commas.
-        judge_settings: What else every request says (default: temperature 0).
-        judge_cache: Folder of the judges' answers.
-        max_calls: Requests to each judge at most.
-        max_cost: Dollars spent on each judge at most; needs `prices`.
-        prices: Dollars per million tokens that judges read and write.
-        layers: Layers to steer (default: all).
-        features: Features of each set, the first ones.
-        amount: What is added to a feature's strength at every token.
-        prompt: Text to continue.
-        neurons: For coders: whether the neurons of the MLP itself are a set, too.
-        sampling: How texts are sampled.
-        name: Name of the results file (default: that of the folder).
-        results: Folder of the results files.
-        device: auto, cpu or cuda.
+    `glassmoe.api.papers_mxd.mxd_steering` documents the other arguments.
     """
     require_plots("matplotlib.figure", "Drawing figures")
-    limits: dict[str, Any] = {"max_calls": max_calls, "max_cost": max_cost, "prices": prices}
-    limits |= {} if judge_settings is None else {"settings": judge_settings}
-    judges = _judges(judge, judge_model, JudgeOptions(cache=Path(judge_cache), **limits))
     subject, readers = open_readers(str(path), layers, own=neurons, device=device)
     header = coder_header("mxd-steering", path, subject, device)
     if judges:
@@ -243,11 +212,11 @@ def mxd_steering(
         # A wrong address or key shows now, and not after minutes of writing.
         rate_texts(chat, [CHECK])
         chat.counts = Counts(calls=chat.counts.calls)
-    steered = SteeringResults(**header, amount=amount, prompt=prompt, sampling=dict(vars(sampling)))
+    steered = SteeringResults(**header, amount=amount, prompt=prompt, sampling=dict(vars(SAMPLING)))
     for set_name, reader in readers.items():
         numbers = range(min(features, reader.layer.num_features))
         say(f"{set_name}: {len(numbers)} features")
-        measured = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, sampling)
+        measured = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, SAMPLING)
         rows = judged(judges, [SteeringRow.from_dict({"name": reader.name, **row.to_dict()}) for row in measured])
         rows = [row if at < SHOWN else replace(row, texts=None) for at, row in enumerate(rows)]
         steered = replace(
@@ -257,18 +226,6 @@ def mxd_steering(
         )
         saved = steered.save(results, f"mxd-steering-{name or Path(path).name}")
     return saved
-
-
-def _judges(url: str | None, models: str | None, options: JudgeOptions) -> list[Chat]:
-    """A chat with each of the models behind an endpoint; none without an endpoint."""
-    if (url is None) != (models is None):
-        raise ValueError("a judge is an endpoint and a model: give --judge URL and --judge-model NAME, or neither")
-    if url is None or models is None:
-        return []
-    names = list(dict.fromkeys(name.strip() for name in models.split(",")))
-    if "" in names:
-        raise ValueError(f"--judge-model takes names separated by commas, got {models!r}")
-    return make_chats(url, names, options)
 
 
 def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
