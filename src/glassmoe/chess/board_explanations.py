@@ -83,8 +83,8 @@ class PropertyExplanation(Result):
 
 
 @dataclass(frozen=True)
-class SurprisingFeature(Result):
-    """A feature that detects what the baselines do not; numbers as in `PropertyExplanation`."""
+class BoardFeature(Result):
+    """A feature and the property that it detects best; scores as in `PropertyExplanation`."""
 
     feature: int
     property: str
@@ -93,20 +93,20 @@ class SurprisingFeature(Result):
     f1: float
     true_share: float
     f1_always_on: float
-    f1_random: float
+    f1_random: float | None = omitted()
     """F1 of the best feature of random weights on the same property."""
-    more: float
-    """`f1` less the higher of `f1_always_on` and `f1_random`."""
+    more: float | None = omitted()
+    """`f1` minus the higher of `f1_always_on` and `f1_random`."""
 
 
-@dataclass(frozen=True)
-class BoardExplanations(Result):
-    """What the features of one layer say about the board. Levels are counts: F1 on the test games -> features that
+@dataclass(frozen=True, kw_only=True)
+class PropertyCounts(Result):
+    """How many features of one layer detect a property. Levels map F1 on the test games to the number of features that
     reach it."""
 
     layer: int
     games: int
-    """Games that chose the properties, and as many that tested them."""
+    """Games that chose the properties; as many other games tested them."""
     boards: int
     """Boards of each of the two sets."""
     width: int
@@ -116,15 +116,22 @@ class BoardExplanations(Result):
     properties: int
     """Slots that were tried."""
     levels: dict[str, int]
+    """Features by the F1 of their best property."""
     always_on: dict[str, int]
-    """Features that reach a level on a property that a feature which always fires detects to that level, too."""
+    """Those whose property a feature that always fires detects to the same level."""
     at_home: dict[str, int]
-    """Features whose property says that a square holds what it held at the start, or nothing."""
+    """Those whose property says that a square holds what it held at the start, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoardExplanations(PropertyCounts):
+    """What each feature of one layer says about the board."""
+
     features: dict[int, PropertyExplanation]
     """Feature -> what it says; features without any F1 are left out."""
     random: dict[str, int] | None = omitted()
     """Levels of the same layer with random weights; with controls."""
-    surprising: list[SurprisingFeature] | None = omitted()
+    surprising: list[BoardFeature] | None = omitted()
     """The features furthest above the baselines, one a property; with controls."""
 
     def rows(self) -> list[dict[str, Any]]:
@@ -283,28 +290,21 @@ def _wanted(labels: sp.csr_array) -> NDArray[np.bool_]:
 
 
 def _best_of_any(train: Harvest, test: Harvest, train_labels: sp.csr_array, test_labels: sp.csr_array) -> Float64:
-    """F1 [B] on the test games of the feature that tells each slot best on the others."""
+    """F1 [B] on the test games of the feature that detects each slot best on the others."""
     covered = coverage(train.rows, train_labels, train.maxima_F, train.alive_F)
     return own_threshold_held_out(covered, test.rows, test_labels, train.maxima_F)
 
 
-def _surprising(features: Mapping[int, PropertyExplanation], random_B: Float64) -> list[SurprisingFeature]:
+def _surprising(features: Mapping[int, PropertyExplanation], random_B: Float64) -> list[BoardFeature]:
     """The features whose F1 is furthest above a feature that always fires and the best feature of random weights on the
     same property, one a property."""
-    best: dict[str, SurprisingFeature] = {}
+    margins: dict[str, float] = {}
+    best: dict[str, BoardFeature] = {}
     for feature, one in features.items():
         random = float(random_B[one.slot])
-        more = one.f1 - max(random, one.f1_always_on)
-        if more > 0 and (one.property not in best or more > best[one.property].more):
-            best[one.property] = SurprisingFeature(
-                feature=feature,
-                property=one.property,
-                precision=one.precision,
-                recall=one.recall,
-                f1=one.f1,
-                true_share=one.true_share,
-                f1_always_on=one.f1_always_on,
-                f1_random=random,
-                more=more,
-            )
-    return sorted(best.values(), key=lambda surprising: -surprising.more)[:SURPRISING]
+        margin = one.f1 - max(random, one.f1_always_on)
+        if margin > margins.get(one.property, 0.0):
+            scores = {"feature": feature, "f1_random": random, "more": margin}
+            margins[one.property] = margin
+            best[one.property] = BoardFeature.from_dict({**one.to_dict(), **scores})
+    return sorted(best.values(), key=lambda surprising: -margins[surprising.property])[:SURPRISING]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glassmoe.chess.board_explanations import explain_boards
+from glassmoe.chess.board_explanations import BoardFeature, PropertyCounts, explain_boards
 from glassmoe.chess.board_features import LEVELS
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
@@ -27,28 +27,7 @@ SCORES = ("precision", "recall", "f1", "true_share", "f1_always_on", "f1_random"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoardFeature(Result):
-    """A feature and the board property that it detects best; scores are of games that did not choose it."""
-
-    feature: int
-    property: str
-    precision: float
-    recall: float
-    f1: float
-    true_share: float
-    """Share of the boards on which the property is true."""
-    f1_always_on: float
-    """F1 of a feature that always fires."""
-    f1_random: float | None = omitted()
-    """F1 of the best feature of the same layer with random weights."""
-    more: float | None = omitted()
-    """F1 above the greater of the two."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerExplained(Result):
-    """One layer of one model. `levels`, `always_on`, `at_home`, `random`: F1 -> features that reach it."""
-
+class _RunFacts(Result):
     name: str
     """Name of the run's folder."""
     ffn: str
@@ -56,24 +35,14 @@ class LayerExplained(Result):
     synthetic: bool
     """Whether the games are synthetic."""
     data_sha256: str
-    layer: int
-    games: int
-    """Games that choose properties; as many others test them."""
-    boards: int
-    width: int
-    """Features of the layer."""
-    alive: int
-    """Features that fire."""
-    properties: int
-    """Properties that are true often enough, and not too often."""
-    levels: dict[str, int]
-    """Features whose best property has at least that F1."""
-    always_on: dict[str, int]
-    """Of these, those whose property a feature that always fires detects to that level, too."""
-    at_home: dict[str, int]
-    """Of these, those that say that a square holds what it held at the start, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerExplained(PropertyCounts, _RunFacts):
+    """One layer of one run."""
+
     random: dict[str, int] = field(default_factory=dict)
-    """The same layer with random weights."""
+    """`levels` of the same layer with random weights."""
     surprising: list[BoardFeature] = field(default_factory=list)
     """Features that detect what no feature of random weights detects."""
     best: list[BoardFeature] = field(default_factory=list)

@@ -165,6 +165,21 @@ def mean_of(numbers: Iterable[float | None]) -> float | None:
     return statistics.fmean(present) if present else None
 
 
+COST = ("tokens", "FLOPs", "active", "ratio", "parameters")
+
+
+def cost(group: Sequence[MeasuredRow]) -> list[str | None]:
+    """The cells of `COST` for the rows of one name."""
+    ratio = group[0].active_ratio
+    return [
+        f"{statistics.fmean(row.tokens for row in group) / 1e6:.2f}M",
+        f"{statistics.fmean(row.flops for row in group):.2e}",
+        f"{group[0].active_parameters / 1e6:.3f}M",
+        None if ratio is None else f"{ratio:.2f}",
+        f"{group[0].total_parameters / 1e6:.3f}M",
+    ]
+
+
 def text_measures(rows: Sequence[MeasuredRow]) -> list[str]:
     """The loss on each text that rows were measured on, by its name among measures; empty for rows of games."""
     return [PREFIX + name for name in dict.fromkeys(name for row in rows for name in row.texts or {})]

@@ -67,8 +67,6 @@ def reproduce_table(
         close = difflib.get_close_matches(name, SUITES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(SUITES)}"
         raise ValueError(f"there is no table or figure {name!r}; {hint}")
-    if tokens is not None and minutes is not None:
-        raise ValueError("--tokens and --minutes are both given; a budget is one of them")
     suite, data, out, results = SUITES[name], str(data), Path(out), Path(results)
     # A missing package is reported now, not after the training.
     require_plots("matplotlib.figure", "Drawing figures")

@@ -20,7 +20,7 @@ from glassmoe.results import markdown_table, omitted, stored_as
 from . import text_tables
 from .claims import LOSS_MARGIN, Statement, differences, measures_of, order
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
-from .rows import FailedRow, MeasuredRow, TextFacts, by_name, mean_of, values_of
+from .rows import COST, FailedRow, MeasuredRow, TextFacts, by_name, cost, mean_of, values_of
 
 CURVE_POINTS = 8
 """Points of a curve that the page shows, at most."""
@@ -163,7 +163,7 @@ def _headline(suite: str, rows: Sequence[MeasuredRow]) -> str:
     beside = ["paper"] if shown else []
     header = ["row", "seeds", "loss", *beside, "coverage", *beside, "held-out", "reconstruction", *beside]
     header += ["equal-width held-out", "equal-width rec.", "random held-out", "random rec.", "layer", "L0", "alive"]
-    header += ["tokens", "FLOPs", "active", "ratio", "parameters"]
+    header += COST
     lines = []
     for name, group in by_name(rows).items():
         best = [layer for row in group if (layer := row.best_layer())]
@@ -186,11 +186,7 @@ def _headline(suite: str, rows: Sequence[MeasuredRow]) -> str:
                 ", ".join(str(each) for each in sorted({one["layer"] for one in best})) or None,
                 f"{statistics.fmean(one['l0'] for one in best):.0f}" if best else None,
                 f"{statistics.fmean(one['alive'] for one in best):.0f} of {best[0]['width']}" if best else None,
-                f"{statistics.fmean(row.tokens for row in group) / 1e6:.2f}M",
-                f"{statistics.fmean(row.flops for row in group):.2e}",
-                f"{group[0].active_parameters / 1e6:.3f}M",
-                None if group[0].active_ratio is None else f"{group[0].active_ratio:.2f}",
-                f"{group[0].total_parameters / 1e6:.3f}M",
+                *cost(group),
             ]
         )
     return markdown_table(header, lines)

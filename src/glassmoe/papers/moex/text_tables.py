@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from glassmoe.measure.results_file import section
 from glassmoe.results import markdown_table
 
 from .paper import PERPLEXITIES, size_of
-from .rows import PREFIX, MeasuredRow, by_name, mean_of, text_measures
+from .rows import COST, PREFIX, MeasuredRow, by_name, cost, mean_of, text_measures
 
 if TYPE_CHECKING:
     from .tables import TableResults
@@ -24,7 +23,7 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
     header = ["row", "seeds", "loss", "bits per byte"]
     for text in texts:
         header += [text, *(["paper"] if shown[text] else [])]
-    header += ["L0", "of", "tokens", "FLOPs", "active", "ratio", "parameters"]
+    header += ["L0", "of", *COST]
     lines = []
     for name, group in by_name(rows).items():
         perplexities: list[str | None] = []
@@ -33,7 +32,6 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
             if shown[text]:
                 perplexities.append(_figure(theirs.get(name, {}).get(text), 2))
         bits = [row.ppl["bits_per_byte"] for row in group if row.ppl]
-        ratio = group[0].active_ratio
         lines.append(
             [
                 name,
@@ -43,11 +41,7 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
                 *perplexities,
                 _figure(mean_of([_l0(row) for row in group]), 0),
                 _width(group[0]),
-                f"{statistics.fmean(row.tokens for row in group) / 1e6:.2f}M",
-                f"{statistics.fmean(row.flops for row in group):.2e}",
-                f"{group[0].active_parameters / 1e6:.3f}M",
-                None if ratio is None else f"{ratio:.2f}",
-                f"{group[0].total_parameters / 1e6:.3f}M",
+                *cost(group),
             ]
         )
     return markdown_table(header, lines)
