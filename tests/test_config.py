@@ -79,6 +79,20 @@ def test_recipes_of_language_have_the_papers_numbers(name: str, sizes: tuple[int
         ({"model": {"heads": 4, "kv_heads": 3}}, "model.heads 4 is not a multiple of model.kv_heads 3"),
         ({"model": {"kv_heads": 0}}, "model.kv_heads is 0; expected a number above 0"),
         ({"train": {"steps": -1}}, "train.steps is -1; expected"),
+        *(
+            ({"model": sizes}, r"make a model of more than 1e\+12 parameters, which glassmoe does not build; lower")
+            for sizes in (
+                {"layers": 10**10},
+                {"width": 10**10},
+                {"active_width": 10**13},
+                {"num_experts": 10**12},
+                {"context": 10**13},
+                {"unused_ids": 10**13},
+                {"ffn": "peer", "options": {"num_experts": 10**12}},
+                {"ffn": "monet-hd", "options": {"experts": 10**7, "unit": 10**5}},
+                {"ffn": "gelu", "layers": 10**400},
+            )
+        ),
         (
             {"train": {"batch_rows": 10, "micro_rows": 4}},
             "batch_rows 10 is not a multiple of train.micro_rows 4",

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 import yaml
 
 from .registry import LAYER_REGISTRY, ROUTER_REGISTRY
+from .strict_yaml import StrictLoader
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 SCHEMA_VERSION = 1
+MOST_PARAMETERS = 10**12
+"""Parameters of a model, at most: a mistyped size is refused before it asks for memory."""
 Config = TypeVar("Config")
 
 
@@ -143,6 +146,18 @@ class ModelConfig:
             raise ValueError(
                 f"model.experts_per_token {self.experts_per_token} is more than model.num_experts {self.num_experts}; "
                 f"a token can go to at most all experts"
+            )
+        hidden, options = self.active_width, self.options or {}
+        if self.ffn in ("switch", "moe-x", "peer"):
+            hidden = hidden * self.num_experts // self.experts_per_token
+        if self.ffn in ("monet-hd", "monet-vd", "peer"):
+            sizes = {name: value for name, value in options.items() if isinstance(value, int)}
+            hidden = max(hidden, sizes.get("experts", 1) * sizes.get("unit", 1), *sizes.values())
+        positions = (self.context or 0) + self.unused_ids
+        if self.width * (2 * self.layers * (self.width + hidden) + positions) > MOST_PARAMETERS:
+            raise ValueError(
+                f"model.layers {self.layers}, model.width {self.width} and model.active_width {self.active_width} make "
+                f"a model of more than {MOST_PARAMETERS:.0e} parameters, which glassmoe does not build; lower the sizes"
             )
 
 
@@ -300,27 +315,10 @@ def parse(kind: type[Config], values: dict[str, Any]) -> Config:
     return kind(**vars(parsed))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without two features that hide mistakes: repeated keys, of which YAML takes the last, and aliases, which can
-    grow without bound."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read here, write the values out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                raise yaml.YAMLError(f"the key {name} is given twice")
-        return super().construct_mapping(node, deep)
-
-
 def read(path: str | Path, kind: Any = RunConfig) -> dict[str, Any]:
     """The keys and values in a YAML file, known keys all, their values unchecked. ValueError names the file."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), StrictLoader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # Malformed dates, tagged scalars and the like leave PyYAML as other errors than its own.
         raise ValueError(f"{path} is not readable as YAML: {' '.join(str(error).split())}; fix or delete it") from None
@@ -445,5 +443,5 @@ def positive(section: Any, prefix: str, *names: str, zero: bool = False) -> None
     """ValueError when one of these fields is not a finite number above 0, or with `zero` of at least 0."""
     for name in names:
         value, key = getattr(section, name), f"{prefix}.{name}".removeprefix(".")
-        if not (value >= 0 if zero else value > 0) or math.isinf(value):
+        if not (value >= 0 if zero else value > 0) or value == math.inf:
             raise ValueError(f"{key} is {value}; expected a number {'of at least' if zero else 'above'} 0")

@@ -285,17 +285,20 @@ def test_the_key_is_in_the_header_alone(
     assert not any(SECRET in json.dumps(body) for _, _, body in server.asked)
 
 
-def test_the_key_follows_no_redirection(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the question nor the key reaches an address that nobody gave."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    seen: list[str] = []
     with serving(lambda *_: Reply()) as elsewhere:
-        elsewhere.RequestHandlerClass = type(
-            "Noted", (elsewhere.RequestHandlerClass,), {"do_GET": lambda self: seen.append(str(self.headers))}
-        )
-        away = Reply("", 302, {"Location": elsewhere.url})
-        with serving(lambda *_: away) as server, pytest.raises(ValueError, match="unreachable"):
-            chat(server, tries=1).ask(questions("x"))
-    assert len(seen) == 1 and SECRET not in seen[0]
+        for address in (elsewhere.url, "file:///etc/passwd", "ftp://127.0.0.1/x"):
+            away = Reply("", status, {"Location": address})
+            with (
+                serving(lambda *_, away=away: away) as server,
+                pytest.raises(ValueError, match=f"HTTP {status}") as error,
+            ):
+                chat(server, tries=1).ask(questions("x"))
+            assert f"HTTP {status} (it redirects to {address}); redirects are not followed" in str(error.value)
+        assert not elsewhere.asked
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

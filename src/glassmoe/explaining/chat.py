@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -25,17 +26,20 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 from glassmoe.console import bar, say
 
 from .cost import Meter, usage
 from .results import MeteredQuestions
+from .transport import LARGEST, BodyTooLarge, post, read_body
 
 KEY = "OPENAI_API_KEY"
 SECRET = 8
 """A key of at least so many characters is removed from what an endpoint returns. A shorter one, such as EMPTY, is no
 secret and may be a word of an answer."""
+TOO_LARGE = f"an answer of more than {LARGEST >> 20} MiB"
+REDIRECTS = [f"HTTP {code}" for code in (301, 302, 303, 307, 308)]
 
 Messages = Sequence[Mapping[str, str]]
 """One conversation: each message has `role` and `content`."""
@@ -52,7 +56,7 @@ class Endpoint:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
     """What else every request says."""
     timeout: float = 120.0
-    """Seconds to wait for an answer."""
+    """Seconds that one request may take in all, from the connection to the last byte of its answer."""
     tries: int = 5
     """Requests for one question, at most."""
     wait: float = 1.0
@@ -214,6 +218,7 @@ class Chat:
             "HTTP 401": f"set {KEY} in the environment to a key of this endpoint",
             "HTTP 403": f"set {KEY} in the environment to a key that may use this model",
             "HTTP 404": "give the address up to /v1, and the name of a model there",
+            **dict.fromkeys(REDIRECTS, "redirects are not followed; if you trust that address, give it"),
         }.get(failures[0].reason, "start its server, or give a different address")
         reason = failures[0].reason + (f" ({failures[0].detail})" if failures[0].detail else "")
         raise ValueError(f"no answer of {self.endpoint.model} from {self.endpoint.url}: {reason}; {advice}")
@@ -285,10 +290,11 @@ class Chat:
             # Unredirected: the key is not sent to another host.
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with urlopen(request, timeout=self.endpoint.timeout) as response:
-                text = self._without_key(response.read())
+            text = self._without_key(post(request, self.endpoint.timeout))
         except HTTPError as error:
             raise self._refused(error) from None
+        except BodyTooLarge:
+            raise _Failure(TOO_LARGE, lost=True) from None
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             late = isinstance(cause, TimeoutError)
@@ -302,10 +308,12 @@ class Chat:
     def _refused(self, error: HTTPError) -> _Failure:
         with error:
             try:
-                text = self._without_key(error.read())
-            except (OSError, HTTPException):
+                text = self._without_key(read_body(error))
+            except (OSError, HTTPException, BodyTooLarge):
                 text = ""
-        absent = error.code in (401, 403, 404)
+        if 300 <= error.code < 400:
+            text = "it redirects to " + self._without_key(str(error.headers.get("Location")).encode())
+        absent = error.code in (401, 403, 404) or error.code < 400
         self._reached |= not absent
         again = error.code in (408, 429) or error.code >= 500
         wait = _seconds(error.headers.get("Retry-After"))
@@ -345,16 +353,53 @@ def _seconds(header: str | None) -> float | None:
     return max((then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
 
 
+_OBJECT = re.compile(r'\{\s*"')
+"""How an object that has a name begins."""
+_DIGITS = 300
+"""Longest whole number that is read; Python refuses very long ones without saying where they are."""
+
+
+class _Unlined(str):
+    """A text without lines: JSON's errors count those before them, which is quadratic where mistakes are many."""
+
+    def count(self, *_: Any) -> int:
+        return 0
+
+    def rfind(self, *_: Any) -> int:
+        return -1
+
+
 def find_json(text: str, names: Sequence[str]) -> dict[str, Any] | None:
-    """The last JSON object in a text that has all `names`, also within another object or between words; None without
-    one. The last, since models think before they answer."""
-    read = json.JSONDecoder().raw_decode
-    last = None
-    for start in re.finditer(r"\{", text):
+    """The JSON object in a text that has all `names` and ends last, also within another object or between words; None
+    without one. The last, since models think before they answer.
+
+    The time is linear in the text. Objects that end before a mistake count, and what is still open at a mistake would
+    end in the same one. Reading therefore continues behind the mistake; only the last string is looked at again, since
+    its closing quote may be the first of an object between words. A text that is nested deeper than Python can follow
+    is not read further.
+    """
+    wanted = set(names)
+    last: dict[str, Any] | None = None
+
+    def note(values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal last
+        last = values if wanted <= values.keys() else last
+        return values
+
+    def whole(digits: str) -> float:
+        return int(digits) if len(digits) <= _DIGITS else math.nan
+
+    read = json.JSONDecoder(object_hook=note, parse_int=whole).raw_decode
+    place, unlined = 0, _Unlined(text)
+    while start := _OBJECT.search(text, place):
+        begin = start.start()
         try:
-            values, _ = read(text, start.start())
-        except (ValueError, RecursionError):
-            continue
-        if set(names) <= values.keys():
-            last = values
+            place = read(unlined, begin)[1]
+        except json.JSONDecodeError as error:
+            quote = text.rfind('"', begin, error.pos)
+            brace = text.rfind("{", begin + 1, max(quote, begin + 1))
+            again = brace > 0 and not text[brace + 1 : quote].strip()
+            place = brace if again else max(error.pos, begin + 1)
+        except RecursionError:
+            break
     return last

@@ -12,6 +12,8 @@ import threading
 from typing import Any
 
 MILLION = 1_000_000
+MOST_TOKENS = 100 * MILLION
+"""Tokens read or written for one question, at most; no model has a longer context."""
 
 
 class Meter:
@@ -83,10 +85,10 @@ class Meter:
 
 
 def usage(text: str) -> tuple[int, int] | None:
-    """Tokens read and written, as a response reports them; None where it does not."""
+    """Tokens read and written, as a response reports them; None where it does not, or reports what cannot be."""
     try:
         counts = json.loads(text)["usage"]
         tokens = counts["prompt_tokens"], counts["completion_tokens"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    return tokens if all(type(count) is int and count >= 0 for count in tokens) else None
+    return tokens if all(type(count) is int and 0 <= count <= MOST_TOKENS for count in tokens) else None

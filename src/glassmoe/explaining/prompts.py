@@ -162,7 +162,7 @@ def parse_explanation(answer: str) -> str | None:
     values = find_json(answer, ["explanation"])
     text = values["explanation"] if values else None
     if values is None:
-        lines = re.findall(r"(?im)^\W*explanation\W*?:\s*(.+)$", answer)
+        lines = re.findall(r"(?im)^[^\w\n]*explanation[^\w\n]*:\s*(.+)$", answer)
         text = lines[-1].strip().strip("*\"'") if lines else ""
     if not isinstance(text, str):
         return None
