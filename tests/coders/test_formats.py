@@ -4,6 +4,7 @@ in test_formats_peers.py."""
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def round_trip(
 ) -> Path:
     """Out and in again; returns the directory of the coder that came back."""
     coder, x = made_coder(tmp_path / "coder", kind, model, normalise, **settings), tokens_read()
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", format)
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", format)
     assert_alike(by_hand(folder, x), seen(coder, x))
     back, config = load_coder(import_coder(folder, str(model), None, tmp_path / "back"))
     assert_alike(seen(back, x), seen(coder, x))
@@ -148,7 +149,7 @@ def test_sparsify_and_back(kind: str, normalise: str, model: Path, tmp_path: Pat
 @pytest.mark.parametrize("format", ["saelens", "sparsify"])
 def test_an_mlps_output_is_named(format: str, model: Path, tmp_path: Path) -> None:
     made_coder(tmp_path / "coder", "topk", model, site="mlp-out")
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", format)
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", format)
     config = load_coder(import_coder(folder, str(model), None, tmp_path / "back"))[1].coder
     assert (config.layer, config.site) == (1, "mlp-out")
     # What is given outweighs what is named.
@@ -476,13 +477,32 @@ REFUSED = [
 
 @pytest.mark.parametrize(("kind", "format", "message"), REFUSED)
 def test_what_has_no_name_there(kind: str, format: str, message: str, tmp_path: Path) -> None:
-    made_coder(tmp_path / "sweep/1/topk-k5", "topk")
     made_coder(tmp_path / "sweep/1/other", kind)
     with pytest.raises(ValueError, match=message):
         export_coders(tmp_path / "sweep", tmp_path / "out", format)
     with pytest.raises(ValueError, match=message):
         export_coder(tmp_path / "sweep/1/other", tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "format", "message"), REFUSED)
+def test_what_fits_goes_out_and_the_rest_is_listed(
+    kind: str, format: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, each in (("0/a-other", kind), ("1/topk-k5", "topk"), ("2/z-other", kind)):
+        made_coder(tmp_path / "sweep" / folder, each, "nowhere-at-all")
+    words = ["hub", "export", str(tmp_path / "sweep"), str(tmp_path / "out"), "--format", format]
+    assert main(words) == 0
+    folder, *rest = capsys.readouterr().out.splitlines()
+    assert (Path(folder) / "cfg.json").is_file() and len(list((tmp_path / "out").rglob("cfg.json"))) == 1
+    reason = message.removeprefix(f"of kind {kind}; ")
+    for line, left_out in zip(rest, ("0/a-other", "2/z-other"), strict=True):
+        assert re.match(f"left out: {tmp_path / 'sweep' / left_out}: .*{reason}", line)
+    assert main([*words[:3], str(tmp_path / "again"), *words[4:], "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["left_out"]) == [
+        str(tmp_path / "sweep/0/a-other"),
+        str(tmp_path / "sweep/2/z-other"),
+    ]
 
 
 def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
@@ -504,13 +524,13 @@ def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
 
 def test_a_place_by_path_and_a_model_that_is_not_at_hand(tmp_path: Path) -> None:
     coder = made_coder(tmp_path / "coder", "transcoder", "nowhere-at-all")
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", "sparsify")
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", "sparsify")
     assert folder == tmp_path / "out/layers.1.mlp"
     assert_alike(sparsify_by_hand(folder, tokens_read()), seen(coder, tokens_read()))
     made_coder(tmp_path / "other", "topk", "nowhere-at-all", site="stream")
     text = (tmp_path / "other/config.yaml").read_text()
     (tmp_path / "other/config.yaml").write_text(text.replace("module: null", "module: model.decoder.layers.{}.fc2"))
-    (folder,) = export_coders(tmp_path / "other", tmp_path / "out2", "sparsify")
+    (folder,), _ = export_coders(tmp_path / "other", tmp_path / "out2", "sparsify")
     assert folder == tmp_path / "out2/decoder.layers.1"
 
 
@@ -567,11 +587,11 @@ def test_the_verb_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_run_of_our_own_gives_its_data(noise_games: Path, tmp_path: Path) -> None:
     run = train(tiny(noise_games, "relu"), tmp_path / "run")
     made_coder(tmp_path / "coder", "gated", run)
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", "saelens")
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", "saelens")
     back = import_coder(folder, str(run), None, tmp_path / "back")
     config = load_coder(back)[1]
     assert config.data == load_subject(str(run)).config.data and isinstance(config, FitConfig)
     assert evaluate_fidelity(*open_coders(back), max_rows=4)["back"].l0 > 0
     made_coder(tmp_path / "other", "topk", run, site="mlp-out")
-    assert export_coders(tmp_path / "other", tmp_path / "y", "sparsify")[0].name == "layers.1.ffn"
+    assert export_coders(tmp_path / "other", tmp_path / "y", "sparsify")[0][0].name == "layers.1.ffn"
     assert config.coder == CoderConfig(layer=1, kind="gated", site="stream", features=FEATURES, dead_tokens=1)

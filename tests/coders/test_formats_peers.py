@@ -68,7 +68,7 @@ def test_saelens_loads_what_we_write(
     """And spliced into its model by the hooks that the folder names, it leaves the logits that it leaves here. (The
     skip of a transcoder is in its `forward`, which SAELens does not call when it splices.)"""
     coder = made_coder(tmp_path / "coder", kind, model, normalise, **settings)
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", "saelens")
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", "saelens")
     sae = sae_lens.SAE.load_from_disk(folder)
     assert_alike(by_saelens(sae, tokens_read()), seen(coder, tokens_read()))
     if kind == "skip-transcoder":
@@ -91,7 +91,7 @@ def test_sparsify_loads_what_we_write(
     kind: str, normalise: str, sparsify: ModuleType, model: Path, tmp_path: Path
 ) -> None:
     coder = made_coder(tmp_path / "coder", kind, model, normalise)
-    (folder,) = export_coders(tmp_path / "coder", tmp_path / "out", "sparsify")
+    (folder,), _ = export_coders(tmp_path / "coder", tmp_path / "out", "sparsify")
     (theirs,) = sparsify.SparseCoder.load_many(str(tmp_path / "out"), local=True).values()
     assert_alike(by_sparsify(theirs, tokens_read()), seen(coder, tokens_read()))
     # The name is that of a module below its base model, as its trainer and hooks look for it.

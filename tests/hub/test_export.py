@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from glassmoe.chess.moves import VOCABULARY
@@ -156,6 +157,65 @@ def test_the_card_says_what_the_files_say(run: Path, tmp_path: Path, capsys: pyt
     ):
         assert words in body, words
     assert str(run.parent) not in card and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    "licence", ["mit\ninjected: true", "mit # and more", "[a, b]", "yes", "--- a", "a: b", "'", "é\t"]
+)
+def test_a_licence_is_one_value_of_the_header(licence: str, run: Path, tmp_path: Path) -> None:
+    assert main(["hub", "export", str(run), str(tmp_path / "out"), "--license", licence]) == 0
+    header = (tmp_path / "out/README.md").read_text().removeprefix("---\n").partition("\n---\n")[0]
+    values = yaml.safe_load(header)
+    assert list(values) == ["library_name", "pipeline_tag", "license", "tags"] and values["license"] == licence
+
+
+def a_folder_with_code(path: Path, family: str) -> Path:
+    """A model whose configuration and tokenizer want code beside them to run, which would leave a file."""
+    path.mkdir()
+    code = f"open({str(path / 'ran')!r}, 'w')\n"
+    for name in ("configuration_own", "modeling_own", "tokenization_own"):
+        (path / f"{name}.py").write_text(code)
+    auto_map = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own"}
+    (path / "config.json").write_text(json.dumps({"model_type": family, "auto_map": auto_map}))
+    words = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}, "tokenizer_class": "Own"}
+    (path / "tokenizer_config.json").write_text(json.dumps(words))
+    (path / "model.safetensors").write_bytes(b"")
+    (path / "words.txt").write_text("some words")
+    return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval ppl FOLDER",
+        "eval probe FOLDER --task surnames",
+        "generate FOLDER",
+        "steer FOLDER --layer 0 --feature 1 --add 1",
+        "hub export FOLDER out",
+        "decompose FOLDER --layers 0 --data FOLDER --out out",
+        "upcycle FOLDER moex-from-gpt2 --out out",
+        "data text FOLDER/words.txt --tokenizer FOLDER --out out",
+        "explain FOLDER --layer 0",
+    ],
+)
+def test_code_beside_a_model_is_refused_and_nobody_is_asked(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = a_folder_with_code(tmp_path / "model", "own")
+    assert main(words.replace("FOLDER", str(folder)).split()) == 2
+    error = capsys.readouterr().err
+    assert "needs code of its own (auto_map), which glassmoe does not run" in error and len(error.splitlines()) == 1
+    assert not (folder / "ran").exists()
+
+
+def test_an_exported_folder_opens_with_our_own_code(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    out = export_model(str(run), tmp_path / "out")
+    assert "auto_map" in json.loads((out / "config.json").read_text())
+    assert type(load_subject(str(out), "cpu", own=True).model) is GlassForCausalLM
 
 
 def test_measures_of_other_steps_are_left_out_and_counted(run: Path) -> None:

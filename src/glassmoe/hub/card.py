@@ -10,6 +10,8 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+import yaml
+
 from glassmoe.chess.board_results import BoardsResult
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import TEXT, TokenKind
@@ -46,8 +48,11 @@ def write_card(model: GlassForCausalLM, kind: TokenKind, run: Path, config: RunC
         "layer = model.feed_forwards()[0]\nfeatures = layer.features(x)\n```\n\n"
         "The folder carries the model's code; with glassmoe installed, `import glassmoe.model` takes its place."
     )
+    about_card = {"library_name": "transformers", "pipeline_tag": "text-generation", "license": licence}
+    # A licence may hold anything: only the writer of YAML knows what to quote.
+    header = yaml.safe_dump(about_card, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: {licence}\ntags: [{tags}]\n---",
+        f"---\n{header}tags: [{tags}]\n---",
         f"# {settings.ffn} {world} model",
         about,
         code,

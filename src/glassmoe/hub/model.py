@@ -39,12 +39,15 @@ class ExportedFolders(Result):
     """The folders."""
     pushed: str | None = omitted()
     """Address of the repository that the folder was uploaded to."""
+    left_out: dict[str, str] | None = omitted()
+    """Coder that the format does not have -> why it was left out."""
 
     def table(self) -> str:
         lines = list(self.folders)
         if self.format == "transformers":
             lines += ["", f"model card: {self.folders[0]}/README.md"]
-        return "\n".join([*lines, *([f"pushed: {self.pushed}"] if self.pushed else [])])
+        lines += [f"pushed: {self.pushed}"] if self.pushed else []
+        return "\n".join([*lines, *(f"left out: {name}: {reason}" for name, reason in (self.left_out or {}).items())])
 
 
 def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:

@@ -31,7 +31,7 @@ from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
-from glassmoe.text.tokens import load_tokenizer, text_kind
+from glassmoe.text.tokens import load_tokenizer, loading_failure, text_kind
 
 from .importing import FAMILIES
 
@@ -202,8 +202,10 @@ def foreign_settings(name: str) -> Any | None:
     loading then reports."""
     try:
         with _quiet():
-            settings = AutoConfig.from_pretrained(name)
-    except Exception:  # what transformers raises depends on where it stumbles
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # what transformers raises depends on where it stumbles
+        if "trust_remote_code" in str(error):
+            raise _not_loaded(name, error) from None
         return None
     return None if settings.model_type == OWN else settings
 
@@ -228,7 +230,11 @@ def _load_own(name: str) -> tuple[Any, RunConfig | None]:
     try:
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
         wrong = [f"{what.replace('_', ' ')} {min(report[what])}" for what in UNFIT if report[what]]
         if wrong:
@@ -249,15 +255,23 @@ def load_foreign(name: str) -> Any:
     """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
     except Exception as error:  # as above
-        reason = " ".join(str(error).split()[:40])
-        raise ValueError(f"{name} could not be loaded: {reason}; give a model with config.json and weights") from None
+        raise _not_loaded(name, error) from None
     if missing := report["missing_keys"]:
         raise ValueError(
             f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
         )
     return model
+
+
+def _not_loaded(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name} could not be loaded: {loading_failure(error)}; give a model with config.json and weights, of a family "
+        f"that transformers has"
+    )
 
 
 @contextmanager

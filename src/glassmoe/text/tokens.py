@@ -257,16 +257,22 @@ def load_tokenizer(name: str | Path) -> tuple[str, str]:
     if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise ValueError(f"--tokenizer {name}: there is no such directory; {expected}")
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(name)
+        loaded: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # what transformers raises depends on where it stumbles
-        reason = " ".join(str(error).split()[:30])
-        raise ValueError(f"cannot load --tokenizer {name}: {reason}; {expected}") from None
+        raise ValueError(f"cannot load --tokenizer {name}: {loading_failure(error)}; {expected}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
     start = loaded.bos_token or loaded.eos_token
     if backend is None or start is None:
         lacks = "a bos or eos token to begin documents with" if backend else "a tokenizer.json"
         raise ValueError(f"--tokenizer {name} lacks {lacks}; {expected}")
     return str(backend.to_str()), str(start)
+
+
+def loading_failure(error: Exception) -> str:
+    """Why transformers loaded nothing, in at most 40 words."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own (auto_map), which glassmoe does not run"
+    return " ".join(str(error).split()[:40])
 
 
 def byte_lengths(kind: TokenKind) -> npt.NDArray[np.int64] | None:
