@@ -11,10 +11,11 @@ import torch
 from glassmoe.cli.main import main
 from glassmoe.inspect.edit import Edit, features_of, spliced
 from glassmoe.inspect.sample import FrequencyPenalty, Sampling, sampled
-from glassmoe.measure.steering import agreement, specialisation, steered
+from glassmoe.measure.steering import agreement, digits, specialisation, steered
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import load_subject
+from glassmoe.text.spelling import Spelling
 from text_files import made_up_texts, prepared, random_gpt2
 
 EIGHT = Sampling(8, samples=3, temperature=1.0)
@@ -109,6 +110,34 @@ def test_the_shift_against_a_naive_pass(gpt2: str, edit: Edit) -> None:
     assert found.shift == pytest.approx(kl / positions, rel=1e-3, abs=1e-6)
     assert found.before.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-4)
     assert found.shift > 0 and found.raised[0][1] >= found.raised[-1][1] > 0 > found.lowered[0][1]
+
+
+def test_moved_tokens_are_text(gpt2: str) -> None:
+    subject = load_subject(gpt2)
+    moved = steered(subject, neurons(subject, 1), subject.place(1, "mlp"), Edit("add", (3,), 5.0), "the cat", EIGHT)
+    shown = [token for token, _ in [*moved.raised, *moved.lowered]]
+    assert len(shown) == 16 and not any(letter in token for token in shown for letter in "\u0120\u010a\u2581")
+    kind = subject.kind()
+    spelled = {Spelling(kind).one(token) for token in range(kind.size)}
+    assert set(shown) <= spelled and any(token.startswith(" ") for token in spelled)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.1234, "+0.123"), (-0.0312, "-0.031"), (0.00094, "+9.4e-04"), (-0.0001234, "-1.2e-04"), (3e-9, "+3.0e-09"),
+        (0.0, "+0.000"), (1.0, "+1.000"),
+    ],
+)  # fmt: skip
+def test_small_numbers_have_digits(value: float, shown: str) -> None:
+    assert digits(value, 3, "+") == shown
+
+
+def test_the_table_shows_no_effect_of_nothing(gpt2: str) -> None:
+    subject = load_subject(gpt2)
+    found = steered(subject, neurons(subject, 1), subject.place(1, "mlp"), Edit("add", (3,), 1e-3), "the cat", EIGHT)
+    assert abs(found.raised[0][1]) < 1e-3
+    assert "0.000" not in found.table() and "shift 0.0000" not in found.table()
 
 
 def test_nothing_changes_without_a_change(gpt2: str) -> None:

@@ -1,6 +1,7 @@
 """What features read and write, against plain loops."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,11 +116,15 @@ def test_nearest_by_hand_and_against_a_loop() -> None:
 def test_logits_against_a_loop(tmp_path: Path) -> None:
     subject = load_subject(str(chess_model(tmp_path / "run")), "cpu")
     rows_FD = torch.randn(6, 16)
-    up, down = moved_logits(subject, rows_FD, 3)
+    # The third row ends after one token, so that token 9 is no part of the text.
+    text = {"rows_RN": np.array([[0, 3, 4], [5, 6, 3], [7, 9, 9]], np.uint8), "lengths_R": np.array([3, 3, 1])}
+    up, down = moved_logits(subject, rows_FD, 3, SimpleNamespace(**text))
+    present = [0, 3, 4, 5, 6, 7]
     w_VD = subject.model.lm_head.weight
     for f in range(6):
         logits = [float(w_VD[v] @ rows_FD[f]) for v in range(len(w_VD))]
         mean = sum(logits) / len(logits)
-        order = sorted(range(len(logits)), key=lambda v: -logits[v])
+        order = sorted(present, key=lambda v: -logits[v])
         assert up.tokens_FK[f].tolist() == order[:3] and down.tokens_FK[f].tolist() == order[::-1][:3]
         np.testing.assert_allclose(up.values_FK[f], [logits[v] - mean for v in order[:3]], atol=1e-4)
+    assert moved_logits(subject, rows_FD, 9, SimpleNamespace(**text))[0].tokens_FK.shape == (6, 6)

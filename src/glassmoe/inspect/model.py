@@ -19,6 +19,7 @@ from torch import Tensor
 from glassmoe.layers.features import Features, FeedForward
 from glassmoe.model.subject import Subject, inputs_at
 from glassmoe.results import Result
+from glassmoe.text.spelling import Spelling
 
 from .change import one_change
 from .edit import Edit, features_of, spliced
@@ -49,7 +50,7 @@ class TokenFeatures(Result):
     name: str
     """Name of the layer or coder, such as `1/moe-x`."""
     tokens: list[str]
-    """The text of each token."""
+    """The text of each token; a token that ends within a character shows its bytes, as in `<e6>`."""
     features: Features
     """Strengths of the features on the T tokens."""
     active: Tensor
@@ -154,7 +155,7 @@ class Model(Mapping[str, FeedForward]):
         tokens_1T = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0).to(device)
         x_1TD = inputs_at(self.subject.model, readable.place, tokens_1T)
         features = readable.layer.features(x_1TD[0])
-        return TokenFeatures(readable.name, token_texts(kind, ids), features, readable.layer.active(features))
+        return TokenFeatures(readable.name, Spelling(kind)(ids), features, readable.layer.active(features))
 
     @contextmanager
     def edit(
@@ -223,17 +224,3 @@ def make_edit(
     chosen = [[each] if isinstance(each, int) else list(each) for each in (features, experts)]
     action, amount = one_change(*chosen, add=add, set=set, scale=scale, ablate=ablate)
     return Edit(action, features_of(layer, *chosen), amount)
-
-
-def token_texts(kind: Any, ids: Any) -> list[str]:
-    """What each token adds to the text; a token that ends within a character adds nothing, and the next the whole."""
-    if kind.tokenizer is None:
-        return [kind.vocabulary[int(token)] for token in ids]
-    begin = int(ids[0]) == kind.start
-    texts, before = [kind.start_token] if begin else [], ""
-    for end in range(len(texts) + 1, len(ids) + 1):
-        # The start token is left out by decode where it comes first.
-        text = kind.decode(ids[:end]).rstrip("\ufffd")
-        texts.append(text[len(before) :])
-        before = max(before, text, key=len)
-    return texts

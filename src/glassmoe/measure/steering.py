@@ -35,6 +35,7 @@ from glassmoe.inspect.sample import Sampling, sampled
 from glassmoe.model import FeedForward
 from glassmoe.model.subject import Place, Subject, replaced
 from glassmoe.results import Result, omitted, stored_as
+from glassmoe.text.spelling import Spelling
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""
@@ -78,7 +79,8 @@ class SteeringResult(Result):
     """Mean KL divergence of the next token's distribution from the unedited one, in nats per token, on the texts of
     `before`."""
     raised: list[list[Any]]
-    """[token, difference of probability] after the prompt, of the tokens that the edit makes likelier, most first."""
+    """[text of a token, difference of probability] after the prompt, of the tokens that the edit makes likelier, most
+    first."""
     lowered: list[list[Any]]
     """The same of the tokens that it makes less likely."""
     distance: float | None = omitted()
@@ -92,12 +94,21 @@ class SteeringResult(Result):
         ]
 
     def table(self) -> str:
-        lines = [f"{self.reader}: {self.edit}" if self.reader else self.edit, f"shift {self.shift:.4f} nats a token"]
+        lines = [
+            f"{self.reader}: {self.edit}" if self.reader else self.edit,
+            f"shift {digits(self.shift, 4)} nats a token",
+        ]
         for when, written in (("before", self.before), ("after", self.after)):
             lines += ["", f"{when} {written.summary()}", *(f"  {text!r}" for text in written.texts)]
         for word, tokens in (("raised", self.raised), ("lowered", self.lowered)):
-            lines += ["", f"{word}: " + ", ".join(f"{token!r} {change:+.3f}" for token, change in tokens)]
+            lines += ["", f"{word}: " + ", ".join(f"{token!r} {digits(change, 3, '+')}" for token, change in tokens)]
         return "\n".join(lines)
+
+
+def digits(value: float, places: int, sign: str = "") -> str:
+    """A number with so many decimal places, or where these would hold one digit or none, with two digits."""
+    small = 0 < abs(value) < 10 ** (1 - places)
+    return f"{value:{sign}.1e}" if small else f"{value:{sign}.{places}f}"
 
 
 @dataclass(frozen=True)
@@ -186,11 +197,11 @@ def _shift(
     assert first is not None
     # Some models have more rows in their embedding than there are tokens.
     change_V = (first[1] - first[0])[: kind.size]
-    order = change_V.argsort(descending=True).tolist()
+    order, spelling = change_V.argsort(descending=True).tolist(), Spelling(kind)
     return Shift(
         shift=total / positions,
-        raised=[[kind.vocabulary[i], float(change_V[i])] for i in order[:SHOWN] if change_V[i] > 0],
-        lowered=[[kind.vocabulary[i], float(change_V[i])] for i in order[::-1][:SHOWN] if change_V[i] < 0],
+        raised=[[spelling.one(i), float(change_V[i])] for i in order[:SHOWN] if change_V[i] > 0],
+        lowered=[[spelling.one(i), float(change_V[i])] for i in order[::-1][:SHOWN] if change_V[i] < 0],
     )
 
 

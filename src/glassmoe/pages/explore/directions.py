@@ -3,7 +3,8 @@
 A feature reads row f of the encoder. What it writes depends on the layer. `linear`: what one unit of strength adds to
 the stream. `nonlinear` (SoLU): the same, with the norm's statistics held fixed. `token`: the mean, over the feature's
 strongest examples, of what it adds there per unit of strength. Logits are those of the unembedding on that direction
-alone: without the final norm, and minus the mean over the vocabulary, since only differences of logits count.
+alone: without the final norm, and minus the mean over the vocabulary, since only differences of logits count. Tokens
+that the read text never has are left out.
 
 Legend: F features, D width of the stream, V vocabulary, T tokens, K neighbours or logits shown.
 """
@@ -156,16 +157,21 @@ def nearest(rows_FD: Tensor, count: int) -> Nearest:
 
 
 @torch.no_grad()
-def moved_logits(subject: Subject, rows_FD: Tensor, count: int) -> tuple[Logits, Logits]:
-    """The tokens that each direction makes likelier, and those that it makes less likely."""
+def moved_logits(subject: Subject, rows_FD: Tensor, count: int, store: FeatureStore) -> tuple[Logits, Logits]:
+    """The tokens that each direction makes likelier, and those that it makes less likely, among those that the rows of
+    the store have. Tokens that no text has were all trained in the same way, so that their logits tie and would fill
+    both lists."""
     w_VD = subject.model.get_output_embeddings().weight.detach().float()
-    count = min(count, len(w_VD))
+    here_RN = np.arange(store.rows_RN.shape[1]) < np.asarray(store.lengths_R)[:, None]
+    absent_V = torch.ones(len(w_VD), dtype=torch.bool, device=w_VD.device)
+    absent_V[torch.from_numpy(np.unique(store.rows_RN[here_RN]).astype(np.int64)).to(w_VD.device)] = False
+    count = min(count, int((~absent_V).sum()))
     up, down = [], []
     for some_BD in rows_FD.split(BLOCK):
         logits_BV = some_BD @ w_VD.T
         logits_BV = logits_BV - logits_BV.mean(1, keepdim=True)
-        up.append(logits_BV.topk(count, dim=1))
-        down.append(logits_BV.topk(count, dim=1, largest=False))
+        up.append(logits_BV.masked_fill(absent_V, -torch.inf).topk(count, dim=1))
+        down.append(logits_BV.masked_fill(absent_V, torch.inf).topk(count, dim=1, largest=False))
     return _joined(up), _joined(down)
 
 

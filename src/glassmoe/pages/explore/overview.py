@@ -21,13 +21,13 @@ from glassmoe.measure.saved import saved_values
 from glassmoe.pages.boards import board_position
 from glassmoe.pages.charts import Line, column_bars, line_chart
 from glassmoe.pages.html import decimals
+from glassmoe.text.spelling import visible
 from glassmoe.training.tracking import read_metrics
 
 from .experts import load_of
 from .explored import ExploredLayer
 from .records import ExampleRecord, FeatureRecord
 from .results import SiteLayer
-from .words import visible
 
 AROUND, CARD_TEXT = 14, 120
 """Tokens before the peak, and after it, on a card; characters of an explanation there."""

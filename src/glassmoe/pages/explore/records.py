@@ -18,11 +18,11 @@ from glassmoe.chess.tokens import MOVES
 from glassmoe.explaining.results import DetectedProperty
 from glassmoe.inspect.examples import Examples
 from glassmoe.results import Result, omitted
+from glassmoe.text.spelling import Spelling
 
 from .directions import Logits, Nearest
 from .explored import ExplanationOnPage, ExploredLayer
 from .positions import Game, replay
-from .words import Words
 
 TOP, PER_DECILE = 10, 2
 """Strongest examples, and examples of each tenth."""
@@ -30,7 +30,8 @@ SHOWN = 64
 """Tokens of a window that are shown, around its peak, when it has more."""
 BEFORE_TEXT, BEFORE_GAME, AFTER = 160, 1100, 48
 """Characters shown before and after the tokens of a window; of a game, usually all that led to it."""
-LABEL = 80
+LABEL, LONGEST = 80, 60
+"""Characters of a label, and of one token, that are shown, at most."""
 EXPLANATION = 2000
 """Characters of an explanation that are shown."""
 
@@ -134,7 +135,7 @@ class Recorder:
 
     def __init__(self, layer: ExploredLayer, relations: Relations, boards: bool):
         self.layer, self.relations, self.boards = layer, relations, boards
-        self.store, self.words = layer.store, Words(layer.kind)
+        self.store, self.words = layer.store, Spelling(layer.kind, LONGEST)
         self._rows: dict[int, list[str]] = {}
         self._games: dict[int, Game] = {}
         self._peaks: dict[int, list[str] | None] = {}

@@ -125,7 +125,7 @@ def relations_of(layer: ExploredLayer) -> Relations:
     """Nearest features, and the logits that each feature moves."""
     reads = read_rows(layer.reader.layer)
     writes = written_rows(layer.subject, layer.reader.layer, layer.reader.place, layer.store)
-    up, down = (None, None) if writes is None else moved_logits(layer.subject, writes, LOGITS)
+    up, down = (None, None) if writes is None else moved_logits(layer.subject, writes, LOGITS, layer.store)
     return Relations(
         None if reads is None else nearest(reads, NEAR), None if writes is None else nearest(writes, NEAR), up, down
     )
@@ -220,7 +220,7 @@ def _meta(
         boards=boards,
         edges=[rounded(edge) for edge in store.edges_B],
         writes=writes,
-        how=HOW[writes],
+        how=f"{HOW[writes]} Tokens that the examples' text never has are left out.",
         scored=any(layer.score(feature) is not None for feature in layer.explained),
         tells=bool(layer.tracked) or any(layer.board(feature) for feature in layer.explained),
         version=__version__,

@@ -1,40 +1,40 @@
 """Token ids as the pieces of text that a reader sees.
 
-In byte-level BPE a token may hold part of a character. The token that completes the character shows it; the tokens
-before show their bytes, as in `<e6>`. Bytes that are no text are shown in the same way.
+In byte-level BPE, and in byte fallback (`<0x0A>`), a token may hold part of a character. The token that completes the
+character shows it; the tokens before show their bytes, as in `<e6>`. Bytes that are no text are shown in the same way.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
 
 from glassmoe.data.tokens import TEXT, TokenKind
 
-LONGEST = 60
-"""Characters of one token that are shown, at most."""
 
+class Spelling:
+    """What the tokens of a kind spell."""
 
-class Words:
-    """The vocabulary of a kind of token, as pages show it."""
-
-    def __init__(self, kind: TokenKind):
+    def __init__(self, kind: TokenKind, longest: int | None = None):
+        """`longest`: characters of one token that are shown, at most (default: all)."""
         self.separator = kind.separator
+        self._longest = longest
         self._bytes: list[bytes] | None = None
         vocabulary = list(kind.vocabulary)
         if kind.name == TEXT:
             assert kind.tokenizer is not None
             described = json.loads(kind.tokenizer)
             added = {token["id"]: token["content"] for token in described["added_tokens"]}
-            if _is_byte_level(described):
-                self._bytes = _bytes_of(vocabulary, added)
-                vocabulary = [_alone(token) for token in self._bytes]
-            else:
-                vocabulary = [added.get(place, token.replace("\u2581", " ")) for place, token in enumerate(vocabulary)]
-        self._texts = [_short(text) for text in vocabulary]
+            spell = _byte_level if _has_step(described, "ByteLevel") else _sentence_piece(described)
+            self._bytes = [
+                added[place].encode() if place in added else spell(token) for place, token in enumerate(vocabulary)
+            ]
+            vocabulary = [_pieces([token])[0] for token in self._bytes]
+        self._texts = [self._short(text) for text in vocabulary]
         # Tokens of whole characters can be read without their neighbours.
         self._whole = [self._bytes is None or _is_whole(token) for token in self._bytes or vocabulary]
 
@@ -47,11 +47,14 @@ class Words:
         row: list[int] = [int(token) for token in tokens]  # type: ignore[union-attr, arg-type]
         if self._bytes is None or all(map(self._whole.__getitem__, row)):
             return [self._texts[token] for token in row]
-        return _pieces([self._bytes[token] for token in row])
+        return [self._short(text) for text in _pieces([self._bytes[token] for token in row])]
 
     def text(self, tokens: npt.ArrayLike) -> str:
         """The text of some tokens, as it is written."""
         return self.separator.join(self(tokens))
+
+    def _short(self, text: str) -> str:
+        return text if self._longest is None or len(text) <= self._longest else text[: self._longest - 3] + "..."
 
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -68,21 +71,31 @@ def _sign(letter: str) -> str:
     return named.get(letter) or (chr(0x2400 + code) if code < 32 else f"\u2039U+{code:04X}\u203a")
 
 
-def _is_byte_level(described: dict[str, Any]) -> bool:
+def _has_step(described: dict[str, Any], kind: str) -> bool:
+    """Whether a tokenizer's decoder has a step of this kind."""
     decoder = described.get("decoder") or {}
-    return any(step.get("type") == "ByteLevel" for step in [decoder, *decoder.get("decoders", [])])
+    return any(step.get("type") == kind for step in [decoder, *decoder.get("decoders", [])])
 
 
-def _bytes_of(vocabulary: list[str], added: dict[int, str]) -> list[bytes]:
-    """The bytes of every token. Byte-level BPE spells printable bytes as themselves, the others from U+0100 on."""
-    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(printed)]
-    byte_of = {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    found = []
-    for place, token in enumerate(vocabulary):
-        spelled = place not in added and all(letter in byte_of for letter in token)
-        found.append(bytes(byte_of[letter] for letter in token) if spelled else added.get(place, token).encode())
-    return found
+# Byte-level BPE spells printable bytes as themselves, the others from U+0100 on.
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + place): byte for place, byte in enumerate(sorted(set(range(256)) - set(_PRINTED)))
+}
+
+
+def _byte_level(token: str) -> bytes:
+    return bytes(_BYTES[letter] for letter in token) if all(letter in _BYTES for letter in token) else token.encode()
+
+
+def _sentence_piece(described: dict[str, Any]) -> Callable[[str], bytes]:
+    fallback = _has_step(described, "ByteFallback")
+
+    def spell(token: str) -> bytes:
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", token) if fallback else None
+        return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+
+    return spell
 
 
 def _is_whole(token: Any) -> bool:
@@ -91,10 +104,6 @@ def _is_whole(token: Any) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _alone(token: bytes) -> str:
-    return "".join(_pieces([token]))
 
 
 def _pieces(tokens: list[bytes]) -> list[str]:
@@ -114,7 +123,7 @@ def _pieces(tokens: list[bytes]) -> list[str]:
         text = "".join(marks[place] for place in range(begin + 1, end + 1) if place in marks)
         if token and not text:
             text = "".join(f"<{byte:02x}>" for byte in token)
-        found.append(_short(text))
+        found.append(text)
         begin = end
     return found
 
@@ -122,7 +131,3 @@ def _pieces(tokens: list[bytes]) -> list[str]:
 def _length(first: int) -> int:
     """Bytes of a UTF-8 character, by its first byte."""
     return 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
