@@ -39,7 +39,7 @@ SMALL = {
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```\n(.*?)```", README, re.S)
+    blocks = [text for language, text in re.findall(r"```(\w*)\n(.*?)```", README, re.S) if not language]
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
     return [re.split(r"\s+#", line)[0] for line in lines]
 
@@ -140,7 +140,7 @@ def test_the_python_snippet_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) ->
     for whole, part in small.items():
         assert whole in snippet
         snippet = snippet.replace(whole, part)
-    names: dict[str, object] = {"hidden_states": torch.randn(2, 3, 64)}
+    names: dict[str, object] = {"hidden_states": torch.randn(2, 3, 16)}
     exec(compile(snippet, "README.md", "exec"), names)
     assert names["run"] == Path("runs/snippet") and isinstance(names["model"], gm.Model)
     assert set(names["saes"]) == {"8/mxd-k32", "8/transcoder-k32"}  # type: ignore[call-overload]

@@ -56,6 +56,10 @@ class Result:
                 given[each.name] = None
         return cls(**given)
 
+    def to_json(self) -> Any:
+        """What `--json` prints: `to_dict`, unless a subclass says otherwise."""
+        return self.to_dict()
+
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the table: column -> value."""
         return [self.to_dict()]

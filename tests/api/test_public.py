@@ -166,3 +166,15 @@ def test_the_page_of_the_api_is_current() -> None:
         "RunConfig",
     }
     assert listed | constants | {"__version__"} == set(glassmoe.__all__)
+
+
+@pytest.mark.parametrize("verb", LEAVES, ids=lambda verb: verb.name)
+def test_no_check_refuses_a_default(verb: Verb) -> None:
+    """A check belongs to the name of a parameter, and a name may mean something else in one function."""
+    function = Signature(verb).call
+    checks = inspect.getclosurevars(function).nonlocals.get("active", {})
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in checks and parameter.default not in (parameter.empty, None):
+            checks[name](name, parameter.default)
+        if name in checks and "Names" in str(parameter.annotation):
+            raise AssertionError(f"{verb.name}: {name} holds names and is checked as something else")

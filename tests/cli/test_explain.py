@@ -71,7 +71,7 @@ def test_a_text_run_is_explained(text_runs: Path, capsys: pytest.CaptureFixture[
 def test_coders_are_explained(text_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"explain {text_runs / 'coders'} --feature 3 {SMALL}".split()
     assert main(words) == 2
-    assert "several coders fit; name one of" in capsys.readouterr().err
+    assert "holds several coders; choose one of" in capsys.readouterr().err
     assert main([*words, "--coder", "transcoder-k4"]) == 0
     (line,) = lines_of(text_runs / "coders/explanations/1-transcoder-k4/rules.jsonl")
     assert line["feature"] == 3
@@ -121,9 +121,9 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
     [
         ("--layer 7", "layer 7 is not in"),
         ("--layer 1 --feature 4000", "feature 4000 is not in this layer"),
-        ("--layer 1 --features many", "--features takes how many"),
-        ("--layer 1 --features 0", "--features takes how many"),
-        ("--layer 1 --features 3,x", "--features takes whole numbers"),
+        ("--layer 1 --features many", "features is 'many'; expected whole numbers"),
+        ("--layer 1 --features 0", "features is 0; expected a whole number above 0"),
+        ("--layer 1 --features 3,x", "features is '3,x'; expected whole numbers"),
         ("--layer 1 --judge rule", "unknown judge 'rule'; did you mean rules?"),
         ("--layer 1 --judge local:", "give --judge local:PATH"),
         ("--layer 1 --judge local:nowhere", "there is no folder nowhere"),
@@ -134,7 +134,7 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
         ),
         ("--layer 1 --judge rules --judge-model a", "leave --judge-model out"),
         ("--layer 1 --judge rules --keep 5 --data.path nowhere", "there is no such folder"),
-        ("--judge rules", "several coders fit"),
+        ("--judge rules", "several layers or coders fit"),
         ("--layer 1 --tokens 99999 --feature 1", "--tokens 3000, not 99999"),
         ("--layer 1 --per-decile 2 --feature 1 --tokens 3000", "other settings"),
     ],

@@ -310,10 +310,10 @@ def test_mistakes_are_named(gpt2: Path, text: Path, tmp_path: Path, capsys: pyte
         return capsys.readouterr().err
 
     start = f"decompose {gpt2} --data.path {text} --out {tmp_path / 'x'}"
-    assert "layer 7 is not in this model: it has layers 0 to 2" in said(f"{start} --layer 7 --context 32")
+    assert "it has layers 0 to 2" in said(f"{start} --layer 7 --context 32")
     assert "did you mean transformer.h.1.mlp" in said(f"{start} --layer 1 --context 32 --module transformer.h.{{}}.mpl")
     assert "unknown coder 'mdx'; did you mean mxd?" in said(f"{start} --layer 1 --coders mdx")
-    assert "--layers takes whole numbers" in said(f"{start} --layer middle")
+    assert "layers is 'middle'; expected whole numbers" in said(f"{start} --layer middle")
     assert "more than the" in said(f"{start} --layer 1 --coders transcoder --features 8 --k 9 --context 32")
     assert "its context is 40" in said(f"{start} --layer 1 --context 64")
     assert "coders of a sweep differ" in said(f"{start} --layer 1,1 --context 32")

@@ -572,7 +572,7 @@ def test_an_imported_coder_is_measured_like_the_one_that_went_out(
 
 def test_the_verb_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in {
-        "hub": "hub takes one of export, import, then a folder; got none",
+        "hub": "hub needs one of export, import",
         "hub --json": "got none",
         "hub push": "got 'push'",
         "hub export": "hub export: the following arguments are required: source",

@@ -187,7 +187,7 @@ def test_mistakes_are_told(chess: str, gpt2: str, capsys: pytest.CaptureFixture[
     assert "feature 999 is not in this layer: it has features 0 to 63" in said(
         f"steer {chess} --layer 1 --feature 999 --add 1"
     )
-    assert "--feature or --expert" in said(f"steer {chess} --layer 1 --add 1")
+    assert "give features or experts" in said(f"steer {chess} --layer 1 --add 1")
     assert "one of the arguments --add --set --scale --ablate is required" in said(f"steer {chess} --feature 1")
     assert "name one of 0/moe-x, 1/moe-x by --layer" in said(f"steer {chess} --feature 1 --add 1")
     assert "layer 7 is not in" in said(f"steer {chess} --layer 7 --feature 1 --add 1")

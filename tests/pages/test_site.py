@@ -281,11 +281,11 @@ def test_the_verb(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ("{tmp}/none --out {tmp}/s", "there is no run at"),
         ("{run} {run} --out {tmp}/s", "the same run is given twice"),
         ("{run} --out {bare}", "is not empty"),
-        ("{run} --port 80 --out {tmp}/s", "--port is the port of --serve"),
+        ("{run} --port 80 --out {tmp}/s", "port is the port of serve"),
         ("{run} --export delphi --serve --out {tmp}/s", "writes files and no pages"),
-        ("{run} --export pdf --out {tmp}/s", "invalid choice"),
+        ("{run} --export pdf --out {tmp}/s", "takes one of neuronpedia, delphi, figures"),
         ("{run} --export delphi --out {tmp}/s", "keeps examples only; make it again with: glassmoe explain"),
-        ("{run} --features 0 --out {tmp}/s", "takes a whole number above 0"),
+        ("{run} --features 0 --out {tmp}/s", "expected a whole number above 0"),
     ],
 )
 def test_mistakes(words: str, message: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

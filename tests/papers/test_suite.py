@@ -213,13 +213,13 @@ def toy_run(games: Path, toy: Path) -> RunConfig:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tabel1"], "there is no table or figure 'tabel1'; did you mean table1?"),
+        (["tabel1"], "got 'tabel1'; did you mean table1?"),
         (["table1", "--rows", "gelu,moex"], "there is no row 'moex'; did you mean moe-x? Rows: gelu, relu"),
-        (["table1", "--tokens", "0"], "--tokens takes a whole number above 0, got '0'"),
-        (["table1", "--minutes", "0"], "--minutes takes a number above 0, got '0'"),
+        (["table1", "--tokens", "0"], "tokens is 0; expected a whole number above 0"),
+        (["table1", "--minutes", "0"], "minutes is 0.0; expected a number above 0"),
         (["table1", "--tokens", "600"], "600 tokens are 1 steps of this recipe; give a budget of at least 8 steps"),
-        (["table1", "--tokens", "9", "--minutes", "9"], "not allowed with"),
-        (["table1", "--seeds", "a"], "--seeds takes whole numbers separated by commas, got 'a'"),
+        (["table1", "--tokens", "9", "--minutes", "9"], "tokens and minutes are both given"),
+        (["table1", "--seeds", "a"], "seeds is 'a'; expected whole numbers separated by commas"),
         (["table1", "--seeds", "-1"], "seed is -1"),
         (["table1", "--scale", "gpu"], "--scale gpu needs a budget"),
         (["table1", "--config", "nowhere"], "no recipe or file 'nowhere'; recipes: "),

@@ -308,15 +308,15 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "the following arguments are required"),
-        (["t.jsonl", "--tokenizer", "train:8192"], "--out"),
+        ([], "required: inputs, out, tokenizer"),
+        (["t.jsonl", "--tokenizer", "train:8192"], "required: out"),
         (["t.jsonl", "--tokenizer", "train:256", "--out", "o"], "at least 257"),
         (["t.jsonl", "--tokenizer", "train:many", "--out", "o"], "such as train:8192"),
         (["t.jsonl", "--tokenizer", "./nowhere", "--out", "o"], "no such directory"),
         (["t.jsonl", "--tokenizer", "t.jsonl", "--out", "o"], "is a file"),
         (["t.jsonl", "--tokenizer", ".", "--out", "o"], "cannot load --tokenizer"),
         (["t.json", "--tokenizer", "train:300", "--out", "o"], "no such file"),
-        (["t.csv", "--tokenizer", "train:300", "--out", "o"], "known are .jsonl and .txt and .parquet"),
+        (["t.csv", "--tokenizer", "train:300", "--out", "o"], "expected .jsonl and .txt and .parquet"),
         (["t.jsonl", "--tokenizer", "train:300", "--out", "t.csv"], "is a file"),
     ],
 )
@@ -334,7 +334,7 @@ def test_mistakes_get_one_message(
 
 def test_text_stands_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "--out", "o", "text", "f"]) == 2
-    assert "stands before the files" in capsys.readouterr().err
+    assert "needs one of chess, text" in capsys.readouterr().err
 
 
 # --- tokenizers ---

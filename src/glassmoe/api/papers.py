@@ -44,7 +44,7 @@ def reproduce(name: str, *args: Any, **options: Any) -> ResultsFile:
     return SUITES[name](*args, **options)
 
 
-@public(minutes=above_zero)
+@public(minutes=above_zero, rows=None)
 def reproduce_table(
     name: str,
     *,

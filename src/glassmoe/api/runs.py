@@ -265,7 +265,7 @@ def generate(
     """
     from .models import load
 
-    return load(model, device=device).generate(
+    generated = load(model, device=device).generate(
         prompt,
         tokens=tokens,
         temperature=temperature,
@@ -276,6 +276,9 @@ def generate(
         seed=seed,
         on_text=_print_piece if stream else None,
     )
+    if stream:
+        _print_piece("\n")
+    return generated
 
 
 def _print_piece(text: str) -> None:

@@ -27,6 +27,8 @@ from glassmoe import config as configuration
 from .verbs import Verb
 
 WIDTH = 110
+ALIASES = {"config": "recipe", "data.path": "data"}
+"""Spellings of earlier versions -> parameter. `--layer` and `--layers` mean each other where one of them exists."""
 
 
 class Signature:
@@ -197,8 +199,8 @@ def _in_place(signature: Signature, bare: list[str], by_name: dict[str, str]) ->
 
 def option(name: str, known: set[str], flags: set[str]) -> tuple[str | None, bool]:
     """The parameter that an option means, and whether it is negated."""
-    dest = name.replace("-", "_")
-    tries = [dest, dest.removesuffix(".path"), f"{dest}s", dest.removesuffix("s")]
+    dest = ALIASES.get(name, name).replace("-", "_")
+    tries = [dest, f"{dest}s", dest.removesuffix("s")]
     for each in tries:
         if each in known:
             return each, False

@@ -41,18 +41,21 @@ def run_command(verb: Verb, words: list[str], show: Callable[[Any], None]) -> in
 
 def _show(verb: Verb, result: Any, arguments: dict[str, Any], as_json: bool, show: Callable[[Any], None]) -> None:
     if as_json:
-        show(result.to_dict() if isinstance(result, Result) else _plain(result))
+        show(result.to_json() if isinstance(result, Result) else _plain(verb, result))
     elif not arguments.get("stream") and not arguments.get("serve"):  # these have shown their result already
         text = result.table() if isinstance(result, Result) else _text(result)
+        if verb.name == "quickstart":
+            text += f"\n\n{result.tracked_table()}"
         after = verb.after.format(path=getattr(result, "path", result), **arguments) if verb.after else ""
         show(f"{text}\n\n{after}" if after else text)
 
 
-def _plain(result: Any) -> Any:
+def _plain(verb: Verb, result: Any) -> Any:
     """What JSON says of a result that is not a table: a run directory, or opened coders."""
     if isinstance(result, Path):
         return {"run": str(result)}
-    return {"coders": [str(each.folder) for each in result.layers.values()]}
+    folders = [str(each.folder) for each in result.layers.values()]
+    return {"coder": folders[0]} if verb.name == "hub import" else {"coders": folders}
 
 
 def _text(result: Any) -> str:

@@ -120,6 +120,9 @@ class TextPerplexityResult(Result):
     texts: list[TextPerplexity]
     """One entry for each model and text."""
 
+    def to_json(self) -> Any:
+        return self.to_dict()["texts"]
+
     def rows(self) -> list[dict[str, Any]]:
         several = len({text.what for text in self.texts}) > 1
         passages = any(text.last_word for text in self.texts)
