@@ -119,8 +119,8 @@ class ModelConfig:
     """Whether the head shares the matrix of the embedding."""
     context: int | None = None
     """Number of positions that the model can read (default: the length of a row)."""
-    eos_token_id: int | None = None
-    """Token id that ends a text, in addition to the separator, if the source has one."""
+    eos_token_id: int | list[int] | None = None
+    """Token id, or ids, that end a text, in addition to the separator, if the source has any."""
     unused_ids: int = 0
     """Number of embedding rows beyond the vocabulary; some models round its size up."""
     init_std: float = 0.02
@@ -411,6 +411,7 @@ def _expected(kind: Any) -> str:
     if get_origin(kind) is dict:
         return 'keys and values, such as {"k": 4}'
     simple = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
+    simple[list[int]] = "a list of whole numbers"
     return simple.get(kind) or " or ".join(_expected(each) for each in get_args(kind))
 
 

@@ -64,6 +64,7 @@ def layer_count(path: Path) -> int | None:
     """How many layers the model in a folder has, by its config.json; None where that cannot be read."""
     try:
         settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        settings = settings.get("text_config") or settings
         for name in ("num_hidden_layers", "layers", "n_layer", "num_layers", "n_layers"):
             if isinstance(settings.get(name), int):
                 return int(settings[name])

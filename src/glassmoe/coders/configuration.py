@@ -249,6 +249,8 @@ class _Fit:
     """`precision` is the model's; a coder computes in float32."""
     schema_version: int = SCHEMA_VERSION
     """Version of this format."""
+    start_token: str | None = field(default=None, metadata={"omit_none": True})
+    """Token with which texts of the fit began; filled in by the fit. Whatever measures the coders begins texts so."""
 
     def __post_init__(self) -> None:
         check_top(self)

@@ -23,7 +23,8 @@ from glassmoe.atomic import write_atomically, write_text
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
-from glassmoe.model.subject import MLPS, ModelSource, Subject, load_subject, weights_digest
+from glassmoe.model.families import MLPS
+from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_digest
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import coder_folders, load_coder, save_coder

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
+from glassmoe.console import say
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import ModelSource, Subject, load_subject
@@ -74,7 +75,7 @@ def sweep(
         each
         for layer in layers
         for name in coders
-        for each in _coders(subject, name, layer, ks, site, features, activation)
+        for each in _coders(subject, name, layer, ks, site, features, activation, module)
     ]
     path = prepared(data, subject, Path(out)) if data is not None and subject.tokens == TEXT else data
     every = max(1, steps // 8)
@@ -113,14 +114,17 @@ def _coders(
     site: Site,
     features: int | None,
     activation: str | None,
+    module: str | None,
 ) -> list[CoderConfig]:
     """The coders that one name means at one layer: one for each k, or one where the kind has none."""
     named = coder_settings(name)
     coder = coder_class(named["kind"])
     settings: dict[str, Any] = {"layer": layer, "features": features}
     if coder is MxD:
-        hidden, glu, own = subject.mlp_form()
-        settings |= {"hidden": hidden, "glu": glu, "activation": activation or own}
+        form = subject.mlp_form(layer, module)
+        if form.assumed is not None:
+            say(f"{name} of layer {layer}: assumed {form.assumed}")
+        settings |= {"hidden": form.units, "glu": form.gated, "activation": activation or form.activation}
     elif not coder.stands_for_mlp:
         settings["site"] = site
     settings |= named

@@ -24,6 +24,7 @@ from glassmoe import config as configuration
 from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.domains import domain_of
+from glassmoe.data.tokens import TEXT
 from glassmoe.device import autocast, compute_dtype, describe
 from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject, weights_digest
 from glassmoe.text.tokens import text_kind
@@ -96,9 +97,11 @@ class CoderTask:
         """The configuration with all defaults filled in."""
         tokens, width = config.train.steps * self.tokens_per_step, self.subject.width
         data = replace(config.data, path=str(self.corpus.path), tokens=cast(Any, self.subject.tokens))
+        start = self.corpus.kind.start_token if self.subject.tokens == TEXT else None
+        config = replace(config, data=data, start_token=start)
         if isinstance(config, SweepConfig):
-            return replace(config, data=data, coders=[coder.complete(width, tokens) for coder in config.coders])
-        return replace(config, data=data, coder=config.coder.complete(width, tokens))
+            return replace(config, coders=[coder.complete(width, tokens) for coder in config.coders])
+        return replace(config, coder=config.coder.complete(width, tokens))
 
     def _build(self, config: FitConfig | SweepConfig) -> dict[str, FittedCoder]:
         fits: Mapping[str, FitConfig] = config.fits() if isinstance(config, SweepConfig) else {"": config}

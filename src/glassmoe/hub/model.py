@@ -76,7 +76,7 @@ def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        tokenizer_of(kind, model.config.context).save_pretrained(staging)
+        tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
         for name, code in code_files().items():
             (staging / name).write_text(code, encoding="utf-8")
         card = write_card(model, kind, loaded.path, loaded.config, licence)

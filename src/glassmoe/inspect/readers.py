@@ -4,7 +4,7 @@ model, with the model and the places that they stand for. What measures features
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from glassmoe.coders.base import Coder
@@ -43,6 +43,7 @@ def open_coders(
     loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
     config = next(iter(loaded.values()))[1]
     subject = load_subject(config.source if source is None else source, device)
+    subject = replace(subject, start=config.start_token or subject.start)
     digest = weights_digest(subject.model)
     readers = {}
     for folder, (coder, fit) in loaded.items():
@@ -90,7 +91,10 @@ def open_readers(
     if own or not readers:
         word = getattr(subject.model.config, "ffn", "neurons")
         numbers = sorted({reader.number for reader in chosen}) or list(present if layers is None else layers)
-        chosen += [Reader(f"{n}/{word}", neurons(subject, n), subject.place(n, "mlp"), n) for n in numbers]
+        module = next((reader.config.module for reader in chosen if reader.config is not None), None)
+        chosen += [
+            Reader(f"{n}/{word}", neurons(subject, n, module), subject.place(n, "mlp", module), n) for n in numbers
+        ]
     return subject, {reader.name: reader for reader in chosen}
 
 

@@ -13,6 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TokenKind, Tokens
+from glassmoe.model.families import context_of, ends_of
 
 INCOMPLETE = "\ufffd"
 """The character that a decoder writes for an incomplete character."""
@@ -122,7 +123,7 @@ def sampled(
         raise ValueError(f"the prompt is empty; a {kind.unit.removesuffix('s')} begins with {kind.prompt!r}")
     prompt_ids = np.array(kind.encode_prompt(prompt))
     ids = torch.from_numpy(prompt_ids).long().to(next(model.parameters()).device)
-    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    context = context_of(model)
     room = context - len(ids)
     if room < 1:
         raise ValueError(f"the prompt has {len(ids)} tokens and the model's context is {context}")
@@ -135,9 +136,7 @@ def sampled(
     if sampling.frequency_penalty:
         penalty = FrequencyPenalty(sampling.frequency_penalty, len(ids))
         settings["logits_processor"] = LogitsProcessorList([penalty])
-    eos = model.config.eos_token_id
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else eos
-    ends = sorted({kind.start, *eos}) if kind.tokenizer is not None else []
+    ends = sorted({kind.start, *ends_of(model)}) if kind.tokenizer is not None else []
     if ends:
         settings |= {"pad_token_id": kind.start, "eos_token_id": ends}  # the former pads samples that end early
     if write is not None:

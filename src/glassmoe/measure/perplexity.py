@@ -13,6 +13,7 @@ import torch
 from glassmoe.config import RunConfig
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
+from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW, context_of
 from glassmoe.model.loss import total_loss
 from glassmoe.results import Result, omitted, stored_as
 from glassmoe.text.tokens import byte_lengths
@@ -71,10 +72,12 @@ def evaluate_perplexity(
 
 
 def usual_cut(model: Any, config: RunConfig | None, corpus: Corpus) -> str:
-    """How rows are cut for a model: as in its training, or, where its run is unknown, to its whole context."""
+    """How rows are cut for a model: as in its training, or, where its run is unknown, to its whole context, or to
+    `USUAL_WINDOW` tokens where that is not known either."""
     if config is not None:
         return config.data.rows
-    context = model.config.max_position_embeddings
+    known = context_of(model)
+    context = known if known < UNBOUNDED else USUAL_WINDOW
     return f"{'packed' if corpus.tokens == TEXT else corpus.kind.unit}:{context}"
 
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from glassmoe.data.tokens import TokenKind, Tokens
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.readers import Reader
+from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW, text_settings
 from glassmoe.model.subject import Subject
 from glassmoe.results import Result, omitted
 from glassmoe.text.evaluation import EvaluationText
@@ -38,8 +39,6 @@ from .saved import save_measure
 
 LOGITS = 1 << 23
 """Logits of one forward pass, at most, unless a single window has more: 32 MiB in float32."""
-UNBOUNDED = 1024
-"""Tokens of a window where a model does not say how many it can read."""
 
 Float32 = npt.NDArray[np.float32]
 
@@ -171,7 +170,7 @@ def evaluate_texts(
         raise ValueError(
             f"{subject.name} reads games as {kind.name}, not text; measure its loss with eval ppl without --on"
         )
-    window = _window(subject, window)
+    length = _window(subject, window)
     coders = {name: reader for name, reader in readers.items() if reader.folder is not None}
     own = Path(subject.name) if not coders and subject.config is not None else None
     forms: list[tuple[str, Path | None, Any]] = [("model", own, nullcontext)] if base or not coders else []
@@ -180,8 +179,16 @@ def evaluate_texts(
     results = []
     for what, folder, in_place in forms:
         for text in texts:
-            with in_place():
-                result = text_perplexity(subject.model, kind, text, window, stride)
+            try:
+                with in_place():
+                    result = text_perplexity(subject.model, kind, text, length, stride)
+            except (IndexError, RuntimeError) as error:
+                if window is not None or subject.context < UNBOUNDED:
+                    raise
+                raise ValueError(
+                    f"{subject.name} cannot read {length:,} tokens at once, and its config.json does not say how many "
+                    f"it can read; pass --window with that number"
+                ) from error
             if folder is not None:
                 save_measure(folder, f"ppl-{text.name}", result, text.sha256)
             results.append(replace(result, what=what, on=text.name))
@@ -196,7 +203,7 @@ def _window(subject: Subject, window: int | None) -> int:
     if subject.config is not None:
         # A run's context is one position more than its training fed in.
         return min(subject.context, int(subject.config.data.rows.split(":")[1]) - 1)
-    return subject.context if subject.context < 1 << 30 else UNBOUNDED
+    return subject.context if subject.context < UNBOUNDED else USUAL_WINDOW
 
 
 class Window(NamedTuple):
@@ -248,7 +255,7 @@ def score(
     at = 0
     while at < len(cut):
         longest = cut[at][1].end - cut[at][1].begin
-        some = cut[at : at + max(1, LOGITS // (longest * model.config.vocab_size))]
+        some = cut[at : at + max(1, LOGITS // (longest * text_settings(model).vocab_size))]
         at += len(some)
         ids_BS = np.zeros((len(some), longest), np.int64)
         targets_BS = np.full((len(some), longest), -100, np.int64)
@@ -278,9 +285,9 @@ def text_perplexity(
     without a token to predict, and for ids beyond the model's vocabulary."""
     rows = [kind.encode(document) for document in text.texts]
     highest = max(int(row.max()) for row in rows)
-    if highest >= model.config.vocab_size:
+    if highest >= text_settings(model).vocab_size:
         raise ValueError(
-            f"the tokenizer gives the id {highest} and the model has {model.config.vocab_size}; "
+            f"the tokenizer gives the id {highest} and the model has {text_settings(model).vocab_size}; "
             f"give the model its own tokenizer"
         )
     tokens = sum(len(row) - 1 for row in rows)

@@ -1,53 +1,40 @@
 """A frozen causal language model of any family: how it is loaded, and the places in it where activations are read or
 replaced.
 
-The families of transformers that glassmoe knows by name are those below; the MLP of any other is named by its module
-path, for example `transformer.h.{}.mlp`, `{}` standing for the number of the layer.
+The MLPs of the families in `families.MLPS` are known by name. The MLP of any other is named by its module path, for
+example `transformer.h.{}.mlp`, where `{}` stands for the number of the layer.
 
 Legend: B rows, S positions, T = B * S tokens, D width of the stream.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
-from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
-from glassmoe.text.tokens import load_tokenizer, loading_failure, text_kind
+from glassmoe.text.tokens import start_of, text_kind
 
+from .families import MLPS, context_of, text_settings
 from .importing import FAMILIES
-
-OWN = "glassmoe"
-"""`model_type` of the models that glassmoe trains."""
-UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
+from .loading import OWN, foreign_settings, load_foreign, load_own, tokenizer_of
+from .mlp import MlpForm, mlp_form
+from .modules import first_tensor, mlp_like, nearest, residual_of, stream_path, takes_residual, try_module
 
 Site = Literal["stream", "mlp", "mlp-out"]
-
-MLPS = {
-    "glassmoe": "model.layers.{}.ffn",
-    "gpt2": "transformer.h.{}.mlp",
-    "gpt_neox": "gpt_neox.layers.{}.mlp",
-    "llama": "model.layers.{}.mlp",
-}
-"""Family (`model_type` of transformers) -> path of the MLP of layer `{}`; its block is the module that holds it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +44,8 @@ class Place:
 
     module: str
     site: Site
+    residual: bool = False
+    """Whether the module adds the stream, its argument `residual`, to what it computes; what it computes is meant."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +53,9 @@ class Subject:
     """A model that is read and never trained. `name`: a path, a hub id, or for objects the family and the beginning of
     the digest of the weights. `tokens`: what a token of it is. `tokenizer_sha256`: of a text model of glassmoe's own,
     that of its tokenizer's JSON. `tokenizer`: the tokenizer's JSON, where it is another maker's or was given as an
-    object. `config`: that of its run, where glassmoe trained it. `in_memory`: whether it was given as objects, so that
-    `name` cannot be loaded."""
+    object. `start`: the token with which its texts begin (`text.tokens.start_of`), where that is known. `config`: that
+    of its run, where glassmoe trained it. `in_memory`: whether it was given as objects, so that `name` cannot be
+    loaded."""
 
     name: str
     model: Any
@@ -77,23 +67,32 @@ class Subject:
     tokenizer_sha256: str | None
     tokenizer: str | None
     config: RunConfig | None
+    start: str | None = None
     in_memory: bool = False
 
     @classmethod
-    def of(cls, name: str, model: Any, tokenizer: str | None = None, config: RunConfig | None = None) -> Subject:
+    def of(
+        cls,
+        name: str,
+        model: Any,
+        tokenizer: str | None = None,
+        start: str | None = None,
+        config: RunConfig | None = None,
+    ) -> Subject:
         """The subject that is this model, which is put into evaluation mode and frozen."""
-        settings = model.config
+        settings, sizes = model.config, text_settings(model)
         own = settings.model_type == OWN
         return cls(
             name=name,
             model=model.eval().requires_grad_(False),
-            width=settings.hidden_size,
-            layers=settings.num_hidden_layers,
-            context=getattr(settings, "max_position_embeddings", None) or 1 << 30,
-            vocab_size=settings.vocab_size,
+            width=sizes.hidden_size,
+            layers=sizes.num_hidden_layers,
+            context=context_of(model),
+            vocab_size=sizes.vocab_size,
             tokens=settings.tokens if own else TEXT,
             tokenizer_sha256=settings.tokenizer_sha256 if own else None,
             tokenizer=tokenizer,
+            start=start,
             config=config,
         )
 
@@ -102,7 +101,7 @@ class Subject:
         """A model of transformers (or of glassmoe's own) and its transformers tokenizer, which a model of chess does
         not need. The model is put into evaluation mode and frozen, and keeps its device and type. ValueError for what
         is no causal language model, and for a tokenizer that is not backed by `tokenizers`."""
-        if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "vocab_size"):
+        if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
             raise ValueError(
                 f"expected a causal language model of transformers, got {type(model).__name__}; load it with "
                 f"AutoModelForCausalLM.from_pretrained"
@@ -115,7 +114,8 @@ class Subject:
             )
         settings: Any = model.config
         name = f"{settings.model_type}-{weights_digest(model)[:12]}"
-        return replace(cls.of(name, model, None if backend is None else str(backend.to_str())), in_memory=True)
+        known = () if backend is None else (str(backend.to_str()), start_of(tokenizer))
+        return replace(cls.of(name, model, *known), in_memory=True)
 
     @property
     def path(self) -> Path:
@@ -128,15 +128,28 @@ class Subject:
         return place_in(self.model, layer, site, module)
 
     def kind(self) -> TokenKind:
-        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing or has
-        another number of ids than the model."""
+        """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing, has
+        another number of ids than the model, or begins texts with a token that it or the model does not have."""
         if self.tokens != TEXT:
             return token_kind(self.tokens)
         settings = self.model.config
+        if self.tokenizer is not None and self.start is not None:
+            kind = text_kind(self.tokenizer, self.start)
+            if kind.start >= self.vocab_size:
+                raise ValueError(
+                    f"the tokenizer of {self.name} begins texts with {self.start} (id {kind.start}), but the model "
+                    f"reads ids below {self.vocab_size}; put back the tokenizer that it was trained with"
+                )
+            return kind
         if self.tokenizer is not None:
-            return text_kind(self.tokenizer, id_of_start=settings.bos_token_id)
+            raise ValueError(
+                f"the tokenizer of {self.name} has neither a bos nor an eos token to begin texts with; set one of them"
+            )
         if settings.model_type != OWN:
-            raise ValueError(f"{self.name} has no tokenizer beside its weights; put its tokenizer.json there")
+            raise ValueError(
+                f"{self.name} has no tokenizer beside its weights that names a bos or eos token; put its "
+                f"tokenizer.json and tokenizer_config.json there"
+            )
         file = self.path / "tokenizer.json"
         if not self.path.exists():
             file = Path(cached_file(self.name, file.name))
@@ -150,20 +163,15 @@ class Subject:
             )
         return kind
 
-    def mlp_form(self) -> tuple[int, bool, str]:
-        """Hidden units of its MLPs, whether these are gated (GLU), and their activation by a coder's name for it; 4
-        units for each entry and GELU where the family does not say."""
-        settings = self.model.config
-        family = settings.model_type
-        if family == OWN:
-            layer = self.model.feed_forwards()[0]
-            if isinstance(layer, Dense | GLU):
-                return layer.num_features, isinstance(layer, GLU), layer.activation
-            return 4 * self.width, False, "gelu"
-        hidden = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * self.width
-        named = getattr(settings, "hidden_act", None) or getattr(settings, "activation_function", None) or "gelu"
-        known = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "swish": "silu"}
-        return hidden, family == "llama", known.get(named, named)
+    def mlp_form(self, layer: int, module: str | None = None) -> MlpForm:
+        """The hidden layer of the MLP of a layer; 4 units for each entry and GELU for a mixture of our own."""
+        if self.model.config.model_type == OWN and module is None:
+            own = self.model.feed_forwards()[layer]
+            if isinstance(own, Dense | GLU):
+                return MlpForm(own.num_features, isinstance(own, GLU), own.activation)
+            return MlpForm(4 * self.width, False, "gelu")
+        mlp = self.model.get_submodule(self.place(layer, "mlp", module).module)
+        return mlp_form(mlp, text_settings(self.model), self.width)
 
 
 ModelSource = str | Path | Subject | tuple[Any, Any]
@@ -184,117 +192,17 @@ def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -
     name = str(source)
     foreign = foreign_settings(name)
     if foreign is None:
-        model, config = _load_own(name)
+        model, config = load_own(name)
         return Subject.of(name, model.to(pick_device(device)), config=config)
     if own:
         raise _another_maker(name, foreign.model_type)
     model = load_foreign(name).to(pick_device(device))
-    return Subject.of(name, model, _tokenizer_of(name))
+    return Subject.of(name, model, *(tokenizer_of(name) or ()))
 
 
 def _another_maker(name: str, family: str) -> ValueError:
     advice = "; glassmoe upcycle makes one of it" if family in FAMILIES else ""
     return ValueError(f"{name} is a {family} model; this verb reads models that glassmoe trained{advice}")
-
-
-def foreign_settings(name: str) -> Any | None:
-    """The configuration of another maker's model; None for one of glassmoe's own, and where nothing can be read, which
-    loading then reports."""
-    try:
-        with _quiet():
-            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # what transformers raises depends on where it stumbles
-        if "trust_remote_code" in str(error):
-            raise _not_loaded(name, error) from None
-        return None
-    return None if settings.model_type == OWN else settings
-
-
-def _load_own(name: str) -> tuple[Any, RunConfig | None]:
-    """A model that glassmoe trained, and the configuration of its run where it has one."""
-    path = Path(name)
-    config = configuration.load(path / "config.yaml") if (path / "config.yaml").exists() else None
-    if path.is_dir() and not (path / "config.json").exists():
-        raise ValueError(
-            f"{path} is a run without a model yet; let `glassmoe train` reach its first checkpoint"
-            if config
-            else f"{path} is not a run: it has neither config.yaml nor config.json; "
-            f"give what `glassmoe train --out` made"
-        )
-    if not path.exists() and (
-        path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
-    ):
-        raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
-    if path.is_file():
-        raise ValueError(f"{path} is a file; give the run directory that `glassmoe train --out` made")
-    try:
-        with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        wrong = [f"{what.replace('_', ' ')} {min(report[what])}" for what in UNFIT if report[what]]
-        if wrong:
-            raise ValueError(f"its weights do not fit its config.json ({'; '.join(wrong)})")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
-        # What transformers raises for a damaged file depends on where it stumbles.
-        where = "" if path.exists() else f"there is no run at {path}, and as a model on the hub "
-        advice = (
-            "the `glassmoe train` command of the run writes its model files again from the newest checkpoint"
-            if config
-            else "give what `glassmoe train --out` made"
-        )
-        raise ValueError(f"{where}{name} could not be loaded: {str(error).partition(chr(10))[0]}; {advice}") from error
-    return model, config
-
-
-def load_foreign(name: str) -> Any:
-    """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
-    try:
-        with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-            )
-    except Exception as error:  # as above
-        raise _not_loaded(name, error) from None
-    if missing := report["missing_keys"]:
-        raise ValueError(
-            f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
-        )
-    return model
-
-
-def _not_loaded(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{name} could not be loaded: {loading_failure(error)}; give a model with config.json and weights, of a family "
-        f"that transformers has"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it transformers reports nothing, and it shows no bars from then on."""
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-def _tokenizer_of(name: str) -> str | None:
-    """The JSON of the tokenizer beside a model's weights; None where there is none to compare with."""
-    folder = Path(name)
-    if folder.is_dir() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
-        return None
-    try:
-        return load_tokenizer(name)[0]
-    except ValueError:
-        return None
 
 
 def weights_digest(model: Any) -> str:
@@ -308,28 +216,52 @@ def weights_digest(model: Any) -> str:
 
 
 def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> Place:
-    """`Subject.place` for a bare model."""
-    layers, family = model.config.num_hidden_layers, model.config.model_type
-    if module is None and family not in MLPS:
-        raise ValueError(
-            f"the MLPs of a {family} model are not known by name; give the module path of one with --module, such as "
-            f"{_nearest(model, 'model.layers.0.mlp').replace('.0.', '.{}.')}"
-        )
+    """`Subject.place` for a bare model. ValueError also for a module that writes, or for `mlp` reads, another number of
+    entries than the stream has, and for one that adds its own input."""
+    sizes, family = text_settings(model), model.config.model_type
+    layers, width = sizes.num_hidden_layers, sizes.hidden_size
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {layers - 1}")
-    path = (module or MLPS[family]).replace("{}", str(layer))
-    if site == "stream":
-        path = path.rpartition(".")[0]
+    if site == "stream" and module is None and family not in MLPS:
+        pattern = stream_path(model, layers) or _unknown(model, layers, width)
+    else:
+        pattern = module or MLPS.get(family) or _unknown(model, layers, width)
+        pattern = pattern.rpartition(".")[0] if site == "stream" else pattern
+    path = pattern.replace("{}", str(layer))
     if path not in dict(model.named_modules()) or not path:
-        raise ValueError(f"this model has no module {path!r}; did you mean {_nearest(model, path)}?")
-    return Place(path, site)
+        raise ValueError(f"this model has no module {path!r}; did you mean {nearest(model, path, width)}?")
+    if module is not None:
+        _check_module(model, path, site, width, layers)
+    return Place(path, site, site != "stream" and takes_residual(model.get_submodule(path)))
 
 
-def _nearest(model: nn.Module, path: str) -> str:
-    """The modules whose paths are most like `path`."""
-    names = [name for name, _ in model.named_modules() if name]
-    close = difflib.get_close_matches(path, names, n=3, cutoff=0.0)
-    return " or ".join(close)
+def _unknown(model: Any, layers: int, width: int) -> NoReturn:
+    """ValueError: the MLPs of a family are not known by name."""
+    paths = mlp_like(model, width, layers)
+    advice = (
+        f"give the module path of one with --module, such as {' or '.join(paths[:3])}"
+        if paths
+        else f"no module of a layer is an MLP that reads and writes {width} numbers per token, so only the stream "
+        f"after a block can be read: give autoencoders and --site stream"
+    )
+    raise ValueError(f"the MLPs of a {model.config.model_type} model are not known by name; {advice}")
+
+
+def _check_module(model: Any, path: str, site: Site, width: int, layers: int) -> None:
+    """ValueError for a module that coders cannot read or replace."""
+    reads, writes, input_added = try_module(model, path)
+    if writes != width or (site == "mlp" and reads != width):
+        read = f"reads {reads} numbers per token and writes {writes}" if site == "mlp" else f"writes {writes} numbers"
+        fitting = " or ".join(mlp_like(model, width, layers)[:3])
+        raise ValueError(
+            f"the module {path} {read}; a coder needs one width, the {width} of the residual stream"
+            + (f": name another module, such as {fitting}" if fitting else "; name another module")
+        )
+    if site != "stream" and input_added is not None:
+        raise ValueError(
+            f"the module {path} adds its own input to its output, so that it cannot be replaced by what it adds; name "
+            f"the module inside it that computes this: {input_added}"
+        )
 
 
 class Activations(NamedTuple):
@@ -352,8 +284,10 @@ def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[
     wanted = set(places)
 
     def tap(place: Place, entering: Tensor, leaving: Tensor) -> None:
-        y_BSD = _rows(leaving, tokens_BS).float()
-        caught[place] = Activations(_rows(entering, tokens_BS).float() if place.site == "mlp" else y_BSD, y_BSD)
+        # Copies, as some blocks (Falcon) go on in place with what their MLP returned.
+        y_BSD = _rows(leaving, tokens_BS).to(torch.float32, copy=True)
+        x_BSD = _rows(entering, tokens_BS).to(torch.float32, copy=True) if place.site == "mlp" else y_BSD
+        caught[place] = Activations(x_BSD, y_BSD)
         if len(caught) == len(wanted):
             raise _Reached
 
@@ -416,22 +350,25 @@ def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tenso
 
 def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
     """Call `act` with the input and the output of the module; a tensor that it returns replaces the output. Of modules
-    that return several values, the first is the output."""
+    that return several values, the first is the output. The stream that a module adds is no part of its output."""
 
-    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         entering = _first(args, kwargs)
         several = isinstance(out, tuple)
-        replacement = act(entering, out[0] if several else out)
+        leaving = out[0] if several else out
+        stream = residual_of(module, args, kwargs) if place.residual else None
+        replacement = act(entering, leaving if stream is None else leaving - stream)
         if replacement is None:
             return None
+        replacement = replacement if stream is None else replacement + stream
         return (replacement, *out[1:]) if several else replacement
 
     return model.get_submodule(place.module).register_forward_hook(hook, with_kwargs=True)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The first tensor among the arguments of a module."""
-    first: Tensor = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
+    first = first_tensor(args, kwargs)
+    assert first is not None
     return first
 
 

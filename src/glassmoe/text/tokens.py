@@ -240,7 +240,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> str:
 
 def load_tokenizer(name: str | Path) -> tuple[str, str]:
     """`(JSON, separator)` of a transformers tokenizer, by name or directory, or of a prepared folder of text. The
-    separator is its bos token, or else its eos token. ValueError when there is no such tokenizer, or it is not backed
+    separator is what `start_of` says. ValueError when there is no such tokenizer, or it is not backed
     by `tokenizers`."""
     name = str(name)
     path = Path(name)
@@ -261,11 +261,19 @@ def load_tokenizer(name: str | Path) -> tuple[str, str]:
     except Exception as error:  # what transformers raises depends on where it stumbles
         raise ValueError(f"cannot load --tokenizer {name}: {loading_failure(error)}; {expected}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
-    start = loaded.bos_token or loaded.eos_token
+    start = start_of(loaded)
     if backend is None or start is None:
         lacks = "a bos or eos token to begin documents with" if backend else "a tokenizer.json"
         raise ValueError(f"--tokenizer {name} lacks {lacks}; {expected}")
-    return str(backend.to_str()), str(start)
+    return str(backend.to_str()), start
+
+
+def start_of(tokenizer: Any) -> str | None:
+    """The token with which documents begin: the bos of a transformers tokenizer, or else its eos; None where it has
+    neither. Whatever prepares, measures or continues text begins it so; what a model's configuration says is not
+    read."""
+    start = tokenizer.bos_token or tokenizer.eos_token
+    return None if start is None else str(start)
 
 
 def loading_failure(error: Exception) -> str:

@@ -80,6 +80,11 @@ def model_settings(config: RunConfig, row_length: int, kind: TokenKind | None = 
             f"rows of {row_length} tokens are longer than model.context {context}; pass --data.rows packed:{context}"
         )
     eos = config.model.eos_token_id
+    outside = [end for end in (eos if isinstance(eos, list) else [eos]) if end is not None and not 0 <= end < kind.size]
+    if outside:
+        raise ValueError(
+            f"model.eos_token_id is {eos}, but the tokenizer of the data has ids 0 to {kind.size - 1}; give one of them"
+        )
     document = {"bos_token_id": kind.start, "eos_token_id": kind.start if eos is None else eos}
     return GlassConfig(
         tokens=kind.name,

@@ -46,7 +46,7 @@ def check(out: Path, config: Any) -> None:
         if not (out / CONFIG).is_file():
             raise ValueError(f"{out} holds checkpoints but no {CONFIG}; put it back, or pass a different --out")
         changed = configuration.differences(configuration.load_as(type(config), out / CONFIG), config)
-        changed = [change for change in changed if not change.startswith(("data.path:", "source:"))]
+        changed = [change for change in changed if not change.startswith(("data.path:", "source:", "start_token:"))]
         if changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "
@@ -131,16 +131,17 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
     return path
 
 
-def tokenizer_of(kind: TokenKind, context: int, eos: int | None = None) -> PreTrainedTokenizerFast:
-    """The tokens of a corpus as a transformers tokenizer: its own one, whose eos token is that of the id `eos` or else
-    the separator, or one of its fixed vocabulary.
+def tokenizer_of(kind: TokenKind, context: int, eos: int | list[int] | None = None) -> PreTrainedTokenizerFast:
+    """The tokens of a corpus as a transformers tokenizer: its own one, whose eos token is that of the (first) id `eos`
+    or else the separator, or one of its fixed vocabulary.
 
     A fixed vocabulary has one token a character, and a character outside it is read as a space where it has one; or
     one token a word, and a word outside it is refused.
     """
     more: dict[str, Any] = {"model_max_length": context, "clean_up_tokenization_spaces": False}
     if kind.tokenizer is not None:
-        end = kind.start_token if eos is None else kind.vocabulary[eos]
+        first = eos[0] if isinstance(eos, list) else eos
+        end = kind.start_token if first is None else kind.vocabulary[first]
         tokenizer = Tokenizer.from_str(kind.tokenizer)
         return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=kind.start_token, eos_token=end, **more)
     vocabulary = {token: i for i, token in enumerate(kind.vocabulary)}

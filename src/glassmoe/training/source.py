@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationConfig
+
+from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import pick_device
 from glassmoe.model import GlassConfig
 from glassmoe.model.importing import imported_model, imported_settings
-from glassmoe.model.subject import Subject, foreign_settings, load_foreign, load_subject
+from glassmoe.model.loading import foreign_settings, load_foreign
+from glassmoe.model.subject import Subject, load_subject
 from glassmoe.text.tokens import load_tokenizer, text_kind
 
 
@@ -55,8 +59,28 @@ def _tokens(name: str, foreign: Any) -> dict[str, Any]:
         "tokenizer_sha256": kind.tokenizer_sha256,
         "unused_ids": foreign.vocab_size - kind.size,
         "bos_token_id": kind.start,
-        "eos_token_id": foreign.eos_token_id,
+        "eos_token_id": _ends(name, foreign, kind),
     }
+
+
+def _ends(name: str, foreign: Any, kind: TokenKind) -> int | list[int] | None:
+    """Ids that end a text: those of the configuration, and those at which the source ends what it generates. A list
+    stays one. Ids that its tokenizer does not have are reported and left out."""
+    try:
+        generated = GenerationConfig.from_pretrained(name).eos_token_id
+    except (OSError, ValueError):
+        generated = None
+    configured = foreign.eos_token_id
+    several = isinstance(configured, list) or isinstance(generated, list)
+    ids = [end for ends in (configured, generated) for end in (ends if isinstance(ends, list) else [ends])]
+    ids = [end for end in dict.fromkeys(ids) if end is not None]
+    known = [end for end in ids if 0 <= end < kind.size and kind.vocabulary[end]]
+    if len(known) < len(ids):
+        lost = ", ".join(str(end) for end in ids if end not in known)
+        say(f"eos_token_id {lost} of {name} is left out: its tokenizer has ids 0 to {kind.size - 1}")
+    if not known:
+        return None
+    return known if several or len(known) > 1 else known[0]
 
 
 def _kind(name: str) -> TokenKind:

@@ -48,7 +48,7 @@ def complete(config: RunConfig, source: GlassConfig) -> RunConfig:
 
 def _shape(source: GlassConfig, model: ModelConfig) -> dict[str, Any]:
     taken = {name: getattr(source, name) for name in (*SHARED, "context", "unused_ids")}
-    eos = source.eos_token_id if isinstance(source.eos_token_id, int | None) else source.eos_token_id[0]
+    eos = source.eos_token_id
     taken["eos_token_id"] = None if eos == source.bos_token_id else eos
     if model.ffn == source.ffn:
         return taken | {name: getattr(source, name) for name in FEED_FORWARD}

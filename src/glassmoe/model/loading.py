@@ -1,0 +1,123 @@
+"""Loading the files of a model that glassmoe trained, or of a causal language model of transformers, and the tokenizer
+beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from glassmoe import config as configuration
+from glassmoe.config import RunConfig
+from glassmoe.text.tokens import load_tokenizer, loading_failure
+
+OWN = "glassmoe"
+"""`model_type` of the models that glassmoe trains."""
+UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def foreign_settings(name: str) -> Any | None:
+    """The configuration of another maker's model; None for one of glassmoe's own, and where nothing can be read, which
+    loading then reports."""
+    try:
+        with _quiet():
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # what transformers raises depends on where it stumbles
+        if "trust_remote_code" in str(error):
+            raise _not_loaded(name, error) from None
+        return None
+    return None if settings.model_type == OWN else settings
+
+
+def load_own(name: str) -> tuple[Any, RunConfig | None]:
+    """A model that glassmoe trained, and the configuration of its run where it has one."""
+    path = Path(name)
+    config = configuration.load(path / "config.yaml") if (path / "config.yaml").exists() else None
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is a run without a model yet; let `glassmoe train` reach its first checkpoint"
+            if config
+            else f"{path} is not a run: it has neither config.yaml nor config.json; "
+            f"give what `glassmoe train --out` made"
+        )
+    if not path.exists() and (
+        path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
+    ):
+        raise ValueError(f"there is no run at {path}; give what `glassmoe train --out` made")
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give the run directory that `glassmoe train --out` made")
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        wrong = [f"{what.replace('_', ' ')} {min(report[what])}" for what in UNFIT if report[what]]
+        if wrong:
+            raise ValueError(f"its weights do not fit its config.json ({'; '.join(wrong)})")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        # What transformers raises for a damaged file depends on where it stumbles.
+        where = "" if path.exists() else f"there is no run at {path}, and as a model on the hub "
+        advice = (
+            "the `glassmoe train` command of the run writes its model files again from the newest checkpoint"
+            if config
+            else "give what `glassmoe train --out` made"
+        )
+        raise ValueError(f"{where}{name} could not be loaded: {str(error).partition(chr(10))[0]}; {advice}") from error
+    return model, config
+
+
+def load_foreign(name: str) -> Any:
+    """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # as above
+        raise _not_loaded(name, error) from None
+    if missing := report["missing_keys"]:
+        raise ValueError(
+            f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
+        )
+    return model
+
+
+def _not_loaded(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{name} could not be loaded: {loading_failure(error)}; give a model with config.json and weights, of a family "
+        f"that transformers has"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it transformers reports nothing, and it shows no bars from then on."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def tokenizer_of(name: str) -> tuple[str, str] | None:
+    """The JSON of the tokenizer beside a model's weights, and the token with which its texts begin; None where there is
+    none."""
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        return None
+    try:
+        return load_tokenizer(name)
+    except ValueError:
+        return None
