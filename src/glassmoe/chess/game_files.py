@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from glassmoe.data.sources import CHUNK_BYTES, Chunk, InputFile, kind_of_file, one_newline
 
+from .headers import HEADER_LINE, has_moves, tags_of_line
+
 KINDS = {".pgn": "pgn", ".txt": "lines"}
 """Format of a file of games, by its ending."""
 MAX_GAME_BYTES = 1 << 20
@@ -14,7 +16,6 @@ MAX_GAME_BYTES = 1 << 20
 
 # No mark of a game's beginning is longer, so this much is kept where a search goes on in the next block.
 _LONGEST_MARK = 64
-_HEADER_LINE = re.compile(rb'^[ \t]*\[\w+[ \t]+"', re.MULTILINE)
 
 
 class GameFile(InputFile):
@@ -59,7 +60,7 @@ def _next_start(buffer: bytes, kind: str) -> int:
     """Where the first game after a broken one begins; 0 when none does."""
     if kind == "lines":
         return buffer.find(b"\n") + 1
-    header = _HEADER_LINE.search(buffer, 1)
+    header = HEADER_LINE.search(buffer, 1)
     return header.start() if header else buffer.find(b"\n\n") + 1
 
 
@@ -68,15 +69,26 @@ def _last_start(buffer: bytes, kind: str) -> int:
     if kind == "lines":
         return buffer.rfind(b"\n") + 1
     start = buffer.rfind(b"\n[Event ") + 1
-    if start:
-        return start
+    while start:
+        # Other tags of the game may stand before [Event, with blank lines between them.
+        before = buffer.rfind(b"\n", 0, start - _blank(buffer, start)) + 1
+        line = buffer[before:start]
+        if not HEADER_LINE.match(line) or has_moves(tags_of_line(line)[1]):
+            return start
+        start = before
     last = previous_end = -1
-    for header in _HEADER_LINE.finditer(buffer):
+    for header in HEADER_LINE.finditer(buffer):
         line_end = buffer.find(b"\n", header.end())
-        if previous_end >= 0 and buffer[previous_end : header.start()].strip():
+        if previous_end >= 0 and has_moves(buffer[previous_end : header.start()]):
             last = header.start()
         previous_end = line_end if line_end >= 0 else len(buffer)
     if previous_end >= 0:
         return max(last, 0)
     # Bare movetext: a blank line is all there is between games.
     return buffer.rfind(b"\n\n") + 2 if b"\n\n" in buffer.rstrip(b"\n") else 0
+
+
+def _blank(buffer: bytes, end: int) -> int:
+    """How many bytes before `end` are blank."""
+    tail = buffer[max(0, end - _LONGEST_MARK) : end]
+    return len(tail) - len(tail.rstrip())
