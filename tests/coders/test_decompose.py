@@ -392,7 +392,9 @@ def test_the_verbs_from_raw_text_to_figures(gpt2: Path, tmp_path: Path, capsys: 
         f"--tokens 8192 --data.path {tmp_path / 'texts'} --out {tmp_path / 'out'} --json"
     )
     assert main(words.split()) == 0
-    made = json.loads(capsys.readouterr().out)["coders"]
+    captured = capsys.readouterr()
+    made = json.loads(captured.out)["coders"]
+    assert "mxd-k2 with" in captured.err and "mxd-k4 with" in captured.err
     assert len(made) == 12 and all(Path(each, "coder.safetensors").exists() for each in made)
     assert main(words.split()) == 0  # finished: nothing is made again
     capsys.readouterr()

@@ -34,6 +34,19 @@ def test_coders_are_matched_and_lengths_are_whole(tmp_path: Path) -> None:
     assert sae.site == "stream" and sae.features == 400
 
 
+@pytest.mark.parametrize("steps", [1, 5, 10, 12, 40, 79, 80, 81, 200, 1000])
+def test_a_tenth_of_the_steps_validates_at_most(steps: int, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    prepared(text, made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", text))
+    found = sweep(
+        model, layers=[0], coders=["transcoder"], ks=[4], data=str(text), out=tmp_path, context=32, features=40,
+        tokens=steps * 32, batch_tokens=32,
+    ).train  # fmt: skip
+    validations = sum(done % found.eval_every == 0 or done == steps for done in range(1, steps + 1))
+    assert found.steps == steps and validations <= max(1, steps / 10 + 1)
+
+
 def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_path: Path) -> None:
     text = tmp_path / "text"
     prepared(text, made_up_texts(100), valid_share=0.3)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import signal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +16,17 @@ import pytest
 from glassmoe.chess.board_results import SquareMark
 from glassmoe.cli.main import main
 from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from glassmoe.hub.card import write_card
 from glassmoe.measure.saved import read_measure
+from glassmoe.model.subject import load_subject
 from glassmoe.pages.boards import board_map, board_position
 from glassmoe.pages.charts import COLOURS, Line, line_chart
 from glassmoe.pages.report import write_report
+from glassmoe.pages.run_record import read_run
+from glassmoe.training import loop
 from glassmoe.training.language import train
+from glassmoe.training.loop import Stopped
+from tiny_runs import tiny
 
 
 class ParsedPage(HTMLParser):
@@ -233,3 +241,26 @@ def test_a_board_by_hand() -> None:
     mapped = str(board_map([sure], [], "map"))
     assert "g2: 50% of the boards on which the feature fires, 12% of all boards" in mapped
     assert '<use href="#b" class="white" x="240" y="240" width="40" height="40" opacity="0.65"></use>' in mapped
+
+
+def test_a_run_that_was_stopped_between_lines_tells_its_own_step(
+    noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics every fourth step, stopped after the seventh: seven of ten, on the page, in the card and in a measure."""
+    real = loop._step
+
+    def step(session: loop.Session, number: int) -> object:
+        if number == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(session, number)
+
+    monkeypatch.setattr(loop, "_step", step)
+    with pytest.raises(Stopped, match="stopped at step 7 of 10"):
+        train(tiny(noise_games, "gelu", steps=10, log_every=4, eval_every=4, checkpoint_every=100), tmp_path / "run")
+    monkeypatch.undo()
+    record = read_run(tmp_path / "run", "run")
+    assert record.lines[-1].step == 4 and record.step == 7 and record.tokens == record.lines[-1].tokens / 4 * 7
+    assert "trained for 7 of 10 steps" in record.summary
+    loaded = load_subject(str(tmp_path / "run"), "cpu", own=True)
+    card = write_card(loaded.model, loaded.kind(), loaded.path, loaded.config, "unknown")
+    assert "7 of 10" in card and f"{record.tokens:,}" in card

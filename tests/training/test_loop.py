@@ -92,6 +92,18 @@ def test_resume_is_bit_exact_after_sigkill_at_random_moments(noise_games: Path, 
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize(("silence", "lines"), [(0.0, 6), (1e9, 2)])
+def test_training_without_a_bar_speaks_now_and_then(
+    silence: float, lines: int, noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("glassmoe.training.loop.SILENCE", silence)
+    train(tiny(noise_games, steps=6, eval_every=3, log_every=6), tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(said) == lines and all("loss" in line and "min left" in line for line in said)
+    assert ["valid" in line for line in said] == ([False, False, True] * 2 if lines == 6 else [True, True])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_cleanly(number: signal.Signals, noise_games: Path, tmp_path: Path) -> None:
     config = tiny(noise_games, steps=100_000, checkpoint_every=100_000)

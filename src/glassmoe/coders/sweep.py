@@ -96,7 +96,8 @@ def sweep(
             steps=steps,
             batch_rows=batch,
             micro_rows=batch,
-            eval_every=every,
+            # Validation reads as much as several steps, so a short fit validates after ten of them at the earliest.
+            eval_every=max(every, min(10, steps)),
             eval_rows=max(1, VALID_TOKENS // length),
             checkpoint_every=every,
             precision=cast(Any, precision),

@@ -146,7 +146,8 @@ class CoderTask:
 
     def announce(self) -> str:
         what = [
-            f"{part.config.coder.label} with {part.coder.num_features:,} features at {part.place.module}"
+            f"{part.config.coder.name.partition('/')[2]} with {part.coder.num_features:,} features at "
+            f"{part.place.module}"
             for part in self.parts.values()
         ]
         shown = ", ".join(what[:2]) + (f" and {len(what) - 2} others" if len(what) > 2 else "")

@@ -20,7 +20,7 @@ from glassmoe.measure.saved import SavedMeasure, read_measure
 from glassmoe.measure.text_perplexity import TextPerplexity
 from glassmoe.model import GlassForCausalLM
 from glassmoe.results import markdown_table
-from glassmoe.training.checkpoint import latest
+from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.records import read_start, seen_before
 from glassmoe.training.tracking import read_metrics
 
@@ -68,14 +68,17 @@ def write_card(model: GlassForCausalLM, kind: TokenKind, run: Path, config: RunC
 def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str]:
     lines, environment = read_metrics(run / "metrics.jsonl"), _environment(run)
     last, before, receipt = lines[-1] if lines else {}, seen_before(run), read_start(run)
-    own = last.get("tokens", 0)
+    # A run that was stopped between two lines of metrics has done more steps than its last line says.
+    steps = latest_step(run) or last.get("step", 0)
+    done = steps / last["step"] if last else 0
+    own = round(done * last.get("tokens", 0))
     data = "synthetic games" if config.data.path is None else PurePath(config.data.path).name
     facts: list[list[Any]] = [
         ["data", f"{data}, as {config.data.rows}"],
         ["sha256 of the data", environment.get("data_sha256")],
-        ["steps", f"{last.get('step', 0):,} of {config.train.steps:,}"],
+        ["steps", f"{steps:,} of {config.train.steps:,}"],
         ["tokens", f"{own + before['source_tokens']:,}"],
-        ["training FLOPs", f"{last.get('flops', 0) + before['source_flops']:.3g}"],
+        ["training FLOPs", f"{done * last.get('flops', 0) + before['source_flops']:.3g}"],
         ["parameters", f"{model.num_parameters():,}"],
         ["active parameters", f"{model.active_parameters():,}"],
         ["optimiser", config.optimizer.name],
@@ -112,8 +115,7 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
 
 
 def _measures(run: Path) -> list[str]:
-    newest = latest(run / "state")
-    step = None if newest is None else int(newest.stem.split("-")[1])
+    step = latest_step(run)
     measures: dict[str, SavedMeasure] = {}
     older = 0
     for path in sorted((run / "measures").glob("*.json")):

@@ -150,7 +150,10 @@ class ProbeResult(Result):
         texts = f"{self.task}: {self.texts:,} texts of {len(self.labels)} classes, {self.read}, {self.tokens} tokens"
         skipped = f"; {self.unreadable} texts could not be read" if self.unreadable else ""
         hidden = f"; {more} more classes are in --json" if more > 0 else ""
+        rare = ", ".join(f"{label} ({count} texts)" for label, count in list(self.left_out.items())[:SHOWN])
+        more_rare = f" and {len(self.left_out) - SHOWN} others" if len(self.left_out) > SHOWN else ""
         return [
+            *([f"left out, with fewer than {LEAST} texts: {rare}{more_rare}"] if rare else []),
             f"{texts}; the feature is in brackets{hidden}{skipped}",
             f"always yes: F1 of a probe that says yes to every text; 95% interval: of the mean over {self.splits} "
             f"splits, cut to 0 and 1",
@@ -168,12 +171,18 @@ def probe_task(
     rows, numbers, unreadable = encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
     labels = np.array([task.labels[i] for i in chosen])[numbers]
     names, counts = np.unique(labels, return_counts=True)
-    if len(names) < 2 or counts.min() < LEAST:
+    enough = counts >= LEAST
+    if enough.sum() < 2:
         present = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True)) or "none"
         raise ValueError(
-            f"{task.name} leaves too little to probe on {len(rows)} texts, with the labels {present}; "
-            f"give more samples, of two labels at least"
+            f"{task.name} leaves too little to probe on {len(rows)} texts, with the labels {present}; a class needs "
+            f"{LEAST} texts that the model can read: give more samples, of two labels at least"
         )
+    # A class may be rare only among the texts that were drawn and can be read.
+    left_out = {str(name): int(count) for name, count in zip(names[~enough], counts[~enough], strict=True)}
+    names, counts = names[enough], counts[enough]
+    usable = np.isin(labels, names)
+    rows, labels = [row for row, use in zip(rows, usable, strict=True) if use], labels[usable]
     strengths = _strengths(subject, readers, rows, task.token, protocol.batch)
     probes = {}
     for name, values_SF in strengths.items():
@@ -193,7 +202,7 @@ def probe_task(
         texts=len(rows),
         unreadable=unreadable,
         labels={str(name): int(count) for name, count in zip(names, counts, strict=True)},
-        left_out=task.left_out or {},
+        left_out={**(task.left_out or {}), **left_out},
         tokens=1 if task.token else protocol.tokens,
         read="last token" if task.token else "end" if task.last else "beginning",
         top=protocol.top,

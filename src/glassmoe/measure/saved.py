@@ -12,7 +12,7 @@ from glassmoe.atomic import write_text
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
 from glassmoe.results import Result, plain
-from glassmoe.training.checkpoint import latest
+from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1
@@ -45,10 +45,9 @@ def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data:
     a corpus or the sha256 of a text."""
     path = run / "measures" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    newest = latest(run / "state")
     record = SavedMeasure(
         schema_version=SCHEMA_VERSION,
-        step=None if newest is None else int(newest.stem.split("-")[1]),
+        step=latest_step(run),
         commit=commit(),
         data_sha256=data if isinstance(data, str) else data.fingerprint,
         synthetic=not isinstance(data, str) and bool(data.manifest.get("synthetic")),

@@ -112,7 +112,7 @@ def _warnings(records: Sequence[RunRecord]) -> list[str]:
             for record in records
             if record.boards is not None and record.boards_file is not None
         },
-        "The runs were trained on different numbers of tokens.": {record.lines[-1]["tokens"] for record in records},
+        "The runs were trained on different numbers of tokens.": {record.tokens for record in records},
         "Tokens differ between the runs, so their losses and L0 cannot be compared.": {
             record.config.data.tokens for record in records
         },

@@ -13,6 +13,7 @@ from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.perplexity import PerplexityResult
 from glassmoe.measure.saved import SavedMeasure, read_measure
+from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.records import Environment, read_environment
 from glassmoe.training.tracking import MetricsLine, read_metrics
 
@@ -41,13 +42,24 @@ class RunRecord:
     @property
     def summary(self) -> str:
         """One sentence on the model and its training."""
-        model, last = self.config.model, self.lines[-1]
+        model = self.config.model
         games = "synthetic games" if self.environment.data == "synthetic" else "games"
         read = "tokens of text" if self.of_text else f"{self.config.data.tokens} of {games}"
         return (
-            f"{model.ffn}, {model.layers} layers of width {model.width}, trained for {last.step:,} of "
-            f"{self.config.train.steps:,} steps on {last.tokens / 1e6:.1f}M {read}"
+            f"{model.ffn}, {model.layers} layers of width {model.width}, trained for {self.step:,} of "
+            f"{self.config.train.steps:,} steps on {self.tokens / 1e6:.1f}M {read}"
         )
+
+    @property
+    def step(self) -> int:
+        """Steps that the model was trained for: those of its newest checkpoint, which a run that was stopped writes
+        between two lines of metrics."""
+        return latest_step(self.path) or self.lines[-1].step
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it was trained on."""
+        return self.lines[-1].tokens * self.step // self.lines[-1].step
 
     @property
     def of_text(self) -> bool:
@@ -75,7 +87,7 @@ class RunRecord:
     @property
     def is_stale(self) -> bool:
         """Whether the run was trained further after its boards were measured."""
-        return self.boards_file is not None and self.boards_file.step != self.lines[-1].step
+        return self.boards_file is not None and self.boards_file.step != self.step
 
 
 def read_run(run: Path, name: str) -> RunRecord:

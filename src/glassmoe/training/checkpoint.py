@@ -65,6 +65,12 @@ def latest(folder: Path) -> Path | None:
     return next(reversed(_all(folder)), None)
 
 
+def latest_step(run: Path) -> int | None:
+    """Step of the newest checkpoint of a run; None without one."""
+    newest = latest(run / "state")
+    return None if newest is None else int(newest.stem.split("-")[1])
+
+
 def _all(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     return sorted(folder.glob(f"step-{'[0-9]' * 8}.safetensors"))

@@ -29,6 +29,9 @@ from .optimizer import build_optimizers, schedule, set_learning_rate
 from .records import METRICS
 from .tracking import MetricsLog
 
+SILENCE = 30.0
+"""Seconds without a line where no bar is drawn, at most, unless a step takes longer."""
+
 
 class Diverged(RuntimeError):
     """The loss or the gradient is not finite."""
@@ -154,6 +157,7 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             _save(s, 0, 0.0)
     began, logged_at, tokens_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
     progress = bar(steps, "train", "step", initial=s.start, show=group.first)
+    said_at = time.perf_counter()
     for step in range(s.start, steps):
         done = step + 1
         line, tokens = _step(s, step)
@@ -170,11 +174,13 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             progress.set_postfix(loss=f"{line['loss']:.3f}")
         if validating:
             line |= task.validate()
-            if group.first:
-                left = (time.perf_counter() - began) / done * (steps - done) / 60
-                say(
-                    f"step {done}/{steps}  loss {line['loss']:.4f}  valid {line['valid_loss']:.4f}  {left:.1f} min left"
-                )
+        # Where no bar is drawn, a long wait is no silence.
+        quiet = progress.disable and time.perf_counter() - said_at >= SILENCE
+        if group.first and (validating or quiet):
+            said_at = time.perf_counter()
+            left = (said_at - began) / done * (steps - done) / 60
+            valid = f"valid {line['valid_loss']:.4f}  " if validating else ""
+            say(f"step {done}/{steps}  loss {line['loss']:.4f}  {valid}{left:.1f} min left")
         if logging and group.first:
             seen, seconds = done * task.tokens_per_step, round(time.perf_counter() - began, 2)
             log.write(step=done, tokens=seen, flops=seen * task.flops_per_token, seconds=seconds, **line)

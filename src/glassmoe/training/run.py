@@ -31,6 +31,8 @@ from .records import ENVIRONMENT, METRICS, START, Environment
 
 CONFIG = "config.yaml"
 """The configuration of a run."""
+MAY_CHANGE = ("data.path:", "source:", "start_token:", "train.eval_every:")
+"""Settings with another value of which a run resumes."""
 
 UNSTARTED = {CONFIG, ENVIRONMENT, METRICS, START, "snapshots", "state"}
 """What a run directory may hold before its first checkpoint, beside a corpus that was made for the run."""
@@ -40,13 +42,13 @@ def check(out: Path, config: Any) -> None:
     """ValueError unless `out` is free, or holds the run that `config` describes.
 
     A run without a checkpoint has nothing to lose and may start again with a different configuration. Data, and a model
-    that is read, may have moved, because their fingerprints are checked.
+    that is read, may have moved, because their fingerprints are checked. How often it validates changes no weights.
     """
     if latest(out / "state"):
         if not (out / CONFIG).is_file():
             raise ValueError(f"{out} holds checkpoints but no {CONFIG}; put it back, or pass a different --out")
         changed = configuration.differences(configuration.load_as(type(config), out / CONFIG), config)
-        changed = [change for change in changed if not change.startswith(("data.path:", "source:", "start_token:"))]
+        changed = [change for change in changed if not change.startswith(MAY_CHANGE)]
         if changed:
             raise ValueError(
                 f"{out} holds a run with another configuration ({'; '.join(changed)}); "

@@ -150,10 +150,9 @@ def check(jobs: Sequence[Work]) -> None:
 
 def finished(work: Work) -> bool:
     """Whether the row's run has reached its last step."""
-    from glassmoe.training.checkpoint import latest
+    from glassmoe.training.checkpoint import latest_step
 
-    newest = latest(work.path / "state")
-    return newest is not None and int(newest.stem.split("-")[1]) == work.config.train.steps
+    return bool(latest_step(work.path) == work.config.train.steps)
 
 
 def make(work: Work) -> None:
