@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise ImportError(
+        "glassmoe runs on Linux, and this system lacks its file locks; on Windows use the Windows Subsystem for Linux"
+    ) from None
 
 
 def write_atomically(path: Path, write: Any) -> None:

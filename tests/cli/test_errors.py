@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -329,3 +330,21 @@ def test_a_packed_file_cut_short_gives_the_games_before(there: Path, capsys: pyt
     (there / "cut.pgn.gz").write_bytes(gzip.compress((pgn("e4 e5") * 2000).encode())[:100])
     assert cli.main(["data", "chess", "cut.pgn.gz", "--out", "o"]) == 0
     assert "unreadable stream (first: cut.pgn.gz, game " in capsys.readouterr().out
+
+
+def test_windows_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    for words in ([], ["--help"], ["train"], ["data", "chess", "x.pgn"]):
+        assert cli.main(words) == 2
+        shown = capsys.readouterr()
+        assert shown.err == "glassmoe: glassmoe runs on Linux, not on Windows; use the Windows Subsystem for Linux\n"
+        assert not shown.out
+
+
+def test_python_without_file_locks_says_so() -> None:
+    code = "import sys; sys.modules['fcntl'] = None\nimport glassmoe\nglassmoe.RunConfig\nimport glassmoe.atomic"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: glassmoe runs on Linux")
+    assert "ModuleNotFoundError" not in done.stderr

@@ -170,6 +170,23 @@ def test_the_table_shows_the_baseline_and_an_interval_within_0_and_1() -> None:
     assert "80 texts of 2 classes" in result.table() and "3 texts could not be read" in result.table()
 
 
+def test_a_label_that_is_rare_among_the_texts_that_are_read_is_left_out(model: str) -> None:
+    """Fifteen texts of a label in the file, of which the sample has fewer than ten: the others are probed."""
+    subject = load_subject(model)
+    readers = {"n": (neurons(subject, 0), subject.place(0, "mlp"))}
+    texts = [f"the cat {i}" for i in range(60)] + [f"a big dog {i}" for i in range(60)] + ["tree"] * 15
+    task = Labelled("t", texts, ["cat"] * 60 + ["dog"] * 60 + ["tree"] * 15, left_out={"odd": 2})
+    result = probe_task(subject, readers, task, ProbeProtocol(samples=50, splits=2, top=4))
+    drawn = np.random.default_rng(0).permutation(135)[:50]
+    trees = int((drawn >= 120).sum())
+    assert 0 < trees < LEAST and set(result.labels) == {"cat", "dog"}
+    assert result.left_out == {"odd": 2, "tree": trees} and result.texts == 50 - trees == sum(result.labels.values())
+    assert f"left out, with fewer than {LEAST} texts: odd (2 texts), tree ({trees} texts)" in result.table()
+    two = Labelled("t", texts[60:], task.labels[60:])
+    with pytest.raises(ValueError, match=r"leaves too little to probe on 12 texts, .*tree \(.*a class needs 10 texts"):
+        probe_task(subject, readers, two, ProbeProtocol(samples=12))
+
+
 def test_tasks_from_files(tmp_path: Path) -> None:
     lines = [{"text": f"t{i}", "label": i % 2} for i in range(40)] + [{"text": "rare", "label": 7}]
     raw = "\n".join(json.dumps(line) for line in lines).encode()

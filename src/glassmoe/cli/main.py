@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, 1 for a failure, 2 for a mistake in the arguments, 128 + n for signal
     n."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.platform == "win32":
+        return _complain("glassmoe runs on Linux, not on Windows; use the Windows Subsystem for Linux", USAGE)
     if not words or words[0] in ("-h", "--help"):
         _print(_help())
         return 0 if words else USAGE
