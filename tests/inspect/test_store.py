@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from glassmoe.data.corpus import Corpus, Rows, mix
+from glassmoe.data.corpus import Corpus, Rows, mix, row_indices
 from glassmoe.explaining.windows import TokenText
 from glassmoe.inspect import examples
 from glassmoe.inspect import store as stores
@@ -228,11 +228,71 @@ def test_text_is_read_by_document_without_what_begins_it(tmp_path: Path) -> None
     of = load_subject(str(random_gpt2(tmp_path / "gpt2", tmp_path / "data")))
     store = made(tmp_path / "store", of, corpus, Gathering(read=400, window=8, batch_rows=2, each=5, split="train"))
     assert store.manifest["skipped_starts"] and store.manifest["read_tokens"] == (store.lengths_R - 1).sum()
-    rows = Rows(corpus.split("train"), f"documents:{store.manifest['row']}")
-    assert np.array_equal(store.rows_RN, rows.batch(store.source_rows_R)[0])
     for feature in range(0, store.num_features, 5):
         found = store.explaining(feature)
         assert not found.strengths_EL[found.starts_E == 0, 0].any()
+
+
+def cut_up(store: FeatureStore, corpus: Corpus, split: str) -> None:
+    """Every row is the start token and a piece of its document, all pieces of a document lie in one half, and none
+    twice."""
+    start, sequences, step = corpus.kind.start, corpus.split(split), store.manifest["row"] - 1
+    halves: dict[int, set[int]] = {}
+    found = set()
+    for number, (row, length, document) in enumerate(
+        zip(store.rows_RN, store.lengths_R, store.source_rows_R, strict=True)
+    ):
+        tokens = sequences.tokens(int(document)).tolist()
+        begins = [
+            b for b in range(0, max(1, len(tokens) - 1), step) if tokens[1 + b : 1 + b + step] == row[1:length].tolist()
+        ]
+        assert row[0] == start and not row[length:].any() and begins
+        halves.setdefault(number % 2, set()).add(int(document))
+        found.add((int(document), row[:length].tobytes()))
+    assert not halves[0] & halves[1] and len(found) == len(store.rows_RN)
+
+
+def test_documents_are_cut_into_rows_of_the_coders_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not the start of each alone: almost every token of the text is read, and what was read is reported."""
+    prepared(tmp_path / "data", made_up_texts(60, longest=300), valid_share=0.5)
+    corpus = Corpus.open(tmp_path / "data")
+    of = load_subject(str(random_gpt2(tmp_path / "gpt2", tmp_path / "data")))
+    everything = Gathering(window=8, batch_rows=8, each=5)
+    store = made(tmp_path / "store", of, corpus, everything, context=16)
+    assert store.manifest["row"] == 16 and store.manifest["cut"] == "pieces"
+    cut_up(store, corpus, "valid")
+    split = corpus.split("valid")
+    available, longest = split.data.size - len(split), int(np.diff(split.offsets.astype(np.int64)).max())
+    assert available - longest < store.manifest["read_tokens"] <= available
+    said = capsys.readouterr().err
+    assert (
+        f"{store.manifest['read_tokens']:,} of the {available:,} tokens, in" in said
+        and "1,000,000 were requested" in said
+    )
+    # Fewer tokens: until they are enough, whatever the length of documents.
+    few = made(tmp_path / "few", of, corpus, Gathering(read=400, window=8, batch_rows=8, each=5), context=16)
+    cut_up(few, corpus, "valid")
+    assert 400 <= few.manifest["read_tokens"] < 400 + 16
+    # Strengths are those of the model on the rows.
+    all_RNF = strengths(few, of)
+    all_RNF[:, 0] = 0
+    assert np.array_equal(few.counts_F, (all_RNF > 0).sum((0, 1)))
+    # A context below a window, as of a quick trial, does not keep its coders from being explained.
+    assert made(tmp_path / "short", of, corpus, everything, context=4).manifest["row"] == 8
+    # Without a coder the model's own context holds.
+    assert made(tmp_path / "own", of, corpus, everything).manifest["row"] == 40
+
+
+def test_documents_of_one_row_are_read_as_they_are(tmp_path: Path) -> None:
+    """The order of documents is the one that earlier versions read them in."""
+    prepared(tmp_path / "data", made_up_texts(60, longest=8))
+    corpus = Corpus.open(tmp_path / "data")
+    of = load_subject(str(random_gpt2(tmp_path / "gpt2", tmp_path / "data")))
+    store = made(tmp_path / "store", of, corpus, Gathering(window=8, batch_rows=2, each=5, split="train"))
+    rows = Rows(corpus.split("train"), f"documents:{store.manifest['row']}")
+    order = row_indices(len(rows), 0, 0, len(rows))
+    assert np.array_equal(store.source_rows_R, order)
+    assert np.array_equal(store.rows_RN, rows.batch(order)[0])
 
 
 def test_rows_know_the_source_of_their_document(tmp_path: Path) -> None:

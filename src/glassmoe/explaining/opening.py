@@ -91,7 +91,9 @@ def open_examples(
         corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
         say(f"examples of {name} are gathered into {where}")
         about = {"reader": name, "layer": layer.number}
-        new = make_store(where, subject, layer.layer, layer.place, corpus, wanted, about, shard_of_environment())
+        learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
+        shard = shard_of_environment()
+        new = make_store(where, subject, layer.layer, layer.place, corpus, wanted, about, shard, learned)
         if new is None:  # the process that finishes last continues
             raise SystemExit(0)
         store = new

@@ -28,13 +28,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from glassmoe.atomic import write_atomically, write_text
-from glassmoe.console import bar
-from glassmoe.data.corpus import Corpus, Rows, row_indices
+from glassmoe.console import bar, say
+from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
 from glassmoe.model import FeedForward
+from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW
 from glassmoe.model.subject import Place, Subject, inputs_at, require_finite, weights_digest
 
 from .examples import HALVES, PARTS, Arrays, Examples, Fired, Float32, Gatherer, Int64, bin_edges, fired
+from .rows import StoreRows, beginnings, pieces
 
 SCHEMA_VERSION = 1
 FOLDER = "features"
@@ -76,10 +78,10 @@ class Gathering:
 
 class FeatureStore:
     """A finished store. `manifest`: what was read and how. `rows_RN`, `lengths_R`: the tokens of each row, which is the
-    beginning of a sequence; `source_rows_R`: its number in the split; `sources_R`: its source, as an index into the
-    manifest's `source_names`, None where that is not kept. `counts_F`, `windows_F`: tokens and windows in which a
-    feature fires; `maxima_F`, `sums_F`: maximum and sum of its strengths; `histogram_FB`: their histogram, with bins
-    between `edges_B`.
+    beginning of a sequence or a piece of a document; `source_rows_R`: the number of that sequence in the split;
+    `sources_R`: its source, as an index into the manifest's `source_names`, None where that is not kept. `counts_F`,
+    `windows_F`: tokens and windows in which a feature fires; `maxima_F`, `sums_F`: maximum and sum of its strengths;
+    `histogram_FB`: their histogram, with bins between `edges_B`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -229,13 +231,15 @@ def make_store(
     gathering: Gathering,
     about: Mapping[str, Any],
     shard: tuple[int, int] = (0, 1),
+    context: int | None = None,
 ) -> FeatureStore | None:
     """Gather the examples of a layer's or coder's features into a folder.
 
     `about`: what else the manifest says, such as the reader's name. `shard`: (which, of how many) processes share the
-    rows, each with its own call; the one that is done last puts the parts together, the others return None. What was
-    gathered before a stop is gone on from, if model, data and settings are the same. RuntimeError when an activation
-    is not finite, OSError when the disk is full: what was saved before stays.
+    rows, each with its own call; the one that is done last puts the parts together, the others return None. `context`:
+    tokens of a text that a coder learned to read at once. What was gathered before a stop is gone on from, if model,
+    data and settings are the same. RuntimeError when an activation is not finite, OSError when the disk is full: what
+    was saved before stays.
     """
     corpus.require(subject.tokens, subject.tokenizer_sha256)
     window = gathering.window or corpus.kind.window
@@ -244,20 +248,25 @@ def make_store(
     row = min(subject.context, longest)
     if subject.config is not None:
         row = min(row, int(subject.config.data.rows.rpartition(":")[2]))
+    text = subject.tokens == TEXT
+    if text:
+        row = min(row, max(window, context or (row if subject.context < UNBOUNDED else USUAL_WINDOW)))
     if row < window:
         raise ValueError(f"the longest row has {row} tokens, and a window {window}; give a shorter window")
-    rows = Rows(sequences, f"{sequences.kind.unit}:{row}")
-    count = max(2, min(len(rows), -(-gathering.read // row)))
-    if count > len(rows):
+    if len(sequences) < 2:
         raise ValueError(f"{corpus.path} has one {sequences.kind.unit.removesuffix('s')} to read; two halves need two")
+    rows = (pieces if text else beginnings)(sequences, row, gathering.read, gathering.seed)
+    if shard[0] == 0:
+        say(f"reading {rows.summary()} of {corpus.path} ({gathering.split}); {gathering.read:,} were requested")
     manifest = {
         "schema_version": SCHEMA_VERSION,
         **about,
         "num_features": layer.num_features,
         "num_experts": layer.num_experts,
         "tokens": subject.tokens,
-        "rows": count,
+        "rows": len(rows),
         "row": row,
+        **({"cut": "pieces"} if text else {}),
         **asdict(gathering),
         "window": window,
         "data_sha256": corpus.fingerprint,
@@ -279,7 +288,7 @@ class _Pass:
         subject: Subject,
         layer: FeedForward,
         place: Place,
-        rows: Rows,
+        rows: StoreRows,
         manifest: dict[str, Any],
         shard: tuple[int, int],
     ):
@@ -287,8 +296,7 @@ class _Pass:
         self.manifest, (self.which, self.of) = manifest, shard
         self.count, self.row, self.window = manifest["rows"], manifest["row"], manifest["window"]
         self.batch = manifest["batch_rows"]
-        self.source_rows_R = row_indices(len(rows), manifest["seed"], 0, self.count)
-        self.windows_R = rows.batch(self.source_rows_R)[1] // self.window
+        self.windows_R = rows.lengths_R // self.window
         self.skip = subject.tokens == TEXT
         self.gatherer = self._gatherer()
         self.identity = json.dumps(manifest, sort_keys=True)
@@ -325,7 +333,7 @@ class _Pass:
             self._save(len(self.batches))
 
     def _read(self, first: int) -> None:
-        tokens_RN, lengths_R = self.rows.batch(self.source_rows_R[first : min(first + self.batch, self.count)])
+        tokens_RN, lengths_R = self.rows.batch(slice(first, first + self.batch))
         device = next(self.subject.model.parameters()).device
         x_TD = inputs_at(self.subject.model, self.place, torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
         counted_RN = np.arange(self.row) < lengths_R[:, None]
@@ -389,9 +397,10 @@ class _Pass:
                 return None
             whole.merge(found[1])
         state = whole.state()
-        tokens_RN, lengths_R = self.rows.batch(self.source_rows_R)
-        read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": self.source_rows_R}
-        sources = self.rows.sequences.sources_of(self.source_rows_R)
+        tokens_RN, lengths_R = self.rows.batch(slice(None))
+        documents_R = self.rows.documents_R
+        read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": documents_R}
+        sources = self.rows.sequences.sources_of(documents_R)
         self._write(self.path / "rows.safetensors", read | ({"sources": sources[1]} if sources else {}))
         counted: Arrays = {n: a for n, a in state.items() if n.endswith(("_F", "_FB"))}
         examples: Arrays = {}

@@ -305,8 +305,11 @@ def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[
 
 
 def _where(text: TokenText, feature: int) -> str:
-    """Some tokens around the strongest of the windows that score a feature, those where it fires between << and >>."""
+    """Some tokens around the strongest of the windows that score a feature, those where it fires between << and >>;
+    `-` where none of them fires."""
     windows = text.windows(text.store.scoring(feature))
+    if not len(windows):
+        return "-"
     window, peak = divmod(int(windows.strengths_EL.argmax()), windows.strengths_EL.shape[1])
     shown = slice(max(0, peak - BEFORE), peak + AFTER + 1)
     marked = windows.marked(float(text.store.maxima_F[feature]))[window]
