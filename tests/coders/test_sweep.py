@@ -7,7 +7,7 @@ import pytest
 from coder_twins import parameter_count
 from glassmoe.coders.configuration import learning_rate
 from glassmoe.coders.sweep import sweep
-from text_files import made_up_texts, prepared, random_gpt2
+from text_files import jsonl, made_up_texts, prepared, random_gpt2
 
 
 def test_a_short_fit_learns_faster() -> None:
@@ -62,3 +62,22 @@ def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_pat
     totals = [parameter_count(coder, 16) for coder in found.coders]
     assert all(400 * 33 + 16 - 33 < total <= 400 * 33 + 16 for total in totals)
     assert found.coders[4].features < found.coders[0].features
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"), [(["one book " * 100], "there is only one"), (["a", "b", "c"], "none of the 3 was drawn")]
+)
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_text_without_a_validation_document_says_how_to_prepare_it(
+    tmp_path: Path, texts: list[str], reason: str, kind: str
+) -> None:
+    prepared(tmp_path / "text", made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", tmp_path / "text"))
+    data = tmp_path / f"book.{kind}"
+    data.write_text(jsonl(texts) if kind == "jsonl" else "<|endoftext|>".join(texts))
+    for _ in range(2):  # the second call must not take what the first one left for prepared
+        with pytest.raises(ValueError, match=f"validation split is empty.*{reason}") as error:
+            sweep(model, layers=[1], coders=["sae-topk"], ks=[4], data=str(data), out=tmp_path / "out", context=32)
+        assert f"glassmoe data text {data} --tokenizer {model} --valid-share 0.1 --out FOLDER" in str(error.value)
+    data.write_text(jsonl(made_up_texts(500)) if kind == "jsonl" else "<|endoftext|>".join(made_up_texts(500)))
+    assert sweep(model, layers=[1], coders=["sae-topk"], ks=[4], data=str(data), out=tmp_path / "out", context=32)

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,9 @@ import pytest
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
 from glassmoe.chess.game_files import GameFile
 from glassmoe.chess.pgn import prepare_chess
+from glassmoe.data import sources
+from glassmoe.text.documents import TextFile, documents
+from glassmoe.text.documents import prepare_text as prepare_documents
 
 
 @pytest.mark.parametrize("packing", PACK)
@@ -125,3 +129,88 @@ def test_chunks_cut_between_games_only(tmp_path, content):
     got = [text for chunk in chunks for text in read(chunk.data, checked=False, kind=chunk.kind)[0]]
     assert len(chunks) > 1 and got == texts
     assert source.error is None and source.bytes == file.stat().st_size
+
+
+ENCODINGS = ["utf-8-sig", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"]
+IN_TEXT = "caf\u00e9 \u6771\u4eac \U0001f642, and a word"
+
+
+def read_documents(file):
+    source = TextFile(str(file), 0, lambda _: None)
+    return [document for chunk in source.chunks() for document in documents(chunk, "text")]
+
+
+def marked(text, encoding):
+    return text.encode(encoding) if encoding == "utf-8-sig" else ("\ufeff" + text).encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("kind", [".pgn", "lines.txt", ".jsonl", ".txt"])
+def test_marked_encodings(tmp_path, monkeypatch, encoding, packing, kind):
+    monkeypatch.setattr(sources, "_READ_BYTES", 5)
+    file = tmp_path / f"input{kind}{packing}"
+    texts = [IN_TEXT, "two\nlines"]
+    content = {
+        ".pgn": '[Event "caf\u00e9"]\r\n\r\n1. e4 {\u6771} e5 *\r\n',
+        "lines.txt": ";1.e4 e5\r\n;1.e4 e5\r\n",
+        ".jsonl": "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts),
+        ".txt": "<|endoftext|>".join(texts).replace("\n", "\r\n"),
+    }[kind]
+    file.write_bytes(PACK[packing](marked(content, encoding)))
+    if kind in (".pgn", "lines.txt"):
+        assert prepare(tmp_path, file)[0] == [";1.e4 e5"]
+        return
+    assert [document.text for document in read_documents(file)] == texts
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[1:])
+@pytest.mark.parametrize("packing", PACK)
+@pytest.mark.parametrize("kind", [".pgn", ".jsonl", ".txt"])
+@pytest.mark.parametrize("language", ["English", "Chinese"])
+def test_nuls_of_unmarked_encodings_are_refused(tmp_path, encoding, packing, kind, language):
+    file = tmp_path / f"my input{kind}{packing}"
+    words = (
+        'some words "x" of English\n' if language == "English" else "\u6771\u4eac\u7684\u5929\u6c23\u5f88\u597d\u3002\n"
+    )
+    file.write_bytes(PACK[packing]((words * 30).encode(encoding)))
+    source = (GameFile if kind == ".pgn" else TextFile)(str(file), 0, lambda _: None)
+    name = encoding.replace("-le", "LE").replace("-be", "BE").upper()
+    with pytest.raises(
+        ValueError, match=f"looks like {name} without a byte order mark.*iconv -f {name} -t UTF-8"
+    ) as error:
+        list(source.chunks())
+    assert ("-dc" in str(error.value)) == bool(packing) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [bytes(1000), bytes(range(2)) * 3 + bytes(990), b"\x00\x00\x01" * 400])
+def test_zeros_are_refused_and_leave_no_corpus(tmp_path, content):
+    (tmp_path / "games.pgn").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"games.pgn has many NUL bytes; expected text in UTF-8: convert it with iconv"
+    ):
+        prepare(tmp_path, tmp_path / "games.pgn")
+    (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"text.txt has many NUL bytes"):
+        prepare_documents(tmp_path / "text.txt", tmp_path / "out", tokenizer="train:300", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["a\0b", "a text with a NUL\0 and another\0 in it " * 3, "\0"])
+def test_few_nuls_are_text(tmp_path, content):
+    (tmp_path / "t.txt").write_text(content)
+    assert [document.text for document in read_documents(tmp_path / "t.txt")] == [content]
+
+
+def test_what_breaks_utf_16_is_reported(tmp_path):
+    texts = synthetic(40)
+    (tmp_path / "cut.txt").write_bytes(marked("\n".join(texts) + "\n", "utf-16-le") + b"x")
+    read_games, manifest = prepare(tmp_path, tmp_path / "cut.txt")
+    assert read_games == list(dict.fromkeys(texts))
+    example = manifest["skipped"]["unreadable stream"]["examples"][0]
+    assert example["detail"] == "is not UTF-16LE as its mark says: truncated data"
+    (tmp_path / "half.txt").write_bytes(
+        b"\xff\xfe" + "half ".encode("utf-16-le") + b"\x3d\xd8" + "!".encode("utf-16-le")
+    )
+    (document,) = read_documents(tmp_path / "half.txt")
+    assert document.repaired and document.text.startswith("half \ufffd") and document.text.endswith("!")

@@ -23,13 +23,12 @@ class GameFile(InputFile):
 
     def chunks(self) -> Iterator[Chunk]:
         """Chunks of whole games, about half a megabyte each."""
-        blocks = one_newline(self.unpacked())
+        blocks = one_newline(self.text())
         head = b""
         for block in blocks:
             head += block
             if len(head.strip()) > 2:
                 break
-        head = head.removeprefix(b"\xef\xbb\xbf")
         kind = kind_of_file(self.name, KINDS) or ("lines" if re.match(rb"\s*;\s*1\.", head) else "pgn")
         buffer, skipping = head, False
         for block in blocks:

@@ -136,14 +136,28 @@ def _coders(
 
 def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
     """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text.
-    ValueError for text and a model in memory without a tokenizer."""
+    ValueError for text and a model in memory without a tokenizer, and for text without a document for validation."""
     if (Path(data) / "manifest.json").is_file():
         return str(data)
     folder = out / "text"
     if not (folder / "manifest.json").is_file():
         with _tokenizer(model) as tokenizer:
-            prepare_text([data], folder, tokenizer=tokenizer, overwrite=True)
+            documents = prepare_text([data], folder, tokenizer=tokenizer, overwrite=True).sequences
+        if not documents["valid"]:
+            (folder / "manifest.json").unlink()  # so that the next call prepares it again
+            subject = load_subject(model)
+            name = "MODEL" if subject.in_memory else subject.name
+            raise ValueError(
+                f"cannot fit coders on {data}: its validation split is empty, because a document is in one split as a "
+                f"whole and {_count(documents['train'])}. Separate the documents (a line each of .jsonl, or "
+                f"<|endoftext|> between those of .txt), prepare them with glassmoe data text {data} --tokenizer {name} "
+                "--valid-share 0.1 --out FOLDER, and pass --data FOLDER"
+            )
     return str(folder)
+
+
+def _count(documents: int) -> str:
+    return "there is only one" if documents == 1 else f"none of the {documents} was drawn for validation"
 
 
 @contextmanager

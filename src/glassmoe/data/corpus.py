@@ -269,10 +269,15 @@ class Rows:
         # First sequence of each row; None when row and sequence have the same number, or rows begin anywhere.
         self._first = _packed_starts(sequences.offsets, self.length) if packed and self._filled is None else None
         if not len(self):
+            if not len(sequences):
+                raise ValueError(
+                    f"cut {cut!r} gives no row at all from a split without {unit}, because each is in one split "
+                    f"as a whole; prepare more {unit}, or with a larger share for validation (--valid-share 0.1)"
+                )
             raise ValueError(
                 f"cut {cut!r} gives no row at all from {len(sequences)} {unit} with {sequences.data.size} "
                 f"{sequences.kind.one}s; "
-                f"prepare more {unit}, a larger valid_share, or take a shorter cut"
+                f"prepare more {unit}, or take a shorter cut"
             )
 
     def __len__(self) -> int:

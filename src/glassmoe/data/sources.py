@@ -1,4 +1,4 @@
-"""Input files as streams of chunks: which files there are, and how they are compressed.
+"""Input files as streams of chunks: which files there are, how they are compressed, and how their text is encoded.
 
 Whatever the size of an input, only a few chunks of it are in memory. Where a stream is cut never depends on the number
 of workers. A stream that breaks (truncated or damaged) gives the sequences before the break; the break is reported.
@@ -7,7 +7,9 @@ of workers. A stream that breaks (truncated or damaged) gives the sequences befo
 from __future__ import annotations
 
 import bz2
+import codecs
 import hashlib
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,16 @@ PACKINGS = (".zst", ".bz2", ".gz")
 
 _READ_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 19
+_HEAD_BYTES = 1 << 12
+# The mark of UTF-16LE begins that of UTF-32LE.
+_MARKS = {
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF32_LE: "UTF-32LE",
+    codecs.BOM_UTF32_BE: "UTF-32BE",
+    codecs.BOM_UTF16_LE: "UTF-16LE",
+    codecs.BOM_UTF16_BE: "UTF-16BE",
+}
+_UNPACK = {".zst": "zstd -dc", ".bz2": "bzip2 -dc", ".gz": "gzip -dc"}
 _MAGIC = {b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\x1f\x8b": ".gz"}
 
 
@@ -124,6 +136,49 @@ class InputFile:
             if self.name != STDIN:
                 file.close()
 
+    def text(self) -> Iterator[bytes]:
+        """The text of the file as UTF-8 without a byte order mark, in blocks; a mark of UTF-16 or UTF-32 says how it is
+        decoded. Where the stream breaks it ends, and `error` is set. ValueError for a file that begins with many NULs,
+        as binary data and UTF-16 without a mark do."""
+        blocks = self.unpacked()
+        head = b""
+        for block in blocks:
+            head += block
+            if len(head) >= _HEAD_BYTES:
+                break
+        mark, encoding = next((entry for entry in _MARKS.items() if head.startswith(entry[0])), (b"", ""))
+        stream = chain((head[len(mark) :],), blocks)
+        if not encoding:
+            self._refuse_nuls(head)
+        if encoding in ("", "UTF-8"):
+            yield from stream
+            return
+        # Halves of surrogate pairs become bytes that are not UTF-8, which are counted where documents are read.
+        decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
+        try:
+            for block in stream:
+                yield decoder.decode(block).encode("utf-8", "surrogatepass")
+            decoder.decode(b"", True)
+        except UnicodeDecodeError as error:
+            self.error = f"is not {encoding} as its mark says: {error.reason}"
+            for _ in blocks:  # for the checksum of the whole file
+                pass
+
+    def _refuse_nuls(self, head: bytes) -> None:
+        encoding = _unmarked_encoding(head)
+        if encoding is None:
+            return
+        packing = packing_of(self.name)
+        plain = self.name[: len(self.name) - len(packing)]
+        name, new = shlex.quote(self.name), shlex.quote(f"{Path(plain).stem}.utf8{Path(plain).suffix}")
+        convert = f"iconv -f {encoding or 'ENCODING'} -t UTF-8"
+        if self.name == STDIN:
+            command = f"... | {convert} | glassmoe ..."
+        else:
+            command = f"{_UNPACK[packing]} {name} | {convert} > {new}" if packing else f"{convert} {name} > {new}"
+        looks = f"looks like {encoding} without a byte order mark" if encoding else "has many NUL bytes"
+        raise ValueError(f"{self.name} {looks}; expected text in UTF-8: convert it with {command}")
+
     def unpacked(self) -> Iterator[bytes]:
         """The decompressed bytes, in blocks. Where the stream breaks it ends, and `error` is set."""
         stored = self.stored()
@@ -157,6 +212,24 @@ def _decompressor(packing: str) -> Any:
         # Files packed with --long=31 need a window larger than the default.
         return zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
     return bz2.BZ2Decompressor() if packing == ".bz2" else zlib.decompressobj(wbits=31)
+
+
+def _unmarked_encoding(head: bytes) -> str | None:
+    """The encoding that the NULs at the beginning of a file without a mark tell; "" for NULs of no encoding, and None
+    where there are few."""
+    count = head.count(0)
+    if len(head) < 4 or count < 2:
+        return None
+    by_place = [head[place::4].count(0) * 4 / len(head) for place in range(4)]
+    if min(by_place[2:]) > 0.9 > by_place[0]:
+        return "UTF-32LE"
+    if min(by_place[:2]) > 0.9 > by_place[3]:
+        return "UTF-32BE"
+    share, odd = count / len(head), head[1::2].count(0) / count
+    # Text without spaces, such as Chinese, has few NULs, but always at places of the same parity.
+    if not 0.05 < odd < 0.95 and (share > 0.2 or (count >= 8 and share > 0.01)):
+        return "UTF-16LE" if odd > 0.5 else "UTF-16BE"
+    return "" if share > 0.4 else None
 
 
 def one_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -3,8 +3,8 @@
 A .jsonl file holds one JSON object a line; its field `text` (or another one) is a document. A .txt file is one
 document, or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped.
 A document that cannot be used is counted with its reason and does not stop the preparation. Bytes that are not UTF-8
-are replaced by U+FFFD, and the documents that had some are counted. Every document keeps the name of its source
-(`origins.py`).
+are replaced by U+FFFD, and the documents that had some are counted; UTF-16 and UTF-32 are read by their byte order
+marks. Every document keeps the name of its source (`origins.py`).
 """
 
 from __future__ import annotations
@@ -176,13 +176,12 @@ class TextFile(InputFile):
         if kind == "parquet":
             yield from self._parquet()
             return
-        blocks = one_newline(self.unpacked())
+        blocks = one_newline(self.text())
         head = b""
         for block in blocks:
             head += block
             if head.strip():
                 break
-        head = head.removeprefix(b"\xef\xbb\xbf")
         kind = kind or ("jsonl" if head.lstrip().startswith(b"{") else "documents")
         mark = _MARKS[kind]
         held: list[bytes] = []

@@ -118,7 +118,7 @@ def _entries(source: TextFile, path: Path, passages: bool, text_field: str) -> I
         for chunk in source.chunks():
             yield from ((each.text, each.repaired) for each in documents(chunk, text_field))
         return
-    raw = b"".join(one_newline(source.unpacked())).removeprefix(b"\xef\xbb\xbf")
+    raw = b"".join(one_newline(source.text()))
     for part in raw.split(b"\n" if passages else SEPARATOR.encode()):
         text = part.decode("utf-8", "replace")
         if text.strip():

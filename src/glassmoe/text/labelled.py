@@ -119,7 +119,7 @@ def _read(path: Path, limit: int | None) -> list[tuple[str, str]]:
 
 def _lines(source: InputFile) -> Any:
     held = b""
-    for block in one_newline(source.unpacked()):
+    for block in one_newline(source.text()):
         *whole, held = (held + block).split(b"\n")
         yield from whole
     yield held
