@@ -56,8 +56,8 @@ class DataConfig:
     """How rows of N tokens are cut. Games: `games:N` (the first N tokens of each) or `packed:N` (whole games, one after
     the other). Text: `documents:N` (the first N tokens of each) or `packed:N` (documents end to end)."""
     tokens: str = "characters"
-    """What a token is: characters or moves of games, text, or a kind of your own domain. The folder of `path` must hold
-    it."""
+    """What a token is: characters or moves of games, text, or a kind of your own domain. The prepared data
+    must hold it."""
     synthetic_games: int = 6000
     """Number of synthetic games (or other sequences) to make without a path."""
 

@@ -313,10 +313,9 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
     assert "is there already; give a folder that is not" in said(run, tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").read_text() == "mine"
-    assert "give the folder to make once" in said(run)
-    assert "give the folder to make once" in said(run, tmp_path / "a", "--out", tmp_path / "b")
+    assert "required: out" in said(run)
     assert "there is no run at" in said(tmp_path / "nowhere", tmp_path / "a")
-    assert "--push is of models" in said(run, tmp_path / "a", "--format", "sparsify", "--push", "me/model")
+    assert "push belongs to models" in said(run, tmp_path / "a", "--format", "sparsify", "--push", "me/model")
     # The suite is offline.
     assert "could not be pushed to me/model" in said(run, tmp_path / "b", "--push", "me/model", code=1)
     assert (tmp_path / "b/config.json").exists()

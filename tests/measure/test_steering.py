@@ -188,8 +188,8 @@ def test_mistakes_are_told(chess: str, gpt2: str, capsys: pytest.CaptureFixture[
         f"steer {chess} --layer 1 --feature 999 --add 1"
     )
     assert "give features or experts" in said(f"steer {chess} --layer 1 --add 1")
-    assert "one of the arguments --add --set --scale --ablate is required" in said(f"steer {chess} --feature 1")
-    assert "name one of 0/moe-x, 1/moe-x by --layer" in said(f"steer {chess} --feature 1 --add 1")
+    assert "give exactly one of add, set, scale and ablate; got none" in said(f"steer {chess} --feature 1")
+    assert "choose one of 0/moe-x, 1/moe-x by layer and coder" in said(f"steer {chess} --feature 1 --add 1")
     assert "layer 7 is not in" in said(f"steer {chess} --layer 7 --feature 1 --add 1")
     assert "top_p is 0.0; expected a share" in said(f"steer {gpt2} --layer 0 --feature 1 --add 1 --top-p 0")
     (tmp_path / "t.jsonl").write_text("")

@@ -247,6 +247,7 @@ def steer(
     device: Device = "auto",
 ) -> SteeringResult:
     """Change features while the model generates, and compare with what it generates without the change.
+    Give features or whole experts, and exactly one of add, set, scale and ablate.
 
     Args:
         path: What `decompose` made (one coder or all), a run directory, a folder of transformers files, or a hub id.

@@ -251,7 +251,8 @@ def generate(
     """Let a model continue a prompt.
 
     Args:
-        model: A run directory, a folder of transformers files, a hub id, or what `glassmoe.load` returned.
+        model: A run directory, a folder of transformers files, a hub id, or what `decompose` made; in Python also what
+            `load` returned.
         prompt: Text to continue (default: the beginning of a game or document).
         tokens: Tokens to add at most; the context may end earlier.
         temperature: 0 takes the likeliest token each time; 1 samples from the model's distribution.

@@ -51,7 +51,18 @@ class Signature:
         self.required_options = [
             name for name, p in self.parameters.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty
         ]
-        self.about, self.documented = documentation(self.call)
+        about, documented = documentation(self.call)
+        self.about = self._plain(about)
+        self.documented = {name: self._plain(text) for name, text in documented.items()}
+
+    def _plain(self, text: str) -> str:
+        """What a docstring says of a parameter, for the command line: options by their spelling there, and nothing that
+        only Python takes."""
+        text = re.sub(r" \(in Python also [^)]*\)|; in Python also [^.]*", "", text)
+        options = {*self.parameters} - {*self.positionals}
+        return re.sub(
+            r"`(\w+)`", lambda name: f"--{name[1].replace('_', '-')}" if name[1] in options else name[0], text
+        )
 
 
 class Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -66,7 +77,8 @@ class Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFo
         text = (action.help or "") if action.help is not argparse.SUPPRESS else ""
         default = action.default
         default = "on" if default is True else default
-        if default in (None, argparse.SUPPRESS, False, "") or "default:" in text or not action.option_strings:
+        unset = default is False or default in (None, argparse.SUPPRESS, "")
+        if unset or "default:" in text or not action.option_strings:
             return text.replace("%", "%%")
         return f"{text} (default: {default})".replace("%", "%%")
 

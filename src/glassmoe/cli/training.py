@@ -18,12 +18,12 @@ from glassmoe.api.recipes import SECTIONS, TOP, find_recipe
 from .parser import Formatter, Signature, description, usage
 
 GROUPS = {
-    "Everything that decides a run": "run",
+    "The complete configuration of a run": "run",
     "Which games or text, and how rows are cut from them": "data",
     "The decoder": "model",
-    "Where the first weights come from": "start",
-    "How weights learn": "optimizer",
-    "How long, in which pieces, and what is written down": "training",
+    "Where the initial weights come from": "start",
+    "How weights are updated": "optimizer",
+    "How long training takes, in which batches, and what is saved": "training",
 }
 """Docstrings of the sections, by which jsonargparse names groups of options -> what the help calls them."""
 ALIASES = {"config": "recipe", "data": "data.path"}
@@ -37,7 +37,8 @@ def build_training(signature: Signature) -> Any:
         prog=f"glassmoe {signature.verb.name}",
         usage=usage(signature),
         description=f"{description(signature)}\n\nrecipes: {recipes}",
-        epilog="--help shows the common options, --help-all every field of a run.",
+        epilog="--help shows the common options, --help-all every field of a run. The last part of a name is enough "
+        "where no other option ends in it: --steps 200.",
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
