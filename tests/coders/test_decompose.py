@@ -321,7 +321,7 @@ def test_mistakes_are_named(gpt2: Path, text: Path, tmp_path: Path, capsys: pyte
     assert "more than the" in said(f"{start} --layer 1 --coders transcoder --features 8 --k 9 --context 32")
     assert "its context is 40" in said(f"{start} --layer 1 --context 64")
     assert "coders of a sweep differ" in said(f"{start} --layer 1,1 --context 32")
-    assert "no coders in" in said(f"eval fidelity {tmp_path}")
+    assert "neither config.yaml nor config.json" in said(f"eval fidelity {tmp_path}")
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_text((gpt2 / "config.json").read_text())
@@ -351,11 +351,11 @@ def test_the_papers_models_have_recipes(
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     capsys.readouterr()
     assert main([*words.split(), "--k", "8"]) == 2
-    assert "--config says what --k says" in capsys.readouterr().err
+    assert "already says what k says" in capsys.readouterr().err
     assert main(["decompose", "--config", "mxd-gpt3", "--out", "x"]) == 2
-    assert "recipes of decompose: mxd-gpt2" in capsys.readouterr().err
+    assert "did you mean mxd-gpt2?" in capsys.readouterr().err
     assert main(["decompose", str(gpt2), "--out", "x"]) == 2
-    assert "takes a model and --layer, or --config" in capsys.readouterr().err
+    assert "needs a model and layers, or a recipe" in capsys.readouterr().err
 
 
 def test_a_coder_belongs_to_its_weights(gpt2: Path, text: Path, tmp_path: Path) -> None:

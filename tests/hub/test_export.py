@@ -314,6 +314,7 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is there already; give a folder that is not" in said(run, tmp_path / "mine")
     assert (tmp_path / "mine/thesis.txt").read_text() == "mine"
     assert "required: out" in said(run)
+    assert f"unexpected '{tmp_path / 'a'}'" in said(run, tmp_path / "a", "--out", tmp_path / "b")
     assert "there is no run at" in said(tmp_path / "nowhere", tmp_path / "a")
     assert "push belongs to models" in said(run, tmp_path / "a", "--format", "sparsify", "--push", "me/model")
     # The suite is offline.

@@ -97,7 +97,7 @@ def test_the_verb(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--stream", "--samples", "2"]) == 2
     assert "cannot be streamed" in capsys.readouterr().err
     assert main([*words, "--top-p", "2"]) == 2
-    assert "top_p is 2.0; expected a share" in capsys.readouterr().err
+    assert "top_p is 2.0; expected a number above 0, at most 1" in capsys.readouterr().err
 
 
 def test_in_a_terminal_it_streams_by_itself(run: Path) -> None:

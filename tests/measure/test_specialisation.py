@@ -158,7 +158,7 @@ def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert set(row["sources"]) == set(names) and sum(row["sources"].values()) == row["tokens"]
     assert all(set(layer["information"]["source"]) == {"bits", "shuffled", "share", "dealt"} for layer in row["layers"])
     page = (tmp_path / "results/experts-run.md").read_text()
-    assert "| the document's source | documents dealt at random |" in page and "from 3 sources" in page
+    assert "| the document's source | random groups of documents |" in page and "from 3 sources" in page
     # The same tokens of one file, and prepared as before there were sources.
     manifest = prepared(tmp_path / "one", [line["text"] for line in lines], str(tmp_path / "data"), valid_share=0.5)
     assert cli.main([*words, "--data.path", str(tmp_path / "one")]) == 0

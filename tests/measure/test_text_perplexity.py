@@ -217,7 +217,7 @@ def test_mistakes(run: Path, corpus: Path, tmp_path: Path, capsys: pytest.Captur
         (["--on", str(text), "--window", "99"], "--window 99 is more than the context"),
         (["--on", str(text), "--stride", "33"], "a stride of 33 does not fit windows of 32 tokens"),
         (["--on", str(text), "--rows", "3"], "rows does not go with on"),
-        (["--stride", "3"], "--stride belongs to --on TEXTS"),
+        (["--stride", "3"], "stride needs on, the texts to measure on"),
     ):
         assert main(["eval", "ppl", str(run), *words]) == 2
         assert message in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,11 +70,13 @@ def decompose(
         A `Model` whose layers are the fitted coders, by names such as `8/mxd-k32`.
     """
     if recipe is not None:
-        given: dict[str, Any] = {"layers": layers, "module": module, "features": features, "activation": activation}
-        given |= {"context": context, "lr": lr}
-        fixed = [name for name, value in given.items() if value is not None]
-        if fixed:
-            raise ValueError(f"the recipe {recipe} already says {fixed[0]}; leave out one of the two")
+        says: dict[str, Any] = {"layers": layers, "coders": coders, "k": k, "module": module, "site": site}
+        says |= {"features": features, "activation": activation, "tokens": tokens, "batch_tokens": batch_tokens}
+        says |= {"context": context, "lr": lr, "seed": seed}
+        defaults = inspect.signature(decompose).parameters
+        both = [name for name, value in says.items() if value != defaults[name].default]
+        if both:
+            raise ValueError(f"the recipe {recipe} already says what {both[0]} says; leave one of the two out")
     elif model is None or layers is None:
         raise ValueError("decompose needs a model and layers, or a recipe, such as: decompose gpt2 --layers 8")
     numbers = whole_numbers(layers, "layers")
