@@ -119,9 +119,12 @@ def decompose(
 
     if recipe is not None:
         fit(config, folder)
-        return load(folder, model=config.source, device=device)
-    fit(config, folder, subject)
-    return load(folder, model=subject, device=device)
+        fitted = load(folder, model=config.source, device=device)
+    else:
+        fit(config, folder, subject)
+        fitted = load(folder, model=subject, device=device)
+    fitted.layers = {name: fitted.layers[name] for name in config.fits()}  # in the order that was asked for
+    return fitted
 
 
 def _sweep_of(

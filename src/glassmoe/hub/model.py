@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -37,10 +38,15 @@ class ExportedFolders(Result):
     """transformers, saelens or sparsify."""
     folders: list[str]
     """The folders."""
-    pushed: str | None = omitted()
-    """Address of the repository that the folder was uploaded to."""
+    pushed: str | None = None
+    """Of a model: address of the repository that the folder was uploaded to; None where it was not."""
+
     left_out: dict[str, str] | None = omitted()
     """Coder that the format does not have -> why it was left out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        return {key: value for key, value in values.items() if key != "pushed" or self.format == "transformers"}
 
     def table(self) -> str:
         lines = list(self.folders)
