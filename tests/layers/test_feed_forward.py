@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassmoe.layers.dense import ACTIVATIONS, TopK, gated_hidden
+from glassmoe.layers.dense import ACTIVATIONS, ReluTopK, gated_hidden
 from glassmoe.layers.peer import Peer
 from glassmoe.measure.routing import true_l0
 from glassmoe.model import (
@@ -90,7 +90,7 @@ def naive_features(layer: FeedForward, x: torch.Tensor) -> torch.Tensor:
         else:
             z = layer.w_enc @ token + (layer.b_enc if layer.b_enc is not None else 0)
             rows.append(z * z.exp() / z.exp().sum() if isinstance(layer, SoLU) else act(layer.activation, z))
-            if isinstance(layer, TopK):
+            if isinstance(layer, ReluTopK):
                 rank = [int((z > own).sum()) for own in z]  # how many units are stronger
                 rows[-1] = torch.stack([v if r < layer.k else v * 0 for v, r in zip(rows[-1], rank, strict=True)])
     return torch.stack(rows)
@@ -440,7 +440,7 @@ def test_copying_a_layer_keeps_its_router_statistics_fresh() -> None:
 
 
 def test_relu_topk_keeps_the_k_greatest_units_by_hand() -> None:
-    layer = TopK(1, 4, k=2)
+    layer = ReluTopK(1, 4, k=2)
     with torch.no_grad():
         layer.w_enc.copy_(torch.tensor([[3.0], [-1.0], [2.0], [1.0]]))
     assert layer.features(torch.tensor([[1.0], [-1.0]])).values.tolist() == [[3, 0, 2, 0], [0, 1, 0, 0]]

@@ -1,5 +1,5 @@
-"""Dense feed-forward layers: GELU, ReLU, gated ones (GEGLU, SwiGLU, ReGLU) and SoLU: the dense rows of MoE-X Table 1,
-and the layers of imported models.
+"""Dense feed-forward layers: GELU, ReLU, gated layers (GEGLU, SwiGLU, ReGLU) and SoLU. They are the dense rows of MoE-X
+Table 1 and the layers of imported models.
 
 Legend: T tokens, D model width, F hidden units (the features).
 """
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-"""GELU is exact, or the approximation by tanh that GPT-2 was trained with: the two differ by up to 5e-4."""
+"""`gelu` is exact; `gelu-tanh` is the approximation that GPT-2 was trained with. They differ by up to 5e-4."""
 
 
 class Dense(FeedForward):
@@ -46,7 +46,7 @@ class Dense(FeedForward):
         return linear_write(features, self.w_dec, self.b_dec)
 
 
-class TopK(Dense):
+class ReluTopK(Dense):
     """A ReLU layer that keeps the k strongest units of a token and sets the rest to 0 (Makhzani and Frey 2014). Its k
     sets the sparsity in the figure of coverage against L0 (MoE-X Figure 4, which names k-sparse layers)."""
 
@@ -58,22 +58,22 @@ class TopK(Dense):
 
     def features(self, x_TD: Tensor) -> Features:
         z_TF = F.relu(F.linear(x_TD, self.w_enc, self.b_enc))
-        kept = z_TF.topk(self.k, dim=-1)
-        return Features(torch.zeros_like(z_TF).scatter(-1, kept.indices, kept.values), self.num_features)
+        top = z_TF.topk(self.k, dim=-1)
+        return Features(torch.zeros_like(z_TF).scatter(-1, top.indices, top.values), self.num_features)
 
 
 def gated_hidden(share: int) -> int:
-    """Hidden units of a gated layer that has as many weights as a plain one of `share` units: two thirds of them, since
-    it has three matrices instead of two. Where that is not a whole number, the nearest multiple of 8, which kernels
-    prefer."""
+    """Hidden units of a gated layer with as many weights as a plain layer of `share` units: two thirds of them, because
+    a gated layer has three matrices instead of two. Where that is not a whole number, the nearest multiple of 8, which
+    kernels prefer."""
     return share * 2 // 3 if share % 3 == 0 else round(share * 2 / 3 / 8) * 8
 
 
 class GLU(FeedForward):
     """y = W_dec^T (s(W_enc x) * (W_up x)) + b_dec (Shazeer 2020); a feature is one product.
 
-    GEGLU, SwiGLU and ReGLU are this with `activation` gelu, silu and relu. A product may be below zero, so a unit of
-    ReGLU is active where it is not zero, which is where W_enc x is above zero.
+    GEGLU, SwiGLU and ReGLU are this layer with `activation` gelu, silu and relu. A product may be below zero. A unit of
+    ReGLU is therefore active where it is not zero, which is where W_enc x is above zero.
     """
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu", bias: bool = False):

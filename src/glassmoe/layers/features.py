@@ -1,7 +1,7 @@
 """The two-step view of a feed-forward layer: which features fire, and what they write.
 
-MoE-X (arXiv 2503.07639) observes that a mixture of experts is one very wide, very sparse MLP. Every layer here is held
-to that: `features(x)` says which features fired and how strongly, `write(features)` says what they add to the residual
+MoE-X (arXiv 2503.07639) observes that a mixture of experts is one very wide, very sparse MLP. Every layer here follows
+from that: `features(x)` says which features fire and how strongly, `write(features)` says what they add to the residual
 stream, and `forward(x)` is the fast path that must give the same result.
 
 Legend: T tokens, D model width, A features listed per token, F features of the layer in all, S chosen features; names
@@ -29,8 +29,8 @@ class Features:
 
     `values`: (..., F) when `ids` is None, else (..., A). `ids`: (..., A) int64 feature numbers in [0, width), or None
     for dense. `width`: F, the number of features of the layer. `context`: whatever `write` needs besides the values
-    (for example frozen routing), with all tokens in one row; edits leave it as it is. A feature may be listed more than
-    once for a token: its strength is the sum. ValueError when the shapes contradict each other.
+    (for example frozen routing), with all tokens in one row; edits do not change it. A token may list a feature more
+    than once: its strength is the sum. ValueError when the shapes contradict each other.
     """
 
     values: Tensor
@@ -52,8 +52,8 @@ class Features:
         return dense.scatter_add(-1, self.ids, self.values)
 
     def coalesce(self) -> Features:
-        """The same features, ids ascending and each listed once a token (later copies keep their place with value
-        0)."""
+        """The same features with ascending ids and one strength for each feature of a token. A repeated id keeps its
+        place, with value 0."""
         if self.ids is None:
             return self
         ids, order = self.ids.sort(dim=-1, stable=True)
@@ -65,7 +65,7 @@ class Features:
         return replace(self, ids=ids, values=torch.where(first, summed.gather(-1, slot), 0.0))
 
     def select(self, features: FeatureIds) -> Tensor:
-        """(..., S): the strengths of the S features named, in the order named."""
+        """(..., S): the strengths of the S named features, in that order."""
         chosen_S = self._chosen(features)
         if self.ids is None:
             return self.values[..., chosen_S]
@@ -82,7 +82,7 @@ class Features:
         return replace(self, values=self.values.masked_fill(self._hits(features), 0.0))
 
     def add(self, features: FeatureIds, amount: float) -> Features:
-        """Add `amount` to the strength of the named features, also where they were silent or not listed."""
+        """Add `amount` to the strength of the named features, also where they are silent or not listed."""
         if self.ids is None:
             return replace(self, values=self.values + amount * self._hits(features).to(self.values.dtype))
         chosen_S = self._chosen(features).expand(*self.values.shape[:-1], -1)
@@ -93,7 +93,8 @@ class Features:
         )
 
     def set(self, features: FeatureIds, value: float) -> Features:
-        """Give the named features the strength `value` at every token, also where they were silent or not listed."""
+        """Set the strength of the named features to `value` at every token, also where they are silent or not
+        listed."""
         return self.ablate(features).add(features, value)
 
     def _chosen(self, features: FeatureIds) -> Tensor:
@@ -120,8 +121,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 def any_shape(method: Method) -> Method:
     """Let a method that takes tokens in one row, (T, D) or `Features` of T tokens, take any leading shape.
 
-    All arguments have one leading shape, and what comes back has it too: tensors, `Features` and tuples of them. A
-    dictionary of losses stays as it is. ValueError for a last dimension that is not the layer's.
+    All arguments have the same leading shape, and so have the results: tensors, `Features` and tuples of them. A
+    dictionary of losses is not changed. ValueError for a last dimension that is not the layer's.
     """
 
     @wraps(method)
@@ -186,12 +187,12 @@ class FeedForward(nn.Module):
     Both are written for tokens in one row, (T, D). The base class lets them and `forward` take any leading shape,
     (..., D), in every subclass; `row_methods` names the methods.
 
-    `num_features`: F. `input_width`: D; inputs of another width are refused (a decoder's layer gets the model's width
-    where it sets none). `num_experts`: in how many equal groups the features come (1 for a layer that does not route);
+    `num_features`: F. `input_width`: D; inputs of another width are refused (where a layer sets none, the decoder sets
+    the model's width). `num_experts`: the number of equal groups of features (1 for a layer that does not route);
     feature f belongs to expert f // (F / num_experts). `writes`: "linear" (a fixed vector per feature), "token" (the
     vector depends on the features' context) or "nonlinear". `output_weights`: names of the layer's own parameters that
-    write into the residual stream; they start with the smaller standard deviation of residual projections. `signed`:
-    whether a feature below zero is active too; silent ones are then exactly 0.
+    write into the residual stream; their initial standard deviation is the smaller one of residual projections.
+    `signed`: whether a feature below zero is active too; silent features are then exactly 0.
     """
 
     num_features: int
@@ -208,7 +209,7 @@ class FeedForward(nn.Module):
                 setattr(cls, name, any_shape(vars(cls)[name]))
 
     def features(self, x_TD: Tensor) -> Features:
-        """Which features fire on each token, and how strongly. `x_TD`: (T, D), the block's normalised stream."""
+        """Which features fire on each token, and how strongly. `x_TD`: (T, D), the normalised residual stream."""
         raise NotImplementedError
 
     def write(self, features: Features) -> Tensor:
@@ -218,7 +219,7 @@ class FeedForward(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The layer's output (T, D) and its named training losses (scalars, already weighted; empty outside training).
 
-        Layers with a faster way override this; the output must equal `write(features(x_TD))`.
+        Layers with a faster path override this method; the output must equal `write(features(x_TD))`.
         """
         return self.write(self.features(x_TD)), {}
 
@@ -227,12 +228,12 @@ class FeedForward(nn.Module):
         return False
 
     def active(self, features: Features) -> Tensor:
-        """Bool, of the shape of the values: which features count into L0. These are the features above 0. Gated ReLU
-        units have products of either sign; they are active where not 0, which is where their gate is open."""
+        """Bool, of the shape of the values: which features count in L0. These are the features above 0. Gated ReLU
+        units have products of either sign; they are active where they are not 0, which is where their gate is open."""
         return features.values != 0 if self.signed else features.values > 0
 
     def active_parameters(self) -> int:
-        """How many of the layer's weights are multiplied for one token."""
+        """The number of weights that are multiplied for one token."""
         return sum(p.numel() for p in self.parameters())
 
 
@@ -247,7 +248,7 @@ def linear_write(features: Features, w_dec_FD: Tensor, b_dec_D: Tensor | None) -
 
 
 def empty_parameters(*shapes: Iterable[int]) -> list[nn.Parameter]:
-    """Parameters whose numbers the model's initialisation fills in."""
+    """Parameters that the model's initialisation fills."""
     return [nn.Parameter(torch.empty(tuple(shape))) for shape in shapes]
 
 

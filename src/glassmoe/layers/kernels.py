@@ -1,18 +1,18 @@
-"""The expert kernels: every token through its chosen experts, weighted by its gates.
+"""The expert kernels: each token's chosen experts, weighted by its gates.
 
-Three kernels for one function. `_ExpertLoop` is for CPUs: a loop over experts whose products write straight into their
-place (a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` hands the same sorted
-tokens to `torch.nn.functional.grouped_mm`, for GPUs, where rows are of whole 16 bytes, as it needs them. `few_tokens`
-is for CPUs that read a token at a time, as generation does: nothing is sorted, calls are few, and of large ReLU experts
-only the rows of units above zero are read. All compute in the dtype of `x_TD`; gates stay in float32. Experts with a
-`w_up` are gated: s(W_enc x) * (W_up x) stands for s(W_enc x).
+Three kernels compute the same function. `_ExpertLoop` is for CPUs: a loop over experts whose products write directly
+into their outputs (a plain autograd loop zero-fills the whole weight gradient once per expert). `_grouped` is for GPUs:
+it passes the same sorted tokens to `torch.nn.functional.grouped_mm`, which needs rows of a multiple of 16 bytes.
+`few_tokens` is for CPUs that generate a token at a time: it sorts nothing, makes few calls, and reads only the rows of
+active units of large ReLU experts. All compute in the dtype of `x_TD`; gates stay in float32. Experts with a `w_up` are
+gated: s(W_enc x) * (W_up x) replaces s(W_enc x).
 
-In bf16 on a CPU an expert has a whole multiple of so many slots, some of them empty: oneDNN makes a program for every
-size of a product that it has not met lately, which takes longer than a product of a small model does, and tokens go to
-experts in other numbers at every step.
+In bf16 on a CPU the number of slots of an expert is rounded up to a multiple; the added slots are empty. oneDNN
+compiles a program for every size of a product that is not in its cache, which takes longer than a product of a small
+model, and the number of tokens of an expert changes at every step.
 
-Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S slots, a slot being one
-token at one of its experts; slots are sorted by expert. S is T * K and the empty ones.
+Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token, S slots. A slot is one
+token at one of its experts; slots are sorted by expert. S is T * K plus the empty slots.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ from .dense import ACTIVATIONS
 
 
 class Slots(NamedTuple):
-    """The T * K (token, expert) pairs, sorted by expert, those of an expert followed by its empty slots."""
+    """The T * K (token, expert) pairs sorted by expert; the empty slots of an expert come last."""
 
-    token_S: Tensor  # which token a slot holds; an empty one, any
-    entry_S: Tensor  # which of the flattened (T, K) entries a slot is; an empty one, T * K
-    place_TK: Tensor  # in which slot each (token, choice) lies
-    counts_E: Tensor  # how many slots each expert has
+    token_S: Tensor
+    """Token of each slot; any token for an empty slot."""
+    entry_S: Tensor
+    """Index of each slot among the flattened (T, K) entries; T * K for an empty slot."""
+    place_TK: Tensor
+    """Slot of each (token, choice)."""
+    counts_E: Tensor
+    """Number of slots of each expert."""
 
 
 def sort_slots(experts_TK: Tensor, num_experts: int, multiple: int = 1) -> Slots:
-    """Group the chosen (token, expert) pairs by expert, tokens ascending within each, and give every expert a whole
-    `multiple` of slots."""
+    """Group the chosen (token, expert) pairs by expert, tokens ascending within each expert, and round the number of
+    slots of each expert up to a multiple of `multiple`."""
     tokens, choices = experts_TK.shape
     flat = experts_TK.flatten()
     entry_S = torch.argsort(flat, stable=True)
@@ -62,13 +66,13 @@ def _slots_for(x_TD: Tensor, experts_TK: Tensor, num_experts: int) -> Slots:
 
 
 def _multiple(x_TD: Tensor, entries: int, num_experts: int) -> int:
-    """What the slots of an expert are a multiple of: a power of two, a 32nd to a 16th of an expert's usual number."""
+    """The multiple for the slots of an expert: a power of two, a 32nd to a 16th of the mean number of slots."""
     if x_TD.device.type != "cpu" or x_TD.dtype != torch.bfloat16:
         return 1
     return 1 << (entries // num_experts // 32).bit_length()
 
 
-# How many slots an expert has is only known at run time; a compiled model runs this part as it is.
+# The number of slots of an expert is only known at run time, so this part is not compiled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def expert_mlp(
     x_TD: Tensor,
@@ -80,8 +84,8 @@ def expert_mlp(
     activation: str,
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it; of gated
-    experts s(W_enc x + b_enc) * (W_up x) for the latter part.
+    """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it. Gated
+    experts have s(W_enc x + b_enc) * (W_up x) in place of s(W_enc x + b_enc).
 
     `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly,
     because grouped products are not autocast-aware.
@@ -108,15 +112,15 @@ def expert_values(
     activation: str,
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """(T, K, F): s(W_enc x + b_enc) of the chosen experts, of gated ones times W_up x, before the router's gate."""
+    """(T, K, F): s(W_enc x + b_enc) of the chosen experts, times W_up x for gated experts, before the router's gate."""
     slots, entries = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0]), experts_TK.numel()
     x_SD = x_TD[slots.token_S]
     counts = slots.counts_E.tolist()
     values = None
     for e, (rows_SD, entry_S) in enumerate(zip(x_SD.split(counts), slots.entry_S.split(counts), strict=True)):
         h_SF = _values_of(e, rows_SD, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
-        # Straight into their place: values are large, and a copy of all of them costs a third of the products. Empty
-        # slots go to the row after the last.
+        # Write directly into the output: a copy of all values would take a third of the time of the products. Empty
+        # slots go to an extra last row.
         values = h_SF.new_empty(entries + 1, h_SF.shape[1]) if values is None else values
         values.index_copy_(0, entry_S, h_SF)
     assert values is not None
@@ -132,7 +136,7 @@ def _values_of(
 
 
 LARGE = 1 << 17
-"""From so many weights of an expert's decoder on, products take the time, and below it the calls."""
+"""Above this number of weights in an expert's decoder, products take most of the time; below it, calls do."""
 
 
 def few_tokens(
@@ -145,24 +149,24 @@ def few_tokens(
     activation: str,
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    """What `expert_mlp` gives, without gradients and autocast, on a CPU: each token with its experts' weights as they
-    lie. `gates`, `experts`: K numbers a token."""
+    """What `expert_mlp` returns, without gradients and autocast, on a CPU: token by token, without sorting. `gates`,
+    `experts`: K numbers per token."""
     large = w_dec_EFD.shape[1] * w_dec_EFD.shape[2] >= LARGE
     if not large and activation == "relu" and w_up_EFD is None and x_TD.dtype == torch.float32:
         return _few_of_small_experts(x_TD, w_enc_EFD, b_enc_EF, w_dec_EFD, gates, experts)
     outputs = []
     tokens = (x_TD,) if len(x_TD) == 1 else x_TD.split(1)
     for x_1D, gates_K, experts_K in zip(tokens, gates, experts, strict=True):
-        y_1D, keep = x_1D, 0  # the first product keeps nothing of what it is added to
+        y_1D, beta = x_1D, 0  # the first product replaces what it is added to
         for gate, e in zip(gates_K, experts_K, strict=True):
             h_1F = _values_of(e, x_1D, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
             w_dec_FD = w_dec_EFD[e]
             if large and activation == "relu":
                 written_1D = _write_active(h_1F * gate, w_dec_FD)
-                y_1D = y_1D + written_1D if keep else written_1D
+                y_1D = y_1D + written_1D if beta else written_1D
             else:
-                y_1D = torch.addmm(y_1D, h_1F, w_dec_FD, beta=keep, alpha=gate)
-            keep = 1
+                y_1D = torch.addmm(y_1D, h_1F, w_dec_FD, beta=beta, alpha=gate)
+            beta = 1
         outputs.append(y_1D)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -175,7 +179,7 @@ def _few_of_small_experts(
     gates: list[list[float]],
     experts: list[list[int]],
 ) -> Tensor:
-    """ReLU experts in float32, with numpy, whose calls take a fraction of the time of torch's."""
+    """ReLU experts in float32, with numpy, whose calls take a fraction of the time of torch calls."""
     w_enc, w_dec = w_enc_EFD.detach().numpy(), w_dec_EFD.detach().numpy()
     b_enc = None if b_enc_EF is None else b_enc_EF.detach().numpy()
     y_TD = np.zeros(x_TD.shape, np.float32)
@@ -198,8 +202,8 @@ def _write_active(h_1F: Tensor, w_dec_FD: Tensor) -> Tensor:
 
 
 class _Dispatch(torch.autograd.Function):
-    """Copy each token into its slots. A token knows its slots, so the gradient is gathered too, where autograd would
-    scatter it with accumulation; one look-up with a sum takes 0.4 of the time of a copy for each choice."""
+    """Copy each token into its slots. `place_TK` has the slots of each token, so the gradient is gathered, while
+    autograd would scatter it with accumulation. One embedding bag takes 0.4 of the time of a copy for each choice."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, slots: Slots) -> Tensor:
@@ -212,7 +216,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Each token's slots, weighted by its gates and added up (in float32, as an embedding bag does)."""
+    """The sum of each token's slots, weighted by its gates (in float32, as in an embedding bag)."""
 
     @staticmethod
     def forward(ctx: Any, y_SD: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
@@ -226,7 +230,7 @@ class _Combine(torch.autograd.Function):
         slots: Slots = ctx.slots
         dy_SD = dy_TD.index_select(0, slots.token_S)
         dgates_S = (dy_SD * y_SD).sum(1, dtype=gates_TK.dtype)
-        # The entry after the last is that of empty slots, from which no gradient comes.
+        # The extra last entry belongs to empty slots, which have no gradient.
         gate_S = F.pad(gates_TK.flatten(), (0, 1))[slots.entry_S].to(dy_SD.dtype)
         return dy_SD.mul_(gate_S.unsqueeze(1)), dgates_S[slots.place_TK], None
 
@@ -267,7 +271,7 @@ def _loop(
 
 
 class _ExpertLoop(torch.autograd.Function):
-    """W_dec^T (s(W_enc x + b_enc) [* (W_up x)]) for sorted slots, one expert after the other."""
+    """W_dec^T (s(W_enc x + b_enc) [* (W_up x)]) for sorted slots, expert by expert."""
 
     @staticmethod
     def forward(
@@ -288,7 +292,7 @@ class _ExpertLoop(torch.autograd.Function):
             torch.mm(x_SD[rows], w_enc_EFD[e].T, out=z_SF[rows])
             if b_enc_EF is not None:
                 z_SF[rows] += b_enc_EF[e]
-            # ReLU works in place: its output tells its derivative, so nothing else need be kept.
+            # ReLU runs in place: its output determines its derivative, so the backward pass needs nothing else.
             h_SF = torch.relu_(z_SF[rows]) if activation == "relu" else ACTIVATIONS[activation](z_SF[rows])
             if w_up_EFD is not None and u_SF is not None:
                 torch.mm(x_SD[rows], w_up_EFD[e].T, out=u_SF[rows])
@@ -324,7 +328,7 @@ class _ExpertLoop(torch.autograd.Function):
 
 
 def _activation_backward(z_SF: Tensor, ds_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """The activation's output again, and the gradient before it. For ReLU `z_SF` holds the output already."""
+    """The activation's output, computed again, and the gradient of its input. For ReLU `z_SF` is the output."""
     if activation == "relu":
         return z_SF, torch.ops.aten.threshold_backward(ds_SF, z_SF, 0)
     out_SF = ACTIVATIONS[activation](z_SF)

@@ -1,11 +1,11 @@
-"""The mixture of experts of which Switch and MoE-X (arXiv 2503.07639) are two settings.
+"""The mixture of experts. Switch and MoE-X (arXiv 2503.07639) are two settings of it.
 
 Switch: GELU experts behind a learned router. MoE-X: ReLU experts behind the sparsity-aware router, which has no weights
 of its own. Feature `expert * F + unit` is gate * s(W_enc x + b_enc); it writes its own row of `w_dec`. One output bias
 is shared by all experts: the gates sum to 1, so this is exact when a dense layer is copied into every expert.
 
-Gated experts (those of an upcycled Llama) have a second encoder: a feature is gate * s(W_enc x) * (W_up x). What is
-sparse in them is s(W_enc x), which for ReLU alone decides L0; the sparsity-aware router reads the statistics of W_enc.
+Gated experts (those of an upcycled Llama) have a second encoder: a feature is gate * s(W_enc x) * (W_up x). Only
+s(W_enc x) is sparse. For ReLU it alone decides L0, so the sparsity-aware router reads the statistics of W_enc.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
 """
@@ -94,7 +94,7 @@ class MoE(FeedForward):
         return y_TD, {}
 
     def _few(self, x_TD: Tensor) -> bool:
-        """Whether to compute token by token: a CPU generates, and tokens hardly ever share an expert."""
+        """Whether to compute token by token: on a CPU that generates, where tokens rarely share an expert."""
         return not (
             torch.is_grad_enabled()
             or self.training
@@ -124,8 +124,8 @@ class MoE(FeedForward):
         return linear_write(features, self.w_dec.flatten(0, 1), self.b_dec)
 
     def active_parameters(self) -> int:
-        """Weights multiplied for one token: K experts, biases, and the router; for the sparsity-aware router its mean
-        and variance vectors count as the weights that it multiplies."""
+        """Weights multiplied for one token: K experts, biases, and the router. The sparsity-aware router has no
+        weights; its mean and variance vectors count instead."""
         matrices = 2 if self.w_up is None else 3
         experts = matrices * self.w_enc[0].numel() * self.experts_per_token
         experts += 0 if self.b_enc is None else self.b_enc.shape[1] * self.experts_per_token
@@ -140,7 +140,7 @@ class MoE(FeedForward):
         w_enc, b_enc = self.w_enc, self.b_enc
         if torch.is_grad_enabled() and self.router_gradient:
             return encoder_statistics(w_enc, b_enc)
-        # Reading without gradients (generation, evaluation) would otherwise pay for all weights at every token.
+        # Without this cache, generation and evaluation would read all encoder weights at every token.
         key = (w_enc.data_ptr(), w_enc._version, 0 if b_enc is None else b_enc._version)
         if self._statistics is None or self._statistics[0] != key:
             with torch.no_grad():

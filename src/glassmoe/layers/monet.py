@@ -1,16 +1,16 @@
-"""Monet (Park et al. 2025, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR): E * E experts, each put
-together from one of E halves on either side, in its horizontal (HD) and its vertical (VD) decomposition.
+"""Monet (Park et al. 2025, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR): E * E experts, each
+composed of one of E halves on either side, in its horizontal (HD) and its vertical (VD) decomposition.
 
-Expert (i, j) has the gate K_ij = sum_h g1_hi g2_hj, with g1 and g2 what a router of H heads gives the E halves of each
-side. K is never written out: every sum over it is two small products a token, over the heads. The activation is the
-squared ReLU. With G1_i = sum_h g1_hi and G2_j = sum_h g2_hj, `features` scales a unit by its own side's total; where
-`write` needs K it divides by that total again (0/0 = 0: there an expert without a gate adds nothing, whatever its units
-are set to).
+Expert (i, j) has the gate K_ij = sum_h g1_hi g2_hj, where g1 and g2 are the gates of the E halves of each side in a
+router of H heads. K is never computed: every sum over it is two small products per token, over the heads. The
+activation is the squared ReLU. With G1_i = sum_h g1_hi and G2_j = sum_h g2_hj, `features` scales a unit by its own
+side's total; where `write` needs K it divides by that total again (0/0 = 0: an expert without a gate adds nothing,
+whatever value its units are set to).
 
-What the published modeling file (dmis-lab/Monet) says is kept: two router maps without bias, a batch norm without
-weights, the cut-off, the softmax over what is kept, a bias for each expert on the output side. Not kept: there four
-consecutive layers share one router, here each layer has its own. The training losses are not in that file; they are as
-the paper is recalled, with the weight 1e-3 each.
+As in the published modeling file (dmis-lab/Monet): two router maps without bias, a batch norm without weights, the
+cut-off, the softmax over the scores above it, a bias for each expert on the output side. Different: there four
+consecutive layers share one router, here each layer has its own. That file does not contain the training losses; they
+follow our memory of the paper, with the weight 1e-3 each.
 
 Legend: T tokens, D model width, C = D / 2, H router heads, E experts of a side, M units of an expert, N = E * M units
 of a bank, F features.
@@ -36,7 +36,7 @@ ORIGINAL = {"heads": 8, "experts": 512, "unit": 8, "topk": 32}
 NORM_EPSILON = 1e-5
 NORM_MOMENTUM = 0.1
 LEAST_SHARE = 1e-10
-"""An expert that no token of a batch was sent to counts as this in the uniformity loss, which would be infinite."""
+"""Share of an expert without tokens in the uniformity loss, which would be infinite at 0."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class MonetSizes:
 
 
 def monet_sizes(active_width: int, options: Mapping[str, Any] | None = None) -> MonetSizes:
-    """Sizes from `model.options` (heads, experts, unit, topk), and what is not given there from the active width.
+    """Sizes from `model.options` (heads, experts, unit, topk); the active width decides those that are missing there.
 
     A layer multiplies D * E * (2 unit + 2 heads + 1) weights for a token: encoder and decoder, router, expert biases.
     heads and unit are the original's 8 by default, and `experts` is the multiple of 8 that comes closest to a dense
@@ -95,12 +95,12 @@ def _whole(value: Any, name: str, least: int) -> int:
 
 
 class MonetRouter(nn.Module):
-    """Gates of both sides: softmax over the scores of those experts that stand out of their head.
+    """Gates of both sides: softmax over the scores above a cut-off.
 
-    An expert is kept where its score, normalised, is at least the smaller of the row's maximum and the standard normal
-    quantile at 1 - topk / E. The normalisation is a batch norm without weights: one mean and variance for each side and
-    head, over tokens and experts; those of the batch in training, running ones otherwise. It decides only who is kept,
-    so it is not carried out: the threshold is moved instead. The softmax is over the scores as they are.
+    The cut-off on normalised scores is the smaller of the row's maximum and the standard normal quantile at
+    1 - topk / E. The normalisation is a batch norm without weights: one mean and variance for each side and head, over
+    tokens and experts; those of the batch in training, running ones otherwise. Only the cut-off needs it, so it is not
+    computed: the cut-off is moved instead. The softmax is over the scores without normalisation.
 
     Scores and gates are float32 (float64 for float64 input), whatever the autocast state; the gradient's products run
     in the autocast type, like those of every other map. `running_mean` and `running_var` are (2, H) buffers, updated as
@@ -120,14 +120,14 @@ class MonetRouter(nn.Module):
         self.register_buffer("running_var", torch.ones(2, sizes.heads))
 
     def forward(self, x_TD: Tensor, update: bool = False) -> tuple[Tensor, Tensor]:
-        """g1 and g2, each (T, H, E); every row sums to 1. `update`: whether the running statistics take this batch in
+        """g1 and g2, each (T, H, E); every row sums to 1. `update`: whether this batch updates the running statistics
         (in training only)."""
         device = x_TD.device.type
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
         backward_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         with torch.autocast(device, enabled=False):
             x_TD = x_TD.to(dtype)
-            # One product for both sides would cost a copy of all gradients to put the sides together again.
+            # One product for both sides would copy all gradients to join the sides again.
             g1_THE, g2_THE = (
                 self._gates(_Scores.apply(x_TD, w_ND, backward_dtype), side, update)  # type: ignore[no-untyped-call]
                 for side, w_ND in enumerate(self.weight.to(dtype).chunk(2))
@@ -137,18 +137,18 @@ class MonetRouter(nn.Module):
     def _gates(self, scores: Tensor, side: int, update: bool) -> Tensor:
         """(T, H, E): one side's gates from its scores (T, H * E)."""
         scores_THE = scores.view(-1, *self.shape)
-        # A softmax does not mind what is taken from a whole row, and its gradient is 0 wherever it is 0 itself: so the
-        # cut-off moves to 0, and what lies below is put out in place, unseen by autograd.
+        # Subtracting a number from a whole row does not change its softmax, and the gradient of a softmax is 0 where it
+        # is 0. So the cut-off is moved to 0, and scores below it become -inf in place, outside autograd.
         above_THE = scores_THE - self._cutoff(scores_THE.detach(), side, update)
         F.threshold(above_THE.detach(), -torch.finfo(above_THE.dtype).tiny, -torch.inf, inplace=True)
         return torch.softmax(above_THE, dim=-1)
 
     @torch.no_grad()
     def _cutoff(self, scores_THE: Tensor, side: int, update: bool) -> Tensor:
-        """(T, H, 1): the least score that is kept."""
+        """(T, H, 1): the lowest score that gets a gate."""
         running_mean_H, running_var_H = self.running_mean[side], self.running_var[side]
         if self.training:
-            # Row by row first: reducing over tokens and experts at once takes many times as long. The rest is exact.
+            # Each row first: one reduction over tokens and experts takes many times as long. The rest is float64.
             mean_H = scores_THE.mean(-1).double().mean(0)
             square_H = torch.linalg.vector_norm(scores_THE, dim=-1).double().square().mean(0) / scores_THE.shape[-1]
             var_H = square_H - mean_H.square()
@@ -184,7 +184,7 @@ def routing_losses(g1_THE: Tensor, g2_THE: Tensor) -> tuple[Tensor, Tensor]:
     """Uniformity: minus the mean over sides, heads and experts of log (mean over tokens of the gate); log E at best.
     Ambiguity: the mean over sides, heads and tokens of 1 - the greatest gate; 0 when one expert gets all.
 
-    Both are scalars without their weight. An expert without a token has no gradient: the cut-off lets none through.
+    Both are scalars without their weight. An expert without a token gets no gradient, because of the cut-off.
     """
     return (_uniformity(g1_THE) + _uniformity(g2_THE)) / 2, (_ambiguity(g1_THE) + _ambiguity(g2_THE)) / 2
 
@@ -199,8 +199,8 @@ def _ambiguity(gates_THE: Tensor) -> Tensor:
 
 
 class _Greatest(torch.autograd.Function):
-    """The greatest entry of each row. Its gradient goes to that entry by a threshold (to each where several are equal);
-    that of `amax`, by masks, takes several times as long."""
+    """The largest entry of each row. A threshold sends the gradient to that entry (to each of several equal ones); the
+    gradient of `amax`, by masks, takes several times as long."""
 
     @staticmethod
     def forward(ctx: Any, gates_THE: Tensor) -> Tensor:
@@ -219,35 +219,36 @@ class _Greatest(torch.autograd.Function):
 
 
 def exchange(values_TEM: Tensor, from_THE: Tensor, to_THE: Tensor) -> Tensor:
-    """(T, E, M): sum_h to_hj sum_i from_hi values_im, the values of one side's experts as the other side's get them.
+    """(T, E, M): sum_h to_hj sum_i from_hi values_im, which sends the values of one side's experts to the other side.
 
-    Two products of H * E * M a token. K = to^T from would be E * E numbers a token, 4.3 GB for 4096 tokens and E = 512.
+    Two products of H * E * M per token. K = to^T from would have E * E numbers per token, 4.3 GB for 4096 tokens and
+    E = 512.
     """
     return to_THE.to(values_TEM.dtype).mT @ (from_THE.to(values_TEM.dtype) @ values_TEM)
 
 
 def shares(gates_THE: Tensor) -> Tensor:
-    """(T, H, E): each head's part in an expert's total gate; 0 where the total is 0. `exchange` of features scaled by
-    the totals, with these in the gates' place, is `exchange` of the unscaled units with the gates; dividing gates
+    """(T, H, E): each head's share of an expert's total gate; 0 where the total is 0. `exchange` of features scaled by
+    the totals, with these shares as gates, equals `exchange` of the unscaled units with the gates. Dividing gates
     instead of features keeps every number in [0, 1]."""
     total_T1E = gates_THE.sum(1, keepdim=True)
     return gates_THE / torch.where(total_T1E > 0, total_T1E, 1.0)
 
 
 def scaled(values_TEM: Tensor, total_TE: Tensor) -> Tensor:
-    """(T, E, M): each expert's values times its total gate. The totals are spread over the units by a product with
-    ones: broadcasting along so few numbers, and adding up its gradient, takes several times as long."""
+    """(T, E, M): each expert's values times its total gate. A product with ones copies the totals to all units:
+    broadcasting along so few numbers, and summing its gradient, takes several times as long."""
     total_TE1 = total_TE.to(values_TEM.dtype).unsqueeze(-1)
     return values_TEM * (total_TE1 @ total_TE1.new_ones(1, values_TEM.shape[-1]))
 
 
 class Monet(FeedForward):
-    """What both decompositions share: the router, the training losses "uniformity" and "ambiguity", and the order of
-    work. In training, `features` and `forward` route by the statistics of the tokens that they are given, and only a
-    forward pass with gradients updates the running ones, so that reading a model never changes it.
+    """Base of both decompositions: the router, and the training losses "uniformity" and "ambiguity". In training,
+    `features` and `forward` route by the statistics of their own tokens. Only a forward pass with gradients updates the
+    running statistics, so reading a model never changes it.
 
-    `Features.context`: (g1, g2), each (T, H, E). Every weight counts as active: the products run over all experts, of
-    which most have the gate 0; the exchange of units between the sides has no weights and is not counted.
+    `Features.context`: (g1, g2), each (T, H, E). Every weight counts as active: the products run over all experts,
+    although most gates are 0. The exchange of units between the sides has no weights.
     """
 
     writes: ClassVar[Literal["linear", "token", "nonlinear"]] = "token"
@@ -275,7 +276,7 @@ class MonetHD(Monet):
 
     y = sum_j (sum_i K_ij a_i) V_j + sum_j G2_j b_j with a = relu(U x + b_enc)^2. Feature i * M + m is G1_i a_im, and
     `num_experts` is E. `w_enc` (F, D) is U and `w_dec` (F, D) is V, both numbered like the features; `b_dec` (E, D) is
-    b, which is there with or without `bias` (that of U).
+    b, which exists with or without `bias` (the bias of U).
     """
 
     def __init__(self, width: int, sizes: MonetSizes, bias: bool = False):
@@ -323,7 +324,7 @@ class MonetVD(Monet):
 
     Feature i * M + m is G1_i a1_im, feature N + j * M + m is G2_j a2_jm, so `num_experts` is 2 E: the E experts of side
     1, then those of side 2, M units each. `w_enc` (2, N, D) is U1, U2; `w_dec` (4, N, C) is V11, V12, V21, V22; `b_dec`
-    (2, E, C) is b1, b2, which are there with or without `bias` (that of U). ValueError for an odd width or unit.
+    (2, E, C) is b1, b2, which exist with or without `bias` (the bias of U). ValueError for an odd width or unit.
     """
 
     def __init__(self, width: int, sizes: MonetSizes, bias: bool = False):
@@ -331,7 +332,7 @@ class MonetVD(Monet):
         for name, value in (("model.width", width), ("model.options unit", sizes.unit)):
             if value % 2:
                 raise ValueError(
-                    f"{name} is {value}; monet-vd shares it between two sides and needs an even number; "
+                    f"{name} is {value}; monet-vd divides it between two sides and needs an even number: "
                     f"give {value + 1}, or use monet-hd"
                 )
         self.num_experts = 2 * sizes.experts

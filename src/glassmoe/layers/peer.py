@@ -1,15 +1,15 @@
 """PEER, the mixture of a million experts (He 2024, arXiv 2407.04153): every expert is a single neuron, and a token
-finds its few by product keys (Lample et al. 2019, arXiv 1907.05242).
+retrieves a few experts by product keys (Lample et al. 2019, arXiv 1907.05242).
 
-Expert e = i * n + j has the key (K1_i, K2_j), so that the best k of n * n experts are found among 2 * n scores. Per
-head: s1 = q1 . K1 and s2 = q2 . K2 for the two halves of the query, the k best sums s1_i + s2_j, and
+Expert e = i * n + j has the key (K1_i, K2_j), so 2 * n scores suffice to select the best k of n * n experts. Per
+head: s1 = q1 . K1 and s2 = q2 . K2 for the two halves of the query, the k largest sums s1_i + s2_j, and
 
-    y = sum over heads and their k experts of softmax(kept sums)_e * GELU(u_e . x) * v_e.
+    y = sum over heads and their k experts of softmax(these sums)_e * GELU(u_e . x) * v_e.
 
-Which facts are whose: the paper's gate is the softmax, and it normalises queries over the batch. Each head has sub-keys
-of its own and u, v are shared by all heads, as in lucidrains/PEER-pytorch (whose text was read; the paper's was not at
-hand). The batch norm has no scale and shift of its own: the sub-keys absorb a scale, and a shift would only make some
-sub-keys score higher on every token.
+From the paper: the gate is the softmax, and queries are normalised over the batch. From lucidrains/PEER-pytorch: each
+head has its own sub-keys, and all heads share u and v. (We read the text of that code; we did not have the paper's.)
+The batch norm has no scale and shift of its own: the sub-keys absorb a scale, and a shift would only make some sub-keys
+score higher on every token.
 
 Legend: T tokens, D model width, N experts (the features), n sub-keys of a half, n * n = N, H heads, K experts per head,
 A = H * K experts per token, S = T * A (token, expert) pairs, C query numbers of a half (`d_key`), Q = 2 * H * C.
@@ -34,14 +34,15 @@ from .top import greatest
 ORIGINAL = {"heads": 8, "k": 16}
 """The paper's shape, as `model.options`: heads, and experts of a head."""
 MOMENTUM, EPSILON = 0.1, 1e-5
-"""Of the query batch norm: share of a new batch in the running statistics, and what is added to the variance."""
+"""Constants of the query batch norm: weight of a new batch in the running statistics, and the addend to the
+variance."""
 
 
 class Peer(FeedForward):
-    """N single-neuron experts, of which each of H heads retrieves K for every token.
+    """N single-neuron experts; each of H heads retrieves K of them for every token.
 
     Expert e reads row e of `w_enc` and writes row e of `w_dec`; feature e is its strength, summed over the heads that
-    retrieved it. `num_experts` is a square. The experts have no biases; `bias` is for the output alone.
+    retrieve it. `num_experts` is a square. The experts have no biases; `bias` adds one to the output.
     """
 
     def __init__(
@@ -67,8 +68,8 @@ class Peer(FeedForward):
         return (y_TD if self.b_dec is None else y_TD + self.b_dec.to(y_TD.dtype)), {}
 
     def features(self, x_TD: Tensor) -> Features:
-        """The retrieved experts, each listed once a token. Where heads agreed, the places left over list experts that
-        the token did not retrieve, with value 0, which is what is true of them. Dense when A is not below N."""
+        """The retrieved experts, each listed once per token. Where several heads retrieve the same expert, the entries
+        left over list experts that the token did not retrieve, with their value 0. Dense when A is not below N."""
         gates_TA, ids_TA = self.router(x_TD)
         values_TA = _strengths(x_TD, self.w_enc, gates_TA, Pairs(ids_TA, self.num_features), self.activation)
         listed = Features(values_TA, self.num_features, ids_TA)
@@ -81,7 +82,7 @@ class Peer(FeedForward):
 
     def active_parameters(self) -> int:
         """Weights multiplied for one token: the query map, all sub-keys, and u and v of A neurons (an expert that two
-        heads retrieve counts twice, for it is multiplied twice)."""
+        heads retrieve counts twice, because it is multiplied twice)."""
         neurons = 2 * self.router.heads * self.router.k * self.w_enc.shape[1]
         bias = 0 if self.b_dec is None else self.b_dec.numel()
         return self.router.query.numel() + self.router.keys.numel() + neurons + bias
@@ -109,8 +110,8 @@ class ProductKeys(nn.Module):
     def forward(self, x_TD: Tensor, learn: bool = False) -> tuple[Tensor, Tensor]:
         """Gates (T, A), which sum to 1 over each head's experts, and expert numbers (T, A), heads in order.
 
-        `learn`: whether these tokens enter the running statistics; only passes that train do, so that reading a model
-        leaves no trace in it.
+        `learn`: whether these tokens update the running statistics. Only training passes do, so that reading a model
+        does not change it.
         """
         with torch.autocast(x_TD.device.type, enabled=False):
             dtype = torch.promote_types(self.query.dtype, torch.float32)
@@ -138,15 +139,15 @@ class ProductKeys(nn.Module):
 
 @torch.no_grad()
 def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
-    """For each token and head the k pairs (i, j) with the greatest s1_i + s2_j, best first: (2, H, T, K).
+    """For each token and head the k pairs (i, j) with the largest s1_i + s2_j, largest first: (2, H, T, K).
 
     Exact: with both halves sorted, the pair of ranks (a, b) has (a + 1)(b + 1) - 1 pairs that are at least as good, so
     only those with (a + 1)(b + 1) <= k can be among the best k (50 of 256 for k = 16).
     """
-    kept = min(k, s_2HTn.shape[-1])
-    top_2HTm, index_2HTm = greatest(s_2HTn, kept)
-    a_P, b_P = (torch.tensor(ranks, device=s_2HTn.device) for ranks in _candidates(kept, k))
-    # Gathering by one view of the ranks for all rows: `index_select` goes along the last dimension number by number.
+    ranks = min(k, s_2HTn.shape[-1])
+    top_2HTm, index_2HTm = greatest(s_2HTn, ranks)
+    a_P, b_P = (torch.tensor(rank_P, device=s_2HTn.device) for rank_P in _candidates(ranks, k))
+    # One view of the ranks for all rows: along the last dimension `index_select` copies number by number.
     rows = s_2HTn.shape[1:-1]
     _, best_HTK = greatest(
         top_2HTm[0].gather(-1, a_P.expand(*rows, -1)) + top_2HTm[1].gather(-1, b_P.expand(*rows, -1)), k
@@ -156,14 +157,14 @@ def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _candidates(kept: int, k: int) -> tuple[list[int], list[int]]:
-    pairs = [(a, b) for a in range(kept) for b in range(kept) if (a + 1) * (b + 1) <= k]
+def _candidates(ranks: int, k: int) -> tuple[list[int], list[int]]:
+    pairs = [(a, b) for a in range(ranks) for b in range(ranks) if (a + 1) * (b + 1) <= k]
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 class Pairs:
-    """Which experts each token has, as a sparse (T, N) matrix M of strengths would: the three products with it that the
-    layer and its gradients are made of, none of which copies a row of weights for each pair."""
+    """The experts of each token, as the pattern of a sparse (T, N) matrix M of strengths. The layer and its gradients
+    need three products with M; none of them copies a row of weights for each pair."""
 
     def __init__(self, ids_TA: Tensor, num_experts: int):
         self.ids_TA, self.num_experts = ids_TA, num_experts
@@ -173,7 +174,7 @@ class Pairs:
         ids_S, per_token = self.ids_TA.flatten(), self.ids_TA.shape[1]
         start_T = torch.arange(0, len(ids_S), per_token, device=ids_S.device)
         token_S = torch.arange(len(x_TD), device=ids_S.device).repeat_interleave(per_token)
-        # The gradient of an embedding bag to its weights is this product, and torch has it for both kinds of device.
+        # This product is the gradient of an embedding bag to its weights, which torch has for CPUs and GPUs.
         z_S: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             x_TD.contiguous(), w_ND, ids_S, start_T, token_S, 0
         )
@@ -192,14 +193,14 @@ class Pairs:
 
     @cached_property
     def _by_expert(self) -> tuple[Tensor, Tensor, Tensor]:
-        # The shorter the numbers, the fewer passes a sort takes.
+        # A sort of shorter integers takes fewer passes.
         dtype = torch.int16 if self.num_experts < 1 << 15 else torch.int32
         sorted_S, order_S = self.ids_TA.flatten().to(dtype).sort(stable=True)
         bounds_N = torch.arange(self.num_experts + 1, device=sorted_S.device, dtype=dtype)
         return order_S, order_S // self.ids_TA.shape[1], torch.searchsorted(sorted_S, bounds_N)
 
 
-class _Read(torch.autograd.Function):
+class _ReadPairs(torch.autograd.Function):
     """`Pairs.read`. Autograd through a gather would scatter S rows one by one into the gradient of the weights."""
 
     @staticmethod
@@ -215,8 +216,8 @@ class _Read(torch.autograd.Function):
         return ctx.pairs.write(dz_TA, w_ND), ctx.pairs.collect(dz_TA, x_TD), None
 
 
-class _Write(torch.autograd.Function):
-    """`Pairs.write`, sharing the sorted pairs with `_Read`."""
+class _WritePairs(torch.autograd.Function):
+    """`Pairs.write`, which shares the sorted pairs with `_ReadPairs`."""
 
     @staticmethod
     def forward(ctx: Any, f_TA: Tensor, w_ND: Tensor, pairs: Pairs) -> Tensor:
@@ -231,7 +232,7 @@ class _Write(torch.autograd.Function):
         return ctx.pairs.read(dy_TD, w_ND), ctx.pairs.collect(f_TA, dy_TD), None
 
 
-# Sorted pairs are kept between the passes, outside the graph; a compiled model runs this part as it is.
+# The backward pass uses the sorted pairs of the forward pass, outside the graph, so this part is not compiled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _neurons(
     x_TD: Tensor, w_enc_ND: Tensor, w_dec_ND: Tensor, gates_TA: Tensor, ids_TA: Tensor, activation: str
@@ -239,7 +240,7 @@ def _neurons(
     """(T, D): sum over a token's pairs of gate * s(u_e . x) * v_e, in the autocast type where there is one."""
     pairs = Pairs(ids_TA, len(w_enc_ND))
     f_TA = _strengths(x_TD, w_enc_ND, gates_TA, pairs, activation)
-    y_TD: Tensor = _Write.apply(f_TA, w_dec_ND.to(f_TA.dtype), pairs)  # type: ignore[no-untyped-call]
+    y_TD: Tensor = _WritePairs.apply(f_TA, w_dec_ND.to(f_TA.dtype), pairs)  # type: ignore[no-untyped-call]
     return y_TD
 
 
@@ -247,20 +248,20 @@ def _strengths(x_TD: Tensor, w_enc_ND: Tensor, gates_TA: Tensor, pairs: Pairs, a
     """(T, A): gate * s(u_e . x) of every pair."""
     if torch.is_autocast_enabled(x_TD.device.type):
         x_TD = x_TD.to(torch.get_autocast_dtype(x_TD.device.type))
-    z_TA: Tensor = _Read.apply(x_TD, w_enc_ND.to(x_TD.dtype), pairs)  # type: ignore[no-untyped-call]
+    z_TA: Tensor = _ReadPairs.apply(x_TD, w_enc_ND.to(x_TD.dtype), pairs)  # type: ignore[no-untyped-call]
     return ACTIVATIONS[activation](z_TA) * gates_TA.to(z_TA.dtype)
 
 
 def _each_once(features: Features) -> Features:
-    """Listed features with every number at most once a token, so that entries can be judged one by one: later copies
-    become numbers that the token does not list. Needs more features in all than a token lists."""
+    """Listed features with every id at most once per token, so that each entry is one feature: a repeated id becomes an
+    id that the token does not list. The layer must have more features than a token lists."""
     once = features.coalesce()
     ids_TA = once.ids
     assert ids_TA is not None
     listed = ids_TA.shape[1]
     again_TA = torch.zeros_like(ids_TA, dtype=torch.bool)
     again_TA[:, 1:] = ids_TA[:, 1:] == ids_TA[:, :-1]
-    # Of the numbers below A, a token with r repeats lists at most A - r: enough are left.
+    # A token with r repeated ids lists at most A - r of the ids below A, so at least r of them are free.
     taken_TA = torch.zeros(len(ids_TA), listed + 1, dtype=torch.uint8, device=ids_TA.device)
     taken_TA = taken_TA.scatter(1, ids_TA.clamp_max(listed), 1)[:, :listed]
     left_TA = taken_TA.argsort(dim=1, stable=True)
@@ -276,18 +277,18 @@ def peer(
     bias: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Peer:
-    """A PEER layer of the size of the layers beside it, where `options` does not say otherwise.
+    """A PEER layer with the active parameters of a dense layer, unless `options` sets its size.
 
     `width`: D. `active_width`: hidden units of the dense layer to match in active parameters. `total_width`: hidden
-    units of a mixture in all. `options`: `num_experts`, a square (default: the one nearest to `total_width`); `k` (the
-    paper's 16) and `d_key` (half the width, lucidrains/PEER-pytorch's default); `heads` (as many as bring the active
-    parameters nearest to 2 * width * active_width); `activation` (one of `dense.ACTIVATIONS`).
+    units of all experts of a mixture. `options`: `num_experts`, a square (default: the one nearest to `total_width`);
+    `k` (default: the paper's 16) and `d_key` (default: half the width, as in lucidrains/PEER-pytorch); `heads`
+    (default: the number whose active parameters are nearest to 2 * width * active_width); `activation` (one of
+    `dense.ACTIVATIONS`).
 
     The paper's shape is `ORIGINAL`: at width 512 and active width 4096 its active parameters are 0.66 of the dense
     layer's, those of the default 12 heads 0.98 (`python -m benchmarks --only shapes` counts both). At width 128 the
-    default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an unknown option or one
-    that cannot be.
-    """
+    default is 9 heads and 0.98 for active width 1024, 5 heads and 1.00 for 512. ValueError for an option that is
+    unknown or impossible."""
     settings = dict(options or {})
     names = ("num_experts", "heads", "k", "d_key", "activation")
     for name in settings:

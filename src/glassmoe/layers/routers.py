@@ -1,14 +1,14 @@
 """Routers, which score the experts of a mixture for each token: the learned top-k router, and the sparsity-aware router
 of MoE-X (arXiv 2503.07639).
 
-The sparsity-aware router has no weights. It treats the F rows of an expert's encoder as draws from one Gaussian, so
-that a pre-activation is Gaussian with mean mu^T x and variance var^T (x * x), and scores an expert by how
-little of it lies above zero: s = -erf(mean / (sqrt(2) * sd)). The expected L0 of the expert on x is F (1 - s) / 2.
-Statistics are per column of the encoder, with 1/F variance. A bias counts as one more column with the constant input 1.
+The sparsity-aware router has no weights. It treats the F rows of an expert's encoder as draws from one Gaussian. A
+pre-activation is then Gaussian with mean mu^T x and variance var^T (x * x). The score is higher the less of that
+Gaussian is above zero: s = -erf(mean / (sqrt(2) * sd)). The expected L0 of the expert on x is F (1 - s) / 2. Statistics
+are per column of the encoder, with 1/F variance. A bias counts as one more column with the constant input 1.
 
-The paper's own text was not at hand: the score, the column statistics and "top-k, then softmax" are as two secondary
-sources give them. Reading the variance as the square under a root is the only dimensionally right reading; on random
-weights either reading selects the same experts.
+We did not have the paper's own text. The score, the column statistics and "top-k, then softmax" follow two secondary
+sources. Only one reading of the variance has the right dimensions: the square under a root. On random weights either
+reading selects the same experts.
 
 All router arithmetic is in float32, whatever the autocast state.
 
@@ -57,7 +57,7 @@ def _column_statistics(w_EFD: Tensor) -> tuple[Tensor, Tensor]:
 def sparsity_scores(x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> Tensor:
     """(T, E) float32 in [-1, 1]: minus erf of the expected pre-activation in units of sqrt(2) standard deviations.
 
-    `mean_ED`, `var_ED`: what `encoder_statistics` returns; one column more than x has means that it is a bias.
+    `mean_ED`, `var_ED`: what `encoder_statistics` returns. With one column more than x, the last column is the bias.
     """
     with torch.autocast(x_TD.device.type, enabled=False):
         width = x_TD.shape[-1]
@@ -69,7 +69,7 @@ def sparsity_scores(x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> Tensor:
 
 
 def sparsity_router(x_TD: Tensor, layer: Any) -> Tensor:
-    """(T, E) float32 scores from the encoders of `layer`, a `moe.MoE`."""
+    """(T, E) float32 scores that need no weights besides the encoders of `layer`, a `moe.MoE`."""
     return sparsity_scores(x_TD, *layer.encoder_statistics())
 
 
@@ -77,15 +77,15 @@ ROUTERS: dict[str, type[nn.Module] | Callable[[Tensor, Any], Tensor]] = {
     "learned": LearnedRouter,
     "sparsity": sparsity_router,
 }
-"""Name -> router, which gives the float32 scores (T, E) of the experts. A class is a module with weights of its own: it
-is built as `Router(width, num_experts)` and called with x (T, D). A function has no weights: it is called with x (T, D)
-and the layer. A router of your own joins by `ROUTERS["name"] = Router`, or by an entry point of the group
+"""Name -> router, which returns the float32 scores (T, E) of the experts. A class is a module with weights of its own:
+it is built as `Router(width, num_experts)` and called with x (T, D). A function has no weights: it is called with x (T,
+D) and the layer. Add your own router by `ROUTERS["name"] = Router`, or by an entry point of the group
 `glassmoe.routers`."""
 
 
 class _ColumnStatistics(torch.autograd.Function):
-    """Mean and variance over the rows of each expert. torch.var_mean over a dimension that is not the last took 7 to 10
-    times the time of two passes on a CPU; one expert at a time stays in the cache."""
+    """Mean and variance over the rows of each expert, one expert at a time, which stays in the cache. On a CPU
+    torch.var_mean over a dimension that is not the last took 7 to 10 times as long as these two passes."""
 
     @staticmethod
     def forward(ctx: Any, w_EFD: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +108,8 @@ class _ColumnStatistics(torch.autograd.Function):
 
 
 class _Moments(torch.autograd.Function):
-    """Mean mu^T x and variance var^T (x * x) of every expert's pre-activations on each token, in float32. On a CPU in
-    pieces that stay in the cache, each gradient in as few passes over x as can be."""
+    """Mean mu^T x and variance var^T (x * x) of every expert's pre-activations on each token, in float32. A CPU reads x
+    in pieces that stay in the cache, in as few passes for each gradient as possible."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,16 +145,16 @@ def expected_l0(scores_TE: Tensor, hidden: int) -> Tensor:
 
 
 def choose(scores_TE: Tensor, experts_per_token: int) -> tuple[Tensor, Tensor]:
-    """Top-k, then softmax over the k kept scores: gates (T, K) float32 that sum to 1, expert numbers (T, K)."""
-    kept_TK, experts_TK = scores_TE.topk(experts_per_token, dim=-1)
-    return torch.softmax(kept_TK, dim=-1), experts_TK
+    """Top-k, then softmax over these k scores: gates (T, K) float32 that sum to 1, expert numbers (T, K)."""
+    top_TK, experts_TK = scores_TE.topk(experts_per_token, dim=-1)
+    return torch.softmax(top_TK, dim=-1), experts_TK
 
 
 def choose_few(
     x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor, experts_per_token: int
 ) -> tuple[list[list[float]], list[list[int]]]:
-    """`choose(sparsity_scores(...))` for a token or a few on a CPU, without gradients: the scores of eight experts are
-    worked out one by one in the time of two calls of torch, and it would take ten."""
+    """`choose(sparsity_scores(...))` for a few tokens on a CPU, without gradients. Python computes the scores of eight
+    experts in the time of two torch calls; torch would need ten calls."""
     x, mean, var = x_TD.detach().float().numpy(), mean_ED.numpy(), var_ED.numpy()
     width = x.shape[1]
     means, variances = x @ mean[:, :width].T, (x * x) @ var[:, :width].T
@@ -163,11 +163,11 @@ def choose_few(
     gates, experts = [], []
     for ms, vs in zip(means.tolist(), variances.tolist(), strict=True):
         scores = [-math.erf(m / math.sqrt(2 * max(v, VARIANCE_FLOOR))) for m, v in zip(ms, vs, strict=True)]
-        kept = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:experts_per_token]
-        weights = [math.exp(scores[e]) for e in kept]
+        top = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:experts_per_token]
+        weights = [math.exp(scores[e]) for e in top]
         total = sum(weights)
         gates.append([weight / total for weight in weights])
-        experts.append(kept)
+        experts.append(top)
     return gates, experts
 
 

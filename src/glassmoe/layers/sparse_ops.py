@@ -1,8 +1,8 @@
-"""Reading and writing by listed rows: the maps of a coder that uses k of its F features per token, with backward
-passes that compute only the listed rows.
+"""Products with only the listed rows of a weight: the maps of a coder that uses k of its F features per token, with
+backward passes that compute only the listed rows.
 
 A dense backward pass multiplies T x F gradients of which only T x k are not zero, twice in the encoder and once in the
-decoder. Here the products are those of `peer.Pairs`, which sorts the lists by row and sums all entries of a row as one
+decoder. `peer.Pairs` computes the products here: it sorts the lists by row and sums all entries of a row as one
 bag. That sum is deterministic, unlike scattered additions on a GPU.
 
 Legend: T tokens, D width, F rows (features), A rows listed a token.
@@ -19,17 +19,17 @@ from torch.autograd.function import once_differentiable
 from .peer import Pairs
 
 DENSE_SHARE = 16
-"""When more than one row in this many is listed, dense products are faster: on a CPU bags run at a fifth to a fifteenth
-of the speed of a matrix product."""
+"""Dense products are faster when tokens list more than one row in this many: on a CPU bags run at a fifth to a
+fifteenth of the speed of a matrix product."""
 
 
 def read_rows(x_TD: Tensor, w_FD: Tensor, b_F: Tensor, ids_TA: Tensor, positive_TA: Tensor) -> Tensor:
     """(T, A): relu(<w_f, x> + b_f) for the rows f that each token lists.
 
-    `positive_TA`: these numbers, known from choosing the rows, or 0 in places that only fill a list. Where one is 0,
-    no gradient flows, as through relu. Gradients reach `x_TD`, `w_FD` and `b_F`.
+    `positive_TA`: these numbers, which choosing the rows has computed; 0 in entries that only fill a list. Where a
+    number is 0, no gradient flows, as through relu. Gradients reach `x_TD`, `w_FD` and `b_F`.
     """
-    read_TA: Tensor = _Read.apply(x_TD, w_FD, b_F, ids_TA, positive_TA)  # type: ignore[no-untyped-call]
+    read_TA: Tensor = _ReadRows.apply(x_TD, w_FD, b_F, ids_TA, positive_TA)  # type: ignore[no-untyped-call]
     return read_TA
 
 
@@ -38,11 +38,11 @@ def write_rows(values_TA: Tensor, ids_TA: Tensor, w_FD: Tensor) -> Tensor:
     w_FD = w_FD.to(values_TA.dtype)
     if _many(ids_TA, len(w_FD)):
         return _dense(values_TA, ids_TA, len(w_FD)) @ w_FD
-    y_TD: Tensor = _Write.apply(values_TA, ids_TA, w_FD)  # type: ignore[no-untyped-call]
+    y_TD: Tensor = _WriteRows.apply(values_TA, ids_TA, w_FD)  # type: ignore[no-untyped-call]
     return y_TD
 
 
-class _Read(torch.autograd.Function):
+class _ReadRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, w_FD: Tensor, b_F: Tensor, ids_TA: Tensor, positive_TA: Tensor) -> Tensor:
         del b_F
@@ -66,7 +66,7 @@ class _Read(torch.autograd.Function):
         return g_x, g_w, g_b, None, None
 
 
-class _Write(torch.autograd.Function):
+class _WriteRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values_TA: Tensor, ids_TA: Tensor, w_FD: Tensor) -> Tensor:
         ctx.save_for_backward(values_TA, ids_TA, w_FD)

@@ -1,7 +1,7 @@
-"""The greatest numbers of many short rows: `torch.topk`, or on a CPU with few threads one vectorised sort.
+"""The largest values of many short rows: `torch.topk`, or on a CPU with few threads one vectorised sort.
 
-torch's CPU kernel sorts row by row, moving pairs of value and index. numpy sorts plain numbers with vector
-instructions. Here the index is stored in the lowest bits of a wider number, where it decides only between equals.
+torch's CPU kernel sorts row by row and moves pairs of value and index. numpy sorts plain numbers with vector
+instructions. Here the lowest bits of a wider number store the index, where it decides only between equal values.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 LONGEST_ROW, MOST_THREADS = 512, 4
-"""Beyond, `torch.topk` is the faster one: of long rows it looks at most numbers but once, and it uses every thread."""
+"""Above either limit `torch.topk` is faster: it reads most numbers of a long row only once, and uses every thread."""
 SPARE_BITS = 29
-"""Lowest bits of a float64 that are 0 in whatever was a float32."""
+"""Lowest bits of a float64 that are 0 in every value that was a float32."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def greatest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k greatest of each row (the last dimension) of `s`, best first, and their places, as `Tensor.topk` has them;
-    which of equal numbers are taken may differ. Numbers are finite. No gradient."""
+    """The k largest values of each row (the last dimension) of `s`, largest first, and their indices, as `Tensor.topk`
+    returns them; the choice among equal values may differ. Values must be finite. No gradient."""
     n = s.shape[-1]
     if s.device.type != "cpu" or s.dtype != torch.float32 or n > LONGEST_ROW or torch.get_num_threads() > MOST_THREADS:
         values, places = s.topk(k, dim=-1)
@@ -28,5 +28,5 @@ def greatest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     wide.view(torch.int64).bitwise_or_(torch.arange(n))
     wide.numpy().sort(axis=-1)
     best = wide[..., n - k :].flip(-1)
-    # Rounding to float32 drops the place again.
+    # Rounding to float32 removes the index again.
     return best.float(), best.view(torch.int64) & ((1 << SPARE_BITS) - 1)

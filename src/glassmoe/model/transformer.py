@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_caus
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
-from glassmoe.layers.dense import GLU, Dense, SoLU, TopK, gated_hidden
+from glassmoe.layers.dense import GLU, Dense, ReluTopK, SoLU, gated_hidden
 from glassmoe.layers.features import FeedForward
 from glassmoe.layers.moe import MoE
 from glassmoe.layers.monet import MonetHD, MonetVD, monet_sizes
@@ -68,7 +68,7 @@ def _k(config: GlassConfig) -> int:
 FEED_FORWARD: dict[str, Callable[[GlassConfig], FeedForward]] = {
     "gelu": lambda c: Dense(c.width, c.active_width, "gelu", c.bias),
     "relu": lambda c: Dense(c.width, c.active_width, "relu", c.bias),
-    "relu-topk": lambda c: TopK(c.width, c.active_width, _k(c), c.bias),
+    "relu-topk": lambda c: ReluTopK(c.width, c.active_width, _k(c), c.bias),
     "gelu-tanh": lambda c: Dense(c.width, c.active_width, "gelu-tanh", c.bias),
     "geglu": lambda c: _glu(c, "gelu"),
     "swiglu": lambda c: _glu(c, "silu"),

@@ -1,5 +1,4 @@
-"""What the figures of the suites share: which row is drawn how, panels with a title, a legend and a line on what was
-run."""
+"""Shared by the figures of the suites: the style of each row, panels with a title, a legend and a line on the runs."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ STYLES = {
 
 
 def panels(results: TableResults, count: int, height: float, note: str = "", **kwargs: Any) -> tuple[Any, Any]:
-    """A figure with `count` panels side by side, and below them a line on scale, tokens and seeds, and `note`."""
+    """A figure with `count` panels in a row, and below them a line on scale, tokens and seeds, and `note`."""
     figure = matplotlib(".figure").Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, **kwargs)[0]
     text = f"scale: {_scale(results)}" + (f"\n{note}" if note else "")
@@ -64,14 +63,14 @@ def _scale(results: TableResults) -> str:
 
 
 def title(figure: Any, text: str, of: Sequence[Any] = (), columns: int = 4) -> Any:
-    """The figure's title and, under it, one legend of what is labelled in the panels `of`, where that is more than one
-    thing. Returns the legend's handles."""
+    """The figure's title and, if the panels `of` have more than one label, a legend of the labels under it. Returns the
+    legend's handles."""
     legends = [panel.get_legend_handles_labels() for panel in of]
     handles, labels = ([each for legend in legends for each in legend[i]] for i in (0, 1))
     if len(labels) < 2:
         figure.suptitle(text, fontsize=10, x=0.01, ha="left")
         return []
-    # A suptitle and a legend outside the panels would be set over each other.
+    # matplotlib draws a suptitle and a legend outside the panels over each other.
     return figure.legend(
         handles,
         labels,
@@ -95,5 +94,5 @@ def plain_ticks(panel: Any) -> None:
 
 
 def style(name: str, at: int) -> tuple[str, str]:
-    """Colour and dashes of a row, or of the `at`-th of those that have none of their own."""
+    """Colour and dashes of a row; `at` chooses them for rows that are not in `STYLES`."""
     return STYLES.get(name, (COLOURS[at % len(COLOURS)], ("-", "--", ":")[at // len(COLOURS) % 3]))

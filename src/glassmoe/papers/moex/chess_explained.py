@@ -67,8 +67,8 @@ class ChessExplainedResults(ResultsFile):
         header += [f"{what} >= {key}" for what in ("always on", "at home", "random weights") for key in keys[1:]]
         lines = []
         for row in rows:
-            beside = [counts[key] for counts in (row.always_on, row.at_home, row.random) for key in keys[1:]]
-            lines.append([row.name, row.layer, row.alive, *(row.levels[key] for key in keys), *beside])
+            controls = [counts[key] for counts in (row.always_on, row.at_home, row.random) for key in keys[1:]]
+            lines.append([row.name, row.layer, row.alive, *(row.levels[key] for key in keys), *controls])
         surprising = [
             [row.name, row.layer, each.feature, each.property, *(getattr(each, key) for key in SCORES)]
             for row in rows
@@ -118,7 +118,7 @@ def chess_explained(
     subjects = {str(run): load_subject(str(run), device) for run in runs}
     for run, subject in subjects.items():
         if subject.tokens == TEXT or subject.model.config.model_type != "glassmoe":
-            raise ValueError(f"chess-explained reads chess models that glassmoe trained, and {run} is none")
+            raise ValueError(f"chess-explained reads chess models that glassmoe trained; {run} is another model")
     for run, subject in subjects.items():
         corpus = Corpus.open(str(data or data_of(run, subject)), subject.tokens)
         about = {"name": Path(run).name, "ffn": subject.model.config.ffn, "data_sha256": corpus.fingerprint}
@@ -133,7 +133,7 @@ def chess_explained(
 
 
 def _best(features: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The features with the best F1 on the games that chose, one a property."""
+    """The features with the best F1 on the choosing games, one for each property."""
     by_property: dict[str, dict[str, Any]] = {}
     for feature, scores in sorted(features.items(), key=lambda item: -item[1]["f1_chosen"]):
         by_property.setdefault(scores["property"], {"feature": feature, **scores})
@@ -141,7 +141,8 @@ def _best(features: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _draw(rows: Sequence[LayerExplained], path: Path) -> list[Path]:
-    """A panel a level: the share of a layer's features that reach it, a line a model; dotted with random weights."""
+    """A panel for each level: the share of a layer's features that reach it, a line for each model; dotted lines for
+    random weights."""
     with drawing():
         from matplotlib.figure import Figure
 

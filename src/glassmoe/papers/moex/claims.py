@@ -1,11 +1,11 @@
-"""What the rows say about the order that the paper claims: differences within a seed, with intervals, and an answer.
+"""Test the order of rows that the paper claims: differences within a seed, with intervals, and an answer.
 
-Two rows of one seed read the same tokens in the same order, so their difference varies less than either. An interval is
-Student's, at 95%, and each stands alone (none is widened for their number): of twenty true differences of zero, one is
+Two rows of one seed read the same tokens in the same order, so their difference varies less than either row. Intervals
+are Student's 95% intervals without correction for multiple comparisons: of twenty true differences of zero, one is
 expected to look decided.
 
-Rows of chess are compared in loss and in what features say of the board. Rows of text (Table 2) are compared in loss on
-each text, in nats a token, which is the logarithm of perplexity: a difference means the same at every perplexity.
+Rows of chess are compared in loss and in the boards measure. Rows of text (Table 2) are compared in loss on each text,
+in nats per token. That is the logarithm of perplexity, so a difference means the same at every perplexity.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ MEASURES = {
     "reconstruction": "reconstruction",
 }
 LOSS_MARGIN = 0.005
-"""Nats: how far from the dense row's loss still counts as level (the paper's rows lie within 0.002 of it)."""
+"""Nats: the largest distance from the dense row's loss that counts as level (0.002 among the paper's rows)."""
 FAR = 0.1
-"""Nats, of text: closer counts as near, further as far (0.1 is a tenth of the perplexity; the paper's MoE-X lies within
-0.09 of its Switch, and 0.14 to 0.49 ahead of its autoencoder)."""
+"""Nats, for text: a smaller distance counts as near, a larger one as far (0.1 is a tenth of the perplexity). The
+paper's MoE-X is within 0.09 of its Switch, and 0.14 to 0.49 ahead of its autoencoder."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """What a claim says about the difference of two rows: `words`, and the bounds within which it holds."""
+    """A claim about the difference of two rows: `words`, and the bounds between which the claim holds."""
 
     words: str
     low: float
     high: float
 
     def answer(self, mean: float, half: float | None) -> str:
-        """`yes` or `no` where the interval lies within or without the bounds; `undecided` else, and without one."""
+        """`yes` if the interval is inside the bounds, `no` if it is outside, otherwise or without an interval
+        `undecided`."""
         if half is None:
             return "undecided"
         within = self.low <= mean - half and mean + half <= self.high
@@ -67,7 +68,7 @@ PAIRS = (
     ("moe-x", "moe-x-learned-router"),
     ("moe-x", "switch-sparsity-router"),
 )
-"""Of chess: (which should be ahead, of which)."""
+"""Claims about chess: (row, base); the row should be ahead of the base."""
 TEXT_PAIRS = (
     ("moe-x", LOWER_LOSS, "gelu"),
     ("moe-x-upcycled", LOWER_LOSS, "gelu"),
@@ -81,7 +82,7 @@ TEXT_PAIRS = (
 
 @dataclass(frozen=True)
 class Difference(Result):
-    """Row `name` less row `base` of the same seeds."""
+    """Row `name` minus row `base`, over the same seeds."""
 
     name: str
     base: str
@@ -102,12 +103,12 @@ class Statement(Result):
     answer: str
     """yes, no or undecided, by the interval of `difference`."""
     paper: str | None
-    """What the paper's own numbers answer, None where it has none."""
+    """The answer by the paper's own numbers, None where it has none."""
 
 
 def measures_of(rows: Sequence[MeasuredRow]) -> dict[str, str]:
-    """The measures that rows are compared in, with what they are called: those of `MEASURES`, or of text the loss on
-    the validation split and on each text."""
+    """The measures in which rows are compared -> their names in words: `MEASURES`, or for text the loss on the
+    validation split and on each text."""
     of_texts = text_measures(rows)
     return {"loss": "loss", **{measure: measure for measure in of_texts}} if of_texts else MEASURES
 
@@ -134,9 +135,8 @@ def differences(rows: Sequence[MeasuredRow]) -> list[Difference]:
 
 
 def order(rows: Sequence[MeasuredRow], suite: str = "table1", recipe: str = "") -> list[Statement]:
-    """The claims that these rows can speak to. Of chess: ahead in coverage, held-out coverage and reconstruction, and a
-    loss within `LOSS_MARGIN` of the dense row's. Of text: ahead, near or far ahead in loss. Rows that stand apart are
-    left out."""
+    """The claims that these rows can test. Chess: ahead in coverage, held-out coverage and reconstruction, and a loss
+    within `LOSS_MARGIN` of the dense row's. Text: ahead, near or far ahead in loss. Rows shown apart are left out."""
     rows = [row for row in rows if not row.apart]
     statements = []
     for name, relation, base, measure, words in _claims(rows):
@@ -149,7 +149,7 @@ def order(rows: Sequence[MeasuredRow], suite: str = "table1", recipe: str = "") 
 
 
 def _claims(rows: Sequence[MeasuredRow]) -> list[tuple[str, Relation, str, str, str]]:
-    """(row, relation, base, measure, what the measure is called): the paper's claims, then those of other rows."""
+    """(row, relation, base, measure, measure in words): the paper's claims, then those about other rows."""
     others = dict.fromkeys((row.name, base) for row in rows for base in row.ahead_of or () if base != row.name)
     if text_measures(rows):
         return [
@@ -166,11 +166,11 @@ def _claims(rows: Sequence[MeasuredRow]) -> list[tuple[str, Relation, str, str, 
 
 
 def paper_answer(relation: Relation, suite: str, recipe: str, measure: str, name: str, base: str) -> str | None:
-    """What the paper's numbers answer; None where it has none."""
+    """The answer by the paper's numbers; None where it has none."""
     if measure.startswith(PREFIX):
         ours, theirs = perplexities(recipe, name), perplexities(recipe, base)
         text = measure.removeprefix(PREFIX)
-        # The paper has one MoE-X, which stands beside both of ours.
+        # The paper has one MoE-X, with which both of ours are compared.
         if text not in ours or text not in theirs or ours is theirs:
             return None
         return relation.answer(math.log(ours[text] / theirs[text]), 0.0)

@@ -1,4 +1,4 @@
-"""`glassmoe reproduce experts`: how busy the experts of mixtures are, layer by layer, and what they say of their tokens
+"""`glassmoe reproduce experts`: the load of the experts of mixtures, layer by layer, and what the routing depends on
 (`measure.specialisation`), with a figure.
 """
 
@@ -141,25 +141,25 @@ def experts(
 def _rows(
     subject: Subject, task: Labelled | None, data: str | Path | None, max_tokens: int
 ) -> tuple[Any, Any, dict[str, Any], str]:
-    """Tokens (R, N), lengths (R), labels of the rows or sources of their tokens, and what was read in words: rows with
-    at most so many tokens."""
+    """Rows with at most `max_tokens` tokens: tokens (R, N), lengths (R), labels of the rows or sources of their tokens,
+    and a description of what was read."""
     if task is not None:
-        each, kept, unreadable = encoded(subject, task.texts, task, subject.context - 1)
-        lengths_R = np.array([len(ids) for ids in each])
+        encoded_texts, readable, unreadable = encoded(subject, task.texts, task, subject.context - 1)
+        lengths_R = np.array([len(ids) for ids in encoded_texts])
         count = max(1, int((np.cumsum(lengths_R) <= max_tokens).sum()))
         tokens_RN = np.zeros((count, int(lengths_R[:count].max())), np.int64)
-        for row, ids in zip(tokens_RN, each, strict=False):
+        for row, ids in zip(tokens_RN, encoded_texts, strict=False):
             row[: len(ids)] = ids
-        labels = [task.labels[number] for number in kept[:count]]
+        labels = [task.labels[number] for number in readable[:count]]
         missed = f"; {unreadable} could not be read" if unreadable else ""
         return tokens_RN, lengths_R[:count], {"labels_R": labels}, f"{count:,} texts of {task.name}{missed}"
     config = subject.config
     if config is None or (data or config.data.path) is None:
-        raise ValueError(f"{subject.name} does not say what it was trained on; give --data.path or --task")
+        raise ValueError(f"{subject.name} does not record its training data; give --data or --task")
     corpus = Corpus.open(str(data or config.data.path), subject.tokens)
     rows = Rows(corpus.require(subject.tokens, subject.tokenizer_sha256).split("valid"), config.data.rows)
     count = min(len(rows), -(-max_tokens // rows.length))
-    # From all of the split: files often lie in it source by source.
+    # Rows from the whole split, because it often holds one source after another.
     chosen = np.arange(count) * len(rows) // count
     # The last token of a row is predicted and never read.
     tokens, lengths = rows.batch(chosen)
@@ -171,12 +171,12 @@ def _rows(
         return tokens, lengths, {}, read + missing
     sources = TokenSources(rows.documents(chosen)[:, :width], sequences.sources, sequences.source_names)
     inside = sources.document_RN[np.arange(width) < lengths[:, None]]
-    met = len(np.unique(sequences.sources[inside]))
-    return tokens, lengths, {"sources": sources}, f"{read} from {met} {'source' if met == 1 else 'sources'}"
+    number = len(np.unique(sequences.sources[inside]))
+    return tokens, lengths, {"sources": sources}, f"{read} from {number} {'source' if number == 1 else 'sources'}"
 
 
 def _sources(rows: Sequence[ExpertsRow]) -> str:
-    """Tokens by source, and what the last column is."""
+    """Tokens of each source, and an explanation of the last column."""
     counts = next(row.sources for row in rows if row.sources)
     return (
         f"Tokens by source: {largest(counts, NAMED)}. Random groups of documents: the same for random groups as "
@@ -196,7 +196,7 @@ def _favourites(row: ExpertsRow) -> str:
 
 
 def _draw(rows: Sequence[ExpertsRow], path: Path) -> list[Path]:
-    """A panel a model: of each layer what its experts say of every property."""
+    """A panel for each model: how much the experts of each layer depend on every property."""
     with drawing():
         from matplotlib.figure import Figure
 
@@ -213,7 +213,7 @@ def _draw(rows: Sequence[ExpertsRow], path: Path) -> list[Path]:
             panel.set_xticks(layers)
         panels[0].set_ylim(bottom=0)
         panels[0].set_ylabel("share of the experts' entropy")
-        # Of some models fewer properties are known than of others.
+        # Some models have fewer known properties than others.
         drawn = {x[1]: x[0] for panel in panels for x in zip(*panel.get_legend_handles_labels(), strict=True)}
         canvas.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=3)
         return write(canvas, path)

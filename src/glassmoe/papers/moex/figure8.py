@@ -1,13 +1,13 @@
 """`glassmoe reproduce figure8`: how well explanations predict where features fire, in each tenth of their strength
-and where they do not fire, model beside model (MoE-X, Figure 8); and the best explained features, with a place where
+and where they do not fire, for several models (MoE-X, Figure 8); and the best explained features, with a place where
 each fires (Table 5).
 
-Activations of GELU and its like are hardly ever 0, so there would be no windows in which such a neuron does not fire.
-As Paulo et al. 2024 do with neurons, the greatest k of a token are kept: k as many as MoE-X fires in the mean, and 32.
+Activations of GELU and similar functions are almost never 0, so no window would be silent. As Paulo et al. 2024 do with
+neurons, only the k greatest features of a token count: k is the mean L0 of MoE-X, and then 32.
 
-A feature that fires from some token of a row on is predicted well by a rule that says so, and means nothing; one that
-fires in documents of one source is predicted without a look at a token. Features whose explanation is a rule of
-place or of source are therefore counted apart from the others.
+A rule of position predicts well a feature that fires from some token of a row on, although the feature has no meaning.
+A rule of source predicts a feature without reading a token. Features whose explanation is such a rule are therefore
+counted separately.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from glassmoe.results import Result, markdown_table, omitted, stored_as
 from .canvas import style
 
 DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
-"""Readers whose features are hardly ever 0."""
+"""Layers whose features are almost never 0."""
 CHECK = 32
-"""The k that the neurons of delphi's article keep."""
+"""The k for neurons in delphi's article."""
 KINDS = ("place", "source", "others")
-"""What rules can speak of without looking at a token, and the others."""
+"""Kinds of explanations: rules that ignore the tokens, by position or by source, and all others."""
 BEST = 8
 """Features of a row that the table of findings shows."""
 BEFORE, AFTER = 8, 2
@@ -102,7 +102,7 @@ class Figure8Row(Result):
     control: dict[str, ScoreSummary] = field(default_factory=dict)
     """The same with another feature's explanation."""
     of: dict[str, KindScores] = field(default_factory=dict)
-    """What explanations speak of (place, source, others) -> scores."""
+    """Kind of explanation (place, source, others) -> scores."""
     best: list[DetectedFeature] = field(default_factory=list)
 
     def score(self, name: str, key: str, control: bool = False) -> str:
@@ -139,11 +139,11 @@ class Figure8Results(ResultsFile):
             detection = row.scores.get("detection")
             accuracies = _tenths(detection) if detection else [None] * 11
             tenths.append([row.name, *(None if each is None else each.mean for each in accuracies)])
-        kept = [index for index in range(len(_HEADER)) if any(line[index] != "-" for line in lines)]
+        shown = [index for index in range(len(_HEADER)) if any(line[index] != "-" for line in lines)]
         data = ", ".join(sorted({f"{row.corpus} ({row.data_sha256[:12]})" for row in rows}))
         return [
             f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
-            markdown_table([_HEADER[i] for i in kept], [[line[i] for i in kept] for line in lines]),
+            markdown_table([_HEADER[i] for i in shown], [[line[i] for i in shown] for line in lines]),
             f"Means over features drawn at random, without silent ones, with half the 95% interval. Judged by "
             f"{self.judge['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "
             f"{protocol['silent']} windows where it does not fire, from documents that did not explain it. `shuffled`: "
@@ -267,8 +267,8 @@ def _detection(line: FeatureExplanation, control: bool = False) -> float | None:
 
 
 def speaks_of(lines: Sequence[FeatureExplanation]) -> dict[str, KindScores]:
-    """Detection's balanced accuracy of the features whose explanation is a rule of `place` in the row or of the
-    document's `source`, and of the `others`."""
+    """Balanced accuracy of detection by kind of explanation: a rule of `place` in the row, a rule of the document's
+    `source`, and `others`."""
     by_kind = {kind: [line for line in lines if _speaks_of(line) == kind] for kind in KINDS}
     return {
         kind: KindScores(mean_of(map(_detection, own)), mean_of(_detection(line, control=True) for line in own))
@@ -284,8 +284,8 @@ def _speaks_of(line: FeatureExplanation) -> str:
 
 
 def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[DetectedFeature]:
-    """The features that detection scores highest, one an explanation, rules of place and source left out; each with
-    its expert, where there are experts, and the place where it fires most strongly in the windows that scored it."""
+    """The features that detection scores highest, one for each explanation, without rules of place and source. Each has
+    its expert, if the layer has experts, and its strongest place in the windows that scored it."""
     store = examples.store
     size = store.num_features // (store.manifest["num_experts"] or 1)
     text = TokenText(store, examples.subject.kind())
@@ -305,8 +305,8 @@ def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[
 
 
 def _where(text: TokenText, feature: int) -> str:
-    """Some tokens around the strongest of the windows that score a feature, those where it fires between << and >>;
-    `-` where none of them fires."""
+    """Tokens around the strongest place in the scoring windows of a feature; << and >> mark those where it fires. `-` if no
+    window fires."""
     windows = text.windows(text.store.scoring(feature))
     if not len(windows):
         return "-"
@@ -317,7 +317,7 @@ def _where(text: TokenText, feature: int) -> str:
 
 
 def _findings(rows: Sequence[Figure8Row]) -> list[str]:
-    """What explanations speak of, and the best of them."""
+    """The tables of kinds of explanations and of the best explained features."""
     kinds = [kind for kind in KINDS if any(row.of[kind].own.n for row in rows)]
     header = ["features", *(f"{kind}, {what}" for kind in kinds for what in ("number", "own", "shuffled"))]
     lines = []
@@ -346,7 +346,7 @@ def _findings(rows: Sequence[Figure8Row]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A text in one line, without what would end a cell of a table or a piece of code."""
+    """A text in one line, without characters that would end a table cell or a piece of code."""
     return text.replace("`", "'").replace("|", "/").replace("\n", "\\n")
 
 
@@ -365,7 +365,7 @@ def _tenths(detection: ScoreSummary) -> list[MeanInterval | None]:
 
 
 def _fewer(rows: Sequence[Figure8Row]) -> list[str]:
-    """What was scored on fewer windows than asked for."""
+    """A sentence about features that were scored on too few windows."""
     parts = []
     for row in rows:
         own = row.scores.get("detection")
@@ -377,7 +377,8 @@ def _fewer(rows: Sequence[Figure8Row]) -> list[str]:
 
 
 def _draw(results: Figure8Results, path: Path) -> list[Path]:
-    """Accuracy of detection in each tenth and where a feature does not fire, a line a row, with 95% intervals."""
+    """Accuracy of detection in each tenth and where a feature does not fire, a line for each row, with 95%
+    intervals."""
     rows = [row for row in results.entries if "detection" in row.scores]
     with drawing():
         from matplotlib.figure import Figure

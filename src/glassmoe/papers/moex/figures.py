@@ -1,4 +1,4 @@
-"""Figures of a suite, drawn from its results alone: committed results can be drawn again without a run."""
+"""Figures of a suite. They need its results only, so that committed results can be drawn again without a run."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WORDS = {"coverage": "coverage", "reconstruction": "reconstruction", "loss": "va
 
 
 def draw(results: TableResults, folder: Path, name: str) -> list[Path]:
-    """Draw what the suite of `results` calls for into `folder`, as `NAME-WHAT.png` and, where it is small, `.svg`.
-    Figures that no row has the numbers for are left out.
+    """Draw the figures of the suite of `results` into `folder`, as `NAME-WHAT.png` and, if it is small, `.svg`. A
+    figure without data is left out.
 
-    Returns the files written. ValueError for a suite that has no figures, or without matplotlib (extra `plots`).
+    Returns the files written. ValueError for a suite without figures, or without matplotlib (extra `plots`).
     """
     suite = results.suite
     if suite not in FIGURES:
-        raise ValueError(f"there are no figures of {suite!r}; there are of {', '.join(FIGURES)}")
+        raise ValueError(f"suite {suite!r} has no figures; suites with figures: {', '.join(FIGURES)}")
     written = []
     with drawing():
         for what, make in FIGURES[suite].items():
@@ -86,8 +86,8 @@ def _bars(results: TableResults) -> Any:
 
 
 def _perplexities(results: TableResults) -> Any:
-    """The loss on each text: a dot a row, one panel a text; at most four. (Bars would have to begin at 0, where rows
-    cannot be told apart.)"""
+    """The loss on each of at most four texts: a panel for each text, a dot for each row. (Bars would begin at 0 and
+    hide the differences between rows.)"""
     rows = _level(results)
     measures = [measure for measure in measures_of(rows) if measure != "loss"][:4]
     groups = {name: each for name, each in by_name(rows).items() if measures and values_of(each, measures[0])}
@@ -114,8 +114,8 @@ def _perplexities(results: TableResults) -> Any:
 
 
 def _curves(results: TableResults) -> Any:
-    """Loss, coverage and reconstruction against tokens; one line a seed. What an autoencoder's fit notes is no loss of
-    a model, so it has no line."""
+    """Loss, coverage and reconstruction against tokens; one line for each seed. Autoencoders have no line, because the
+    loss of a fit is not the loss of a model."""
     lines: dict[str, Callable[[MeasuredRow], list[Any]]] = {
         "loss": lambda row: [point[:2] for point in row.curve_from_source("curve")],
         "coverage": lambda row: [(point[0], point[1]) for point in row.curve_from_source("board_curve")],
@@ -172,8 +172,8 @@ def _lines(
     flat: Sequence[MeasuredRow] = (),
     ticks: Callable[[MeasuredRow], str] | None = None,
 ) -> Any:
-    """Panels of `measures` against `x`: rows with the same `line_of` are joined, each labelled by `point_of`; rows of
-    `flat` are horizontal lines. `ticks`: what stands at each x, in place of round numbers."""
+    """Panels of `measures` against `x`. A line joins rows with the same `line_of`; `point_of` labels each point. Rows
+    of `flat` are horizontal lines. `ticks`: the tick label at each x, instead of round numbers."""
     rows = [row for row in _level(results) if row not in flat and values_of([row], measures[0]) and x(row) is not None]
     if not rows:
         return None
@@ -325,7 +325,8 @@ def _routers(results: TableResults) -> Any:
 
 
 def _layer_sweep(results: TableResults) -> Any:
-    """Each layer of the rows, an autoencoder as a dot at its own, and beside them what was published."""
+    """Each layer of the rows (an autoencoder is a dot at its layer), and the published layers in panels of their
+    own."""
     groups = {name: rows[0] for name, rows in by_name(_level(results)).items() if rows[0].boards}
     if not groups:
         return None
@@ -368,4 +369,4 @@ FIGURES: dict[str, Mapping[str, Callable[[TableResults], Any]]] = {
     "ablations": _TABLE,
     "calibration": {"bars": _bars, "layers": _layer_sweep},
 }
-"""Suite -> what is drawn of it: the last part of the file's name, and the function that makes the figure."""
+"""Suite -> its figures: the last part of the file name -> the function that draws it."""

@@ -1,4 +1,4 @@
-"""From a finished run to its row of a results file. Measures lie beside the run and are used again."""
+"""From a finished run to its row of a results file. Measures are saved beside the run and used again."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ TEXT_MEASURES = (
     "loss", "loss_standard_error", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "windows", "window",
     "last_word", "sha256",
 )  # fmt: skip
-"""What a row keeps of `text_perplexity`."""
+"""Numbers of `text_perplexity` in a row."""
 CURVE_GAMES = 500
-"""Games on each side for the scores along a run: half of the protocol's, as there are several a run."""
+"""Games to choose features, and again to test them, for scores during training: half of the protocol's number, because
+a run has several such scores."""
 
 
 def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow | None:
-    """Train a row to its end and measure it; None for one that other rows only start from."""
+    """Train a row to its end and measure it; None for a row that is only a source of others."""
     make(work)
     return measure(plan, measures, work) if work.row.listed else None
 
@@ -95,20 +96,20 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
 
 
 def _saved(
-    work: Work, corpus: Corpus, name: str, take: Callable[[], Result | dict[str, Any]], **asked: Any
+    work: Work, corpus: Corpus, name: str, take: Callable[[], Result | dict[str, Any]], **request: Any
 ) -> dict[str, Any]:
-    """The run's measure `name`, taken when it is not there for this corpus and this request."""
+    """The run's measure `name`, saved or taken now: a saved one must be of this corpus and this request."""
     record = read_measure(work.path, name)
-    if record and record.data_sha256 == corpus.fingerprint and record.values.get("asked") == asked:
+    if record and record.data_sha256 == corpus.fingerprint and record.values.get("asked") == request:
         return record.values
-    values: dict[str, Any] = {**plain(take()), "asked": asked}
+    values: dict[str, Any] = {**plain(take()), "asked": request}
     save_measure(work.path, name, values, corpus)
     return values
 
 
 def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
-    """Of text: the validation loss, how sparse the layers are, and the perplexity on each of the plan's texts; of a
-    coder the model's with its reconstruction in place."""
+    """For text: the validation loss, the sparsity of the layers, and the perplexity on each of the plan's texts. For a
+    coder, those of the model with the reconstruction in place."""
     saved, valid = partial(_saved, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
     row = _training_facts(work, corpus)
     if work.row.coder:
@@ -148,10 +149,11 @@ def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
 
 
 def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
-    """The measure `ppl-NAME` of a finished run, taken when it is not there for this text and its usual windows."""
+    """The measure `ppl-NAME` of a finished run, saved or taken now: a saved one must be of this text and the usual
+    windows."""
     record = read_measure(work.path, f"ppl-{text.name}")
-    asked = {"sha256": text.sha256, "window": window, "stride": window}
-    same = record and record.step == work.config.train.steps and {**record.values, **asked} == record.values
+    request = {"sha256": text.sha256, "window": window, "stride": window}
+    same = record and record.step == work.config.train.steps and {**record.values, **request} == record.values
     if record is None or not same:
         subject, readers = open_model(work.path, device=work.config.train.device)
         (result,) = evaluate_texts(subject, readers, [text], window=window, base=not work.row.coder).texts
@@ -173,7 +175,7 @@ def _curve(work: Work, measure_boards: Callable[[GlassForCausalLM], BoardsResult
 
 
 def _source_tokens(work: Work) -> dict[str, Any]:
-    """`source_tokens` and `source_flops`: what the run's source had seen when this run began."""
+    """`source_tokens` and `source_flops` of the run's source when this run began."""
     if work.row.coder and work.source is not None:
         last = read_metrics(work.source / "metrics.jsonl")[-1]
         return {"source_tokens": last["tokens"], "source_flops": last["flops"]}
@@ -189,7 +191,7 @@ def _dense_active(work: Work, corpus: Corpus) -> int:
 
 
 def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
-    """The row with what the run's own files say, and no measures yet."""
+    """The row with the facts in the run's files, without measures."""
     environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
     lines = read_metrics(work.path / "metrics.jsonl")
     last, receipt = lines[-1], read_start(work.path)

@@ -1,9 +1,9 @@
-"""Numbers of the MoE-X paper (arXiv 2503.07639) that stand beside ours, each with the table it is from, and what was
-published of the layers of a chess model (SAE_BoardGameEval, Karvonen et al. 2024) for the calibration.
+"""Numbers of the MoE-X paper (arXiv 2503.07639), each with its table, and published numbers of the layers of a chess
+model (SAE_BoardGameEval, Karvonen et al. 2024) for the calibration.
 
 The paper's chess models have 8 layers of width 512 and saw billions of characters. Its MoE-X row of Table 1 is the
-upcycled one of its Table 4, and its Table 3 ends in the same numbers: all its mixtures may have been upcycled, Switch
-too, which its text does not say. So the published Switch stands beside both of ours. Held-out coverage is not in it.
+upcycled row of its Table 4, and its Table 3 ends in the same numbers. So all its mixtures may have been upcycled, also
+Switch; its text does not say. We therefore compare its Switch with both of ours. It has no held-out coverage.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BASES = ("gelu", "switch")
-"""Rows that every other is compared with, seed by seed."""
+"""Rows with which every other row is compared, seed by seed."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the paper: validation loss (nats per character), coverage and board reconstruction; `table`: where."""
+    """A row of the paper: number of the table, coverage, board reconstruction, and validation loss in nats per
+    character."""
 
     table: int
     coverage: float
@@ -57,7 +58,7 @@ PAPER: dict[str, dict[str, Published]] = {
         "moe-x-upcycled-full": Published(4, 0.428, 0.840),
     },
 }
-"""Suite -> row of ours -> the paper's row."""
+"""Suite -> our row -> the paper's row."""
 
 _SWITCH_S = {"openwebtext": 18.36, "lambada": 27.63, "wikitext103": 45.22, "wikitext2": 38.90}
 _MOE_X_S = {"openwebtext": 19.42, "lambada": 28.11, "wikitext103": 43.80, "wikitext2": 42.58}
@@ -77,12 +78,12 @@ PERPLEXITIES: dict[str, dict[str, dict[str, float]]] = {
         "moe-x-upcycled": _MOE_X_M,
     },
 }
-"""Table 2: size -> row of ours -> text -> perplexity of a token. The paper does not say how it cut windows, whether it
-detokenised, or whether LAMBADA is the last word or the passage; nor whether its MoE-X was upcycled."""
+"""Table 2: size -> our row -> text -> perplexity per token. The paper does not say how it cut windows, whether it
+detokenised, whether LAMBADA is the last word or the passage, or whether its MoE-X was upcycled."""
 
 
 def size_of(recipe: str) -> str:
-    """Which of the paper's sizes stands beside rows of a recipe."""
+    """The size of the paper with which rows of a recipe are compared."""
     return "medium" if recipe == "fineweb-m" else "small"
 
 
@@ -92,7 +93,7 @@ def perplexities(recipe: str, name: str) -> dict[str, float]:
 
 
 ROUTER_CORRELATION = -0.95
-"""Figure 9: the paper's score and true L0 correlate below this in trained experts, as a secondary source quotes it."""
+"""Figure 9: correlation of score and true L0 in trained experts is below this, as a secondary source quotes it."""
 
 Layers = dict[str, list[float | None]]
 PUBLISHED_LAYERS: dict[str, Layers] = {
@@ -100,7 +101,7 @@ PUBLISHED_LAYERS: dict[str, Layers] = {
         "coverage": [0.062, 0.072, 0.123, 0.115, 0.156, 0.256, 0.209, 0.148],
         "reconstruction": [0.006, 0.004, 0.040, 0.050, 0.163, 0.561, 0.465, 0.234],
     },
-    # Layer 2 had failed there: 6 live features.
+    # The autoencoder of layer 2 failed there: 6 live features.
     "p-anneal SAE": {
         "coverage": [0.063, 0.074, None, 0.208, 0.282, 0.496, 0.486, 0.437],
         "reconstruction": [0.003, 0.005, None, 0.222, 0.439, 0.836, 0.823, 0.760],

@@ -16,7 +16,7 @@ PREFIX = "loss on "
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredRow(Result):
-    """One row of a suite at one seed. Measures hold what the functions that measure them returned, as plain values."""
+    """One row of a suite at one seed. A measure holds the plain values that its function returned."""
 
     name: str
     """Name of the declared row."""
@@ -31,7 +31,7 @@ class MeasuredRow(Result):
     active_parameters: int = 0
     """Weights multiplied for one token."""
     active_ratio: float | None = None
-    """Active parameters, as a ratio to a dense GELU model of the same widths; None of an autoencoder."""
+    """Active parameters as a ratio to a dense GELU model of the same widths; None for an autoencoder."""
     total_parameters: int = 0
     """All weights."""
     train_seconds: float | None = None
@@ -47,7 +47,7 @@ class MeasuredRow(Result):
     apart: bool = False
     """Whether the row saw other tokens than the rest, and is shown below the table."""
     ahead_of: list[str] | None = omitted()
-    """Of rows that the suite does not declare: rows that the table compares it with in its claims."""
+    """For rows that the suite does not declare: the rows with which its claims compare it."""
     model: dict[str, Any]
     """Configuration of the model, or of the autoencoder."""
     learning_rate: float | None = omitted()
@@ -55,15 +55,15 @@ class MeasuredRow(Result):
     start: dict[str, Any] | None = omitted()
     """Losses and settings at the start of a run that began from another."""
     sparsity: list[dict[str, Any]] | None = omitted()
-    """Of text: `model.statistics`, layer by layer."""
+    """Text: `model.statistics`, layer by layer."""
     ppl: dict[str, Any] | None = omitted()
     """Perplexity on the validation split."""
     texts: dict[str, dict[str, Any]] | None = omitted()
-    """Of text: perplexity on each text by its name."""
+    """Text: name of a text -> perplexity on it."""
     boards: dict[str, Any] | None = omitted()
-    """Of chess: what features say of the board, layer by layer."""
+    """Chess: the boards measure, layer by layer."""
     splice: dict[str, Any] | None = omitted()
-    """Of an autoencoder: what the model loses with its reconstruction in place."""
+    """Autoencoders: what the model loses with the reconstruction in place."""
     board_curve: list[list[Any]] | None = omitted()
     """[tokens of this run, coverage, held-out coverage, reconstruction, layer] along the run."""
     routing: dict[str, Any] | None = omitted()
@@ -115,7 +115,7 @@ class MeasuredRow(Result):
 
 @dataclass(frozen=True)
 class FailedRow(Result):
-    """A row that could not be made."""
+    """A row that failed."""
 
     name: str
     seed: int
@@ -134,12 +134,12 @@ class TextFacts(Result):
     source: str
     """File or data set that it was read from."""
     sha256: str
-    """Of its documents."""
+    """Sha256 of its documents."""
     about: str
     """What was done to it, in words."""
     documents: int
     words: int
-    """Words, being what white space parts."""
+    """Words, separated by white space."""
     bytes: int
     """Bytes in UTF-8."""
     skipped: dict[str, int] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class TextFacts(Result):
 
 
 def by_name(rows: Iterable[MeasuredRow]) -> dict[str, list[MeasuredRow]]:
-    """Rows of all seeds under their name, in the order in which names come."""
+    """Name -> rows of all seeds, in the order of the names' first rows."""
     groups: dict[str, list[MeasuredRow]] = {}
     for row in rows:
         groups.setdefault(row.name, []).append(row)
@@ -160,7 +160,7 @@ def values_of(rows: Iterable[MeasuredRow], measure: str) -> list[float]:
 
 
 def mean_of(numbers: Iterable[float | None]) -> float | None:
-    """The mean of the numbers that are there, None where none is."""
+    """The mean of the numbers that are not None; None without any."""
     present = [number for number in numbers if number is not None]
     return statistics.fmean(present) if present else None
 

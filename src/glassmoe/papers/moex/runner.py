@@ -1,8 +1,8 @@
 """Trains and measures the rows of a suite: finished runs are used again, stopped runs resume, failures are reported.
 
 Every row is a run directory `OUT/RECIPE/ROW-seedN`, written by the same functions as `glassmoe train`, `glassmoe
-upcycle` and `glassmoe eval`; it also holds the row's measures. Rows can run side by side, each in a process of its own
-with its share of the cores: on two cores, two single-threaded runs at once are faster than one after the other.
+upcycle` and `glassmoe eval`; it also holds the row's measures. Rows can run at the same time, each in its own process
+with its share of the cores. On two cores, two single-threaded runs at once are faster than one after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the rows' runs."""
+    """What all rows of a command share."""
 
     name: str
     """Name of the recipe."""
@@ -57,7 +57,7 @@ class Work:
     row: TableRow
     seed: int
     config: Any
-    """Its `RunConfig` or, of an autoencoder, `FitConfig`."""
+    """Its `RunConfig`; for an autoencoder its `FitConfig`."""
     path: Path
     """Its run directory."""
     source: Path | None
@@ -65,13 +65,13 @@ class Work:
 
 
 def recipe_of(scale: str, tokens: str, data: str, chosen: str | None = None) -> tuple[str, RunConfig]:
-    """Name and configuration of the recipe of a scale, or of the recipe or file `chosen`. ValueError when there is
-    none, or it reads other tokens than the data has."""
+    """Name and configuration of the recipe of a scale, or of the recipe or file `chosen`. ValueError for an unknown
+    recipe, and for a recipe of other tokens than the data has."""
     recipes = configuration.recipes()
     name = RECIPES.get((scale, tokens)) if chosen is None else chosen
     if name is None:
         known = "; ".join(f"--scale {a} with {_words(b)}" for a, b in RECIPES)
-        raise ValueError(f"there is no recipe for --scale {scale} with {_words(tokens)}; there are: {known}")
+        raise ValueError(f"there is no recipe for --scale {scale} with {_words(tokens)}; known: {known}")
     if name not in recipes and not Path(name).is_file():
         raise ValueError(f"no recipe or file {name!r}; recipes: {', '.join(recipes)}")
     config = configuration.load(recipes.get(name, Path(name)))
@@ -110,7 +110,7 @@ def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Ru
     config.start.source = None if source is None else str(source)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 10))
     if config.data.tokens == TEXT:
-        # Nothing is measured along the way but the loss, so a run of `glassmoe train` at these steps is the same run.
+        # Only the loss is measured during training, so `glassmoe train` with these steps makes the same run.
         config.train = replace(config.train, steps=steps)
         return config
     every = max(1, plan.steps // (2 * CURVE_POINTS))
@@ -129,7 +129,7 @@ def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> 
 
     run = _run_config(plan, row, seed, None)
     assert source is not None and row.coder is not None
-    # Five eighths of the way up, as layer 5 of the paper's 8.
+    # The paper fits at layer 5 of 8.
     updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
     coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)
     fit = FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
@@ -139,8 +139,8 @@ def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> 
 
 
 def check(jobs: Sequence[Work]) -> None:
-    """ValueError, before anything is trained, when a run directory holds another run. (`fit` checks an autoencoder's
-    configuration, which is complete only with its model.)"""
+    """ValueError, before anything is trained, if a run directory holds another run. (`fit` checks the configuration of
+    an autoencoder, which is incomplete without its model.)"""
     from glassmoe.training import run
 
     for work in jobs:

@@ -1,4 +1,4 @@
-"""`glassmoe reproduce steering-games`: single features of chess models raised, and what becomes of the moves."""
+"""`glassmoe reproduce steering-games`: the moves of chess models when single features are raised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMES = (1.0, 4.0)
 
 @dataclass(frozen=True, kw_only=True)
 class SteeredMoves(Result):
-    """One set of features, raised one at a time by the same multiple of their greatest strength."""
+    """One set of features, each raised alone to the same multiple of its greatest strength."""
 
     name: str
     """Name of the folder."""
@@ -104,18 +104,18 @@ def steering_games(
         corpus = Corpus.open(str(data), subject.tokens).require(subject.tokens)
         prompts = positions_of(corpus, positions, subject.context)
         moves = replace(moves, data_sha256=corpus.fingerprint, tokens_before=len(prompts[0]))
-        for each, reader in readers.items():
-            say(f"{Path(path).name}, {each}: {features} features")
+        for set_name, reader in readers.items():
+            say(f"{Path(path).name}, {set_name}: {features} features")
             for times in TIMES:
                 measured = steered_games(subject, reader.layer, reader.place, prompts, times, features)
-                row = SteeredMoves.from_dict({**measured.to_dict(), "name": Path(path).name, "features": each})
+                row = SteeredMoves.from_dict({**measured.to_dict(), "name": Path(path).name, "features": set_name})
                 moves = replace(moves, entries=[*moves.entries, row])
             saved = moves.save(results, f"steering-games-{name or names[0]}")
     return saved
 
 
 def _draw(rows: Sequence[SteeredMoves], path: Path) -> list[Path]:
-    """Of each set of features, raised most, how many moves are others against how many are legal, a dot a feature."""
+    """The share of other moves against the share of legal moves at the largest multiple, a dot for each feature."""
     rows = [row for row in rows if row.times == max(TIMES)]
     with drawing():
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""`glassmoe reproduce table1` and the other tables and figures of the MoE-X paper: trained and measured in one go."""
+"""`glassmoe reproduce table1` and the other tables and figures of the MoE-X paper whose rows are trained."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .suites import CURVE_POINTS, SUITES, TableRow
 from .tables import TableResults
 
 TRIAL_STEPS = 3
-"""Steps that are timed to turn minutes into tokens, after one to warm up."""
+"""Steps that are timed to convert minutes into tokens, after one warm-up step."""
 TRAINING_SHARE = 0.75
-"""Share of a budget of minutes that is left for training; the rest is for measuring."""
+"""Share of a budget of minutes for training; the rest is for measuring."""
 LEAST_STEPS = 8
 GAMES = 1000
-"""Games to choose features on, and again to test them on, unless another number is given."""
+"""Default number of games to choose features on, and again to test them on."""
 
 
 def reproduce_table(
@@ -89,9 +89,9 @@ def reproduce_table(
     if steps < LEAST_STEPS:
         raise ValueError(
             f"{steps * per_step if tokens is None else tokens:,} tokens are {steps} steps of this recipe; "
-            f"give a budget of at least {LEAST_STEPS} steps, {LEAST_STEPS * per_step:,} tokens"
+            f"give a budget of at least {LEAST_STEPS} steps, which are {LEAST_STEPS * per_step:,} tokens"
         )
-    # Halves and quarters of a row are whole steps, or rows would not see equal tokens.
+    # Halves and quarters of a row must be whole steps, so that rows see equal tokens.
     plan = replace(plan, steps=steps - steps % CURVE_POINTS)
     jobs = works(plan, chosen, seeds)
     check(jobs)
@@ -110,7 +110,7 @@ def reproduce_table(
         **origin(recipe.train.device),
     )
     if (results / f"{file}.json").exists():
-        table.save(results, file, draw=False)  # a file of other data or another recipe is refused now
+        table.save(results, file, draw=False)  # refuses a file of other data or another recipe before training
 
     def done(work: Work, row: MeasuredRow | None) -> None:
         if row is not None:
@@ -123,7 +123,7 @@ def reproduce_table(
 
 
 def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
-    """ValueError when a suite of text gets games, or a suite of chess gets text."""
+    """ValueError for games in a suite of text, and for text in a suite of chess."""
     if SUITES[name].of_text:
         if corpus.tokens != TEXT:
             raise ValueError(f"{data} holds games, but {name} reads text; give text that glassmoe data text prepared")
@@ -143,7 +143,7 @@ def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
         data, measured = "TEXT", f" --on {','.join(text.name for text in plan.texts)}"
     else:
         data, measured = "GAMES", "" if plan.games == GAMES else f" --games {plan.games}"
-    return f"glassmoe reproduce {name} --scale {scale} --data.path {data} --tokens {plan.steps * per_step}{measured}"
+    return f"glassmoe reproduce {name} --scale {scale} --data {data} --tokens {plan.steps * per_step}{measured}"
 
 
 def _text_facts(text: EvaluationText) -> TextFacts:
@@ -168,14 +168,14 @@ def _tokens_in(
     corpus: Corpus,
 ) -> int:
     """T for a budget of minutes. The T of an earlier command with the same budget and rows is used again."""
-    asked = {"minutes": minutes, "rows": [row.name for row in rows], "seeds": list(seeds), "processes": processes}
+    request = {"minutes": minutes, "rows": [row.name for row in rows], "seeds": list(seeds), "processes": processes}
     if saved.exists():
         earlier = json.loads(saved.read_text(encoding="utf-8"))
-        if earlier["asked"] == asked:
+        if earlier["asked"] == request:
             return int(earlier["tokens"])
         raise ValueError(
-            f"{saved} holds the budget {earlier['asked']}, and now it is {asked}; runs of another budget have other "
-            f"lengths: give the same one, --tokens {earlier['tokens']}, or another --out"
+            f"Cannot reuse {saved}: it holds the budget {earlier['asked']}, this command has {request}. Runs of "
+            f"another budget have other lengths: give the same budget, --tokens {earlier['tokens']}, or another --out"
         )
     say("timing a few steps of every row")
     seconds = 0.0
@@ -186,12 +186,12 @@ def _tokens_in(
     tokens = steps * tokens_per_step(plan.recipe, corpus)
     if steps >= LEAST_STEPS:
         saved.parent.mkdir(parents=True, exist_ok=True)
-        write_text(saved, json.dumps({"asked": asked, "tokens": tokens}, indent=1) + "\n")
+        write_text(saved, json.dumps({"asked": request, "tokens": tokens}, indent=1) + "\n")
     return tokens
 
 
 def seconds_per_step(config: RunConfig) -> float:
-    """Time of one optimiser step of a run, from a few on weights that are thrown away."""
+    """Seconds of one optimiser step of a run, from a few steps on weights that are discarded."""
     from glassmoe.training.distributed import Processes
     from glassmoe.training.language import LanguageTask
     from glassmoe.training.optimizer import build_optimizers

@@ -1,12 +1,12 @@
-"""The paper's tables and figures as declared lists: which rows, made from which recipe, and what is measured of them.
+"""The tables and figures of the paper as lists of rows: how each row is trained, and what is measured.
 
-A row is the suite's recipe with a few fields of the model changed. Every row sees the same T tokens: an upcycled row
-half of them in its dense source and half as a mixture, a source whose own width is an expert's (MoE-X Table 4 compares
-starts; equal tokens are this project's definition). Rows of unequal tokens stand apart. A name means one configuration
-in every suite, so suites share runs.
+A row is the suite's recipe with a few changed fields of the model. Every row sees the same T tokens. An upcycled row
+sees half of them in its dense source, which is as wide as one expert, and half as a mixture. (MoE-X Table 4 compares
+starts; equal tokens are this project's definition.) Rows of unequal tokens are shown apart. A name means the same
+configuration in every suite, so suites share runs.
 
-`ROWS` is open: a row that another package registers there, or a layer that it registers in `FEED_FORWARD`, is trained
-and measured by `glassmoe reproduce table1 --rows NAME` like ours.
+`ROWS` is open: `glassmoe reproduce table1 --rows NAME` also trains and measures a row that another package registers
+there, or a layer that it registers in `FEED_FORWARD`.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ RECIPES = {
 """(scale, what a token is) -> recipe."""
 
 CURVE_POINTS = 4
-"""At how many points of a run its board scores are taken, the last among them."""
+"""Points of a run at which the boards measure is taken, including the last."""
 SHORT = 0.25
-"""Share of T that rows of the figures with many sizes see."""
+"""Share of T for the rows of figures with many sizes."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """How one row of a table is made."""
+    """How one row of a table is trained."""
 
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipe's model that differ, such as {"ffn": "moe-x", "router": "learned"}."""
     share: float = 1.0
-    """Share of T, the tokens of the table, that this run itself sees."""
+    """Share of T, the tokens of the table, in this run alone."""
     source: str | None = None
-    """Name of the row that it starts from; upcycled where that is dense and this is a mixture."""
+    """Name of the row that it starts from; a mixture is upcycled from a dense source."""
     coder: str | None = None
-    """Kind of a sparse autoencoder that is fitted to `source`, in place of training a model."""
+    """Kind of sparse autoencoder to fit to `source`; None: train a model."""
     apart: bool = False
-    """Whether it is shown below the table, because its tokens are not T."""
+    """Whether the row is shown below the table, because it does not see T tokens."""
     ahead_of: tuple[str, ...] | None = None
-    """Rows that the table compares it with in its claims; None: the paper's claims, and GELU and Switch for rows that
-    the suite does not declare."""
+    """Rows with which the claims compare it; None: the paper's claims, or GELU and Switch for rows that the suite does
+    not declare."""
     name: str = ""
-    """Set from the name in `ROWS`."""
+    """Set to the key in `ROWS`."""
     listed: bool = True
-    """Whether the table shows it, or other rows only start from it. Set by the suite."""
+    """Whether the table shows it; False if other rows only start from it. Set by the suite."""
 
 
 RowMaker = TableRow | Callable[[ModelConfig], TableRow]
@@ -93,22 +93,22 @@ ROWS: dict[str, RowMaker] = {
     "moe-x-learned-router": TableRow({"ffn": "moe-x", "router": "learned"}),
     **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
     "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
-    # What makes the mixture's loss differ from the dense layer's, one change of MoE-X at a time.
+    # Loss ablations: one change of MoE-X at a time.
     **{f"{ffn}-short": _short(ffn=ffn) for ffn in ("gelu", "relu", "switch", "moe-x")},
     "moe-x-learned-router-short": _short(ffn="moe-x", router="learned"),
     "moe-x-no-balance-short": _short(ffn="moe-x", balance=0.0),
     "moe-x-frozen-router-short": _short(ffn="moe-x", router_gradient=False),
     "moe-x-every-expert-short": lambda base: _short(ffn="moe-x", num_experts=base.experts_per_token),
 }
-"""Name -> how the row is made: a `TableRow`, or a function of the recipe's model that returns one. A row of your own
-joins by `ROWS["my-row"] = TableRow({"ffn": "moe-x", "num_experts": 16})`, or by an entry point of the group
+"""Name -> how the row is trained: a `TableRow`, or a function of the recipe's model that returns one. Add your own row
+by `ROWS["my-row"] = TableRow({"ffn": "moe-x", "num_experts": 16})`, or by an entry point of the group
 `glassmoe.rows`."""
 ROW_REGISTRY = Registry("row", "glassmoe.rows", __name__, "ROWS", tuple(ROWS))
 
 
 def make(name: str, base: ModelConfig) -> TableRow:
-    """The row `name` for a recipe's model: of `ROWS`, of an installed entry point, or with the feed-forward layer of
-    that name. ValueError when there is none."""
+    """The row `name` for a recipe's model: from `ROWS`, from an installed entry point, or with the feed-forward layer
+    of that name. ValueError for an unknown name."""
     if name in ROW_REGISTRY.names():
         maker: RowMaker = ROW_REGISTRY.look_up(ROWS, name)
         return replace(maker if isinstance(maker, TableRow) else maker(base), name=name)
@@ -132,16 +132,15 @@ class Suite:
     names: tuple[str, ...] = ()
     """Its rows, names of `ROWS`."""
     measures: tuple[str, ...] = ()
-    """What is measured besides the boards and the loss: routing, encoder_map."""
+    """Measures besides the boards and the loss: routing, encoder_map."""
     of_text: bool = False
-    """Whether rows read text: then their perplexity is measured on texts that they did not train on, in place of
-    boards."""
+    """Whether rows read text. Then perplexity on other texts replaces the boards measure."""
     sized: Callable[[ModelConfig], list[TableRow]] = lambda _: []
     """Rows whose names follow the sizes of the recipe's model."""
 
     def rows(self, base: ModelConfig, names: Sequence[str] | None = None) -> list[TableRow]:
-        """The declared rows, or those of `names`, other rows of `ROWS` included; first, not listed, the rows that they
-        start from. ValueError for an unknown name."""
+        """The declared rows, or the rows `names`, which may include others of `ROWS`. Their sources come first; a
+        source that is not itself chosen is not listed. ValueError for an unknown name."""
         sized = {row.name: row for row in self.sized(base)}
         declared = [*sized, *self.names]
         chosen = declared if names is None else list(names)

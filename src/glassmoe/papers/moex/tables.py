@@ -1,6 +1,6 @@
-"""Results of a suite of the MoE-X paper: rows, failures and claims, and the page with the paper's numbers beside ours.
+"""Results of a suite of the MoE-X paper: rows, failures and claims, and the page that compares them with the paper.
 
-A figure over seeds is the mean. `rows.MeasuredRow` documents a row, `text_tables` has what only rows of text show.
+A number over several seeds is their mean. `rows.MeasuredRow` documents a row; `text_tables` has the tables of text.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ class TableResults(ResultsFile):
     """Rows in the declared order."""
     entries: list[MeasuredRow] = stored_as("rows", default_factory=list)
     failed: list[FailedRow] = field(default_factory=list)
-    """Rows that could not be made."""
+    """Rows that failed."""
     texts: dict[str, TextFacts] | None = omitted()
-    """Of a suite of text: what was read, by its name."""
+    """For a suite of text: name -> text that was read."""
     remarks: list[str] | None = stored_as("notes", default_factory=list)
     order: list[Statement] = field(default_factory=list)
     """What the rows say about the paper's claims."""
     figures: list[str] | None = omitted()
-    """Drawings of the rows, from the page's folder."""
+    """Paths of the figures, relative to the page's folder."""
     files: list[str] | None = omitted()
 
     SHARED: ClassVar[tuple[str, ...]] = ("suite", "scale", "recipe", "data_sha256")
     REQUIRED: ClassVar[tuple[str, ...]] = (*SHARED, "hardware", "command", "commit", "rows")
 
     def joined(self, old: TableResults, path: Path) -> TableResults:
-        """Rows are one for each name and seed. A row that comes again keeps the measures that it does not bring, as
-        long as its model and tokens are the same; a failure is dropped once its row is there."""
+        """One row for each name and seed. A new row keeps the measures of the old one that it lacks, if model and
+        tokens are the same. A failure is dropped once its row exists."""
         rows = merged(old.entries, self.entries, lambda row: row.key, lambda before, row: row.with_measures_of(before))
         names = list(dict.fromkeys([*self.names, *old.names]))
-        # A row that is only a source never comes, so an earlier failure of one is not kept.
+        # A row that is only a source is never added, so its earlier failures are dropped.
         earlier = [each for each in old.failed if not names or each.name in names]
         return replace(
             self,
@@ -153,7 +153,7 @@ def _opening(results: TableResults) -> str:
 
 
 def _headline(suite: str, rows: Sequence[MeasuredRow]) -> str:
-    """One line a name, figures being means over its seeds; the paper's where it has any."""
+    """One line for each name, with means over its seeds, and the paper's numbers where it has any."""
     theirs = {row.name: published(suite, row.name) for row in rows}
     shown = any(theirs.values())
 
@@ -219,7 +219,7 @@ def _legend(results: TableResults) -> str:
 
 
 def _other_rates(rows: Sequence[MeasuredRow]) -> str:
-    """A sentence when some rows have another learning rate than most."""
+    """A sentence if some rows have another learning rate than most rows."""
     rates = {row.name: row.learning_rate for row in rows if row.learning_rate is not None and row.splice is None}
     usual = statistics.mode(rates.values()) if rates else None
     others = [f"{name} ({rate:g})" for name, rate in rates.items() if rate != usual]
@@ -227,8 +227,8 @@ def _other_rates(rows: Sequence[MeasuredRow]) -> str:
 
 
 def _unequal(rows: Sequence[MeasuredRow]) -> list[str]:
-    """A sentence when rows of the main table did not see the same tokens. An autoencoder's fit comes after its model's
-    training and is not counted here."""
+    """A sentence if rows of the main table saw different numbers of tokens. Autoencoders are left out, because their
+    fit comes after the training of their model."""
     tokens = {row.name: row.tokens for row in rows if row.splice is None}
     if not tokens or max(tokens.values()) <= 1.01 * min(tokens.values()):
         return []
@@ -370,7 +370,7 @@ def _curves(rows: Sequence[MeasuredRow]) -> list[str]:
 
 
 def _thin(points: list[list[float]]) -> list[list[float]]:
-    """At most `CURVE_POINTS` of them, evenly, the last among them."""
+    """At most `CURVE_POINTS` points at even distances, including the last."""
     step = -(-len(points) // CURVE_POINTS)
     return points[::-1][:: step or 1][::-1]
 

@@ -1,4 +1,4 @@
-"""The page of a suite of text: perplexities of each row beside the paper's, then words, bytes and layers."""
+"""The page of a suite of text: perplexities of each row and of the paper, then words, bytes and layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
-    """One line a name, figures being means over its seeds."""
+    """One line for each name, with means over its seeds."""
     texts = [each.removeprefix(PREFIX) for each in text_measures(rows)]
     theirs = PERPLEXITIES[size_of(recipe)]
     shown = {text: any(text in theirs.get(row.name, {}) for row in rows) for text in texts}
@@ -76,7 +76,7 @@ def legend(results: TableResults) -> str:
 
 
 def sections(rows: Sequence[MeasuredRow]) -> list[str]:
-    """Perplexity by the word and bits per byte of each text, and the layers."""
+    """The sections on each text (perplexity per word, bits per byte) and on the layers."""
     lines = []
     for text in (each.removeprefix(PREFIX) for each in text_measures(rows)):
         for name, group in by_name(rows).items():
@@ -119,7 +119,7 @@ def _l0(row: MeasuredRow) -> float | None:
 
 
 def _width(row: MeasuredRow) -> str | None:
-    """Features of a layer, as its configuration has them; None where widths alone do not say it."""
+    """Number of features of a layer, from its configuration; None where the widths do not decide it."""
     model = row.model
     if row.splice is not None:
         return None if model.get("features") is None else f"{model['features']:,}"

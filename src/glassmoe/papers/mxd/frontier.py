@@ -1,7 +1,7 @@
-"""`glassmoe reproduce mxd-frontier`: accuracy against sparsity of the coders that stand for an MLP, as in the Mixture
-of Decoders paper (Oldfield et al. 2025, arXiv 2505.21364): one sweep a seed, what the model loses by each coder, for
-models of chess what the features detect on the board, and whether the mixture is ahead at every k.
-"""
+"""`glassmoe reproduce mxd-frontier`: accuracy against sparsity of coders that replace an MLP, as in the Mixture of
+Decoders paper (Oldfield et al. 2025, arXiv 2505.21364). For each seed it runs one sweep and measures what the model
+loses by each coder and, for chess models, what the features detect on the board. It reports whether the mixture is
+ahead at every k."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RIVALS = DEFAULT[2:]
 
 
 class Measure(NamedTuple):
-    """A measure of the rows: what it is called, and whether less of it is better."""
+    """A measure of the rows: its name in words, and whether lower is better."""
 
     words: str
     less: bool
@@ -69,15 +69,15 @@ BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierRow(CoderFidelity):
-    """One coder at one k and seed, and what the model loses by it."""
+    """One coder at one k and seed, with its fidelity."""
 
     name: str
     """Kind of the coder, with its variant."""
     seed: int
     k: int
-    """Features of a token that it keeps."""
+    """Features per token."""
     tokens_fitted: int
-    """Tokens that it was fitted to."""
+    """Tokens of its fit."""
     steps: int
     lr: float
     """Peak learning rate."""
@@ -122,7 +122,7 @@ class FrontierResults(ResultsFile):
     data_sha256: str
     """Fingerprint of the corpus that coders were fitted to and measured on."""
     source_sha256: str
-    """Of the model's weights."""
+    """Sha256 of the model's weights."""
     hardware: str
     entries: list[FrontierRow] = stored_as("rows", default_factory=list)
     claims: list[FrontierClaim] = field(default_factory=list)
@@ -251,8 +251,7 @@ def mxd_frontier(
         saved = FrontierResults(
             model=Path(model).name,
             layer=layer,
-            command=f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} --data.path DATA"
-            + words,
+            command=f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} --data DATA" + words,
             data_sha256=corpus.fingerprint,
             source_sha256=next(iter(measured.values()))["source_sha256"],
             entries=_rows(seed, config, measured),
@@ -264,7 +263,7 @@ def mxd_frontier(
 def _measure_boards(
     measured: dict[str, dict[str, Any]], subject: Subject, readers: Mapping[str, Reader], corpus: Corpus, games: int
 ) -> None:
-    """Add to every coder's measures what its features say of the board."""
+    """Add the boards measure to the measures of every coder."""
     measure = partial(evaluate_boards, subject.model, corpus, games=games, brief=True)
     for name, reader in readers.items():
         (layer,) = measure(layers=[reader.number], coder=reader.layer, site=reader.place.site).layers
@@ -289,9 +288,9 @@ def measures_of(rows: Sequence[FrontierRow]) -> dict[str, Measure]:
 
 
 def claims(rows: Sequence[FrontierRow]) -> list[FrontierClaim]:
-    """Is a mixture of decoders ahead of the transcoders at every k, in every measure? Of `mxd` as the paper starts it,
-    and of `mxd-one`: differences within the seeds that both have. The paper says yes to all (of boards it says
-    nothing)."""
+    """Is a mixture of decoders ahead of the transcoders at every k, in every measure? The mixtures are `mxd`, which
+    starts as in the paper, and `mxd-one`; differences are within the seeds that both have. The paper answers yes to all
+    (it does not measure boards)."""
     statements = []
     ks = sorted({row.k for row in rows})
     for k, name, rival, (measure, (_, less)) in product(ks, DEFAULT[:2], RIVALS, measures_of(rows).items()):
@@ -321,7 +320,7 @@ def _line(name: str, k: int, group: Sequence[FrontierRow], boards: Sequence[str]
 
 
 def draw(rows: Sequence[FrontierRow], path: Path) -> list[Path]:
-    """The frontier: every measure against k, a line a coder, bars of half the 95% interval."""
+    """The frontier: every measure against k, a line for each coder, with 95% intervals."""
     measures, ks = measures_of(rows), sorted({row.k for row in rows})
     with drawing():
         from matplotlib.figure import Figure

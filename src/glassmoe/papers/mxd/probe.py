@@ -1,5 +1,5 @@
-"""`glassmoe reproduce mxd-probe`: how well single features detect classes of texts, coder beside coder, as in the
-Mixture of Decoders paper (Oldfield et al. 2025).
+"""`glassmoe reproduce mxd-probe`: how well single features detect classes of texts, for every coder, as in the Mixture
+of Decoders paper (Oldfield et al. 2025).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ProbeRow(ReaderProbe):
 
 @dataclass(frozen=True)
 class ProbedTask(Result):
-    """A task as it was read."""
+    """A task, and how its texts were read."""
 
     task: str
     texts: int
@@ -48,13 +48,13 @@ class ProbedTask(Result):
     read: str
     """beginning, end or last token."""
     top: int
-    """Features of which each is a probe."""
+    """Features that are tried as probes."""
     splits: int
 
 
 @dataclass(frozen=True)
 class ProbeDifference(Result):
-    """F1 of one set of features less another's, mean over the classes of all tasks."""
+    """F1 of one set of features minus that of another, mean over the classes of all tasks."""
 
     name: str
     than: str
@@ -170,7 +170,7 @@ def mxd_probe(
 
 
 def differences(rows: Sequence[ProbeRow]) -> list[ProbeDifference]:
-    """The difference of each two sets of features, class by class over all tasks."""
+    """The difference between every two sets of features, over the classes of all tasks."""
     scores: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
         scores.setdefault(row.name, {}).update({(row.task, each.label): each.f1 for each in row.classes})
@@ -182,7 +182,7 @@ def differences(rows: Sequence[ProbeRow]) -> list[ProbeDifference]:
 
 
 def coder_header(suite: str, path: str | Path, subject: Subject, device: str) -> dict[str, Any]:
-    """The facts that begin a file of `CoderResults`."""
+    """The first facts of a `CoderResults` file."""
     return {
         "model": Path(subject.name).name,
         "coders": Path(path).name,
@@ -192,7 +192,7 @@ def coder_header(suite: str, path: str | Path, subject: Subject, device: str) ->
 
 
 def _draw(results: ProbeResults, path: Path) -> list[Path]:
-    """A panel a task: F1 of each set of features, with intervals, and beside it that of a random feature."""
+    """A panel for each task: F1 of each set of features, with intervals, and F1 of a random feature."""
     tasks = [task.task for task in results.tasks]
     names = list(dict.fromkeys(row.name for row in results.entries))
     with drawing():

@@ -1,7 +1,6 @@
-"""`glassmoe reproduce mxd-steering`: how much texts are about one thing, and how fluent they are, when one feature is
-raised, coder beside coder, as in the Mixture of Decoders paper (Oldfield et al. 2025). Judged offline, and by language
-models where there are some.
-"""
+"""`glassmoe reproduce mxd-steering`: how much generated texts share one concept, and how fluent they are, when one
+feature is raised, for every coder, as in the Mixture of Decoders paper (Oldfield et al. 2025). The measures are
+offline; language models can rate the texts as well."""
 
 from __future__ import annotations
 
@@ -29,9 +28,9 @@ from .probe import CoderResults, coder_header
 SAMPLING = Sampling(32, samples=10, temperature=1.0, top_p=0.1, frequency_penalty=1.0)
 """The paper's texts: their length, their number for each feature, and how they are sampled."""
 SHOWN = 4
-"""Rows of a set of features whose texts the file has: those of all would fill it, these show what is judged."""
+"""Rows of a set of features whose texts are saved as examples; the texts of all rows would fill the file."""
 CHECK = ("The cat sat on the mat.", "A dog slept by the door.")
-"""Texts that a judge rates before anything is written, to see that it is there."""
+"""Texts that a judge rates before anything is generated, to check that it answers."""
 OFFLINE, JUDGED = ("agreement", "fluency"), ("concept", "fluency_judged")
 AXES = {
     "agreement": "agreement of a feature's texts",
@@ -43,7 +42,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class JudgeRating(Result):
-    """A judge's word on the texts of one feature, each number from 0 to 1."""
+    """A judge's rating of the texts of one feature; each number is from 0 to 1."""
 
     concept: float
     """How much they share one concept."""
@@ -59,18 +58,18 @@ class SteeringRow(Result):
     feature: int | None
     """None for texts without a change."""
     agreement: float | None
-    """Mean cosine between the texts in what leaves the last block; None for fewer than two texts."""
+    """Mean cosine between the texts in the output of the last block; None for fewer than two texts."""
     fluency: float | None
-    """Geometric mean probability of their tokens under the model as it is."""
+    """Geometric mean probability of their tokens under the model without the edit."""
     texts: list[str] | None = omitted()
-    """What was written; the file has the first rows' alone."""
+    """The generated texts; the file has those of the first rows only."""
     judges: dict[str, JudgeRating | None] | None = omitted()
     """Model -> its rating, None where it gave none."""
     concept: float | None = None
     """Mean over the judges, None unless all of them rated the texts."""
     fluency_judged: float | None = None
     texts_judged: int | None = omitted()
-    """Texts that judges saw: those that are not empty."""
+    """Texts that the judges saw, which are those that are not empty."""
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
@@ -96,7 +95,7 @@ class SteeringResults(CoderResults):
     """How texts were sampled: tokens, samples, temperature, top_p, frequency_penalty, seed."""
     entries: list[SteeringRow] = stored_as("rows", default_factory=list)
     judges: list[Questions] | None = omitted()
-    """Who judged, the counts of questions and their cost."""
+    """The judges, with the counts of questions and their cost."""
     remarks: list[str] | None = stored_as("notes", omit_none=True)
     files: list[str] | None = omitted()
 
@@ -130,7 +129,7 @@ class SteeringResults(CoderResults):
         return [self.opening(), *parts, *(self.remarks or []), figure(name)]
 
     def _judged(self, protocol: str) -> list[str]:
-        """The judges' tables, who they are, and what became of the questions to them."""
+        """The judges' tables, the names of the judges, and counts of their answers."""
         judges, words = self.judges or [], ("concept", "fluency")
         models = [judge.model for judge in judges]
         several = len(models) > 1
@@ -151,7 +150,7 @@ class SteeringResults(CoderResults):
         return parts
 
     def _fewer(self) -> list[str]:
-        """What a judge did not see of the texts, where it did not see all."""
+        """A sentence about texts that the judges did not see."""
         samples = self.sampling["samples"]
         seen = [row.texts_judged or 0 for row in self.entries]
         few, none = sum(1 < count < samples for count in seen), sum(count < 2 for count in seen)
@@ -209,7 +208,7 @@ def mxd_steering(
     if judges:
         header["command"] += f" --judge URL --judge-model {','.join(chat.endpoint.model for chat in judges)}"
     for chat in judges:
-        # A wrong address or key shows now, and not after minutes of writing.
+        # A wrong address or key must fail now, not after minutes of generation.
         rate_texts(chat, [CHECK])
         chat.counts = Counts(calls=chat.counts.calls)
     steered = SteeringResults(**header, amount=amount, prompt=prompt, sampling=dict(vars(SAMPLING)))
@@ -229,8 +228,8 @@ def mxd_steering(
 
 
 def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
-    """The rows with what the judges say of their `texts`; as they are without judges. Empty texts are not shown, and
-    of fewer than two nothing is asked, since one alone is about one thing."""
+    """The rows with the judges' ratings of their `texts`; without judges the rows are not changed. Judges do not see
+    empty texts. Fewer than two texts are not judged, because a single text always shares one concept."""
     if not judges:
         return list(rows)
     texts = [[text for text in row.texts or [] if text.strip()] for row in rows]
@@ -246,7 +245,7 @@ def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[Steering
             for model, each in by_model.items()
         }
         present = [rating for rating in own.values() if rating is not None]
-        # A mean over other judges would differ by their strictness, not by the texts.
+        # Means over different judges would differ by the judges' strictness, not by the texts.
         if len(present) == len(own):
             row = replace(
                 row,
@@ -281,8 +280,8 @@ def _table(words: tuple[str, str], lines: list[list[Any]]) -> str:
 
 
 def _draw(results: SteeringResults, path: Path) -> list[Path]:
-    """Every feature as a point, by its judges where it has some; of each set of features the mean and the ellipse of
-    one standard deviation."""
+    """A point for each feature, by judges' ratings if there are any, and for each set of features its mean and the
+    ellipse of one standard deviation."""
     import numpy as np
 
     own = [row for row in results.entries if row.feature is not None]
