@@ -225,6 +225,8 @@ def test_mistakes(run: Path, corpus: Path, tmp_path: Path, capsys: pytest.Captur
     small = GlassForCausalLM(
         type(load_subject(str(run), "cpu").model.config)(vocab_size=9, width=16, heads=2, layers=1)
     )
-    with pytest.raises(ValueError, match=r"the tokenizer gives the id \d+ and the model has 9; give the model its own"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has the id \d+, but the model has 9 ids; use the tokenizer of the model"
+    ):
         text_perplexity(small, kind, as_text(["the cat"]), 8)
     assert text_kind(kind.tokenizer or "").size == kind.size

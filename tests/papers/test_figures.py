@@ -127,7 +127,7 @@ def test_pyplot_is_not_used(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="there are no figures of 'table9'; there are of table1, table2, table3"):
+    with pytest.raises(ValueError, match="suite 'table9' has no figures; suites with figures: table1, table2, table3"):
         draw(results("table9", []), tmp_path, "t")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ValueError, match=r'needs matplotlib, which is not installed: pip install "glassmoe\[plots\]"'):

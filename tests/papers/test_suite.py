@@ -200,7 +200,7 @@ def test_minutes_become_tokens_that_are_kept(
     assert {row["tokens"] for row in found["rows"]} == {int(0.3 * 60 * 0.75 / (0.5 * 2)) // 4 * 4 * PER_STEP}
     monkeypatch.setattr(suite, "seconds_per_step", lambda _: pytest.fail("timed again"))
     assert reproduce("table1", rows=rows, minutes=0.3, **given)["rows"] == found["rows"]
-    with pytest.raises(ValueError, match=r"holds the budget .* give the same one, --tokens"):
+    with pytest.raises(ValueError, match=r"holds the budget .* give the same budget, --tokens"):
         reproduce("table1", rows=["gelu"], minutes=0.3, **given)
 
 

@@ -218,7 +218,7 @@ def test_other_games_or_no_results_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"holds results with {fact} .*, these have other. .*give another name"):
             save(path, replace(results("table1", []), **{fact: "other"}))
     (tmp_path / "t.json").write_text("[1]")
-    with pytest.raises(ValueError, match="is not what glassmoe writes there: expected JSON with suite"):
+    with pytest.raises(ValueError, match="is not a file that glassmoe wrote: expected JSON with suite"):
         save(path, results("table1", []))
 
 

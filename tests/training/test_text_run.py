@@ -173,7 +173,7 @@ def test_the_verbs(run: Path, text: Path, tmp_path: Path, capsys: pytest.Capture
     page = (run / "report.html").read_text()
     assert "tokens of text" in page and "bits per byte" in page and "glassmoe eval boards" not in page
     assert cli.main(["eval", "boards", str(run)]) == 2
-    assert re.search(r"boards measure reads chess games, and this model reads text", capsys.readouterr().err)
+    assert re.search(r"boards measure reads chess games, but this model reads text", capsys.readouterr().err)
     assert cli.main(["reproduce", "table3", "--data.path", str(text)]) == 2
     assert "holds text" in capsys.readouterr().err
 

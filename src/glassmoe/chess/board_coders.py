@@ -1,4 +1,4 @@
-"""A fitted coder against the chess board: what its features detect, and what the model loses by it."""
+"""The boards measure of a fitted coder, with what the model loses by it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .board_results import BoardsResult
 
 @dataclass(frozen=True, kw_only=True)
 class CoderResult(CoderFacts):
-    """What a fitted coder detects on the board and keeps of its model."""
+    """The boards measure and the fidelity of a fitted coder."""
 
     source: str
-    """The model that it reads."""
+    """Name of the model that it reads."""
     splice: Fidelity
     boards: BoardsResult | None = omitted()
-    """Of a chess model."""
+    """For a chess model: the boards measure."""
 
 
 def evaluate_coder(
@@ -41,9 +41,9 @@ def evaluate_coder(
     max_rows: int = 512,
     micro_rows: int = 16,
 ) -> CoderResult:
-    """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus`, cut as for the fit, and of a
-    chess model `evaluate_boards` with these `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
-    of its directory."""
+    """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus`, cut as for the fit. For a
+    chess model also `evaluate_boards` with `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
+    in the coder's directory."""
     _, valid = validation_rows(subject, {reader.name: reader}, str(corpus.path))
     read = np.arange(min(max_rows, len(valid)))
     splice = fidelity(subject.model, {"coder": (reader.layer, reader.place)}, valid, read, micro_rows)["coder"]

@@ -3,8 +3,8 @@
 The metrics need, for every threshold t, feature f and slot b, TP(t, f, b) = boards on which f is active
 above t and b is true. Active means value > t * a_f in float32, a_f the feature's maximum
 (SAE_BoardGameEval, Karvonen et al. 2024). As a_f > 0, a value's *bucket*, the number of thresholds it
-exceeds, says it all: f is active at t iff bucket > t. So one histogram over buckets, summed from the top,
-gives all eleven thresholds. Three choices keep it small and fast:
+exceeds, is enough: f is active at t iff bucket > t. So one histogram over buckets, summed from the top,
+gives all eleven thresholds. Three choices make it small and fast:
 
 * a feature's most frequent bucket is not counted but follows from the totals: bucket 0 (what a sparse
   array does not store), or bucket 1 for a dense feature that is mostly positive;
@@ -48,8 +48,8 @@ def threshold_at(index: int) -> float:
 def as_acts(acts: Any) -> Acts:
     """Dense float32 [N, F] or canonical CSR float32 [N, F]; ValueError for anything else."""
     if sp.issparse(acts):
-        given: Any = acts
-        csr: sp.csr_array = sp.csr_array(given).astype(np.float32, copy=False)
+        sparse: Any = acts
+        csr: sp.csr_array = sp.csr_array(sparse).astype(np.float32, copy=False)
         if not csr.has_canonical_format:
             csr = csr.copy()
             csr.sum_duplicates()
@@ -76,7 +76,7 @@ def as_labels(labels: Any) -> sp.csr_array:
 def f1_score(tp: Any, predicted: Any, positives: Any) -> Any:
     """F1 = 2PR / (P + R + e), P = tp / (predicted + e), R = tp / (positives + e), e = 1e-8, in float64.
 
-    predicted = TP + FP, positives = TP + FN; numbers or arrays that broadcast. 0 where nothing is right.
+    predicted = TP + FP, positives = TP + FN; numbers or arrays that broadcast. 0 without true positives.
     """
     tp, predicted, positives = (np.asarray(count, dtype=np.float64) for count in (tp, predicted, positives))
     precision, recall = tp / (predicted + EPSILON), tp / (positives + EPSILON)
@@ -84,7 +84,7 @@ def f1_score(tp: Any, predicted: Any, positives: Any) -> Any:
 
 
 def exceeded(values: Float32, maxima: Float32) -> NDArray[np.uint8]:
-    """How many thresholds each value strictly exceeds (its bucket, 0 to 11); `maxima` > 0 and broadcasts."""
+    """The number of thresholds that each value strictly exceeds (its bucket, 0 to 11); `maxima` > 0 and broadcasts."""
     bucket = np.zeros(values.shape, dtype=np.uint8)
     for threshold in THRESHOLDS:
         bucket += values > threshold * maxima
@@ -97,7 +97,7 @@ def entries(
     """Activations above t = 0 on the boards `rows`, row by row: (position in `rows`, rank of the feature,
     bucket).
 
-    rank_F: new number of each wanted feature, -1 for the others.
+    rank_F: new number of each feature to use, -1 for the others.
     """
     if isinstance(acts, np.ndarray):
         wanted = np.flatnonzero(rank_F >= 0)
@@ -230,7 +230,7 @@ def _histogram(block: _Block, positives: _Positives) -> tuple[Float32, Float32]:
     for bucket in range(BUCKETS - 2, 0, -1):
         count_WKB[:, bucket] += count_WKB[:, bucket + 1]
         active_WK[:, bucket] += active_WK[:, bucket + 1]
-    # Where the base is bucket 0 its own counts stay unknown, and unneeded: nothing is active there.
+    # If the base is bucket 0, its own counts stay unknown. They are not needed: no feature is active there.
     tp_WTB, active_WT = count_WKB[:, 1:], active_WK[:, 1:]
     tp_WTB[:, :, positives.common :] *= -1
     tp_WTB[:, :, positives.common :] += active_WT[:, :, None]
@@ -239,7 +239,7 @@ def _histogram(block: _Block, positives: _Positives) -> tuple[Float32, Float32]:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over the training boards finds.
+    """The results of one pass over the training boards.
 
     f1_TB: float64, best F1 of any feature; feature_TB: that feature, -1 where none scores (ties: the
     lowest). label_m3: int64 [m, 3], the triples (threshold, feature, slot) with precision >= 0.95 and at
@@ -259,9 +259,9 @@ def _labels_of(tp_WTB: Float32, active_WT: Float32) -> tuple[NDArray[np.intp], .
     Precision is TP / (TP + FP + e) in float32, as in the original: 19 of 20 does reach 0.95.
     """
     least_WT = np.maximum(np.float32(0.949) * active_WT, np.float32(MIN_TRUE_POSITIVES))
-    # numpy finds few among many several times faster in one dimension than in three.
-    found_m = np.flatnonzero(tp_WTB >= least_WT[:, :, None])
-    feature, threshold, column = np.unravel_index(found_m, tp_WTB.shape)
+    # numpy selects a few of many entries several times faster in one dimension than in three.
+    entry_m = np.flatnonzero(tp_WTB >= least_WT[:, :, None])
+    feature, threshold, column = np.unravel_index(entry_m, tp_WTB.shape)
     tp_m = tp_WTB[feature, threshold, column]
     keep = tp_m / (active_WT[feature, threshold] + np.float32(EPSILON)) >= MIN_PRECISION
     return feature[keep], threshold[keep], column[keep]
@@ -280,19 +280,19 @@ def _counted(
 def best_slots(
     acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
-    """For each of the features `alive` the `count` slots (or all, if fewer) that it tells best, each at its own
+    """For each of the features `alive` the `count` slots (or all, if fewer) that it detects best, each at its own
     threshold: (slots, numbers of thresholds, F1), each [len(alive), count], best first (ties: the lower slot)."""
     positives = _positives(labels)
     back = np.argsort(positives.column_B)
     count = min(count, len(back))
-    found: list[tuple[Any, Any, Any]] = [(np.empty((0, count), int), np.empty((0, count), int), np.empty((0, count)))]
+    parts: list[tuple[Any, Any, Any]] = [(np.empty((0, count), int), np.empty((0, count), int), np.empty((0, count)))]
     for _, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
         f1_WTB = f1_score(tp_WTB, active_WT[:, :, None], positives.true_B)[:, :, back]
         best_WB = f1_WTB.max(axis=1)
         slot = np.argsort(-best_WB, axis=1, kind="stable")[:, :count]
         rows = np.arange(len(slot))[:, None]
-        found.append((slot, f1_WTB.argmax(axis=1)[rows, slot], best_WB[rows, slot]))
-    slots, thresholds, f1 = (np.concatenate(part) for part in zip(*found, strict=True))
+        parts.append((slot, f1_WTB.argmax(axis=1)[rows, slot], best_WB[rows, slot]))
+    slots, thresholds, f1 = (np.concatenate(part) for part in zip(*parts, strict=True))
     return slots, thresholds, f1
 
 
@@ -306,11 +306,11 @@ def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, w
     best_TB, feature_TB = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
     tp_TB, predicted_TB = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     active_FT = np.zeros((acts.shape[1], len(THRESHOLDS)), dtype=np.float32)
-    found: list[NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
+    labels_m3: list[NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
     true_B = np.maximum(positives.true_B, 1)  # a slot that is never true has no TP either: 0 / 1, not 0 / 0
     for ids, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
         active_FT[ids] = active_WT
-        # F1 / 2 but for e, which moves F1 by less than 1e-8: enough to compare, and a third of the work.
+        # F1 / 2 without e, which changes F1 by less than 1e-8: enough to compare, at a third of the cost.
         half_WTB = active_WT[:, :, None] + true_B
         np.divide(tp_WTB, half_WTB, out=half_WTB)
         better = np.unravel_index(np.flatnonzero(half_WTB.max(axis=0) > best_TB), shape)
@@ -321,7 +321,7 @@ def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, w
         feature_TB[better] = ids[chosen]
         if want_labels:
             feature, threshold, column = _labels_of(tp_WTB, active_WT)
-            found.append(np.stack([threshold, ids[feature], positives.column_B[column]], axis=1))
+            labels_m3.append(np.stack([threshold, ids[feature], positives.column_B[column]], axis=1))
     f1_TB = f1_score(tp_TB, predicted_TB, positives.true_B)
     back = np.argsort(positives.column_B)
-    return Scan(f1_TB[:, back], feature_TB[:, back], np.concatenate(found), active_FT)
+    return Scan(f1_TB[:, back], feature_TB[:, back], np.concatenate(labels_m3), active_FT)

@@ -1,12 +1,13 @@
 """The boards measure: how well the features of every layer track the chess board, with controls.
 
 Protocol (MoE-X chess evaluation; SAE_BoardGameEval, Karvonen et al. 2024): features are chosen on one set of games and
-tested on another, none of which the model was trained on; the first 256 characters and 20 dots of each game, or of a
-game as moves the first 40 tokens and the same 20 positions; a feature's maximum is taken over all tokens of the first
-half of the training games, at most 1,000.
+tested on another; the model was trained on neither. The measure reads the first 256 characters and 20 dots of each
+game, or the first 40 tokens and the same 20 positions of a game as moves. A feature's maximum is taken over all tokens
+of the first half of the training games, at most 1,000.
 
-Width alone can look like readability, so there are two controls: the same architecture with random weights, and, for
-layers wider than a dense layer of equal active parameters, a random subsample of that width.
+A wide layer can look interpretable because of its width alone. There are therefore two controls: the same architecture
+with random weights and, for layers wider than a dense layer of equal active parameters, a random subsample of that
+width.
 
 Legend: G games, N tokens, B slots.
 """
@@ -40,9 +41,9 @@ from .tokens import kind_of
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
 TOKENS_READ = {"characters": CHARACTERS, "moves": 2 * DOTS}
-"""How much of a game is read."""
+"""Tokens of a game that are read."""
 FIRST_GAMES = 25
-"""Games on which a control's coder takes its bias from the stream."""
+"""Games whose residual stream sets the bias of a control's coder."""
 PROPERTIES = (HEADLINE, *STRATEGY)
 
 
@@ -62,26 +63,25 @@ def evaluate_boards(
     """Coverage, held-out coverage and reconstruction of each layer, and what single features of the best layer (by
     reconstruction) detect.
 
-    `games`: how many choose features, and again how many test them; fewer are used, with a message, when there are not
-    enough games of 20 dots. The validation split of `corpus` gives both sets; with `test_corpus` it gives the first and
-    that corpus the second. `controls`: also measure the random-weight twin. `coder`: measure, in place of the
-    feed-forward layers, a coder that reads at `site` of the one layer in `layers`; its control is a coder before its
-    fit, on the twin's activations. `brief`: only the headline property, without strategy group, twin and single
-    features, for curves over training. ValueError when a layer does not exist, the context is too short, or there are
-    no games.
+    `games`: number of games that choose features; as many others test them. If too few games have 20 dots, fewer are
+    used, with a message. Both sets come from the validation split of `corpus`; with `test_corpus` the second set comes
+    from that corpus. `controls`: also measure the random-weight twin. `coder`: measure a coder that reads at `site` of
+    the one layer in `layers` instead of the feed-forward layers; its control is a coder before its fit, on the twin's
+    activations. `brief`: only the headline property, without strategy group, twin and single features, for curves
+    during training. ValueError for a layer that does not exist, a context that is too short, and a lack of games.
     """
     chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
         raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
     if model.config.tokens not in TOKENS_READ:
         raise ValueError(
-            f"the boards measure reads chess games, and this model reads {model.config.tokens}; measure it with "
+            f"the boards measure reads chess games, but this model reads {model.config.tokens}; measure it with "
             f"glassmoe eval ppl"
         )
     read = TOKENS_READ[model.config.tokens]
     if model.config.context < read:
         raise ValueError(
-            f"the boards measure reads {read} {model.config.tokens} of a game, and this model's context is "
+            f"the boards measure reads {read} {model.config.tokens} of a game, but this model's context is "
             f"{model.config.context}; train with data.rows games:{read} or longer rows"
         )
     for each in (corpus, test_corpus or corpus):
@@ -107,12 +107,12 @@ def evaluate_boards(
             entry["subsample"] = SubsampleScores(width=equal_width, **_numbers(_scores(subset, test, labels)))
         entries.append(entry)
         progress.update()
-    # Coverage counts features that only follow the time of the game, which layers share; what rebuilds a board does
+    # Coverage also counts features that only follow the time of the game, which all layers have. Reconstruction does
     # not.
     best = max(entries, key=lambda entry: entry["reconstruction"])["layer"]
     train, test = harvested.pop(best)
     reading = _Reading(train, test, scores[best])
-    harvested.clear()  # the twin's take as much memory again
+    harvested.clear()  # the twin's activations need as much memory
     random_reading = None
     if controls:
         twins = random_twins(model, coder, chosen_layers[0], site, inputs)
@@ -141,7 +141,7 @@ def evaluate_boards(
 
 
 class _Reading(NamedTuple):
-    """What is kept of a layer to find what its single features detect."""
+    """The part of a layer's measures that shows what its single features detect."""
 
     train: Harvest
     test: Harvest
@@ -166,7 +166,7 @@ def choose_games(corpus: Corpus, test_corpus: Corpus | None, count: int) -> dict
         half = len(texts) // 2
         train, test = texts[:half], texts[half : 2 * half]
     elif test_corpus.fingerprint == corpus.fingerprint:
-        raise ValueError(f"{test_corpus.path} holds the games of the run itself; give other games to test on, or none")
+        raise ValueError(f"{test_corpus.path} holds the games of the run itself; test on other games, or leave it out")
     else:
         where += f" or in {test_corpus.path}"
         train = board_games(corpus.split("valid"), count)
@@ -175,12 +175,11 @@ def choose_games(corpus: Corpus, test_corpus: Corpus | None, count: int) -> dict
     if games == 0:
         raise ValueError(
             f"there are fewer than 2 games with {DOTS} moves of White in {TOKENS_READ[corpus.tokens]} {corpus.tokens} "
-            f"in {where}; "
-            f"the measure needs games to choose features on and others to test them (1,000 each are better): prepare "
-            f"more games"
+            f"in {where}. The measure needs games to choose features on and others to test them (1,000 each are "
+            f"better): prepare more games"
         )
     if games < count:
-        say(f"{games} + {games} games are usable and read, not {count} + {count}")
+        say(f"reading {games} + {games} games instead of {count} + {count}: no more are usable")
     return {"train": train[:games], "test": test[:games]}
 
 
@@ -192,7 +191,7 @@ def _about(corpus: Corpus) -> str:
 def random_twins(
     model: GlassForCausalLM, coder: FeedForward | None, layer: int, site: Site, inputs: Sequence[Any]
 ) -> tuple[GlassForCausalLM, FeedForward | None]:
-    """The random-weight twin of a model and, where there is a coder, one before its fit to the twin."""
+    """The random-weight twin of a model and, with a coder, a coder of the twin before its fit."""
     twin = random_twin(model)
     if coder is None:
         return twin, None
@@ -221,7 +220,7 @@ def _features(
 
 
 def board_games(games: Sequences, limit: int) -> list[str]:
-    """The first `limit` games, in order, that have 20 dots within what is read of them (`TOKENS_READ`), cut there."""
+    """The first `limit` games that have 20 dots in the tokens that are read (`TOKENS_READ`), cut to these tokens."""
     texts = []
     for i in range(len(games)):
         text = games.text(i)

@@ -1,5 +1,5 @@
-"""What each feature of a layer says about the board: the property that it detects best, in words, with precision and
-recall on games that did not choose it.
+"""The board property that each feature of a layer detects best, in words, with precision and recall on games that did
+not choose it.
 
 For every feature all properties of `EXPLAINED` that are true on 1% to 40% of the boards are tried, at all thresholds,
 on one set of games. The property and the threshold with the best F1 there are the explanation; its precision, recall
@@ -51,9 +51,9 @@ EXPLAINED = (
 )
 """Properties that explanations use, each once (the other properties mask some of these slots)."""
 START = (4, 2, 3, 5, 6, 3, 2, 4, *[1] * 8, *[0] * 32, *[-1] * 8, -4, -2, -3, -5, -6, -3, -2, -4)
-"""What stands on a1, b1, ... h8 when a game begins, by the codes of the piece property."""
+"""The pieces on a1, b1, ... h8 when a game begins, in the codes of the piece property."""
 KEPT = 3
-"""Properties that are reported of a feature, the best first."""
+"""Properties that are reported for a feature, the best first."""
 SURPRISING = 12
 """Features that are listed as surprising, at most."""
 
@@ -79,7 +79,7 @@ class PropertyExplanation(Result):
     f1_always_on: float
     """F1 of a feature that always fires."""
     also: list[PropertyExplanation] | None = omitted()
-    """Of a feature's best property: the next ones."""
+    """For a feature's best property: the next best ones."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class PropertyCounts(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class BoardExplanations(PropertyCounts):
-    """What each feature of one layer says about the board."""
+    """The board properties that the features of one layer detect."""
 
     features: dict[int, PropertyExplanation]
-    """Feature -> what it says; features without any F1 are left out."""
+    """Feature -> its best property; features with an F1 of 0 are left out."""
     random: dict[str, int] | None = omitted()
     """Levels of the same layer with random weights; with controls."""
     surprising: list[BoardFeature] | None = omitted()
@@ -154,9 +154,9 @@ def explain_boards(
     coder: FeedForward | None = None,
     site: Site = "stream",
 ) -> BoardExplanations:
-    """What the features of a layer (or of a `coder` that reads there at `site`) say about the board. `games`: how many
-    choose properties, and again how many test them. `corpus`, `test_corpus`, `controls` and errors as for
-    `evaluate_boards`."""
+    """The board properties that the features of a layer (or of a `coder` that reads there at `site`) detect. `games`:
+    number of games that choose properties; as many others test them. `corpus`, `test_corpus`, `controls` and errors as
+    for `evaluate_boards`."""
     check_layers(model, [layer])
     read = TOKENS_READ.get(model.config.tokens)
     if read is None or model.config.context < read:
@@ -200,8 +200,8 @@ def explain_boards(
 def explain(
     train: Harvest, test: Harvest, train_labels: sp.csr_array, test_labels: sp.csr_array, wanted_B: NDArray[np.bool_]
 ) -> dict[int, PropertyExplanation]:
-    """The best property, with the next ones, of every feature that is alive on the choosing games `train`; features
-    without any F1 are left out."""
+    """The best property, with the next best ones, of every feature that is alive on the choosing games `train`;
+    features with an F1 of 0 are left out."""
     acts, unseen = as_acts(train.rows), as_acts(test.rows)
     alive = np.flatnonzero(train.alive_F & (train.maxima_F > 0)).astype(np.int32)
     wanted = np.flatnonzero(wanted_B)
@@ -250,14 +250,14 @@ def _column(acts: Any, feature: int) -> NDArray[np.float32]:
 
 
 def levels(f1: Iterable[float]) -> dict[str, int]:
-    """Level of F1 -> how many features reach it."""
+    """Level of F1 -> number of features that reach it."""
     scores = list(f1)
     return {str(level): sum(score >= level for score in scores) for level in LEVELS}
 
 
 def at_home(slot: int) -> bool:
-    """Whether a slot says that a square holds what it held at the start, or nothing: such a slot also follows the time
-    of the game."""
+    """Whether a slot says that a square holds the piece that it held at the start, or is empty. Such a slot also
+    follows the time of the game."""
     if slot < PROPERTIES[EXPLAINED[0]].slots:
         square, which = divmod(slot, len(PROPERTIES[EXPLAINED[0]].classes))
         value, start = PROPERTIES[EXPLAINED[0]].classes[which], START[square]
@@ -296,8 +296,8 @@ def _best_of_any(train: Harvest, test: Harvest, train_labels: sp.csr_array, test
 
 
 def _surprising(features: Mapping[int, PropertyExplanation], random_B: Float64) -> list[BoardFeature]:
-    """The features whose F1 is furthest above a feature that always fires and the best feature of random weights on the
-    same property, one a property."""
+    """The features whose F1 most exceeds both a feature that always fires and the best feature of random weights on the
+    same property; one for each property."""
     margins: dict[str, float] = {}
     best: dict[str, BoardFeature] = {}
     for feature, one in features.items():

@@ -1,5 +1,5 @@
-"""What single features of a layer detect on the board: the slots that each detects, which pieces stand where when it
-fires, and boards on which it does.
+"""What single features of a layer detect on the board: the slots that each detects, the pieces on their squares when it
+fires, and boards on which it fires.
 
 For every slot of the headline property the training games choose the feature and the threshold with the best F1
 (`Coverage.own_threshold_*`); everything reported here is measured on the test games. A feature *fires* on a board when
@@ -28,12 +28,12 @@ from .tokens import kind_of
 
 SHOWN = 24
 TRUE_SHARE = (0.01, 0.4)
-"""Share of the boards on which a slot must be true to be reported: F1 on a handful of boards is luck, and a slot that
-is nearly always true needs no feature."""
+"""Share of the boards on which a slot must be true to be reported: F1 on a few boards is chance, and a slot that is
+nearly always true needs no feature."""
 LEVELS = (0.9, 0.75, 0.5)
 SLOTS_A_FEATURE, EXAMPLES = 6, 4
 LEAST_F1 = 0.3
-"""Besides its best slot, a feature lists those that it detected with at least this F1 on the training games."""
+"""A feature lists its best slot and those that it detects with at least this F1 on the training games."""
 CLEARLY_MORE = 0.2
 """A piece is marked on a square where it stands this much more often when the feature fires than on all boards."""
 
@@ -121,7 +121,8 @@ def _columns(rows: Any, features: Sequence[int]) -> NDArray[np.float32]:
 
 
 def _squares(fires_N: NDArray[np.bool_], labels_NB: Any, share_B: Float64) -> list[SquareMark]:
-    """The pieces that stand on their squares clearly more often when the feature fires, one a square, surest first."""
+    """The pieces that are on a square clearly more often when the feature fires: one for each square, the most likely
+    first."""
     if not fires_N.any():
         return []
     firing_B = _shares(sp.csr_array(labels_NB)[fires_N])
@@ -144,7 +145,7 @@ def _letter(value: int) -> str:
 def _examples(
     strength_N: NDArray[np.float32], fires_N: NDArray[np.bool_], true_N: Any, texts: Sequence[str], dots: int
 ) -> list[ExampleBoard]:
-    """Boards of different games on which the feature fires: the strongest, then down to the weakest in even steps."""
+    """Boards of different games on which the feature fires, from the strongest to the weakest at even distances."""
     order = [int(n) for n in np.argsort(-strength_N, kind="stable") if fires_N[n]]
     first_of_game = list({n // dots: n for n in reversed(order)}.values())
     first_of_game.sort(key=lambda n: -strength_N[n])

@@ -42,8 +42,7 @@ def dot_positions(text: str, limit: int = 20) -> list[int]:
     characters, or in a game as moves 0, 2, 4, ..."""
     if kind_of(text) is MOVES:
         return list(range(0, len(MOVES.split(text)), 2))[:limit]
-    found = [index for index, character in enumerate(text) if character == "."]
-    return found[:limit]
+    return [index for index, character in enumerate(text) if character == "."][:limit]
 
 
 def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
@@ -55,7 +54,7 @@ def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
 
 
 def _walk(text: str, limit: int) -> Iterator[chess.Board]:
-    """The board at each dot; one board that moves on, so look at it before asking for the next."""
+    """The board at each dot. All are the same object, which the next step changes."""
     board = require_chess("Reading boards").Board()
     left, steps, push = limit, *_steps(text, board)
     for index, (dots, move) in enumerate(steps):
@@ -72,7 +71,7 @@ def _walk(text: str, limit: int) -> Iterator[chess.Board]:
 
 
 def _steps(text: str, board: chess.Board) -> tuple[list[tuple[int, str]], Callable[[str], object]]:
-    """How many dots come before each move, and what plays a move; the last one is not played."""
+    """The number of dots before each move, and the function that plays a move; the last move is not played."""
     if kind_of(text) is MOVES:
         moves = [*MOVES.split(text)[1:], ""]  # a move is never cut off, so the last one counts
         return [(1 - index % 2, move) for index, move in enumerate(moves)], board.push_uci
@@ -85,14 +84,14 @@ def _bitboards(texts: Sequence[str], names: Sequence[str], dots: int) -> list[ND
     props = [get_property(name) for name in names]
     rows: list[list[tuple[int, ...]]] = [[] for _ in props]
     for text in texts:
-        found = 0
+        count = 0
         for board in _walk(text, dots):
-            found += 1
+            count += 1
             position = Position(board)
             for prop, out in zip(props, rows, strict=True):
                 out.append(prop.bitboards(position))
-        if found < dots:
-            raise ValueError(f"a game has {found} dots where {dots} are needed: {text[:80]!r}...")
+        if count < dots:
+            raise ValueError(f"a game has {count} dots where {dots} are needed: {text[:80]!r}...")
     return [np.array(out, dtype=np.uint64) for out in rows]
 
 

@@ -32,12 +32,12 @@ class Position:
 
     def squares(self, mask: int) -> list[int]:
         """Square numbers of the set bits, ascending."""
-        found = []
+        squares = []
         while mask:
             low = mask & -mask
-            found.append(low.bit_length() - 1)
+            squares.append(low.bit_length() - 1)
             mask ^= low
-        return found
+        return squares
 
     @cached_property
     def attacked_by_white(self) -> int:
@@ -67,20 +67,19 @@ class Position:
         return self.blockers(self.board.king(not self.turn), self.us, self.them)
 
     def blockers(self, king: int | None, sliders: int, movable: int) -> dict[int, int]:
-        """Squares of `movable` pieces standing alone between `king` and one of `sliders` -> the line they
-        are on."""
+        """Square of each `movable` piece that is alone between `king` and one of `sliders` -> their line."""
         if king is None:
             return {}
         chess, board = self.chess, self.board
         straight = chess.BB_RANK_ATTACKS[king][0] | chess.BB_FILE_ATTACKS[king][0]
         diagonal = chess.BB_DIAG_ATTACKS[king][0]
         aimed = straight & (board.rooks | board.queens) | diagonal & (board.bishops | board.queens)
-        found = {}
+        lines = {}
         for slider in self.squares(aimed & sliders):
             between = chess.between(slider, king) & board.occupied
             if between and between & (between - 1) == 0 and between & movable:
-                found[between.bit_length() - 1] = chess.ray(slider, king)
-        return found
+                lines[between.bit_length() - 1] = chess.ray(slider, king)
+        return lines
 
     @cached_property
     def pseudo_targets(self) -> list[tuple[int, int, int]]:
@@ -143,7 +142,7 @@ class Position:
         if king is None:
             return False
         if board.attackers_mask(self.turn, king):
-            # Not reachable in play, and the shortcuts below assume that it is not so.
+            # Such positions do not occur in play, and the shortcuts below exclude them.
             return any(board.gives_check(move) for move in board.legal_moves)
         occupied = board.occupied
         diagonal = chess.BB_DIAG_ATTACKS[king][chess.BB_DIAG_MASKS[king] & occupied]

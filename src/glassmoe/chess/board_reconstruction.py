@@ -1,7 +1,7 @@
-"""Board reconstruction: predict test boards from what each feature stands for on the training boards.
+"""Board reconstruction: predict test boards from the slots that each feature detects on the training boards.
 
-The definition and its quirks are those of SAE_BoardGameEval (Karvonen et al. 2024): a feature stands for
-the slots it tells with precision >= 0.95 and at least 10 true positives, the prediction of a board is the
+The definition and its quirks are those of SAE_BoardGameEval (Karvonen et al. 2024): a feature predicts the
+slots that it detects with precision >= 0.95 and at least 10 true positives, the prediction of a board is the
 union over its active features, and scores are micro counts over all boards and slots. Unions of slots are
 bitwise ORs of 64-bit words.
 
@@ -30,8 +30,8 @@ Words = NDArray[np.uint64]
 @dataclass(frozen=True)
 class Reconstruction:
     """value, precision, recall: per class, at `threshold`, which is the best of the first ten by per-square
-    F1. last: per-class F1 of the variant that asks each feature only at the highest threshold that it exceeds
-    and at which it has a label; the original stores it in place of t = 1.0.
+    F1. last: per-class F1 of the variant that uses each feature only at the highest threshold that it exceeds
+    and at which it has a label; the original code stores it in place of t = 1.0.
     f1_class_T, f1_square_T: all eleven thresholds. labels_T: (feature, slot) labels at each threshold."""
 
     value: float
@@ -60,7 +60,7 @@ class Group:
 
 
 def pack_groups(widths: Sequence[tuple[int, int]]) -> list[Group]:
-    """Packing for stacked properties, given as (slots, classes) each."""
+    """Packing for stacked properties, each as (slots, classes)."""
     groups, column, bit = [], 0, 0
     for slots, classes in widths:
         index = np.arange(slots)
@@ -79,7 +79,7 @@ def pack_groups(widths: Sequence[tuple[int, int]]) -> list[Group]:
 
 
 class _Votes:
-    """What each feature says at each threshold, as packed slots: word_WR, R = threshold * L + feature."""
+    """The slots that each feature predicts at each threshold, packed: word_WR, R = threshold * L + feature."""
 
     def __init__(self, label_m3: NDArray[np.int64], groups: Sequence[Group]) -> None:
         self.bit_B = np.concatenate([group.bit_B for group in groups])
@@ -113,7 +113,7 @@ class _Votes:
 
 
 def _union(word_WR: Words, row_m: NDArray[np.intp], board_m: NDArray[np.intp], boards: int) -> Words:
-    """Packed union [N, W] of the table rows `row_m` that fall to each board; board_m ascends."""
+    """Packed union [N, W] of the table rows `row_m` of each board; board_m ascends."""
     out_NW = np.zeros((boards, len(word_WR)), dtype=np.uint64)
     if len(board_m):
         start = np.flatnonzero(np.diff(board_m, prepend=-1))
@@ -132,8 +132,8 @@ def _predictions(
     for t in range(len(THRESHOLDS)):
         above = np.flatnonzero(bucket > t)
         row, local, bucket = row[above], local[above], bucket[above]
-        speaks = votes.any_TL[t][local]
-        predictions.append(_union(votes.at_WR, t * votes.count + local[speaks], row[speaks], boards))
+        votes_m = votes.any_TL[t][local]
+        predictions.append(_union(votes.at_WR, t * votes.count + local[votes_m], row[votes_m], boards))
     return [*predictions, last]
 
 

@@ -18,9 +18,9 @@ class BoardScores(Result):
     held_out_coverage: float
     """F1 of the same features and thresholds on the test games."""
     reconstruction: float
-    """F1 of test boards rebuilt from what active features stand for with 95% precision on the training games."""
+    """F1 of test boards rebuilt from the slots that active features detect with 95% precision on the training games."""
     strategy_coverage: float | None
-    """Mean over the strategy properties; None where they were not measured."""
+    """Mean over the strategy properties; None if they were not measured."""
     strategy_held_out_coverage: float | None
     strategy_reconstruction: float | None
 
@@ -65,9 +65,9 @@ class LayerBoards(BoardScores, _Layer):
     l0_boards: float
     """Features above 0 per training board."""
     subsample: SubsampleScores | None = omitted()
-    """Of a layer wider than a dense one of equal active parameters."""
+    """For a layer wider than a dense layer of equal active parameters."""
     random: BoardScores | None = omitted()
-    """The same architecture with random weights; where controls were measured."""
+    """The same architecture with random weights; None without controls."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrackedSlot(Result):
     """Number of the slot in its property."""
     feature: int
     expert: int | None
-    """Of the feature; None in a layer without experts."""
+    """Expert of the feature; None in a layer without experts."""
     threshold: float
     """Share of its maximum above which the feature fires."""
     f1: float
@@ -97,7 +97,7 @@ class TrackedSlot(Result):
 
 @dataclass(frozen=True)
 class SquareMark(Result):
-    """A piece that stands on its square clearly more often when a feature fires."""
+    """A piece that is on a square clearly more often when a feature fires."""
 
     square: int
     """0 is a1, 63 is h8."""
@@ -125,7 +125,7 @@ class ExampleBoard(Result):
 
 @dataclass(frozen=True)
 class DetectingFeature(Result):
-    """A feature with what it detects."""
+    """A feature and the slots that it detects."""
 
     feature: int
     expert: int | None
@@ -142,12 +142,13 @@ class DetectingFeature(Result):
 
 @dataclass(frozen=True)
 class FeatureReading(Result):
-    """What single features of a layer detect."""
+    """The slots that single features of a layer detect."""
 
     detected: dict[str, int]
-    """`slots`: slots that a feature may detect; `f1_0.9`, ...: how many of them are detected with that held-out F1."""
+    """`slots`: number of slots that a feature may detect; `f1_0.9`, ...: number of slots detected with that held-out
+    F1."""
     tracked: list[TrackedSlot]
-    """The slots that the training games put first."""
+    """The slots with the highest F1 on the training games."""
     features: list[DetectingFeature]
 
 
@@ -162,14 +163,14 @@ class BoardsResult(Result):
     boards: int
     """Boards of each of the two sets."""
     tested_on: str
-    """Which games tested, in words."""
+    """The test games, in words."""
     headline: str = stored_as("property")
     """Name of the property that coverage and reconstruction are about."""
     best_layer: int
     """The layer with the highest reconstruction."""
     layers: list[LayerBoards]
     detected: dict[str, int] | None = omitted()
-    """Of the best layer: `FeatureReading.detected`."""
+    """For the best layer: `FeatureReading.detected`."""
     tracked: list[TrackedSlot] | None = omitted()
     features: list[DetectingFeature] | None = omitted()
 
@@ -204,15 +205,15 @@ class BoardsResult(Result):
         ]
 
     def tracked_table(self) -> str:
-        """What single features of the best layer track, as a table with a line under it."""
+        """The slots that single features of the best layer detect, as a table with a line under it."""
         rows = [
             [slot.slot, slot.feature, slot.f1, slot.f1_always_on, slot.f1_random, f"{slot.true_share:.1%}"]
             for slot in self.tracked or []
         ]
         detected = self.detected or {}
         return (
-            f"What single features of layer {self.best_layer} track (chosen on other games):\n\n"
+            f"Board properties that single features of layer {self.best_layer} detect (chosen on other games):\n\n"
             + markdown_table(["on the board", "feature", "F1", "always-on F1", "random-weight F1", "true on"], rows)
-            + f"\n\nOf {detected['slots']} board properties a single feature detects {detected['f1_0.9']} with F1 >= "
-            f"0.9, {detected['f1_0.75']} with 0.75, {detected['f1_0.5']} with 0.5"
+            + f"\n\nSingle features detect {detected['f1_0.9']} of {detected['slots']} board properties with F1 >= "
+            f"0.9, {detected['f1_0.75']} with F1 >= 0.75, {detected['f1_0.5']} with F1 >= 0.5"
         )

@@ -1,15 +1,16 @@
-"""Coverage and board reconstruction: how well features of a layer stand for the board (MoE-X, chess
+"""Coverage and board reconstruction: how well features of a layer represent the board (MoE-X, chess
 evaluation).
 
 The protocol and its quirks are those of SAE_BoardGameEval (Karvonen et al. 2024). A feature is *active* on
 a board when its value there is strictly greater than t * a_f, for t in 0.0, 0.1 ... 1.0, where a_f
 (`maxima_F`) is the absolute value of its maximum over a sample of all tokens of the training games, and
-features that were never non-zero in that sample (`alive_F` false) are dropped before anything else.
-Everything compares in float32; an activation that a sparse array does not store is 0 and never active.
+features that were never non-zero in that sample (`alive_F` false) are dropped first.
+All comparisons are in float32. An activation that a sparse array does not store is 0 and never active.
 
 * coverage: max over t of the mean over *all* slots of the best single feature's F1 on the training boards;
-* held-out: F1 on the test boards of the very features, thresholds and maxima that coverage chose;
-* reconstruction: on the test boards, the union of what active features stand for with 95% precision on train.
+* held-out: F1 on the test boards of the features, thresholds and maxima that coverage chose;
+* reconstruction: F1 of test boards rebuilt as the union of the slots that active features detect with 95% precision on
+  the training boards.
 
 Activations are [N, F], dense or `scipy.sparse`; labels are 0/1 [N, B], dense or sparse
 (`board_labels.label_games`).
@@ -95,7 +96,7 @@ class LayerScores:
 
 
 def always_on_f1(labels_NB: Any) -> Float64:
-    """F1 [B] of calling each slot of labels [N, B] true on every board: what a feature has to beat."""
+    """F1 [B] of a feature that always fires, for each slot of labels [N, B]: the baseline for a feature."""
     labels = as_labels(labels_NB)
     true_B = np.bincount(labels.indices, minlength=labels.shape[1])
     return np.asarray(f1_score(true_B, labels.shape[0], true_B), dtype=np.float64)
@@ -104,9 +105,9 @@ def always_on_f1(labels_NB: Any) -> Float64:
 def coverage(acts_NF: Any, labels_NB: Any, maxima_F: Any, alive_F: Any = None) -> Coverage:
     """Coverage of 0/1 labels [N, B] by activations [N, F] on the training boards.
 
-    Cov = max_t 1/|B| sum_b max_f F1(t, f, b), where |B| counts every slot, those that are never true too.
-    maxima_F: float [F]; alive_F: bool [F], default maxima > 0. ValueError when shapes disagree or a maximum
-    is negative.
+    Cov = max_t 1/|B| sum_b max_f F1(t, f, b), where |B| counts every slot, also those that are never true.
+    maxima_F: float [F]; alive_F: bool [F], default maxima > 0. ValueError for shapes that disagree and for a
+    negative maximum.
     """
     acts, labels = as_acts(acts_NF), as_labels(labels_NB)
     maxima, alive = _check(acts, labels, maxima_F, alive_F)
@@ -121,14 +122,16 @@ def held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F
     acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
     maxima, _ = _check(acts, labels, maxima_F, None)
     if labels.shape[1] != len(covered.feature_B):
-        given = f"{len(covered.feature_B)} slots but the test labels have {labels.shape[1]}"
-        raise ValueError(f"coverage has {given}")
+        raise ValueError(
+            f"coverage has {len(covered.feature_B)} slots but the test labels have {labels.shape[1]}; "
+            f"both must come from the same properties"
+        )
     return _held_out(covered, _Columns(acts, covered.feature_B), labels, maxima)
 
 
 def _check(acts: Acts, labels: sp.csr_array, maxima_F: Any, alive_F: Any) -> tuple[Float32, Int32]:
-    """Maxima as float32 [F] and the numbers of the features to use; ValueError when something does not
-    fit."""
+    """Maxima as float32 [F] and the numbers of the features to use. ValueError for shapes that disagree and for
+    invalid maxima."""
     boards, features = acts.shape
     maxima = np.asarray(maxima_F, dtype=np.float32)
     if labels.shape[0] != boards:
@@ -145,8 +148,8 @@ def _check(acts: Acts, labels: sp.csr_array, maxima_F: Any, alive_F: Any) -> tup
     return maxima, np.flatnonzero(alive & (maxima > 0)).astype(np.int32)
 
 
-def _coverage(found: Scan, columns: slice) -> Coverage:
-    f1_TB, feature_TB = found.f1_TB[:, columns], found.feature_TB[:, columns]
+def _coverage(scanned: Scan, columns: slice) -> Coverage:
+    f1_TB, feature_TB = scanned.f1_TB[:, columns], scanned.feature_TB[:, columns]
     value_T = f1_TB.mean(axis=1)
     best = int(value_T.argmax())
     own_B = f1_TB.argmax(axis=0)
@@ -166,7 +169,7 @@ def _coverage(found: Scan, columns: slice) -> Coverage:
 
 
 class _Columns:
-    """A few features' activations as a dense array, taken out of [N, F] once for several properties."""
+    """Activations of a few features as a dense array, selected from [N, F] once for several properties."""
 
     def __init__(self, acts: Acts, features: NDArray[np.int64]) -> None:
         self.ids = np.unique(features[features >= 0])
@@ -183,7 +186,7 @@ def _held_out(covered: Coverage, columns: _Columns, labels: sp.csr_array, maxima
 
 
 def own_threshold_held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F: Any) -> Float64:
-    """F1 [B] on test boards where each slot has the feature and the threshold that were best for it on train."""
+    """F1 [B] on test boards of each slot's own best feature and threshold on the training boards."""
     acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
     maxima, _ = _check(acts, labels, maxima_F, None)
     feature_B = covered.own_threshold_feature_B
@@ -232,10 +235,12 @@ def reconstruction(
     _check(test, test_labels, maxima_F, alive_F)
     slots = train_labels.shape[1]
     if test_labels.shape[1] != slots or classes < 1 or slots % classes:
-        given = f"{slots} train slots, {test_labels.shape[1]} test slots and {classes} classes"
-        raise ValueError(f"{given} a square do not fit together")
-    found = scan(train, train_labels, maxima, alive)
-    return reconstruct(test, test_labels, maxima, found.label_m3, pack_groups([(slots, classes)]))[0]
+        raise ValueError(
+            f"{slots} train slots, {test_labels.shape[1]} test slots and {classes} classes per square do not fit "
+            f"together; the slots must be equal and a multiple of the classes"
+        )
+    scanned = scan(train, train_labels, maxima, alive)
+    return reconstruct(test, test_labels, maxima, scanned.label_m3, pack_groups([(slots, classes)]))[0]
 
 
 def measure_layer(
@@ -270,12 +275,12 @@ def measure_layer(
     maxima, alive = _check(train, train_all, maxima_F, alive_F)
     _check(test, test_all, maxima_F, alive_F)
     groups = pack_groups([(pair[0].shape[1], _classes(name)) for name, pair in by_name.items()])
-    found = scan(train, train_all, maxima, alive)
-    covered = [_coverage(found, group.columns) for group in groups]
+    scanned = scan(train, train_all, maxima, alive)
+    covered = [_coverage(scanned, group.columns) for group in groups]
     columns = _Columns(test, np.concatenate([one.feature_B for one in covered]))
     tests = [pair[1] for pair in by_name.values()]
     held = [_held_out(one, columns, labels, maxima) for one, labels in zip(covered, tests, strict=True)]
-    rebuilt = reconstruct(test, test_all, maxima, found.label_m3, groups)
+    rebuilt = reconstruct(test, test_all, maxima, scanned.label_m3, groups)
     scores = dict(zip(by_name, zip(covered, held, rebuilt, strict=True), strict=True))
 
     def mean(values: Sequence[Coverage | HeldOut | Reconstruction]) -> float | None:
@@ -292,7 +297,7 @@ def measure_layer(
         by_property=scores,
         width=train.shape[1],
         alive=len(alive),
-        l0=float(found.active_FT[:, 0].sum(dtype=np.float64) / train.shape[0]),
+        l0=float(scanned.active_FT[:, 0].sum(dtype=np.float64) / train.shape[0]),
         l0_test=_active_features(test, alive),
     )
 
@@ -316,8 +321,8 @@ def _active_features(acts: Acts, alive: Int32) -> float:
 def random_subset(alive_F: Any, maxima_F: Any, *, width: int, seed: int = 0) -> NDArray[np.bool_]:
     """`width` of the alive features, drawn at random without replacement, as an `alive_F` for the measures above.
 
-    For a wide layer beside a dense one of that width: more features alone raise every maximum over features. ValueError
-    when there are not that many.
+    Compares a wide layer with a dense layer of that width, because more features alone raise every maximum over
+    features. ValueError if fewer are alive.
     """
     usable = np.flatnonzero(np.asarray(alive_F, dtype=bool) & (np.asarray(maxima_F) > 0))
     if not 1 <= width <= len(usable):

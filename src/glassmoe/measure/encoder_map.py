@@ -1,9 +1,9 @@
-"""Do the units of one expert read alike? The encoder rows of a mixture's layer on a map, coloured by expert (MoE-X,
+"""Are the encoder rows of one expert similar? A map of the encoder rows of a mixture layer, coloured by expert (MoE-X,
 arXiv 2503.07639, Figure 6), and a number that needs no map.
 
-t-SNE may draw clusters where there are none and separate real ones, so the picture is no evidence by itself. The
-number, `neighbour_share`, is computed among all rows of the layer in their own space: the share of a row's nearest
-rows, by cosine, that belong to its own expert.
+t-SNE may draw clusters that do not exist and divide clusters that do, so the map alone is no evidence. The number,
+`neighbour_share`, uses all rows of the layer in their own space: the share of a row's nearest rows, by cosine, that
+belong to its own expert.
 
 Legend: R encoder rows, D model width, E experts, F hidden units of one expert.
 """
@@ -24,7 +24,7 @@ from glassmoe.results import Result, stored_as
 
 PERPLEXITY = 30.0
 CHUNK = 2048
-"""Rows whose similarities to all others are held at a time."""
+"""Rows whose similarities to all other rows are in memory at a time."""
 
 
 def require_plots(module: str, purpose: str) -> Any:
@@ -50,13 +50,13 @@ class EncoderMapResult(Result):
     rows_drawn: int = stored_as("rows")
     """Rows on the map."""
     neighbours: int
-    """Nearest rows that `neighbour_share` looks at."""
+    """Nearest rows that `neighbour_share` counts."""
     neighbour_share: float
     """Share of a row's nearest rows that belong to its own expert, over all rows of the layer."""
     chance: float
-    """`neighbour_share` of rows that have nothing to do with their expert."""
+    """`neighbour_share` of rows that are independent of their expert."""
     perplexity: float
-    """Of t-SNE."""
+    """Perplexity of t-SNE."""
     seed: int
     points: list[list[int | float]]
     """[expert, unit, x, y] of every row on the map."""
@@ -70,12 +70,12 @@ class EncoderMapResult(Result):
 def encoder_map(
     model: GlassForCausalLM, layer: int, *, rows: int = 2000, neighbours: int = 10, seed: int = 0
 ) -> EncoderMapResult:
-    """Encoder rows of mixture layer `layer`, at most `rows` of them drawn evenly over experts, placed by t-SNE.
+    """A t-SNE map of at most `rows` encoder rows of mixture layer `layer`, equally many of each expert.
 
     The rows are scaled to length 1 and t-SNE (perplexity 30, started from principal components) uses their Euclidean
-    distance, which orders pairs as cosine does. The same seed gives the same map on the same machine. ValueError when
-    the layer does not exist or is no mixture, `rows` gives no expert two rows, or scikit-learn (extra `plots`) is
-    missing.
+    distance, which orders pairs as cosine does. The same seed gives the same map on the same machine. ValueError for a
+    layer that does not exist or is no mixture, for fewer than two `rows` per expert, and without scikit-learn (extra
+    `plots`).
     """
     manifold = require_plots("sklearn.manifold", "Drawing a map of encoder rows")
     layers = model.feed_forwards()

@@ -1,7 +1,7 @@
-"""What a model loses when a coder's reconstruction takes the place of what it rebuilds, and how well it is rebuilt.
+"""What a model loses when a coder's reconstruction replaces its target, and how good the reconstruction is.
 
-Loss recovered (Karvonen et al. 2024) is (CE_zero - CE_recon) / (CE_zero - CE_orig), with CE_zero for zeros at that
-place: 1 when nothing is lost, 0 when the reconstruction is worth no more than zeros.
+Loss recovered (Karvonen et al. 2024) is (CE_zero - CE_recon) / (CE_zero - CE_orig), where CE_zero has zeros in place of
+the target: 1 if nothing is lost, 0 if the reconstruction is no better than zeros.
 
 Legend: B rows, S positions, T tokens that are not padding, D width of the stream, F features.
 """
@@ -35,10 +35,10 @@ from .saved import save_measure
 @dataclass(frozen=True, kw_only=True)
 class Fidelity(Result):
     """How well features rebuild a target y, and what the model loses with the reconstruction in its place. Losses are
-    cross-entropies in nats per predicted token; padding counts nowhere."""
+    cross-entropies in nats per predicted token. Padding is not counted."""
 
     loss: float
-    """Of the model as it is."""
+    """Loss of the model itself."""
     loss_spliced: float
     """With the reconstruction in place of the target."""
     loss_zero: float
@@ -65,19 +65,19 @@ class Fidelity(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class CoderFacts(Result):
-    """What a coder is."""
+    """Facts about a coder."""
 
     kind: str
     layer: int
     """Layer that it reads."""
     k: int | None
-    """Features of a token that it keeps; None for kinds that do not fix how many."""
+    """Features per token; None for kinds whose number is not fixed."""
     features: int
     parameters: int
     step: int
     """Steps of its fit; 0 for an imported coder."""
     source_sha256: str
-    """Of the weights of the model that it was fitted to."""
+    """Sha256 of the weights of the model that it was fitted to."""
     dead: int | None
     """Features that were silent when the fit ended; None for an imported coder."""
 
@@ -89,17 +89,17 @@ class CoderFidelity(Fidelity, CoderFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFidelity(Fidelity):
-    """The fidelity of a feed-forward layer's own features, which lose nothing but rounding."""
+    """The fidelity of a feed-forward layer's own features, which lose only rounding."""
 
     features: int
     parameters: int
     dead: None = None
-    """Not known of a layer."""
+    """Always None: a layer does not count silent features."""
 
 
 @dataclass(frozen=True)
 class FidelityResult(Result, Mapping[str, "CoderFidelity | LayerFidelity"]):
-    """Fidelity by the name of what was measured: a coder (`0/mxd-k32`) or a feed-forward layer (`0/moe-x`)."""
+    """Name of a coder (`0/mxd-k32`) or of a feed-forward layer (`0/moe-x`) -> its fidelity."""
 
     FORMATS: ClassVar = {
         "features": ",", "parameters": ",", "L0": ".1f", "normalised MSE": ".4f", "loss": ".4f", "spliced": ".4f",
@@ -171,8 +171,8 @@ def evaluate_fidelity(
 
 
 def validation_rows(subject: Subject, readers: Mapping[str, Reader], data: str | None = None) -> tuple[Corpus, Rows]:
-    """The validation rows of the prepared data at `data`, or of the data that the coders were fitted to or the run was
-    trained on; cut as for that fit or training. ValueError when the data is missing or in other tokens."""
+    """The validation rows of the prepared data at `data`, by default the data of the coders' fit or of the run, cut as
+    for that fit or training. ValueError for missing data and for other tokens."""
     config = next((reader.config for reader in readers.values() if reader.config is not None), None)
     if config is not None:
         corpus = corpus_for(config.source, data or config.data.path, subject)
@@ -189,8 +189,8 @@ def fidelity(
     indices: npt.ArrayLike,
     micro_rows: int,
 ) -> dict[str, Fidelity]:
-    """Fidelity of each coder on rows of tokens, `micro_rows` at a time. The model and the coders are read in evaluation
-    mode and left as they were. ValueError when there are no rows."""
+    """Fidelity of each coder on rows of tokens, `micro_rows` at a time. The model and the coders run in evaluation mode
+    and are set back afterwards. ValueError without rows."""
     chosen = torch.as_tensor(indices).reshape(-1).numpy()
     if not len(chosen):
         raise ValueError("there are no rows to measure on; prepare data with a larger validation split")

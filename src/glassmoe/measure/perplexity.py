@@ -1,5 +1,5 @@
-"""Validation loss: cross-entropy in nats per token, perplexity, bits per character where a token is one, and bits per
-byte of text."""
+"""Validation loss: cross-entropy in nats per token, perplexity, bits per character if a token is a character, and bits
+per byte of text."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class PerplexityResult(Result):
     perplexity: float
     """exp(`loss`), per token."""
     bits_per_character: float | None
-    """The loss in bits, where a token is a character; None elsewhere."""
+    """The loss in bits, if a token is a character; None otherwise."""
     rows_read: int = stored_as("rows")
     """Rows that were read."""
     tokens: int
     """Tokens that were predicted."""
     bits_per_byte: float | None = omitted()
-    """Of text: all bits that were predicted, document starts included, over `bytes`."""
+    """Text: all predicted bits, document starts included, over `bytes`."""
     bytes: int | None = omitted()
-    """Of text: bytes of UTF-8 that the predicted tokens spell."""
+    """Text: bytes of UTF-8 in the predicted tokens."""
     bytes_are: str | None = omitted()
     """`counted` token by token, or `estimated` from the bytes per token of the corpus."""
     cut: str | None = omitted()
@@ -72,8 +72,8 @@ def evaluate_perplexity(
 
 
 def usual_cut(model: Any, config: RunConfig | None, corpus: Corpus) -> str:
-    """How rows are cut for a model: as in its training, or, where its run is unknown, to its whole context, or to
-    `USUAL_WINDOW` tokens where that is not known either."""
+    """How rows are cut for a model: as in its training or, if its run is unknown, to its whole context, or to
+    `USUAL_WINDOW` tokens if its context is unknown too."""
     if config is not None:
         return config.data.rows
     known = context_of(model)
@@ -91,8 +91,8 @@ def perplexity(
 ) -> PerplexityResult:
     """The loss of a model on the first `max_rows` rows, `micro_rows` at a time.
 
-    `bytes_per_token`: what the bytes of a text are estimated from where its tokenizer does not give them
-    (`bytes_per_token(corpus, split)`); without it such text has no `bits_per_byte`.
+    `bytes_per_token`: estimates the bytes of a text whose tokenizer does not tell them (`bytes_per_token(corpus,
+    split)`); without it such text has no `bits_per_byte`.
     """
     kind = rows.sequences.kind
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
@@ -102,7 +102,7 @@ def perplexity(
     ]
     loss_P, labels_P = (np.array(values, dtype=np.float64) for values in zip(*parts, strict=True))
     loss = loss_P.sum() / labels_P.sum()
-    # A ratio's standard error, from the parts' residuals around it.
+    # Standard error of a ratio, from the residuals of the parts.
     spread = math.sqrt(((loss_P - loss * labels_P) ** 2).sum()) / float(labels_P.sum())
     return PerplexityResult(
         loss=float(loss),

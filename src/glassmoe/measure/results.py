@@ -26,7 +26,7 @@ MEASURES = ("ppl", "boards")
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow(Result):
-    """A run and what was measured of it."""
+    """A run and its measures."""
 
     name: str
     """Name of the row, by default that of the feed-forward layer."""
@@ -43,7 +43,7 @@ class RunRow(Result):
     train_seconds: float
     """Seconds of training."""
     tokens_per_second: float | None
-    """Median training speed, None where the run logged none."""
+    """Median training speed; None if the run logged none."""
     compute_dtype: str
     """Type of the matrix products, such as bfloat16."""
     commit: str | None
@@ -56,7 +56,7 @@ class RunRow(Result):
     """What `chess.board_evaluation` returned."""
 
     def best_layer(self) -> dict[str, Any]:
-        """The layer with the highest reconstruction; empty where boards were not measured."""
+        """The layer with the highest reconstruction; empty if boards were not measured."""
         return best_layer(self.boards)
 
 
@@ -104,10 +104,10 @@ class RunTable(ResultsFile):
 
 
 def add_row(path: Path, loaded: Subject, corpus: Corpus, measures: dict[str, Any], name: str | None = None) -> None:
-    """Add measures (`ppl`, `boards`) to the row of a run in a results file (`NAME`, without ending); the row's other
-    measures stay.
+    """Add measures (`ppl`, `boards`) to the row of a run in a results file (`NAME`, without ending). The row keeps its
+    other measures.
 
-    ValueError when the model is not a run of ours, or the file holds results on other data or hardware.
+    ValueError for a model that is not a glassmoe run, and for a file with results on other data or hardware.
     """
     if loaded.config is None:
         raise ValueError(
@@ -131,7 +131,7 @@ def add_row(path: Path, loaded: Subject, corpus: Corpus, measures: dict[str, Any
 
 
 def _with_measures(old: RunRow, new: RunRow) -> RunRow:
-    """The new row with the measures that it does not bring."""
+    """The new row with the old measures that it lacks."""
     return replace(new, ppl=new.ppl or old.ppl, boards=new.boards or old.boards)
 
 
@@ -146,7 +146,7 @@ def _training_facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, A
     log = loaded.path / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []
     if not lines and loaded.config is not None and loaded.config.train.steps:
-        raise ValueError(f"{log} holds no line of metrics, so the run's tokens are unknown")
+        raise ValueError(f"{log} holds no line of metrics, so the number of training tokens is unknown")
     last = lines[-1] if lines else {"tokens": 0, "flops": 0, "seconds": 0}
     before = seen_before(loaded.path)
     rates = sorted(line["tokens_per_second"] for line in lines if "tokens_per_second" in line)
@@ -206,7 +206,7 @@ def layer_sections(rows: Iterable[Any]) -> list[str]:
 
 
 def _layers_table(layers: list[dict[str, Any]]) -> str:
-    """The entries `layers` of the boards measure, one line each, with their controls."""
+    """A table of the entries `layers` of the boards measure, with their controls."""
 
     def numbers(values: dict[str, Any] | None) -> list[Any]:
         keys = ("coverage", "held_out_coverage", "reconstruction")

@@ -1,8 +1,8 @@
 """Results files: NAME.json for programs, NAME.md for people, and a figure where a suite draws one.
 
 A suite declares a frozen dataclass that inherits from `ResultsFile`. Its fields are the keys of the JSON; `sections`
-turns them into the page. Reading, the refusal of rows that do not belong together, merging under a lock and writing are
-the same for all suites, and are here.
+turns them into the page. This module reads the files, refuses rows that do not belong together, merges rows under a
+lock, and writes, for all suites in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RowT = TypeVar("RowT", bound=Result)
 
 
 class ResultsFile(Result):
-    """Base of what results files hold: facts that all rows share, and the rows.
+    """Base of the contents of results files: facts that all rows share, and the rows.
 
     A subclass is a frozen dataclass that declares at least these fields, in the order of the JSON.
     """
@@ -36,16 +36,16 @@ class ResultsFile(Result):
     entries: Sequence[Any]
     """The rows; `rows` in the JSON."""
     remarks: list[str] | None
-    """`notes` in the JSON: paragraphs that the page shows. Those that somebody adds to the JSON are kept."""
+    """`notes` in the JSON: paragraphs that the page shows. Notes that were added to the JSON by hand are kept."""
     files: list[str] | None
-    """Paths of the files written, None for what was read from a file."""
+    """Paths of the files written; None for results that were read from a file."""
 
     SHARED: ClassVar[tuple[str, ...]] = ()
-    """Facts that must be equal before rows join those of a file."""
+    """Facts that must be equal before rows are added to a file."""
     REQUIRED: ClassVar[tuple[str, ...]] = ("command", "commit", "hardware", "rows")
     """Keys without which a file is not a results file."""
     OTHERWISE: ClassVar[str] = "give another name"
-    """What to do about a file with other shared facts."""
+    """Advice for a file with other shared facts."""
 
     def sections(self, name: str) -> Iterable[str | None]:
         """The Markdown blocks of the page below its title; None and empty blocks are left out."""
@@ -56,11 +56,12 @@ class ResultsFile(Result):
         return []
 
     def completed(self) -> Self:
-        """With everything that is worked out from the rows. Called before the file is written."""
+        """With everything that is computed from the rows. Called before the file is written."""
         return self
 
     def joined(self, old: Self, path: Path) -> Self:  # noqa: ARG002
-        """With what the file `path` already holds: by default its remarks alone, as a suite brings all of its rows."""
+        """With the contents `old` of the file `path`: by default only its remarks, because a suite has all of its
+        rows."""
         return self.changed(remarks=joined_remarks(old, self))
 
     def changed(self, **values: Any) -> Self:
@@ -73,10 +74,10 @@ class ResultsFile(Result):
         return "\n\n".join([f"# {name}", *(block for block in self.sections(name) if block)]) + "\n"
 
     def save(self, folder: str | Path, name: str, *, draw: bool = True) -> Self:
-        """Add the rows to `folder/name.json` and write its page and figures; returns what the file now holds.
+        """Add the rows to `folder/name.json` and write its page and figures; returns the new contents of the file.
 
-        ValueError when the file is not a results file, or holds results whose `SHARED` facts differ. Rows may come from
-        several commands at once: the folder is locked meanwhile.
+        ValueError for a file that is not a results file, or whose `SHARED` facts differ. Several commands may add rows
+        at the same time: each locks the folder.
         """
         folder = Path(folder)
         path = folder / f"{name}.json"
@@ -99,14 +100,14 @@ class ResultsFile(Result):
         return results.changed(files=[str(each) for each in written])
 
     def _with_figures(self, drawn: Sequence[Path]) -> Self:
-        """`figures`, of suites that have that field: the PNGs, from the page's folder."""
+        """With `figures`, in suites that have that field: paths of the PNGs, relative to the page's folder."""
         if "figures" not in {each.name for each in fields(self)}:
             return self
         return self.changed(figures=[f"figures/{path.name}" for path in drawn if path.suffix == ".png"])
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """The results in a file; ValueError when it holds none of this suite's kind."""
+        """The results in a file. ValueError for a file of another kind."""
         return cls.from_dict(read_object(Path(path), *cls.REQUIRED))
 
     def _check(self, old: Self, path: Path) -> None:
@@ -119,7 +120,7 @@ class ResultsFile(Result):
                 )
 
     def rows(self) -> list[dict[str, Any]]:
-        """Each row's plain numbers and words."""
+        """The numbers and texts of each row, without its lists and dictionaries."""
         return [
             {key: value for key, value in entry.to_dict().items() if not isinstance(value, dict | list)}
             for entry in self.entries
@@ -132,7 +133,7 @@ class ResultsFile(Result):
 
 
 def joined_remarks(old: ResultsFile, new: ResultsFile) -> list[str] | None:
-    """The remarks of both, each once; None where neither has any."""
+    """The remarks of both, without repetition; None if neither has any."""
     return list(dict.fromkeys([*(old.remarks or []), *(new.remarks or [])])) or new.remarks
 
 
@@ -142,8 +143,7 @@ def merged(
     key: Callable[[RowT], Any],
     join: Callable[[RowT, RowT], RowT] = lambda _, row: row,
 ) -> list[RowT]:
-    """Rows of both in the order in which they come; where both have a row with one key, `join(old, new)` of the two, by
-    default the new one."""
+    """Old rows, then new rows. Two rows with the same key become `join(old, new)`, by default the new row."""
     rows: dict[Any, RowT] = {}
     for row in (*old, *new):
         rows[key(row)] = join(rows[key(row)], row) if key(row) in rows else row
@@ -151,23 +151,22 @@ def merged(
 
 
 def origin(device: str) -> dict[str, Any]:
-    """`commit` and `hardware` of what is measured now."""
+    """`commit` and `hardware` of this measurement."""
     return {"commit": commit(), "hardware": describe(pick_device(device))}
 
 
 def section(title: str, text: str, header: Sequence[str], lines: Sequence[Sequence[Any]]) -> list[str]:
-    """A heading, a paragraph and a table; nothing where the table has no lines."""
+    """A heading, a paragraph and a table; nothing if the table has no lines."""
     return [f"## {title}", text, markdown_table(header, lines)] if lines else []
 
 
 def figure(name: str) -> str:
-    """The block that shows the one figure of a page."""
+    """The Markdown block of a page's only figure."""
     return f"![{name}](figures/{name}.png)"
 
 
 def dumps(values: dict[str, Any]) -> str:
-    """JSON with one key a line, and one line for each entry of a list of rows. ValueError for a number that JSON cannot
-    hold."""
+    """JSON with one line for each key and for each entry of a list. ValueError for a number that JSON cannot hold."""
 
     def compact(value: Any) -> str:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -180,13 +179,13 @@ def dumps(values: dict[str, Any]) -> str:
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """The JSON object in a file that glassmoe wrote; ValueError when it is not one that has these keys."""
+    """The JSON object in a file that glassmoe wrote. ValueError for other contents and for missing keys."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not values.keys() >= {*keys}:
         raise ValueError(
-            f"{path} is not what glassmoe writes there: expected JSON with {', '.join(keys)}; move it away"
+            f"{path} is not a file that glassmoe wrote: expected JSON with {', '.join(keys)}; move it away"
         )
     return values

@@ -1,12 +1,12 @@
-"""Does a router send tokens where they are sparsest? Its scores beside the true L0 of every expert (MoE-X, arXiv
-2503.07639, Figure 9).
+"""Does a router send tokens to the experts that are sparsest on them? Router scores against the true L0 of every expert
+(MoE-X, arXiv 2503.07639, Figure 9).
 
-The true L0 of an expert on a token is how many of its hidden units are above 0 there, whether or not the token was sent
-to it. ReLU and GELU are above 0 exactly where their input is, so for both it is the number of positive pre-activations.
-(GELU units below 0 are not silent, so there L0 says less.)
+The true L0 of an expert on a token is the number of its hidden units above 0, whether or not the token is sent to it.
+ReLU and GELU are above 0 exactly where their input is, so for both it is the number of positive pre-activations.
+(GELU units below 0 are not silent, so for GELU the L0 means less.)
 
 The paper reports a correlation below -0.95 for trained experts, as a secondary source quotes it. At random
-initialisation it is near -sqrt(2 / pi) = -0.80: the scores then know the experts' mean but not their spread.
+initialisation it is near -sqrt(2 / pi) = -0.80: the scores then reflect the mean of the experts but not their spread.
 
 Legend: B rows, S positions, T tokens that are not padding, D model width, E experts, F hidden units of one expert, K
 experts per token.
@@ -31,18 +31,18 @@ from glassmoe.results import Result
 
 Float64 = npt.NDArray[np.float64]
 CHUNK = 4096
-"""Tokens whose pre-activations of one expert are held at a time."""
+"""Tokens whose pre-activations of one expert are in memory at a time."""
 
 
 class Agreement(NamedTuple):
-    """How well scores predict the true L0, and the chosen experts the sparsest. Ties count for the router."""
+    """How well scores predict the true L0, and whether the chosen experts are the sparsest. Ties count as right."""
 
     pearson: float | None
     """Over all (token, expert) pairs; None when either never varies."""
     rank_agreement: float | None
-    """Mean over tokens of Spearman's correlation between score and minus L0: 1 when a token's scores order its experts
-    by their sparsity, 0 by chance. Tied experts share their rank; tokens on which all tie are left out, None without
-    any other."""
+    """Mean over tokens of Spearman's correlation between score and minus L0: 1 if a token's scores order its experts by
+    sparsity, 0 by chance. Tied experts share their rank. Tokens on which all experts tie are left out; None without
+    other tokens."""
     chosen_sparsest: float
     """Share of the chosen experts that are among the token's K sparsest, K / E by chance."""
     chosen_exactly: float
@@ -80,7 +80,7 @@ class RoutingResult(Result):
     """Over all layers together."""
     layers: list[LayerRouting]
     points: list[list[int | float]]
-    """A random sample of [layer, expert, score, L0], as many of each layer."""
+    """A random sample of [layer, expert, score, L0], equally many for each layer."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -157,26 +157,26 @@ def _read(
     micro_rows: int,
     scores_and_l0: dict[int, list[tuple[Tensor, Tensor]]],
 ) -> int:
-    """Adds scores and true L0, on the CPU, of each mixture's tokens; returns how many tokens there were."""
+    """Append scores and true L0 of each mixture's tokens, on the CPU; return the number of tokens."""
     device = next(model.parameters()).device
     tokens = 0
     for start in range(0, len(rows), micro_rows):
         ids_BS, lengths_B = rows.batch(np.arange(start, min(start + micro_rows, len(rows))))
         inside_T = torch.from_numpy(np.arange(ids_BS.shape[1]) < lengths_B[:, None]).flatten().to(device)
         inside_T &= inside_T.cumsum(0) <= max_tokens - tokens
-        caught: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}
 
-        def catch(index: int, caught: dict[int, Tensor] = caught) -> Any:
-            return lambda _, args: caught.update({index: args[0]})
+        def record(index: int, inputs: dict[int, Tensor] = inputs) -> Any:
+            return lambda _, args: inputs.update({index: args[0]})
 
-        handles = [layer.register_forward_pre_hook(catch(i)) for i, layer in mixtures.items()]
+        handles = [layer.register_forward_pre_hook(record(i)) for i, layer in mixtures.items()]
         try:
             model(input_ids=torch.from_numpy(ids_BS).to(device).long(), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         for i, layer in mixtures.items():
-            x_TD = caught[i][inside_T].float()
+            x_TD = inputs[i][inside_T].float()
             scores_and_l0[i].append((layer.scores(x_TD).cpu(), true_l0(layer, x_TD).cpu()))
         tokens += int(inside_T.sum())
         if tokens >= max_tokens:
@@ -202,7 +202,7 @@ def true_l0(layer: MoE, x_TD: Tensor) -> Tensor:
 
 
 def compare(scores_TE: Float64, l0_TE: Float64, experts_TK: npt.NDArray[np.int64]) -> Agreement:
-    """How well scores (T, E) predict the true L0 (T, E), and the chosen experts (T, K) the sparsest."""
+    """`Agreement` of scores (T, E), true L0 (T, E) and chosen experts (T, K)."""
     chosen = experts_TK.shape[1]
     sorted_TE = np.sort(l0_TE, axis=1)
     l0_TK = np.take_along_axis(l0_TE, experts_TK, axis=1)

@@ -25,11 +25,11 @@ class SavedMeasure(Result):
 
     schema_version: int
     step: int | None
-    """Training step of the model; None where no checkpoint says it."""
+    """Training step of the model; None without a checkpoint."""
     commit: str | None
-    """Of glassmoe when it measured."""
+    """Commit of glassmoe that measured."""
     data_sha256: str
-    """Of the data that was read."""
+    """Fingerprint of the data that was read."""
     synthetic: bool
     """Whether that data was generated."""
     values: dict[str, Any]
@@ -41,8 +41,8 @@ class SavedMeasure(Result):
 
 
 def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data: Corpus | str) -> Path:
-    """Write `values` as the measure `name` of a run, in place of an older one; returns the file. `data`: what was read,
-    a corpus or the sha256 of a text."""
+    """Write `values` as the measure `name` of a run, replacing an older one; returns the file. `data`: the corpus that
+    was read, or the sha256 of a text."""
     path = run / "measures" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     record = SavedMeasure(
@@ -58,8 +58,8 @@ def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data:
 
 
 def read_measure(run: Path, name: str) -> SavedMeasure | None:
-    """What `save_measure` wrote, None where there is no such file. ValueError for a file that is not a measure, or that
-    a newer glassmoe wrote."""
+    """What `save_measure` wrote; None if there is no such file. ValueError for a file that is not a measure, or that a
+    newer glassmoe wrote."""
     path = run / "measures" / f"{name}.json"
     if not path.exists():
         return None
@@ -75,6 +75,6 @@ def read_measure(run: Path, name: str) -> SavedMeasure | None:
 
 
 def saved_values(run: Path, name: str) -> dict[str, Any]:
-    """The values of a saved measure; empty where there is none."""
+    """The values of a saved measure; empty if there is none."""
     record = read_measure(run, name)
     return record.values if record is not None and isinstance(record.values, dict) else {}

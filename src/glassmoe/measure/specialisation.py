@@ -1,14 +1,13 @@
-"""What the experts of a mixture specialise in: how busy each is, and how much the choice of experts says about the
-token, its kind, its place, its document, and that document's source.
+"""What the experts of a mixture specialise in: the load of each, and how much the choice of experts depends on the
+token, its class, its place, its document, and the source of that document.
 
-Every choice of an expert is one observation; a token makes K of them. Between the expert and a property the mutual
-information is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Finite samples overestimate it. So the
-same is computed with the property shuffled over tokens, and the difference is given as a share of the experts' entropy:
-1 when the property decides the expert, 0 when the two are independent.
+Every choice of an expert is one observation; a token makes K choices. The mutual information of the expert and a
+property is I = sum p(e, v) log2 p(e, v) / (p(e) p(v)), in bits, from counts. Finite samples overestimate it. We
+therefore subtract the same number with the property shuffled over tokens, and report the difference as a share of the
+experts' entropy: 1 if the property decides the expert, 0 if the two are independent.
 
-A source consists of whole documents, so what experts say about single documents looks like something that they say
-about sources. The baseline for that is what they say about documents dealt at random into groups as large as the
-sources.
+A source consists of whole documents, so a dependence on single documents looks like a dependence on sources. The
+baseline is the dependence on random groups of documents as large as the sources.
 
 Legend: R rows, N tokens of a row, T tokens that are read, E experts, K experts per token, V values of a property, F
 hidden units of one expert, D documents of a split.
@@ -33,15 +32,15 @@ from glassmoe.results import Result, omitted, stored_as
 
 Int64 = npt.NDArray[np.int64]
 PLACES = 8
-"""Equally long parts of a row that count as different places."""
+"""Equally long parts of a row; each is a place."""
 LEAST = 20
-"""Times that a token must have been read to be listed as a favourite of an expert."""
+"""Occurrences of a token, at least, before it is listed as a favourite of an expert."""
 DEALS = 10
 """Random divisions of the documents into groups."""
 
 
 class TokenSources(NamedTuple):
-    """Where tokens come from."""
+    """The documents and sources of tokens."""
 
     document_RN: Int64
     """The document of each token (`Rows.documents`)."""
@@ -52,7 +51,7 @@ class TokenSources(NamedTuple):
 
 @dataclass(frozen=True)
 class PropertyInformation(Result):
-    """What the choice of experts says about one property of the tokens."""
+    """How much the choice of experts depends on one property of the tokens."""
 
     bits: float
     """Mutual information."""
@@ -61,7 +60,7 @@ class PropertyInformation(Result):
     share: float
     """(`bits` - `shuffled`) / entropy of the experts."""
     dealt: float | None = omitted()
-    """Of the source: the mean share for documents dealt at random into groups as large as the sources."""
+    """For the source: the mean share for random groups of documents as large as the sources."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class LayerExperts(Result):
     load: list[float]
     """Share of all choices that each expert gets."""
     entropy: float
-    """Of the load, in bits; log2 E when all are equal."""
+    """Entropy of the load, in bits; log2 E if all experts have the same load."""
     l0: float
     """Units above 0 per token."""
     activity: float
@@ -80,7 +79,8 @@ class LayerExperts(Result):
     information: dict[str, PropertyInformation]
     """By the name of the property (`properties_of`)."""
     tokens: list[list[list[Any]]]
-    """For each expert [token, times as often as chance] of the tokens that it gets most beyond its load."""
+    """For each expert a list of [token, ratio]: the tokens whose share of its choices most exceeds its load, with the
+    ratio of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ class ExpertsResult(Result):
     rows_read: int = stored_as("rows")
     """Rows that were read."""
     labels: list[str] | None
-    """The labels of the rows' documents, where these are labelled."""
+    """Labels of the rows' documents; None without labels."""
     sources: dict[str, int] | None
-    """Source -> tokens from it, where sources are known."""
+    """Source -> its tokens; None if sources are unknown."""
     layers: list[LayerExperts]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -166,8 +166,9 @@ def experts_of(
 
 
 def dealt_documents(sources: TokenSources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
-    """`DEALS` times a group for every token, (T,). The documents that are read, in random order, are cut into groups of
-    about as many tokens as the sources have; a document belongs to the group of its middle token."""
+    """`DEALS` random divisions of the documents into groups: each is the group of every token, (T,). The documents, in
+    random order, are cut into groups of about as many tokens as the sources have. A document belongs to the group of
+    its middle token."""
     inside_RN = np.arange(sources.document_RN.shape[1]) < lengths_R[:, None]
     read, document_T = np.unique(sources.document_RN[inside_RN], return_inverse=True)
     tokens_D, rng, dealt = np.bincount(document_T), np.random.default_rng([seed, 1]), []
@@ -182,12 +183,13 @@ def dealt_documents(sources: TokenSources, lengths_R: Int64, seed: int = 0) -> l
 
 
 def mutual_information(a_T: Int64, b_T: Int64) -> float:
-    """Bits that two properties of the same items, numbers from 0, share: sum of p(a, b) log2 p(a, b) / (p(a) p(b))."""
+    """Mutual information, in bits, of two properties of the same items (numbers from 0): sum of p(a, b) log2 p(a, b) /
+    (p(a) p(b))."""
     table = np.zeros((int(a_T.max()) + 1, int(b_T.max()) + 1))
     np.add.at(table, (a_T, b_T), 1 / len(a_T))
     independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
-    there = table > 0
-    return float((table[there] * np.log2(table[there] / independent[there])).sum())
+    present = table > 0
+    return float((table[present] * np.log2(table[present] / independent[present])).sum())
 
 
 def properties_of(
@@ -198,11 +200,11 @@ def properties_of(
     sources: TokenSources | None = None,
 ) -> dict[str, Int64]:
     """Properties of every token, as numbers from 0, each (T,), rows in order and without padding: the `token`
-    itself, the one `before` it, its `class` (`TokenKind.classes`, where tokens have one), its `place` in the row,
-    the label of its `document` where rows have one, and the `source` of its document where there are several."""
+    itself, the token `before` it, its `class` (if `TokenKind.classes` exists), its `place` in the row, the label of its
+    `document` (if rows have labels), and the `source` of its document (if there are several)."""
     inside_RN = np.arange(tokens_RN.shape[1]) < lengths_R[:, None]
     token_RN = tokens_RN.astype(np.int64)
-    # A row begins where nothing is before it: a value of its own.
+    # The first token of a row has no token before it: an extra value.
     before_RN = np.concatenate([np.full((len(token_RN), 1), kind.size), token_RN[:, :-1]], axis=1)
     place_RN = np.broadcast_to(np.arange(tokens_RN.shape[1]) * PLACES // tokens_RN.shape[1], tokens_RN.shape)
     properties = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
@@ -225,7 +227,7 @@ def properties_of(
 def _read(
     model: GlassForCausalLM, mixtures: Mapping[int, MoE], tokens_RN: Any, lengths_R: Int64, micro_rows: int
 ) -> tuple[dict[int, list[Int64]], dict[int, float]]:
-    """For each layer the chosen experts of all tokens, (T, K) in parts, and how many units were above 0."""
+    """For each layer the chosen experts of all tokens, (T, K) in parts, and the number of units above 0."""
     chosen: dict[int, list[Int64]] = {i: [] for i in mixtures}
     active = dict.fromkeys(mixtures, 0.0)
     device = next(model.parameters()).device
@@ -255,7 +257,7 @@ def _information(
 def _favourites(
     experts_TK: Int64, token_T: Int64, load_E: npt.NDArray[np.float64], kind: TokenKind, most: int = 8
 ) -> list[list[list[Any]]]:
-    """For each expert [token, times as often as chance] of the tokens that it gets most beyond its load."""
+    """The field `LayerExperts.tokens`."""
     table_VE = np.zeros((kind.size, len(load_E)))
     np.add.at(table_VE, (np.repeat(token_T, experts_TK.shape[1]), experts_TK.ravel()), 1)
     read_V = table_VE.sum(1) / experts_TK.shape[1]

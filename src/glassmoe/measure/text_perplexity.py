@@ -1,14 +1,14 @@
-"""Perplexity of any causal model on any text: every token is predicted once, with the model as it is or with each coder
-of a fit in place of what it rebuilds.
+"""Perplexity of any causal model on any text. Every token is predicted once, by the model itself or by the model with a
+coder in place of its target.
 
-A document is read as its start token and its tokens, in windows that never span two documents. Without a stride windows
-do not overlap: each predicts as many tokens as it reads, the first of them from one token alone. With a stride of S, a
-window after the first predicts its last S tokens and reads those before them again. The last window of a document
-reaches back as far as it may. The start of a document is read and never predicted. (This is the rolling likelihood of
-lm-evaluation-harness with a context of window - stride + 1.)
+A document is its start token and its tokens, read in windows that never span two documents. Without a stride windows do
+not overlap: each predicts as many tokens as it reads, the first of them from one token alone. With a stride of S, a
+window after the first predicts its last S tokens and reads the tokens before them again. The last window of a document
+begins as early as its length allows. The start of a document is read and never predicted. (This is the rolling
+likelihood of lm-evaluation-harness with a context of window - stride + 1.)
 
-Papers rarely say how they measure LAMBADA, so two measures are given: the whole passage, token by token, and its last
-word given the words before it. The second counts one word a passage, all of its tokens together.
+Papers rarely say how they measure LAMBADA, so there are two measures: the whole passage, token by token, and its last
+word given the words before it. The second counts one word per passage, with all of its tokens together.
 
 Legend: B rows, S positions, V vocabulary.
 """
@@ -50,7 +50,7 @@ class LastWords(Result):
     perplexity: float | None
     """Per word; None without words, or above 1e300."""
     accuracy: float | None
-    """Share of words all of whose tokens are the likeliest; None without words."""
+    """Share of words whose tokens are all the most likely ones; None without words."""
     words: int
 
 
@@ -59,7 +59,7 @@ class TextPerplexity(Result):
     """The loss of one model on one text."""
 
     what: str | None = omitted()
-    """`model`, or the name of the coder that was in place of what it rebuilds."""
+    """`model`, or the name of the coder that was in place of its target."""
     on: str | None = omitted()
     """Name of the text."""
     loss: float
@@ -86,18 +86,18 @@ class TextPerplexity(Result):
     skipped: dict[str, int]
     """Reason -> documents that were left out."""
     not_utf8: int
-    """Documents that were not all UTF-8."""
+    """Documents with bytes that are not UTF-8."""
     source: str
     """Where the text was read from."""
     sha256: str
-    """Of the text."""
+    """Sha256 of the text."""
     about: str
-    """What was done to the text."""
+    """How the text was changed."""
     last_word: LastWords | None = omitted()
-    """Of passages: their last words."""
+    """For passages: their last words."""
 
     def note(self) -> str:
-        """What was read, as a line."""
+        """A line about the text that was read."""
         skipped = "".join(f"; {count:,} left out ({reason})" for reason, count in self.skipped.items())
         repaired = f"; {self.not_utf8:,} were not all UTF-8" if self.not_utf8 else ""
         stride = "non-overlapping" if self.stride == self.window else f"stride {self.stride:,}"
@@ -160,10 +160,10 @@ def evaluate_texts(
 ) -> TextPerplexityResult:
     """`text_perplexity` of a model on each text, then of the model with each of its coders in place.
 
-    `readers`: of these the coders are used. `window`: tokens that are read at once; by default as many as the run was
-    trained on, or the model's whole context. `base`: where there are coders, also measure the model without them. Saves
-    the measure `ppl-TEXT` of the run or of each coder. ValueError for a window beyond the context and for a model that
-    does not read text.
+    `readers`: the coders among them are used. `window`: tokens of a window; by default the row length of the run's
+    training, or the model's whole context. `base`: if there are coders, also measure the model without them. Saves the
+    measure `ppl-TEXT` of the run or of each coder. ValueError for a window beyond the context and for a model that does
+    not read text.
     """
     kind = subject.kind()
     if kind.tokenizer is None:
@@ -201,13 +201,13 @@ def _window(subject: Subject, window: int | None) -> int:
             raise ValueError(f"--window {window} is more than the context of {subject.name}, {subject.context} tokens")
         return window
     if subject.config is not None:
-        # A run's context is one position more than its training fed in.
+        # A training row has one token more than the model reads.
         return min(subject.context, int(subject.config.data.rows.split(":")[1]) - 1)
     return subject.context if subject.context < UNBOUNDED else USUAL_WINDOW
 
 
 class Window(NamedTuple):
-    """A document's ids from `begin` to before `end` are read; their last `new` predict the ids that follow them."""
+    """A window reads a document's ids from `begin` to before `end`; the last `new` of them predict the next ids."""
 
     begin: int
     end: int
@@ -232,9 +232,9 @@ class Scores(NamedTuple):
     """The losses of documents, token by token."""
 
     nats: list[Float32]
-    """For each document the nats of each token."""
+    """Nats of each token, document by document."""
     hits: list[npt.NDArray[np.bool_]]
-    """For each document whether each token was the likeliest; empty unless requested."""
+    """Whether each token was the most likely one, document by document; empty unless requested."""
     windows: list[tuple[float, int]]
     """Nats and predicted tokens of every window."""
 
@@ -263,7 +263,7 @@ def score(
             ids_BS[place, : end - begin] = rows[row][begin:end]
             targets_BS[place, end - begin - new : end - begin] = rows[row][end - new + 1 : end + 1]
         labels_BS = torch.from_numpy(targets_BS).to(device)
-        # Padding stands after the tokens, where a causal model does not look.
+        # Padding follows the tokens, so a causal model does not read it.
         logits_BSV = model(input_ids=torch.from_numpy(ids_BS).to(device), use_cache=False).logits.float()
         loss_T = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="none")
         loss_BS = loss_T.view_as(labels_BS).cpu().numpy()
@@ -287,8 +287,8 @@ def text_perplexity(
     highest = max(int(row.max()) for row in rows)
     if highest >= text_settings(model).vocab_size:
         raise ValueError(
-            f"the tokenizer gives the id {highest} and the model has {text_settings(model).vocab_size}; "
-            f"give the model its own tokenizer"
+            f"the tokenizer has the id {highest}, but the model has {text_settings(model).vocab_size} ids; "
+            f"use the tokenizer of the model"
         )
     tokens = sum(len(row) - 1 for row in rows)
     if not tokens:
@@ -328,7 +328,7 @@ def _last_words(kind: TokenKind, texts: Sequence[str], rows: Sequence[Tokens], s
         before, space, _ = text.rstrip().rpartition(" ")
         if not space or not before.strip():
             continue  # a passage of one word has nothing before it
-        # Tokens of the passage beyond those of its beginning; a token that lies across the two counts to the word.
+        # The tokens after those of the beginning; a token that spans both belongs to the word.
         first = min(len(kind.encode(before)), len(row) - 1) - 1
         nats.append(float(nats_N[first:].sum(dtype=np.float64)))
         right.append(bool(hits_N[first:].all()))

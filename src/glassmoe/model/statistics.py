@@ -1,4 +1,4 @@
-"""A few numbers for each layer, cheap enough to log while training: its sparsity, and the load of its experts.
+"""A few numbers for each layer, cheap enough to log during training: its sparsity and the load of its experts.
 
 Legend: T tokens, D model width, F features, E experts.
 """
@@ -25,7 +25,7 @@ class LayerStatistics(Result):
     alive: float
     """Share of the layer's features that are active on at least one of the tokens."""
     load: list[float] | None = omitted()
-    """For a mixture: share of the token-expert slots that each expert got, to four decimals."""
+    """For a mixture: each expert's share of the token-expert slots, to four decimals."""
     activity: float | None = omitted()
     """For a mixture: share of the chosen experts' units that are active."""
 

@@ -1,8 +1,8 @@
-"""Data-parallel training: the same command alone or under torchrun. Each process takes its share of the rows of a step,
+"""Data-parallel training: the same command alone or under torchrun. Each process reads its share of the rows of a step,
 and gradients are summed over processes before the update.
 
-The loop uses this module only, so that the DistributedConfig of transformers (FSDP2 and expert parallelism) can replace
-it behind the same five functions.
+The loop uses only the functions of this module, so that the DistributedConfig of transformers (FSDP2 and expert
+parallelism) can replace it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Processes:
     rank: int = 0
     """Number of this process, from 0."""
     count: int = 1
-    """How many processes there are."""
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
@@ -33,7 +33,7 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Joins the process group that torchrun describes in the environment; without one this process trains alone."""
+    """Join the process group that torchrun describes in the environment; without it this process trains alone."""
     if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         yield Processes()
         return
@@ -47,7 +47,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 def sum_gradients(model: nn.Module, group: Processes) -> None:
-    """Sums every gradient over processes, in one message."""
+    """Sum every gradient over processes, in one message."""
     if group.count == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -65,7 +65,7 @@ def sum_values(values: Tensor, group: Processes) -> Tensor:
 
 
 def any_process(flag: bool, group: Processes, device: torch.device) -> bool:
-    """Whether the flag is set in any process, because a signal may reach only one."""
+    """Whether the flag is set in any process: a signal may reach only one of them."""
     return bool(sum_values(torch.tensor(float(flag), device=device), group) > 0)
 
 

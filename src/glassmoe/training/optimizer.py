@@ -24,7 +24,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A matrix (R, C), or each matrix of a stack (E, R, C), with its singular values driven to about 1 (0.7 to 1.2)."""
+    """A matrix (R, C), or each matrix of a stack (E, R, C), with all singular values near 1 (0.7 to 1.2)."""
     a, b, c = NEWTON_SCHULZ
     tall = g_ERC.shape[-2] > g_ERC.shape[-1]
     x = g_ERC.to(dtype)
@@ -74,7 +74,8 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run. Each parameter is in exactly one; every group has its peak learning rate in `peak_lr`.
+    """The optimisers of a run. Each parameter is in exactly one of them. `peak_lr` of a group is its peak learning
+    rate.
 
     With Muon, AdamW updates the embeddings, the routers and all one-dimensional tensors. Weight decay acts on tensors
     of two or more dimensions, except stacked biases (names that begin with `b_`). `dtype`: type of Muon's iteration.
@@ -110,7 +111,7 @@ def schedule(step: int, steps: int, config: OptimizerConfig) -> float:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> None:
-    """Sets the learning rate of every group to a share of its peak."""
+    """Set the learning rate of every group to a share of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
@@ -128,7 +129,7 @@ def named_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> di
 
 
 def restore_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict[str, Tensor]) -> None:
-    """Restores `named_state`, bit for bit."""
+    """Restore `named_state`, bit for bit."""
     names = {id(p): name for name, p in model.named_parameters()}
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
