@@ -1,6 +1,6 @@
 """A feed-forward layer of your own, trained and measured like the ones that glassmoe brings.
 
-    python examples/new_layer.py --data.path data/games --out runs/top-k
+    python examples/new_layer.py --data data/games --out runs/top-k
 
 The layer keeps the k strongest ReLU units of each token. It implements the two steps, `features` and `write`;
 everything that trains, reads or measures a model works on it. Options after the file's name are those of `glassmoe

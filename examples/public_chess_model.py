@@ -4,7 +4,7 @@ The model is a nanoGPT checkpoint (`adamkarvonen/8LayerChessGPT2` and the files 
 games of its kind:
 
     python examples/public_chess_model.py lichess_8layers_ckpt.pt runs/public
-    glassmoe eval boards runs/public --data.path data/games --layers 5
+    glassmoe eval boards runs/public --data data/games --layers 5
 
 Published for its MLP neurons at layer 5, on 1,000 + 1,000 games of Lichess: coverage 0.256, reconstruction 0.561; the
 whole sweep is in SAE_BoardGameEval. NOT YET RUN here: the checkpoint was not at hand. What is tested is that a

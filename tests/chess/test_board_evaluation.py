@@ -53,7 +53,7 @@ def test_the_report_is_whole(played: Corpus) -> None:
         and next(iter(values["layers"][0]["subsample"])) == "width"
     )
     assert "random weights held-out" in found.table() and "10 games to choose features on" in found.table()
-    assert f"Of {found.detected['slots']} board properties" in found.tracked_table()
+    assert f"of {found.detected['slots']} board properties" in found.tracked_table()
 
 
 def test_a_dense_layer_of_equal_width_needs_no_subsample(played: Corpus) -> None:

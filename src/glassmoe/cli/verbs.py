@@ -219,7 +219,7 @@ VERBS: dict[str, Verb] = {
                 "reproduce mxd-steering",
                 "texts when single features are raised",
                 "papers_mxd:mxd_steering",
-                ("reproduce mxd-steering runs/gpt2 --layer 8",),
+                ("reproduce mxd-steering runs/gpt2 --layers 8",),
             ),
         ),
     )
