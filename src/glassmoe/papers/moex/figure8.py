@@ -305,8 +305,8 @@ def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[
 
 
 def _where(text: TokenText, feature: int) -> str:
-    """Tokens around the strongest place in the scoring windows of a feature; << and >> mark those where it fires. `-` if no
-    window fires."""
+    """Tokens around the strongest place in the scoring windows of a feature; << and >> mark those where it fires. `-`
+    if no window fires."""
     windows = text.windows(text.store.scoring(feature))
     if not len(windows):
         return "-"
