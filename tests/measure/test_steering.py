@@ -191,7 +191,7 @@ def test_mistakes_are_told(chess: str, gpt2: str, capsys: pytest.CaptureFixture[
     assert "give exactly one of add, set, scale and ablate; got none" in said(f"steer {chess} --feature 1")
     assert "choose one of 0/moe-x, 1/moe-x by layer and coder" in said(f"steer {chess} --feature 1 --add 1")
     assert "layer 7 is not in" in said(f"steer {chess} --layer 7 --feature 1 --add 1")
-    assert "top_p is 0.0; expected a share" in said(f"steer {gpt2} --layer 0 --feature 1 --add 1 --top-p 0")
+    assert "top_p is 0.0; expected a number above 0" in said(f"steer {gpt2} --layer 0 --feature 1 --add 1 --top-p 0")
     (tmp_path / "t.jsonl").write_text("")
     assert "needs two labels" in said(f"eval probe {gpt2} --task {tmp_path / 't.jsonl'}")
     assert "there is no file" in said(f"eval probe {gpt2} --task {tmp_path / 'none.jsonl'}")
