@@ -12,6 +12,7 @@ coordinates (e2e4, e2-e4), `0-0`, `exd5 e.p.`, promotions as a8=Q, a8Q, a8q, a8/
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 from glassmoe.data.sources import Skip
 
@@ -66,9 +67,6 @@ _ANNOTATIONS = {"N", "TN", "D", "ch", "dis", "dbl", "mate", "RR", "..."}
 _IN_A_MOVE = re.compile(r"[a-h][0-9]|[O0o]-[O0o]|@")
 _COORDINATES = re.compile(r"[a-h][1-8]x?[a-h][1-8]")
 
-# Words of a file -> their parts. Words repeat, and reading each word once takes a third of the time.
-_known_words: dict[str, list[str]] = {}
-_MAX_KNOWN_WORDS = 100_000
 # At most a few ten thousand moves can be spelt, so these cannot grow without bound.
 _known_sans: set[str] = set()
 _coordinates: set[str] = set()
@@ -79,7 +77,9 @@ _BLACK_NUMBERS = [f"{number}..." for number in range(1, MAX_PLIES // 2 + 2)]
 
 def split_games(movetext: bytes) -> list[str]:
     """The main lines of at least one game, without results. Raises Skip for unbalanced variations."""
-    text = plain_text(_main_line(movetext))
+    text = " ".join(plain_text(_main_line(movetext)).split())
+    if " ..." in text:
+        text = _APART_NUMBER.sub(r"\1...", text)
     head, _, last = text.rpartition(" ")
     game = head if last in _RESULTS else text
     begins_again = " 1." in game and game.count(" 1.") > game.count(" 1...")
@@ -107,33 +107,27 @@ def _main_line(movetext: bytes) -> bytes:
 
 
 def plain_text(raw: bytes) -> str:
-    """Movetext with plain dashes and fractions, and one space between words. What is not UTF-8 counts as Windows' code
-    page 1252."""
+    """Movetext with plain dashes and fractions. What is not UTF-8 counts as Windows' code page 1252."""
     if raw.isascii():
-        text = raw.decode("ascii")
-    else:
-        try:
-            text = raw.decode("utf-8").translate(_TYPOGRAPHY)
-        except UnicodeDecodeError:
-            text = raw.decode("cp1252", "replace").translate(_TYPOGRAPHY)
-    text = " ".join(text.split())
-    return _APART_NUMBER.sub(r"\1...", text) if " ..." in text else text
+        return raw.decode("ascii")
+    try:
+        return raw.decode("utf-8").translate(_TYPOGRAPHY)
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace").translate(_TYPOGRAPHY)
 
 
 def san_tokens(main_line: str, checked: bool = True) -> list[str]:
     """The SAN of each ply. `checked`: a board will replay the moves; if not, move numbers that contradict the moves are
     an error, too. Raises Skip for text that is not a list of moves."""
-    parts: list[str] = []
-    for word in main_line.split():
-        known = _known_words.get(word)
-        parts += _read_word(word) if known is None else known
-    sans = parts.copy()
-    if parts[2:3] == _BLACK_NUMBERS[:1] and parts[2::4] == _BLACK_NUMBERS[: len(parts[2::4])]:
+    words = main_line.split()
+    sans = list(chain.from_iterable(map(_parts_of_word, words)))
+    # The usual numbers, `1. e4 e5` or `1. e4 1... e5`, go at once.
+    if len(sans) > 2 and sans[2] == "1..." and (black := sans[2::4]) == _BLACK_NUMBERS[: len(black)]:
         del sans[2::4]
-    if sans[::3] == _WHITE_NUMBERS[: len(sans[::3])]:
+    if (white := sans[::3]) == _WHITE_NUMBERS[: len(white)]:
         del sans[::3]
     if not _known_sans.issuperset(sans):
-        sans = _without_numbers(parts, checked)
+        sans = _without_numbers(list(chain.from_iterable(map(_parts_of_word, words))), checked)
     if not sans:
         raise Skip("no moves")
     if len(sans) > MAX_PLIES:
@@ -143,7 +137,7 @@ def san_tokens(main_line: str, checked: bool = True) -> list[str]:
 
 def needs_board(sans: list[str]) -> bool:
     """Whether a move is in coordinates (g1f3), which do not name the piece."""
-    return not _coordinates.isdisjoint(sans)
+    return bool(_coordinates) and not _coordinates.isdisjoint(sans)
 
 
 def _without_numbers(parts: list[str], checked: bool) -> list[str]:
@@ -198,9 +192,21 @@ def _read_word(word: str) -> list[str]:
                 parts.append(san)
         if end < len(word):
             parts = ["?" + word]
-    if len(_known_words) < _MAX_KNOWN_WORDS:
-        _known_words[word] = parts
     return parts
+
+
+class _Words(dict[str, list[str]]):
+    """Word -> its parts, read when it is first met. Words repeat, and reading each once takes a third of the time."""
+
+    def __missing__(self, word: str) -> list[str]:
+        parts = _read_word(word)
+        if len(self) < _MAX_KNOWN_WORDS:
+            self[word] = parts
+        return parts
+
+
+_MAX_KNOWN_WORDS = 100_000
+_parts_of_word = _Words().__getitem__
 
 
 def _san(part: re.Match[str]) -> str:
