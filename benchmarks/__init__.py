@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: speed, as ratios against peers in the same run; targets that are missed stay in the table.
+"""`python -m benchmarks`: speed as ratios to peers measured in the same run. Missed targets stay in the table.
 
 A line is {"name", "group", "value", "unit", "low", "high", "of", "target", "met", "note"} and figures of its own (see
 `compare.row`), or {"name", "group", "skipped"} with the reason.
@@ -49,11 +49,11 @@ def bench(
     text: Path | None = None,
     quickstart: bool = False,
 ) -> BenchResults:
-    """Every line of the groups `only`, and what they were measured on.
+    """Every line of the groups `only`, with the machine and the settings.
 
     `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
-    of games to read in place of one that is made, `text`: a .jsonl file of documents likewise. `quickstart`: run it
-    too. ValueError for an unknown group or a path that does not hold what it should.
+    of games (default: self-played games). `text`: a .jsonl file of documents (default: generated text). `quickstart`:
+    also time the quickstart. ValueError for an unknown group and for a path with other contents.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: speed as ratios, each part beside its peer in the same run."""
+"""`python -m benchmarks`: speed as ratios; each part and its peer are measured in the same run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ def main(words: list[str]) -> None:
     """Run `python -m benchmarks` with these arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file, and beside it as .md")
+    parser.add_argument(
+        "--out", type=Path, help="also write the figures to this JSON file and to the same name with .md"
+    )
     parser.add_argument("--only", help="groups to measure, such as layers,steps (default: all)")
     parser.add_argument("--tokens", type=int, default=16384, help="tokens in one pass of a layer")
     parser.add_argument("--widths", default="128,512", help="model widths of the layers")
     parser.add_argument("--repeats", type=int, default=5)
     for peer in ("nanoGPT", "PEER-pytorch", "Monet"):
-        parser.add_argument(f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to run beside")
-    parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played ones)")
+        parser.add_argument(
+            f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to compare with"
+        )
+    parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played games)")
     parser.add_argument(
-        "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: made-up ones)"
+        "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: generated text)"
     )
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
     args = parser.parse_args(words)

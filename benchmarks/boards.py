@@ -1,8 +1,8 @@
-"""The boards measure of one layer, after harvesting, against the brute force that it replaces.
+"""The boards measure of one layer, without harvesting, compared with brute force.
 
-The brute force is what SAE_BoardGameEval (Karvonen et al. 2024) does: for every threshold a float32 product of 0/1
-matrices, features by boards by slots, and on the test boards another. Both get real labels of self-played games and
-made-up activations that lean on them; their scores are compared too.
+The brute force is the method of SAE_BoardGameEval (Karvonen et al. 2024): for every threshold a float32 product of 0/1
+matrices, features by boards by slots, and another on the test boards. Both read real labels of self-played games and
+generated activations that correlate with them. Their scores are compared as well.
 
 Legend: N boards, F features, W features of a block, B slots, E experts, T = 11 thresholds.
 """
@@ -38,14 +38,14 @@ SQUARES, CLASSES = 64, 12
 EXPERTS, EXPERTS_PER_TOKEN = 8, 2
 DENSE_ACTIVE = 0.3
 REPEATS = 3
-"""At most this often: the brute force takes about a minute."""
+"""Repeats, at most: the brute force takes about a minute."""
 _BLOCK, _ROWS = 2048, 1000
 
 Acts = NDArray[np.float32] | sp.csr_array
 
 
 class Problem(NamedTuple):
-    """What harvesting and labelling leave: activations [N, F], labels [N, B], maxima [F]."""
+    """Activations [N, F] and labels [N, B] of both splits, and maxima [F]."""
 
     train_acts: Acts
     test_acts: Acts
@@ -54,7 +54,7 @@ class Problem(NamedTuple):
     maxima_F: NDArray[np.float32]
 
 
-class Scores(NamedTuple):
+class ThresholdScores(NamedTuple):
     """Coverage and (per-class) reconstruction at each threshold, and the headline of both."""
 
     coverage: float
@@ -84,11 +84,11 @@ def board_rows(sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def _compared(name: str, problem: Problem, sizes: Sizes, at_least: float) -> list[dict[str, Any]]:
-    found: dict[str, Scores] = {}
+    scores_of: dict[str, ThresholdScores] = {}
 
     def ours() -> None:
         scores = measured(problem)
-        found["ours"] = Scores(
+        scores_of["ours"] = ThresholdScores(
             scores.coverage.value,
             scores.coverage.value_T,
             scores.reconstruction.value,
@@ -96,12 +96,12 @@ def _compared(name: str, problem: Problem, sizes: Sizes, at_least: float) -> lis
         )
 
     def brute() -> None:
-        found["brute"] = brute_force(problem)
+        scores_of["brute"] = brute_force(problem)
 
     seconds = alternate({"ours": ours, "brute": brute}, min(sizes.repeats, REPEATS), warm_up=False)
     games = f"{sizes.board_games} + {sizes.board_games} games"
     note = f"coverage and reconstruction of {problem.train_labels.shape[1]} slots, {games}, after harvesting"
-    apart = [float(np.abs(np.asarray(a) - b).max()) for a, b in zip(found["ours"], found["brute"], strict=True)]
+    apart = [float(np.abs(np.asarray(a) - b).max()) for a, b in zip(scores_of["ours"], scores_of["brute"], strict=True)]
     return [
         row(
             name,
@@ -119,8 +119,8 @@ def _compared(name: str, problem: Problem, sizes: Sizes, at_least: float) -> lis
             of="the brute force's",
             at_most=1e-6,
             note="the greatest difference of coverage and reconstruction at all eleven thresholds",
-            coverage=found["ours"].coverage,
-            reconstruction=found["ours"].reconstruction,
+            coverage=scores_of["ours"].coverage,
+            reconstruction=scores_of["ours"].reconstruction,
         ),
     ]
 
@@ -131,7 +131,7 @@ def measured(problem: Problem) -> LayerScores:
     return measure_layer(problem.train_acts, problem.test_acts, problem.maxima_F, None, train, test, strategy=())
 
 
-def brute_force(problem: Problem) -> Scores:
+def brute_force(problem: Problem) -> ThresholdScores:
     """The same scores by dense float32 products, features in blocks so that they fit into memory."""
     train_NB, test_NB = (torch.from_numpy(each.toarray()).float() for each in problem[2:4])
     thresholds, true_B = torch.from_numpy(THRESHOLDS), train_NB.sum(0)
@@ -146,19 +146,19 @@ def brute_force(problem: Problem) -> Scores:
             f1_WB = 2 * precision_WB * recall_WB / (precision_WB + recall_WB + EPSILON)
             best_TB[t] = torch.maximum(best_TB[t], f1_WB.amax(0))
             label_WB = (precision_WB >= float(MIN_PRECISION)) & (tp_WB >= MIN_TRUE_POSITIVES)
-            says_W = label_WB.any(1)
-            fires_NW = (test_NW[:, says_W] > threshold * maxima_W[says_W]).float()
-            predicted_TNB[t] |= fires_NW @ label_WB[says_W].float() > 0
+            labelled_W = label_WB.any(1)
+            fires_NW = (test_NW[:, labelled_W] > threshold * maxima_W[labelled_W]).float()
+            predicted_TNB[t] |= fires_NW @ label_WB[labelled_W].float() > 0
     coverage_T = best_TB.double().mean(1).numpy()
     class_T, square_T = np.array([_reconstructed(each, test_NB.bool()) for each in predicted_TNB]).T
     chosen = int(square_T[:-1].argmax())
-    return Scores(float(coverage_T.max()), coverage_T, float(class_T[chosen]), class_T)
+    return ThresholdScores(float(coverage_T.max()), coverage_T, float(class_T[chosen]), class_T)
 
 
 def _blocks(problem: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Alive features in blocks: activations of both splits [N, W], maxima [W]."""
     alive = np.flatnonzero(problem.maxima_F > 0)
-    # Columns of a CSR array are slow to take, those of a CSC array are not.
+    # Selecting columns is slow in a CSR array and fast in a CSC array.
     splits: list[Any] = [each if isinstance(each, np.ndarray) else each.tocsc() for each in problem[:2]]
     for start in range(0, len(alive), _BLOCK):
         ids = alive[start : start + _BLOCK]
@@ -169,7 +169,7 @@ def _blocks(problem: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def _reconstructed(predicted_NB: Tensor, true_NB: Tensor) -> tuple[float, float]:
     """Micro F1 over classes and over squares; a square with one right and one wrong class is half right (see
-    `measure.board_reconstruction`)."""
+    `chess.board_reconstruction`)."""
     right, wrong = predicted_NB & true_NB, predicted_NB & ~true_NB
     one_N = [(each.view(-1, SQUARES, CLASSES).sum(2) == 1) for each in (right, wrong)]
     tp, predicted, true = int(right.sum()), int(predicted_NB.sum()), int(true_NB.sum())

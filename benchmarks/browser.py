@@ -1,6 +1,6 @@
-"""A headless Chromium, driven over a pipe with its DevTools protocol: what measures and tests pages looks through it.
+"""A headless Chromium, driven over a pipe with its DevTools protocol, for the benchmarks and tests of pages.
 
-Messages are JSON, each ended by a zero byte: commands go to the browser's descriptor 3, answers and events come from 4.
+Messages are JSON, each ended by a zero byte. Commands go to the browser's descriptor 3; answers and events come from 4.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SWITCHES = (
 KEY_CODES = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowUp": 38, "/": 191}
 WAIT = 60.0
 LEAVING = ("Inspected target navigated", "Execution context was destroyed", "Cannot find context")
-"""How the browser refuses to say what holds on a page that is just being left."""
+"""Errors of the browser while a page is being left."""
 START = """
 import os, sys
-given = [os.dup(int(number)) for number in sys.argv[1:3]]
-if given != [3, 4]:
-    given = [os.dup2(number, 100 + place) for place, number in enumerate(given)]
-for place, number in enumerate(given, start=3):
+pipes = [os.dup(int(number)) for number in sys.argv[1:3]]
+if pipes != [3, 4]:
+    pipes = [os.dup2(number, 100 + place) for place, number in enumerate(pipes)]
+for place, number in enumerate(pipes, start=3):
     os.dup2(number, place)
     os.set_inheritable(place, True)
 os.execvp(sys.argv[3], sys.argv[3:])
@@ -45,7 +45,7 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One tab. `errors`: what the console complained of; `requests`: every address that it asked for."""
+    """One tab. `errors`: errors and warnings of the console. `requests`: every requested address."""
 
     def __init__(self, write: int, read: int):
         self._write, self._read, self._number, self._rest = write, read, 0, b""

@@ -1,4 +1,4 @@
-"""Public code that the bench runs beside ours, read from a checkout that the user names; none of it is a dependency."""
+"""Public code that the benchmarks compare with ours, read from checkouts that the user names. None is a dependency."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Fitting coders beside eai-sparsify and sae-lens, where these are installed; a step of a mixture of decoders beside
-one of the transcoder with as many parameters; and writing by listed rows beside a dense product.
+"""Fits of coders compared with eai-sparsify and sae-lens, if these are installed; a step of a mixture of decoders
+compared with a transcoder of as many parameters; and writing by listed rows compared with a dense product.
 
-Two figures of throughput. A step on vectors at hand: losses, gradients, what each project does around its update, and
-Adam. And whole fits, the model's forward passes included, by each project's own command or trainer from the model in a
-folder: what its users wait for. Same model, layer, features, k, batch and float32 in both; ours reads the layer's
-output as theirs do.
+There are two figures of throughput. A step on vectors in memory: losses, gradients, each project's own work around its
+update, and Adam. And a whole fit, with the model's forward passes, by each project's own command or trainer, from a
+model in a folder: the time that users wait. Both sides have the same model, layer, features, k, batch and float32; ours
+reads the layer's output as theirs do.
 
 Legend: T tokens, D width, F features, K features of a token.
 """
@@ -35,30 +35,32 @@ from .compare import Sizes, alternate, per_second, quiet, ratios, row, skipped
 
 LR = 3e-4
 LAYERS, LAYER, HEADS, ROW = 4, 2, 4, 128
-"""Blocks, the one whose MLP is read, attention heads and tokens of a row of the model that whole fits read: a GPT-2 at
-random, of the coders' width."""
+"""The model of whole fits, a random GPT-2 of the coders' width: blocks, block whose MLP is read, attention heads,
+tokens of a row."""
 WORDS = 400
-"""Different words of the text that whole fits read."""
+"""Different words in the text of whole fits."""
 OURS: dict[str, str] = {"topk sae": "topk", "transcoder": "transcoder"}
 PEERS = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens"}
-"""Module -> what it is installed as. sae-lens trains no transcoders with a top-k."""
+"""Module -> name of its package. sae-lens trains no transcoders with a top-k."""
 Pass = Callable[[], object]
 
 
 def coder_rows(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
     """Every line. Peers that are not installed have lines that say so."""
     rows = []
-    found = [name for name in PEERS if find_spec(name) is not None]
+    installed = [name for name in PEERS if find_spec(name) is not None]
     for name, package in PEERS.items():
-        if name not in found:
+        if name not in installed:
             rows.append(skipped(f"coders beside {package}", f"install it beside glassmoe: pip install {package}"))
     with quiet():
-        beside = {what: [name for name in found if kind == "topk" or name == "sparsify"] for what, kind in OURS.items()}
+        peers_of = {
+            what: [name for name in installed if kind == "topk" or name == "sparsify"] for what, kind in OURS.items()
+        }
         for what, kind in OURS.items():
-            if peers := beside[what]:
+            if peers := peers_of[what]:
                 rows += _beside(f"{what} step", _steps(kind, peers, sizes, device), sizes, sizes.coder_tokens, device)
         for what, kind in OURS.items():
-            if (peers := beside[what]) and device.type == "cpu":
+            if (peers := peers_of[what]) and device.type == "cpu":
                 with tempfile.TemporaryDirectory() as folder:
                     passes = _fits(kind, peers, sizes, Path(folder))
                     tokens = sizes.coder_tokens * sizes.coder_steps
@@ -93,8 +95,8 @@ def _beside(
 
 def _config(kind: str, sizes: Sizes, **settings: Any) -> CoderConfig:
     site = "mlp-out" if kind == "topk" else None
-    given = {"features": sizes.coder_features, "k": sizes.coder_k, "auxiliary": 0.0, **settings}
-    return CoderConfig(layer=LAYER, kind=kind, site=cast(Any, site), **given)
+    fields = {"features": sizes.coder_features, "k": sizes.coder_k, "auxiliary": 0.0, **settings}
+    return CoderConfig(layer=LAYER, kind=kind, site=cast(Any, site), **fields)
 
 
 def _steps(kind: str, peers: list[str], sizes: Sizes, device: torch.device) -> dict[str, Pass]:
@@ -132,7 +134,7 @@ def _sparsify_config(kind: str, sizes: Sizes) -> Any:
 
 
 def _sparsify_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
-    """What its `Trainer.fit` does with the vectors of one batch, with Adam."""
+    """The work of its `Trainer.fit` on the vectors of one batch, with Adam."""
     from sparsify import SparseCoder
 
     coder: Any = SparseCoder(sizes.coder_width, _sparsify_config(kind, sizes), x_TD.device)
@@ -157,7 +159,7 @@ def _sparsify_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
 def _sae_lens_coder(sizes: Sizes) -> Any:
     from sae_lens import TopKTrainingSAEConfig
 
-    # Its sparse activations, which are off unless asked for, end in an error of torch on a CPU.
+    # Its sparse activations are off by default; on a CPU they raise an error in torch.
     settings: Any = {"d_in": sizes.coder_width, "d_sae": sizes.coder_features, "k": sizes.coder_k}
     return TopKTrainingSAEConfig(**settings, aux_loss_coefficient=0.0)
 
@@ -190,7 +192,7 @@ def _fits(kind: str, peers: list[str], sizes: Sizes, folder: Path) -> dict[str, 
 
 
 def _write_model(model: Path, data: Path, sizes: Sizes) -> None:
-    """A random GPT-2 with the tokenizer of a made-up text, and the text, prepared."""
+    """A random GPT-2 with a tokenizer trained on generated text, and that text, prepared."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     draw = np.random.default_rng(0)

@@ -1,9 +1,8 @@
-"""What every line of the bench is made of: passes that run in turn in one process, and rows of figures.
+"""Shared by all benchmarks: passes that run in turn in one process, and rows of figures.
 
-Times of one machine say little about another, and on a shared machine little about the next minute. So what is compared
-runs alternately, and a figure is the median, over the repeats, of the ratio within each repeat, with the lowest and the
-highest beside it.
-"""
+Times of one machine say little about another machine and, if the machine is shared, little about the next minute. So
+the compared passes alternate. A figure is the median over repeats of the ratio within each repeat, with the lowest and
+the highest ratio."""
 
 from __future__ import annotations
 
@@ -24,12 +23,12 @@ import torch
 Unit = Literal["ratio", "share", "seconds", "GiB", "difference", "count"]
 GIB = 1 << 30
 ROOT = Path(__file__).parents[1]
-"""Where a process of its own finds the benchmarks, which are not installed."""
+"""Folder from which child processes import the benchmarks, which are not installed."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is that the bench measures; the defaults are the sizes that the targets are about."""
+    """Sizes of everything that is measured. The targets refer to the defaults."""
 
     repeats: int = 5
     tokens: int = 16384
@@ -82,7 +81,7 @@ def alternate(
     *,
     warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of every pass, `repeats` of each, run in turn after one round that does not count."""
+    """Seconds of every pass, `repeats` times each, run in turn after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, run in passes.items():
@@ -101,7 +100,7 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 
 def per_second(amount: int, seconds: Sequence[float]) -> int:
-    """Amount a second at the median of the seconds that it took."""
+    """Amount per second, at the median of the seconds."""
     return round(amount / statistics.median(seconds))
 
 
@@ -118,8 +117,8 @@ def row(
 ) -> dict[str, Any]:
     """One line: the median of `values`, their lowest and highest, and whether the median meets the target.
 
-    `of`: what a ratio or a share is taken of. `note`: what is compared exactly, or why it falls short. `target` is
-    {"at_least": x}, {"at_most": x} or None; `met` is None without a target. `figures` are added as they are.
+    `of`: the denominator of a ratio or share. `note`: details of the comparison, or the reason for a missed target.
+    `target` is {"at_least": x}, {"at_most": x} or None; `met` is None without a target. `figures` are added unchanged.
     """
     value = statistics.median(values)
     bounds = {"at_least": at_least, "at_most": at_most}
@@ -142,15 +141,15 @@ def row(
 
 
 def skipped(name: str, reason: str) -> dict[str, Any]:
-    """A line that could not be measured here, and what it would take."""
+    """A line that was not measured, with the reason and what is needed."""
     return {"name": name, "skipped": reason}
 
 
 def peak_memory() -> float:
-    """GiB of the most resident memory that this process has had, interpreter and libraries included."""
+    """Peak resident memory of this process in GiB, with interpreter and libraries."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Linux hands a parent's ru_maxrss down to what it starts; the high-water mark is the process's own.
+        # On Linux a child inherits ru_maxrss from its parent; VmHWM is the peak of the process itself.
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024 / GIB
     import resource
@@ -159,23 +158,23 @@ def peak_memory() -> float:
 
 
 def resident(session: int) -> float:
-    """Bytes resident now in all processes of a session (Linux); pages that processes share count in each."""
+    """Resident bytes of all processes of a session (Linux); shared pages count in every process."""
     total = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            # What follows the command's name in brackets: state, parent, group, session, ...
+            # After the command's name in brackets: state, parent, group, session, ...
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[3]) == session:
                 status = (stat.parent / "status").read_text()
                 total += sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
-        except OSError:  # it has ended since
+        except OSError:  # the process has ended
             continue
     return total * 1024
 
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """Peers print, log and draw bars; none of them may ask a hub for anything."""
+    """Silence the peers' output, logs and progress bars, and keep them off the network."""
     before = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TQDM_DISABLE", "WANDB_MODE")}
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", WANDB_MODE="disabled")
     level = logging.root.manager.disable

@@ -1,4 +1,5 @@
-"""Reading PGN on one core: our preparation, the corpus written, against python-chess's own reader of the same file."""
+"""Reading PGN on one core: our preparation, with the corpus written, compared with python-chess's reader of the
+file."""
 
 from __future__ import annotations
 
@@ -17,18 +18,17 @@ CHARACTERS = 420
 
 
 def data_rows(sizes: Sizes, pgn: Path | None = None) -> list[dict[str, Any]]:
-    """Both lines about PGN. `pgn`: a file of one's own; without one, games are played and written as Lichess exports
-    them."""
+    """Both lines about PGN. `pgn`: your own file; without it, self-played games in the format of Lichess exports."""
     with tempfile.TemporaryDirectory() as folder:
         file = pgn or write_pgn(Path(folder) / "games.pgn", sizes.read_games)
-        found: dict[str, int] = {}
+        games_read: dict[str, int] = {}
 
         def prepare(name: str, trust: bool) -> None:
             corpus = prepare_chess(file, Path(folder) / name, trust=trust, workers=1, progress=False, overwrite=True)
-            found[name] = sum(corpus.sequences.values()) + corpus.duplicates
+            games_read[name] = sum(corpus.sequences.values()) + corpus.duplicates
 
         def read() -> None:
-            found["chess.pgn"] = read_games(file)
+            games_read["chess.pgn"] = read_games(file)
 
         passes = {
             "chess.pgn": read,
@@ -46,17 +46,17 @@ def data_rows(sizes: Sizes, pgn: Path | None = None) -> list[dict[str, Any]]:
                 of="games/s of chess.pgn.read_game",
                 at_least=target,
                 note=f"{what}; one core each; ours writes the prepared corpus too",
-                games=found[name],
-                games_of_peer=found["chess.pgn"],
-                games_per_second=per_second(found[name], seconds[name]),
-                games_per_second_of_peer=per_second(found["chess.pgn"], seconds["chess.pgn"]),
+                games=games_read[name],
+                games_of_peer=games_read["chess.pgn"],
+                games_per_second=per_second(games_read[name], seconds[name]),
+                games_per_second_of_peer=per_second(games_read["chess.pgn"], seconds["chess.pgn"]),
             )
         )
     return lines
 
 
 def read_games(file: Path) -> int:
-    """How many games of a PGN file python-chess reads without an error; it checks every move too."""
+    """Number of games of a PGN file that python-chess reads without an error; it checks every move too."""
     import chess.pgn
 
     count = 0
@@ -67,8 +67,8 @@ def read_games(file: Path) -> int:
 
 
 def write_pgn(file: Path, games: int) -> Path:
-    """`games` self-played games as a Lichess month has them: headers, a clock after every move, in one game of ten an
-    evaluation too."""
+    """`games` self-played games in the format of a Lichess month: headers, a clock after every move, and in one game of
+    ten an evaluation too."""
     folder = file.with_suffix(".games")
     generate(folder, games=games, max_chars=CHARACTERS, valid_share=0.0, progress=False)
     played = Corpus.open(folder).split("train")

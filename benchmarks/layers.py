@@ -1,8 +1,8 @@
-"""Forward and backward of single layers, side by side.
+"""Forward and backward of single layers.
 
-The MoE-X layer runs against dense layers of equal active parameters, and its expert kernel against transformers' own
-experts, given the same bf16 weights and the same routing. Tokens and routing are others in every repeat, as they are
-at every step of training: a kernel that is only fast on sizes that it has met before would not be told from a fast one.
+The MoE-X layer is compared with dense layers of equal active parameters, and its expert kernel with transformers' own
+experts, with the same bf16 weights and routing. Tokens and routing change in every repeat, as at every step of
+training. Otherwise a kernel that is fast only on sizes in its cache would look like a fast kernel.
 
 Legend: T tokens, D model width, E experts, F hidden units of one expert, K experts per token.
 """
@@ -83,7 +83,7 @@ def _layer(name: str, width: int, device: torch.device) -> Any:
 
 
 def _each(inputs: Sequence[Any], run: Callable[[Any], object]) -> Callable[[], object]:
-    """`run` on the next of the inputs at every call: the first for warming up, and one a repeat."""
+    """`run` on the next input at every call: one for warming up, and one for each repeat."""
     following = iter(inputs)
     return lambda: run(next(following))
 
@@ -125,7 +125,7 @@ def _expert_rows(width: int, sizes: Sizes, device: torch.device) -> list[dict[st
     def ours(gates_TK: Tensor, experts_TK: Tensor) -> Any:
         return expert_mlp(x_TD, w_enc_EFD, None, w_dec_EFD, gates_TK, experts_TK, "relu")
 
-    # transformers keeps the second matrix transposed.
+    # transformers stores the second matrix transposed.
     peers = {name: _transformers_experts(name, w_enc_EFD, w_dec_EFD, device) for name in ("eager", "grouped_mm")}
     upstream_TD = torch.randn_like(x_TD)
 

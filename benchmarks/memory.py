@@ -1,5 +1,5 @@
-"""Memory of one row of the comparison at `chess-small`'s size: some training steps, then the boards measure, in one
-process, as `glassmoe reproduce` does it."""
+"""Memory of one row of a table at the size of `chess-small`: some training steps, then the boards measure, in one
+process, as in `glassmoe reproduce`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL_SECONDS = 0.1
 
 
 def memory_rows(sizes: Sizes) -> list[dict[str, Any]]:
-    """A line for each of `sizes.memory_layers`, which hold most: all experts' weights, or the most numbers a token."""
+    """A line for each of `sizes.memory_layers`, which need most memory: for all experts' weights, or for each token."""
     from glassmoe.chess.selfplay import generate
 
     note = (
@@ -25,7 +25,7 @@ def memory_rows(sizes: Sizes) -> list[dict[str, Any]]:
         f"resident memory over it and its workers in looks {POLL_SECONDS} s apart, whichever is more"
     )
     with tempfile.TemporaryDirectory() as folder:
-        # Some games end early, or come out equal.
+        # Spare games, because some end early or are duplicates.
         games = sizes.memory_games * 5 // 2 + 20
         generate(Path(folder) / "games", games=games, valid_share=0.9, progress=False)
         return [
@@ -38,14 +38,14 @@ def _peak(name: str, folder: str, sizes: Sizes) -> float:
     """GiB of a process that trains and measures a model with this layer."""
     code = "import sys; from benchmarks.memory import print_peak; print_peak(*sys.argv[1:])"
     words = [sys.executable, "-c", code, name, folder, str(sizes.memory_steps), str(sizes.memory_games)]
-    greatest, lines = watch(words, Path(folder) / f"{name}.said", f"a chess-small row with {name}")
+    greatest, lines = watch(words, Path(folder) / f"{name}.log", f"a chess-small row with {name}")
     return max(greatest, float(lines[-1]))
 
 
-def watch(words: list[str], said: Path, what: str) -> tuple[float, list[str]]:
-    """GiB of the greatest sum of resident memory over a command and what it starts, and the lines that it says, which
-    are kept in `said`. RuntimeError when it fails."""
-    with open(said, "w+") as file:
+def watch(words: list[str], log: Path, what: str) -> tuple[float, list[str]]:
+    """Peak of the resident memory of a command and its children in GiB, and the lines of its output, which go to the
+    file `log`. RuntimeError if the command fails."""
+    with open(log, "w+") as file:
         process = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         greatest = 0.0
         try:
@@ -53,7 +53,7 @@ def watch(words: list[str], said: Path, what: str) -> tuple[float, list[str]]:
                 greatest = max(greatest, resident(process.pid))
                 time.sleep(POLL_SECONDS)
         finally:
-            process.kill()  # where this process was interrupted; nothing otherwise
+            process.kill()  # if this process was interrupted
         file.seek(0)
         lines = file.read().splitlines()
     if process.returncode:
@@ -62,7 +62,7 @@ def watch(words: list[str], said: Path, what: str) -> tuple[float, list[str]]:
 
 
 def print_peak(name: str, folder: str, steps: str, games: str) -> None:
-    """Train and measure in `folder`, which holds games; print this process's greatest memory in GiB."""
+    """Train and measure in `folder`, which holds games; print the peak memory of this process in GiB."""
     from glassmoe.chess.board_evaluation import evaluate_boards
     from glassmoe.config import load, recipes
     from glassmoe.data.corpus import Corpus

@@ -1,4 +1,4 @@
-"""Pages of features: building them from a store of examples, and how long a reader waits for the list."""
+"""Pages of features: the time to build them from a store of examples, and the time until the list is shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYER, EXPERTS = 1, 8
 
 
 def page_rows(sizes: Sizes) -> list[dict[str, Any]]:
-    """A line on building, and one on the list of the widest layer that is promised."""
+    """A line on building, and a line on the list of a wide layer."""
     listed = f"list of {sizes.listed_features:,} features, from its address to its rows"
     with tempfile.TemporaryDirectory() as folder:
         games = Path(folder) / "games"
@@ -66,18 +66,18 @@ def made_run(run: Path, games: Path, features: int, tokens: int) -> Path:
     about = {"reader": reader, "layer": LAYER, "ffn": "moe-x"}
     place = subject.place(LAYER, "mlp")
     assert layer.num_features == features, (layer.num_features, features)
-    made = make_store(store_path(run, reader), subject, layer, place, Corpus.open(games), gathering, about)
-    assert made is not None
+    store = make_store(store_path(run, reader), subject, layer, place, Corpus.open(games), gathering, about)
+    assert store is not None
     return run
 
 
 def waited(address: str, repeats: int) -> list[float]:
-    """Seconds from a page's address until it says that it is ready, by the browser's own clock."""
+    """Seconds from opening a page until it is ready, by the browser's own clock."""
     seconds = []
     with chromium() as page:
         for repeat in range(repeats + 1):
             page.open(address)
             page.wait("document.documentElement.dataset.ready")
-            if repeat:  # the first one starts the browser's own parts
+            if repeat:  # the first one warms up the browser
                 seconds.append(float(page.run("document.documentElement.dataset.ready")) / 1000)
     return seconds

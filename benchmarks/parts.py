@@ -1,4 +1,4 @@
-"""The parts of a model, each to be run on its own, forward and backward: where a training step's time goes.
+"""Forward and backward of each part of a model alone, which shows how the time of a training step divides.
 
 Legend: B rows, N tokens of a row, T = B * N, D model width.
 """
@@ -23,8 +23,7 @@ Pass = Callable[[], object]
 
 
 def route(layer: FeedForward, x_TD: Tensor) -> tuple[Tensor, ...] | None:
-    """What a layer's router (or retrieval) gives that a gradient can be taken of: gates; None for a layer without
-    one."""
+    """The gates of a layer's router or retrieval, which have a gradient; None for a layer without a router."""
     if isinstance(layer, MoE):
         return (choose(layer.scores(x_TD), layer.experts_per_token)[0],)
     if isinstance(layer, Monet):
@@ -36,8 +35,8 @@ def route(layer: FeedForward, x_TD: Tensor) -> tuple[Tensor, ...] | None:
 
 
 def run_backward(outputs: Iterable[Tensor], x: Tensor, module: nn.Module) -> None:
-    """Gradients to the input and to whatever of the module `outputs` depend on. The gradient that comes in is the
-    outputs themselves: any would do, and this one costs nothing."""
+    """Gradients of the input and of the module's parameters. The outputs serve as their own upstream gradients, which
+    cost nothing."""
     outputs = list(outputs)
     inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
     torch.autograd.grad(outputs, inputs, [each.detach() for each in outputs], allow_unused=True)

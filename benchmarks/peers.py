@@ -1,13 +1,14 @@
-"""Our PEER and Monet layers against the public ones (lucidrains/PEER-pytorch, dmis-lab/Monet), from checkouts of them.
+"""Our PEER and Monet layers compared with the public ones (lucidrains/PEER-pytorch, dmis-lab/Monet), from checkouts.
 
-Both sides of a pair get one set of weights and settings in which they are one function, and every line says how far
-their float32 outputs, and the gradients of their input, are apart:
+Both layers of a pair have the same weights and settings in which they compute the same function. Every line has the
+differences of their float32 outputs and of the gradients of their input:
 
-- PEER: theirs has no norm on the queries. Ours keeps it and is given running statistics that make it the identity, so
-  that it does more work than theirs. Theirs is set to the paper's softmax gate.
-- Monet: theirs is published with a router without gradients and without training losses, so ours is run with its
-  router frozen and its losses are left out of the backward pass (they are worked out all the same). Theirs has biases
-  on the units, so ours has too.
+- PEER: theirs has no norm on the queries. Ours has one, with running statistics that make it the identity, so ours does
+  more work. Theirs uses the paper's softmax gate.
+- Monet: theirs is published with a router without gradients and without training losses. So the router of ours is
+frozen
+  and its losses are left out of the backward pass (they are still computed). Theirs has biases on the units, so ours
+  has too.
 
 Legend: T tokens, D model width.
 """
@@ -29,8 +30,8 @@ from glassmoe.model import GlassConfig, build_feed_forward
 from .compare import Sizes, alternate, per_second, ratios, row, skipped
 
 CHECKED_TOKENS = 256
-"""On so many tokens both sides are compared. Few, because a score that only rounding puts above the cut-off on one side
-is a real difference, and with millions of scores there is always one."""
+"""Tokens on which outputs are compared. Few, because rounding can put a score above the cut-off on one side only, which
+is a real difference, and among millions of scores there is always one."""
 MONET = {"monet-hd": "MonetMoHDE", "monet-vd": "MonetMoVDE"}
 
 Function = Callable[[Tensor], Tensor]
@@ -52,8 +53,8 @@ class Pair:
 def peer_rows(
     sizes: Sizes, device: torch.device, peer_pytorch: Any | None = None, monet: Any | None = None
 ) -> list[dict[str, Any]]:
-    """Every line of the comparison. `peer_pytorch` and `monet`: what `checkouts` loads; without one of them its line
-    says so."""
+    """Every line of the comparison. `peer_pytorch`, `monet`: the modules that `checkouts` loads; a missing one is
+    reported as skipped."""
     rows = []
     if peer_pytorch is None:
         rows.append(skipped("peer layer", "give a checkout of lucidrains/PEER-pytorch: --peer-pytorch PATH"))
@@ -75,7 +76,7 @@ def peer_rows(
 def _pair_rows(
     name: str, project: str, pair: Pair, width: int, sizes: Sizes, device: torch.device, *, trains: bool
 ) -> list[dict[str, Any]]:
-    """`trains`: whether the backward pass runs in training mode, where the batch's own statistics count."""
+    """`trains`: whether the backward pass runs in training mode, which uses the statistics of the batch."""
     x_TD = _tokens(sizes.peer_tokens, width, device).requires_grad_()
     figures: dict[str, Any] = {}
     for key, training in (("reading", False), ("training", trains)):
@@ -199,7 +200,7 @@ def _monet_pair(module: Any, name: str, width: int, sizes: Sizes, device: torch.
     theirs = nn.ModuleList([router, layer]).to(device)
     for to, source in _monet_weights(name, ours, router, layer):
         to.copy_(source)
-    # Both start from the statistics of one batch, as after training; those of a fresh layer would keep only maxima.
+    # Both use the statistics of one batch, as after training. With those of a new layer only maxima pass the cut-off.
     for norm in (router.norm1, router.norm2):
         norm.momentum = 1.0
     router(_tokens(sizes.peer_tokens, width, device).unsqueeze(0))

@@ -1,4 +1,4 @@
-"""Facts of size, counted and not timed: how the layers whose papers give a shape of their own match the dense layer.
+"""Sizes, which are counted and not timed: how layers whose papers have their own shape match the dense layer.
 
 "Active parameters" are the weights multiplied for one token, routers and keys included; a dense layer without biases
 has 2 * width * active width.
@@ -20,13 +20,13 @@ from .compare import row
 
 RECIPES = ("chess-small", "chess-paper")
 OWN = {"monet-hd": MONETS_OWN, "monet-vd": MONETS_OWN, "peer": PEERS_OWN}
-"""The shape that a layer's authors give, as `model.options`; every other size is the recipe's."""
+"""The published shape of a layer, as `model.options`; all other sizes come from the recipe."""
 MONET_GROUP = 4
 """Consecutive layers that share a router in the published model."""
 
 
 def shape_rows() -> list[dict[str, Any]]:
-    """Every line: the matched size at each recipe's, then the authors' own shape at the paper's."""
+    """Every line: the matched size in each recipe, then the published shape at the paper's size."""
     rows = []
     for name, own in OWN.items():
         for recipe in RECIPES:

@@ -1,4 +1,4 @@
-"""How long the command takes to answer, and the quickstart to run: each start is a process of its own."""
+"""Start-up time of the command and duration of the quickstart; each start is a new process."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def _quickstart_rows(sizes: Sizes, wanted: bool) -> list[dict[str, Any]]:
     name = "glassmoe quickstart"
     if not wanted:
         return [skipped(name, "takes minutes; run it with --quickstart")]
-    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "said", "w+") as said:
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w+") as log:
         words = [sys.executable, "-m", "glassmoe", "quickstart", "--out", f"{folder}/run", *sizes.quickstart]
         began, peak = time.perf_counter(), 0.0
-        process = subprocess.Popen(words, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
         while process.poll() is None:
             peak = max(peak, resident(process.pid))
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - began
         if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"glassmoe quickstart ended with {process.returncode}: {said.read()[-500:]}")
+            log.seek(0)
+            raise RuntimeError(f"glassmoe quickstart ended with {process.returncode}: {log.read()[-500:]}")
         boards = json.loads((Path(folder) / "run" / "measures" / "boards.json").read_text())["values"]
-    told = "facts of the board that one feature of the quickstart's model tells"
+    detected = "board properties that single features of the quickstart's model detect"
     note = "headline slots true on 1-40% of boards, F1 of at least 0.9 on unseen games of another seed"
     rows = [
         row(name, [seconds], "seconds", at_most=360.0, note="make quickstart after installing, once"),
-        row(told, [boards["detected"]["f1_0.9"]], "count", at_least=12, note=note, tracked=boards["tracked"]),
+        row(detected, [boards["detected"]["f1_0.9"]], "count", at_least=12, note=note, tracked=boards["tracked"]),
     ]
     memory = "memory of glassmoe quickstart"
     if not Path("/proc/self/status").exists():

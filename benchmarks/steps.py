@@ -1,7 +1,7 @@
 """Whole training steps of `chess-small`: forward, backward, clipping and optimiser, on random characters.
 
-The layers side by side under each optimiser; how much of the machine's own product rate a dense step uses; and a dense
-step beside nanoGPT's, from a checkout of it.
+It compares the layers under each optimiser, a dense step with the machine's rate for matrix products, and a dense step
+with nanoGPT's, from a checkout.
 
 Legend: B rows, N characters of a row.
 """
@@ -35,8 +35,8 @@ ROW_LENGTH, CHARACTERS = 256, 32
 UPCYCLED = "moe-x upcycled"
 LAYERS = ("switch", "moe-x", UPCYCLED, "monet-hd", "monet-vd", "peer")
 SOURCE_STEPS = 10
-"""The dense model that is upcycled has learned for so many steps: its experts are then what real ones are, not equal
-draws of one distribution."""
+"""Training steps of the dense model before it is upcycled, so that its units are no longer draws of one
+distribution."""
 OptimizerName = Literal["adamw", "muon"]
 Loss = Callable[[Tensor], Tensor]
 """The mean loss over rows of tokens (B, N)."""
@@ -45,7 +45,8 @@ Loss = Callable[[Tensor], Tensor]
 def step_rows(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, nanogpt: Any | None = None
 ) -> list[dict[str, Any]]:
-    """Every line about whole steps. `nanogpt`: what `checkouts.load_nanogpt` returns; without it its line says so."""
+    """Every line about whole steps. `nanogpt`: what `checkouts.load_nanogpt` returns; without it the line is
+    skipped."""
     rows = []
     optimizers: tuple[OptimizerName, ...] = ("muon", "adamw")
     for optimizer in optimizers:
@@ -56,7 +57,7 @@ def step_rows(
 def _chess_small_rows(
     optimizer: OptimizerName, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
-    """Every layer's step beside the dense one. Under the recipe's own optimiser each also says where its time goes."""
+    """Every layer's step compared with the dense step; under the recipe's own optimiser also how its time divides."""
     recipe = load(recipes()["chess-small"])
     steps = {name: _layer_step(name, optimizer, sizes, device, dtype) for name in ("gelu", *LAYERS)}
     passes: dict[str, Callable[[], object]] = {name: step.run for name, step in steps.items()}
@@ -105,17 +106,17 @@ def _chess_small_rows(
 
 
 def _shares(name: str, seconds: dict[str, list[float]], times: int) -> dict[str, float]:
-    """Each part's share of the step, the median over repeats of the ratio within each; what is left is norms,
-    embedding, head and loss."""
-    found = {}
+    """Each part's share of the step, the median over repeats of the ratio within each; the rest is norms, embedding,
+    head and loss."""
+    shares = {}
     for key in seconds:
         if key.startswith(f"{name}: "):
             part = key.removeprefix(f"{name}: ")
             factor = 1 if part == "optimiser" else times
-            found[part] = factor * float(statistics.median(ratios(seconds[key], seconds[name])))
-    if "router" in found:
-        found["units"] = found.pop("feed-forward") - found["router"]
-    return found
+            shares[part] = factor * float(statistics.median(ratios(seconds[key], seconds[name])))
+    if "router" in shares:
+        shares["units"] = shares.pop("feed-forward") - shares["router"]
+    return shares
 
 
 def _where_time_goes(shares: dict[str, float]) -> str:
@@ -124,7 +125,7 @@ def _where_time_goes(shares: dict[str, float]) -> str:
 
 
 def _largest_load(model: GlassForCausalLM, device: torch.device) -> float | None:
-    """The greatest share of the token-expert slots that one expert of one layer gets; None for what has no load."""
+    """The largest share of the token-expert slots of one expert in one layer; None for models without experts."""
     tokens_BN = torch.randint(0, CHARACTERS, (4, ROW_LENGTH - 1), device=device)
     loads = [share for layer in model_statistics(model, tokens_BN) for share in layer.load or []]
     return max(loads, default=None)
@@ -132,8 +133,7 @@ def _largest_load(model: GlassForCausalLM, device: torch.device) -> float | None
 
 @dataclass
 class Step:
-    """A model, what trains it for one step, and the last part of that: clipping and the optimiser, on the gradients
-    that the step has left."""
+    """A model, a function that trains it for one step, and the last part of that step: clipping and the optimiser."""
 
     model: Any
     run: Callable[[], object]
@@ -181,7 +181,7 @@ def _step(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Step:
-    """What the training loop does in a step, logging apart. Gradients are dropped before a step, not after it."""
+    """A step of the training loop without logging. Gradients are cleared before a step, not after it."""
     parts = torch.randint(0, CHARACTERS, (sizes.step_rows, ROW_LENGTH), device=device).split(micro_rows)
 
     def update() -> None:
@@ -255,7 +255,7 @@ def _peer_loss(peer: Any) -> Loss:
 
 
 def _copy_weights(model: Any, peer: Any) -> None:
-    """nanoGPT's weights into our model, so that both compute one function."""
+    """Copy nanoGPT's weights into our model, so that both compute the same function."""
     theirs = peer.transformer
     pairs = [
         (model.model.tokens.weight, theirs.wte.weight),

@@ -1,7 +1,7 @@
-"""Gathering the examples of a wide layer, beside the model's bare forward pass over the same rows.
+"""Gathering the examples of a wide layer, compared with the model's forward pass over the same rows.
 
-The model has random weights, and a bias that leaves as few units above 0 as training does; the rows are noise. A pass
-of ours ends at the layer that is read, as it does for a user; the bare pass is the whole model, head included.
+The model has random weights, and a bias that makes units as sparse as training does; the rows are noise. Our pass ends
+at the layer that is read, as for a user; the forward pass is the whole model with its head.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def store_rows(sizes: Sizes) -> list[dict[str, Any]]:
         subject, corpus = load_subject(str(root / "model")), Corpus.open(root / "games")
         manifest = _gather(root / "first", subject, corpus, sizes.store_tokens)
         what = f"{manifest['num_features']} features, {manifest['l0']:.0f} a token"
-        # The longer pass takes minutes, and one round of it says as much as several of the shorter.
+        # The longer pass takes minutes; one round of it is as exact as several of the shorter.
         rounds = {sizes.store_tokens: min(sizes.repeats, REPEATS), sizes.store_tokens_longer: 1}
         return [
             *(_passes(root, subject, corpus, sizes, tokens, repeats, what) for tokens, repeats in rounds.items()),

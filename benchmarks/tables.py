@@ -1,4 +1,4 @@
-"""Results of the benchmarks: what is measured, its page, and how groups that are measured apart share a file."""
+"""Results of the benchmarks: their fields, their page, and how groups from several runs share a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUPS = (
     *("data", "text", "boards", "stores", "pages", "startup"),
 )
 SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")
-"""What the groups of one file share."""
+"""Facts that all groups of a file share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class BenchResults(ResultsFile):
     files: list[str] | None = omitted()
 
     def joined(self, old: BenchResults, path: Path) -> BenchResults:  # noqa: ARG002
-        """With the remarks of the file and, where machine and settings are the same, with the groups that were not
-        measured now. Every ratio is of one run, because both of its sides are in one group."""
+        """With the remarks of the file and, if machine and settings are the same, with the groups that this run did not
+        measure. Both sides of a ratio are in one group, so every ratio is from one run."""
         results = replace(self, remarks=old.remarks or [])
         if any(getattr(old, fact) != getattr(self, fact) for fact in SAME):
             return results
         measured = {line["group"] for line in self.entries}
-        kept = [line for line in old.entries if line["group"] not in measured]
-        lines = sorted([*self.entries, *kept], key=lambda line: GROUPS.index(line["group"]))
-        command = "python -m benchmarks, group by group" if kept else self.command
+        earlier = [line for line in old.entries if line["group"] not in measured]
+        lines = sorted([*self.entries, *earlier], key=lambda line: GROUPS.index(line["group"]))
+        command = "python -m benchmarks, group by group" if earlier else self.command
         return replace(results, entries=lines, command=command)
 
     def sections(self, name: str) -> Iterable[str | None]:  # noqa: ARG002
@@ -59,7 +59,7 @@ class BenchResults(ResultsFile):
         return self.entries
 
     def table(self) -> str:
-        """Figures beside their targets; under the table what was compared exactly, and what was left out."""
+        """Figures and their targets; under the table the details of each comparison, and what was not measured."""
         lines = [line for line in self.entries if "skipped" not in line]
         cells = [
             [

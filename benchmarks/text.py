@@ -1,6 +1,6 @@
-"""Text: preparing it beside `datasets.map`, the memory of preparing a large file, and what `text_models` measures.
+"""Text: preparation compared with `datasets.map`, the memory of preparing a large file, and the lines of `text_models`.
 
-The text is made up, its words drawn as often as words are (Zipf's law), most of them seldom, or one's own.
+The text is generated, with word frequencies by Zipf's law, or a file of your own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .text_models import generation_rows, training_rows
 
 PROCESSES = 2
 WORDS, DOCUMENT_WORDS = 60_000, 400
-"""Different words, and the median of the words of a document."""
+"""Different words, and the median number of words of a document."""
 _SYLLABLES = [
     first + vowel + last
     for first in (*"bcdfghjklmnprstvw", "st", "tr", "pl", "ch", "sh", "th")
@@ -35,7 +35,7 @@ _SYLLABLES = [
 
 
 def text_rows(sizes: Sizes, device: torch.device, dtype: torch.dtype, text: Path | None = None) -> list[dict[str, Any]]:
-    """Every line about text. `text`: a .jsonl file of documents to tokenise in place of made-up ones."""
+    """Every line about text. `text`: a .jsonl file of documents to tokenise instead of generated ones."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         root = Path(folder)
         file = text or write_text_file(root / "text.jsonl", sizes.text_bytes)
@@ -49,7 +49,7 @@ def text_rows(sizes: Sizes, device: torch.device, dtype: torch.dtype, text: Path
 
 
 def write_text_file(file: Path, size: int) -> Path:
-    """About `size` bytes of different documents, a JSON object a line, always the same."""
+    """About `size` bytes of different documents, one JSON object per line, the same at every call."""
     rng = np.random.default_rng(0)
     spell = random.Random(0)
     spelt = ["".join(spell.choices(_SYLLABLES, k=min(4, count))) for count in rng.geometric(0.5, WORDS)]
@@ -115,7 +115,7 @@ def _tokenising_row(file: Path, tokenizer: Path, root: Path, sizes: Sizes, *, ow
 
 
 def _map(file: Path, tokenizer: Path, root: Path) -> int:
-    """Tokens that datasets and transformers make of the file, written to a folder that is dropped."""
+    """Number of tokens of the file by datasets and transformers, which write to a temporary folder."""
     import datasets
     from pyarrow.compute import list_value_length
     from pyarrow.compute import sum as total
@@ -125,8 +125,8 @@ def _map(file: Path, tokenizer: Path, root: Path) -> int:
     encode = partial(_encode, tokenizer=AutoTokenizer.from_pretrained(tokenizer))
     with tempfile.TemporaryDirectory(dir=root) as cache:
         read = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=cache)
-        made = read.map(encode, batched=True, num_proc=PROCESSES, remove_columns=read.column_names)
-        return int(total(list_value_length(made.data.column("input_ids"))).as_py())
+        encoded = read.map(encode, batched=True, num_proc=PROCESSES, remove_columns=read.column_names)
+        return int(total(list_value_length(encoded.data.column("input_ids"))).as_py())
 
 
 def _encode(batch: dict[str, list[str]], tokenizer: Any) -> Any:
@@ -137,7 +137,7 @@ def _memory_row(root: Path, sizes: Sizes) -> dict[str, Any]:
     file = write_text_file(root / "large.jsonl", sizes.large_text_bytes)
     words = [sys.executable, "-m", "glassmoe", "data", "text", str(file), "--tokenizer", f"train:{sizes.text_ids}"]
     words += ["--out", str(root / "large"), "--workers", str(PROCESSES)]
-    greatest, _ = watch(words, root / "said", "preparing text")
+    greatest, _ = watch(words, root / "log", "preparing text")
     manifest = json.loads((root / "large/manifest.json").read_text())
     return row(
         f"memory of preparing {file.stat().st_size / 1e9:.2g} GB of text",

@@ -1,5 +1,5 @@
-"""Models of text: our training loop beside transformers' `Trainer`, and writing one token after the other, a mixture
-beside the dense model of equal active parameters.
+"""Models of text: our training loop compared with transformers' `Trainer`, and generation by a mixture compared with
+the dense model of equal active parameters.
 
 Legend: B rows, N tokens of a row.
 """
@@ -68,7 +68,7 @@ def training_rows(data: Path, sizes: Sizes, device: torch.device, dtype: torch.d
 
 
 def _in_turn(fits: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """The seconds that each fit tells of itself, `repeats` of each, run in turn."""
+    """The seconds that each fit returns, `repeats` times each, run in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in fits}
     for _ in range(repeats):
         for name, fit in fits.items():
@@ -94,7 +94,7 @@ def _length(config: RunConfig) -> int:
 
 
 class _Timed(LanguageTask):
-    """Language modelling that notes when each step was done."""
+    """Language modelling that records the end of each step."""
 
     marks: list[float]
 
@@ -113,7 +113,7 @@ def _our_fit(config: RunConfig, root: Path, device: torch.device) -> float:
     return task.marks[-1] - task.marks[WARM_UP - 1]
 
 
-def _their_fit(config: RunConfig, root: Path, dtype: torch.dtype, told: list[str]) -> float:
+def _their_fit(config: RunConfig, root: Path, dtype: torch.dtype, optimizer: list[str]) -> float:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     marks: list[float] = []
@@ -128,7 +128,7 @@ def _their_fit(config: RunConfig, root: Path, dtype: torch.dtype, told: list[str
     rows = Rows(corpus.split("train"), config.data.rows)
     wanted = config.train.steps * config.train.batch_rows
     tokens_RN, _ = rows.batch(np.arange(wanted) % len(rows))
-    given = [{"input_ids": row_N, "labels": row_N} for row_N in torch.from_numpy(tokens_RN[:, :-1].astype(np.int64))]
+    examples = [{"input_ids": row_N, "labels": row_N} for row_N in torch.from_numpy(tokens_RN[:, :-1].astype(np.int64))]
     torch.manual_seed(config.seed)
     with tempfile.TemporaryDirectory(dir=root) as folder:
         arguments = TrainingArguments(
@@ -150,13 +150,13 @@ def _their_fit(config: RunConfig, root: Path, dtype: torch.dtype, told: list[str
             disable_tqdm=True,
         )
         model = build_model(config, rows.length, corpus.kind)
-        Trainer(model, arguments, train_dataset=given, callbacks=[Mark()]).train()
-    told.append(str(arguments.optim.value))
+        Trainer(model, arguments, train_dataset=examples, callbacks=[Mark()]).train()
+    optimizer.append(str(arguments.optim.value))
     return marks[-1] - marks[WARM_UP - 1]
 
 
 def generation_rows(sizes: Sizes, device: torch.device) -> list[dict[str, Any]]:
-    """A line for each width: greedy writing with a cache of keys and values, one text at a time."""
+    """A line for each width: greedy generation with a cache of keys and values, one text at a time."""
     return [_generation_row(width, sizes, device) for width in sizes.widths]
 
 
@@ -218,7 +218,7 @@ def _model(name: str, width: int, sizes: Sizes, device: torch.device) -> Any:
 def _layer_share(
     models: dict[str, Any], seconds: dict[str, list[float]], width: int, generated: int, device: torch.device
 ) -> dict[str, float]:
-    """What part of a token's time all feed-forward layers take, each run on its own."""
+    """Share of a token's time in all feed-forward layers, each run alone."""
     x_TD = torch.randn(generated, 1, width, device=device)
     shares = {}
     for name, model in models.items():

@@ -239,7 +239,7 @@ def test_the_quickstart() -> None:
     lines = measured("startup", quickstart=True)
     assert lines["glassmoe quickstart"]["unit"] == "seconds"
     assert lines["memory of glassmoe quickstart"]["value"] > 0.1
-    told = lines["facts of the board that one feature of the quickstart's model tells"]
+    told = lines["board properties that single features of the quickstart's model detect"]
     assert told["value"] == sum(each["f1"] >= 0.9 for each in told["tracked"]) and told["met"] is False
 
 
