@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .papers.moex.suites import ROWS
     from .results import Result
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
 
 _HOMES = {
     "api.coders": ("decompose", "export", "import_coder"),
