@@ -99,3 +99,13 @@ def test_the_core_is_an_evenings_reading() -> None:
     order = re.findall(r"^\| \[[\w/]+\.py\]\(\.\./src/glassmoe/([\w/]+\.py)\)", page, re.M)
     assert 8 <= len(order) <= 12
     assert sum(len((PACKAGE / name).read_text().splitlines()) for name in order) <= 3000
+
+
+def test_no_two_classes_have_one_name() -> None:
+    names = [
+        node.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -40,7 +40,7 @@ class ModuleTrial(NamedTuple):
 _TRIALS: WeakKeyDictionary[nn.Module, ModuleTrial] = WeakKeyDictionary()
 
 
-class _Reached(Exception):
+class _Called(Exception):
     """Ends a forward pass at the module that is tried."""
 
 
@@ -94,7 +94,7 @@ def try_module(model: Any, path: str) -> ModuleTrial:
     def leave(_: Any, __: Any, out: Any) -> None:
         if (y := first_output(out)) is not None:
             left.append(y.clone())
-        raise _Reached
+        raise _Called
 
     def note(name: str) -> Any:
         def hook(_: Any, __: Any, out: Any) -> None:
@@ -107,7 +107,7 @@ def try_module(model: Any, path: str) -> ModuleTrial:
     handles += [each.register_forward_hook(note(name)) for name, each in module.named_modules() if name]
     try:
         _run(model)
-    except _Reached:
+    except _Called:
         pass
     finally:
         for handle in handles:
