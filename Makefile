@@ -5,19 +5,22 @@ READY := .venv/.ready
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
-.PHONY: quickstart test test-quick test-slow test-peers check docs bench clean
+.PHONY: quickstart test test-quick test-slow test-faults test-peers check docs bench clean
 
 quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
 
 test: $(READY)  ## the test suite, under ten minutes on two cores; ROOM=layers runs only tests/layers
-	$(BIN)/pytest -n 2 -m "not slow" $(if $(ROOM),tests/$(ROOM))
+	$(BIN)/pytest -n 2 -m "not slow and not faults" $(if $(ROOM),tests/$(ROOM))
 
 test-quick: $(READY)  ## the tests marked quick, under a minute on two cores
 	$(BIN)/pytest -n 2 -m quick
 
 test-slow: $(READY)  ## the tests that need longer
 	$(BIN)/pytest -m slow
+
+test-faults: $(READY)  ## flipped bits, kills, and two processes in one folder; writes results/faults.md
+	FAULTS=results/faults.md $(BIN)/pytest -m faults tests/faults
 
 test-peers: $(PEERS_READY)  ## our coders in SAELens and sparsify, and theirs here; our models in lm-eval and nnsight; in an environment of its own
 	$(PEERS)/pytest -m peers

@@ -11,7 +11,8 @@ import torch
 
 from glassmoe.chess.selfplay import generate
 from glassmoe.data.corpus import Corpus
-from glassmoe.inspect.store import Gathering, make_store, store_path
+from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.store import Gathering, store_path
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import load_subject

@@ -18,7 +18,8 @@ import torch
 from glassmoe.chess.tokens import CHARACTERS, pack_games
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.writer import CorpusWriter
-from glassmoe.inspect.store import Gathering, make_store
+from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.store import Gathering
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import Subject, activations, load_subject

@@ -1,13 +1,18 @@
 """Small real things that many tests share."""
 
+import atexit
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GLASSMOE_CACHE"] = tempfile.mkdtemp(prefix="glassmoe-tests-")
+atexit.register(shutil.rmtree, os.environ["GLASSMOE_CACHE"], ignore_errors=True)
 torch.set_num_threads(int(os.environ.get("GLASSMOE_TEST_THREADS", "1")))
 
 

@@ -8,8 +8,9 @@ import torch
 
 from glassmoe.chess.selfplay import generate
 from glassmoe.data.corpus import Corpus
+from glassmoe.inspect.gathering import make_store
 from glassmoe.inspect.readers import open_readers
-from glassmoe.inspect.store import FeatureStore, Gathering, make_store, store_path
+from glassmoe.inspect.store import FeatureStore, Gathering, store_path
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from text_files import prepared, random_gpt2
 

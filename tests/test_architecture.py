@@ -27,7 +27,18 @@ ROOMS = [
     "cli",
 ]
 """From the bottom up: a room imports those below it."""
-BELOW = {"atomic", "config", "console", "device", "registry", "results", "strict_yaml", "__version__"}
+BELOW = {
+    "atomic",
+    "checksums",
+    "config",
+    "console",
+    "device",
+    "locks",
+    "registry",
+    "results",
+    "strict_yaml",
+    "__version__",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,30 +1,29 @@
-"""Files that exist only when they are complete: written under a temporary name, flushed to disk, and renamed."""
+"""Files and folders that exist only when they are complete: written under a temporary name, flushed to disk, and
+renamed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ModuleNotFoundError:
-    raise ImportError(
-        "glassmoe runs on Linux, and this system lacks its file locks; on Windows use the Windows Subsystem for Linux"
-    ) from None
+TEMPORARY = re.compile(r"\.tmp[A-Za-z0-9]{6}|.*\.(safetensors|json|jsonl|yaml|html)\.tmp|step-[0-9]{8}\.partial")
+"""Names of files that a killed process leaves behind: those of `safetensors` while it writes, and our own."""
 
 
 def write_atomically(path: Path, write: Any) -> None:
     """Calls `write(temporary path)`, flushes the file to disk and renames it to `path`. On failure `path` stays as it
-    was."""
+    was. The file gets the permissions that the umask of the process allows."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        follow_umask(temporary)
+        flush(temporary)
         temporary.replace(path)
+        flush(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -35,14 +34,68 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Creates `folder` if necessary, and waits until no other process is in this block for it, so that two commands
-    that change the same file lose nothing. Leaves no file behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def follow_umask(path: Path) -> None:
+    """Gives a file the permissions of a new file. `safetensors` makes files that only their owner may read."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def publish_folder(new: Path, path: Path) -> None:
+    """Renames the complete folder `new` to `path`, in place of the folder that was there. At every moment `path` is the
+    old folder or the new one. Where the system cannot swap two folders, the old one is set aside for an instant, and
+    `sweep_folder` puts it back after a kill."""
+    for folder, _, names in os.walk(new):
+        for name in names:
+            flush(Path(folder, name))
+        flush(Path(folder))
+    if not path.exists():
+        new.rename(path)
+    elif _swap(new, path):
+        shutil.rmtree(new)
+    else:
+        aside = _aside(path)
+        path.rename(aside)
+        new.rename(path)
+        shutil.rmtree(aside)
+    flush(path.parent)
+
+
+def sweep_folder(path: Path) -> None:
+    """Repairs what a kill in `publish_folder` left behind."""
+    aside = _aside(path)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(*folders: Path) -> None:
+    """Deletes the temporary files and folders that a killed process left in these folders. The caller holds the lock of
+    the run that they belong to (`locks.writing`)."""
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if TEMPORARY.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step (renameat2 of Linux). False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)

@@ -276,7 +276,11 @@ DAMAGED = {
     "environment gone": (lambda: Path("run/environment.json").unlink(), "run/environment.json", "check the name"),
     "environment cut": (cut("run/environment.json"), "run/environment.json", "move it away"),
     "metrics cut": (cut("run/metrics.jsonl"), "run/metrics.jsonl", "no line of metrics"),
-    "metrics of another": (lambda: Path("run/metrics.jsonl").write_text("3\n"), "run/metrics.jsonl", "no line"),
+    "metrics of another": (
+        lambda: Path("run/metrics.jsonl").write_text("3\n"),
+        "line 1 is not what was written",
+        "put back a good copy",
+    ),
 }
 
 
@@ -344,7 +348,7 @@ def test_windows_is_refused_in_one_sentence(
 
 
 def test_python_without_file_locks_says_so() -> None:
-    code = "import sys; sys.modules['fcntl'] = None\nimport glassmoe\nglassmoe.RunConfig\nimport glassmoe.atomic"
+    code = "import sys; sys.modules['fcntl'] = None\nimport glassmoe\nglassmoe.RunConfig\nimport glassmoe.locks"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("ImportError: glassmoe runs on Linux")
     assert "ModuleNotFoundError" not in done.stderr

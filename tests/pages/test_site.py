@@ -13,8 +13,9 @@ from markupsafe import escape
 from explored import MARKUP, chess_model, chess_run, data_of, explain, games, store_of, text_run
 from glassmoe.cli import main as cli
 from glassmoe.data.corpus import Corpus
+from glassmoe.inspect.gathering import make_store
 from glassmoe.inspect.readers import open_readers
-from glassmoe.inspect.store import Gathering, make_store, open_store, store_path
+from glassmoe.inspect.store import Gathering, open_store, store_path
 from glassmoe.pages.explore.explored import open_explored, read_explanations
 from glassmoe.pages.explore.records import SHOWN
 from glassmoe.pages.explore.serve import address, server

@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes to the same bits, it stops cleanly, and it refuses what it cannot do."""
 
+import hashlib
 import json
 import math
 import os
@@ -254,7 +255,10 @@ def test_games_may_move_but_not_change(noise_games: Path, tmp_path: Path) -> Non
     assert load(tmp_path / "run" / "config.yaml").data.path == str(moved)
     other = shutil.copytree(noise_games, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    manifest["files"]["train.bin"]["sha256"] = "0" * 64
+    tokens = (other / "train.bin").read_bytes()
+    (other / "train.bin").write_bytes(tokens[:-1] + bytes([tokens[-1] ^ 1]))
+    manifest["files"]["train.bin"]["sha256"] = hashlib.sha256((other / "train.bin").read_bytes()).hexdigest()
+    del manifest["checksum"]
     (other / "manifest.json").write_text(json.dumps(manifest))
     config.data.path = str(other)
     with pytest.raises(ValueError, match="was trained on different data"):

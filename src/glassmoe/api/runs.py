@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.locks import writing
 
 from .arguments import Device, PathLike, one_of, paths, public
 from .recipes import configure, find_recipe
@@ -165,11 +166,12 @@ def _train(config: RunConfig, name: str, data: PathLike | None, out: PathLike | 
     out = Path("runs") / name if out is None else Path(out)
     if data is not None:
         config.data.path = str(data)
-    if config.data.path is not None:
-        config.data.path = _prepared(Path(config.data.path), config, out)
-    from glassmoe.training.language import train as train_language_model
+    with writing(out):
+        if config.data.path is not None:
+            config.data.path = _prepared(Path(config.data.path), config, out)
+        from glassmoe.training.language import train as train_language_model
 
-    return train_language_model(config, out)
+        return train_language_model(config, out)
 
 
 RAW = (".pgn", ".txt", ".jsonl", ".parquet", ".zst", ".bz2", ".gz")
@@ -223,13 +225,14 @@ def quickstart(
     config = configuration.load(find_recipe("quickstart"))
     config.train.steps = steps or config.train.steps
     config.data.synthetic_games = synthetic_games or config.data.synthetic_games
-    out = train_language_model(config, Path(out))
-    # What was found on games of one seed is tested on games of another.
-    generate_games(out / "unseen", games=games + games // 8, seed=config.seed + 1, overwrite=True)
-    corpus, unseen = Corpus.open(out / "games"), Corpus.open(out / "unseen")
-    result = evaluate_boards(load_subject(out, own=True).model, corpus, games=games, test_corpus=unseen)
-    save_measure(out, "boards", result, corpus)
-    write_report([out], out / "report.html")
+    with writing(Path(out)):
+        out = train_language_model(config, Path(out))
+        # What was found on games of one seed is tested on games of another.
+        generate_games(out / "unseen", games=games + games // 8, seed=config.seed + 1, overwrite=True)
+        corpus, unseen = Corpus.open(out / "games"), Corpus.open(out / "unseen")
+        result = evaluate_boards(load_subject(out, own=True).model, corpus, games=games, test_corpus=unseen)
+        save_measure(out, "boards", result, corpus)
+        write_report([out], out / "report.html")
     return result
 
 

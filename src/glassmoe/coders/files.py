@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from glassmoe import config as configuration
-from glassmoe.atomic import write_atomically
+from glassmoe.checksums import Damaged, save_tensors, verify_tensors
 from glassmoe.device import pick_device
 from glassmoe.registry import CODER_REGISTRY
 
@@ -31,8 +31,8 @@ def save_coder(folder: Path, coder: Coder, step: int, source_sha256: str) -> Non
         header |= {"kind": kind, "provider": where}
     tensors = {name: tensor.contiguous() for name, tensor in coder.state_dict().items()}
     try:
-        write_atomically(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, header))
-    except (OSError, SafetensorError) as error:
+        save_tensors(folder / WEIGHTS, tensors, save_file, header)
+    except OSError as error:
         raise OSError(
             f"could not write {folder / WEIGHTS}: {error}; free some space and give the same command again"
         ) from error
@@ -59,10 +59,11 @@ def load_coder(path: str | Path, device: str = "auto") -> tuple[Coder, FitConfig
     try:
         with safe_open(path / WEIGHTS, framework="pt") as file:
             configuration.check_version(path / WEIGHTS, int(file.metadata()["schema_version"]), SCHEMA_VERSION)
+            verify_tensors(path / WEIGHTS)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         coder = build_coder(config.coder, len(tensors["b_dec"]), config.train.steps, 1)
         coder.load_state_dict(tensors)
-    except (OSError, SafetensorError, LookupError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, Damaged, LookupError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{path / WEIGHTS} could not be loaded: {' '.join(str(error).split())}; "
             f"going on with the fit writes it again from the newest checkpoint"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glassmoe.device import pick_device
+from glassmoe.locks import writing
 from glassmoe.model.subject import ModelSource
 from glassmoe.training import run
 from glassmoe.training.distributed import processes
@@ -24,11 +25,14 @@ def fit(config: FitConfig | SweepConfig, out: str | Path, model: ModelSource | N
     """Fit the coders that `config` describes into the directory `out`; resume when `out` holds the same fit. `model`:
     the model that is read, where `config.source` cannot be loaded (objects), or it is loaded already.
 
-    ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after SIGTERM or Ctrl-C.
+    ValueError for a user's mistake, `Locked` while another process writes `out`, `Diverged` for a non-finite loss,
+    `Stopped` after SIGTERM, SIGHUP or Ctrl-C.
     """
     out = Path(out)
     device = pick_device(config.train.device)
-    with processes(device) as group:
+    with writing(out), processes(device) as group:
+        if group.first:
+            run.clean(out)
         task = CoderTask(config, out, device, group, model)
         run.check(out, task.config)
         task.check_source()

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from glassmoe import config as configuration
-from glassmoe.atomic import write_atomically, write_text
+from glassmoe.atomic import write_text
+from glassmoe.checksums import Damaged, save_tensors, verify_tensors
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
@@ -83,8 +84,8 @@ def export_coder(folder: Path, out: Path, format: str) -> Path:
     cfg, tensors = to_saelens(coder, config) if format == "saelens" else to_sparsify(coder)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        write_atomically(out / WEIGHTS[format], lambda temporary: save_file(tensors, temporary))
-    except (OSError, SafetensorError) as error:
+        save_tensors(out / WEIGHTS[format], tensors, save_file)
+    except OSError as error:
         raise OSError(f"could not write {out / WEIGHTS[format]}: {error}; free some space and start again") from error
     write_text(out / CFG, json.dumps(cfg, indent=1) + "\n")
     return out
@@ -174,9 +175,10 @@ def _open(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} holds {type(cfg).__name__}; expected keys and values, as it was saved")
     path = folder / WEIGHTS[format]
     try:
+        verify_tensors(path)
         with safe_open(path, framework="pt") as file:
             return format, cfg, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, Damaged) as error:
         raise ValueError(f"{path} could not be read: {error}; copy it again from where it came from") from None
 
 

@@ -25,10 +25,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glassmoe.checksums import Damaged, without_checksum
 from glassmoe.config import NewerSchema, check_version
 
 from .domains import Domain, UnknownTokens, domain_of, preparing
 from .tokens import TokenKind, Tokens
+from .verified import verify_files
 
 SCHEMA_VERSION = 1
 FIRST_TOKENS = "characters"
@@ -98,7 +100,8 @@ class Corpus:
     @classmethod
     def open(cls, path: str | Path, tokens: str | None = None) -> Corpus:
         """Opens a folder. ValueError when it is missing, unfinished, damaged or of another version. `tokens`: the kind
-        that the caller expects, for the advice in messages only; `require` checks it."""
+        that the caller expects, for the advice in messages only; `require` checks it. The bytes of a file are compared
+        with the manifest once for each time that it changes (`verified.py`)."""
         path = Path(path)
         holding, advice = preparing(path, tokens)
         if not path.is_dir():
@@ -109,6 +112,7 @@ class Corpus:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             version = manifest["schema_version"]
             check_version(path / MANIFEST, version, SCHEMA_VERSION)
+            manifest = without_checksum(manifest)
             tokens = manifest.get("tokens", FIRST_TOKENS)
             if not isinstance(tokens, str):
                 raise TypeError
@@ -124,6 +128,10 @@ class Corpus:
                 raise TypeError
         except NewerSchema:
             raise
+        except Damaged as error:
+            raise Damaged(
+                f"{path / MANIFEST} is damaged: {error}; copy the folder again from where it came from, or {advice}"
+            ) from None
         except UnknownTokens as error:
             raise ValueError(f"{path / MANIFEST}: {error}") from None
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -137,6 +145,7 @@ class Corpus:
         corpus = cls(path, manifest, kind)
         for split in SPLITS:
             corpus.split(split)
+        verify_files(path, dict(zip(FILES, digests, strict=False)))
         return corpus
 
     def require(self, tokens: str, tokenizer: str | None = None) -> Corpus:

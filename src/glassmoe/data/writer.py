@@ -6,12 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from glassmoe.atomic import flush
+from glassmoe.checksums import with_checksum
+from glassmoe.locks import writing
 
 from .corpus import FILES, MANIFEST, SCHEMA_VERSION, SOURCES, SPLITS, TOKENIZER, UInt64, spelled
 from .origins import SourceNumbers
@@ -58,7 +63,7 @@ class CorpusWriter:
     Sequences keep their order. The split of a sequence depends only on its text, so that equal sequences always land on
     the same side. Memory is under 32 bytes a sequence. Used as a context manager, it leaves nothing half-done behind.
     A tokenizer lies at `tokenizer_file` while the writer is open. `sources`: numbers of the sources of sequences, where
-    these are kept. ValueError as `check_target`.
+    these are kept. No other process may write the folder meanwhile (`Locked`). ValueError as `check_target`.
     """
 
     def __init__(
@@ -76,11 +81,11 @@ class CorpusWriter:
         self.valid_share = valid_share
         self.sources = sources
         self.count = 0
-        self._made_folder = not self.out.exists()
         self._published = FILES if self.kind.tokenizer is None else (*FILES, TOKENIZER)
         self._streams = ("tokens", "lengths", "hashes") + (() if self.kind.tokenizer is None else ("sizes",))
         self._streams += () if sources is None else ("sources",)
-        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = ExitStack()
+        self._lock.enter_context(writing(self.out))
         self._remove_partials()
         if self.kind.tokenizer is not None:
             self.tokenizer_file.write_text(self.kind.tokenizer, encoding="utf-8", newline="")
@@ -94,8 +99,7 @@ class CorpusWriter:
     ) -> None:
         self._close()
         self._remove_partials()
-        if self._made_folder and not any(self.out.iterdir()):
-            self.out.rmdir()
+        self._lock.close()
 
     @property
     def tokenizer_file(self) -> Path:
@@ -134,7 +138,7 @@ class CorpusWriter:
         (self.out / MANIFEST).unlink(missing_ok=True)
         sizes, sources = self._text_bytes(chosen), self._distribute_sources(chosen)
         for name in self._published:
-            self._partial(name).replace(self.out / name)
+            self._publish(name)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "tokens": self.kind.name,
@@ -148,8 +152,11 @@ class CorpusWriter:
             "duplicates": self.count - sum(counts.values()),
             "files": {name: file_digest(self.out / name) for name in self._published},
         }
-        self._partial(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        self._partial(MANIFEST).replace(self.out / MANIFEST)
+        text = json.dumps(with_checksum(manifest), indent=2) + "\n"
+        self._partial(MANIFEST).write_text(text, encoding="utf-8")
+        flush(self.out)  # the manifest says that the files are there
+        self._publish(MANIFEST)
+        flush(self.out)
         return prepared_corpus(self.out, self.kind, manifest)
 
     def _choose(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -207,10 +214,15 @@ class CorpusWriter:
             name = SOURCES.format(split)
             with self._partial(name).open("wb") as file:
                 np.save(file, numbers[mask])
-            self._partial(name).replace(self.out / name)
+            self._publish(name)
             files[name] = file_digest(self.out / name)
             counts[split] = np.bincount(numbers[mask], minlength=len(names)).tolist()
         return {"sources": {"field": self.sources.field, "names": names, "documents": counts, "files": files}}
+
+    def _publish(self, name: str) -> None:
+        """Gives a complete file its name."""
+        flush(self._partial(name))
+        self._partial(name).replace(self.out / name)
 
     def _partial(self, name: str) -> Path:
         return self.out / (name + _PARTIAL)

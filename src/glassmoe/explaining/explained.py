@@ -1,7 +1,7 @@
 """`explain`: explanations of many features, each scored beside a control, written to disk as they are finished.
 
 `JUDGE.jsonl` has one line a feature (`results.FeatureExplanation`). `JUDGE.json` beside it has the settings and, once
-all features are done, the means. An interrupted run resumes after the last whole line.
+all features are done, the means. An interrupted run resumes after the last whole line. Both files have checksums.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from glassmoe.atomic import write_text
+from glassmoe.checksums import Damaged, parse_lines, read_json, with_checksum
 from glassmoe.console import bar, say
 from glassmoe.data.tokens import TokenKind
 from glassmoe.inspect.readers import Reader
 from glassmoe.inspect.store import FeatureStore, Gathering
+from glassmoe.locks import writing
 from glassmoe.model.subject import Subject
 
 from .judges import make_judge
-from .opening import boards_of, open_examples
+from .opening import boards_of, explanations_folder, open_examples
 from .results import DetectedProperty, ExplanationsResult, FeatureExplanation, Score
 from .scoring import summary
 from .trials import Case, Explanation, ExplanationProtocol, Judge, trial
@@ -77,19 +79,20 @@ def explain(
     """
     judge = make_judge(judge) if isinstance(judge, str) else judge
     gathering = gathering_for(tokens, per_decile, silent, keep, full)
-    examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again)
-    chosen = choose_features(examples.store, features, seed) if isinstance(features, int) else features
-    check_features(examples.store, chosen)
-    return explain_features(
-        examples.store,
-        subject.kind(),
-        judge,
-        chosen,
-        examples.folder,
-        protocol=ExplanationProtocol(per_decile, silent, seed),
-        boards=boards_of(examples, games) if games else None,
-        again=again,
-    )
+    with writing(explanations_folder(path, layer, keep)):
+        examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again)
+        chosen = choose_features(examples.store, features, seed) if isinstance(features, int) else features
+        check_features(examples.store, chosen)
+        return explain_features(
+            examples.store,
+            subject.kind(),
+            judge,
+            chosen,
+            examples.folder,
+            protocol=ExplanationProtocol(per_decile, silent, seed),
+            boards=boards_of(examples, games) if games else None,
+            again=again,
+        )
 
 
 def gathering_for(
@@ -179,7 +182,7 @@ def explain_features(
         explanations=tuple(done.values()),
     )
     saved = {key: value for key, value in result.to_dict().items() if key != "file"}
-    write_text(path.with_suffix(".json"), json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(with_checksum(saved), indent=1, ensure_ascii=False) + "\n")
     return result
 
 
@@ -192,18 +195,21 @@ def _sources(store: FeatureStore) -> dict[str, str]:
 
 
 def _json_line(line: FeatureExplanation) -> str:
-    return json.dumps(line.to_dict(), ensure_ascii=False) + "\n"
+    return json.dumps(with_checksum(line.to_dict()), ensure_ascii=False) + "\n"
 
 
 def read_lines(path: Path) -> list[FeatureExplanation]:
-    """The whole lines of a file of explanations, the newest of each feature; none where there is no file."""
+    """The whole lines of a file of explanations, the newest of each feature; none where there is no file. Damaged lines
+    are reported and left out."""
+    parsed, damaged, _ = parse_lines(path) if path.exists() else ([], [], False)
     lines: dict[int, FeatureExplanation] = {}
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else ():
+    for values in parsed:
         try:
-            values = json.loads(text)
             lines[int(values["feature"])] = FeatureExplanation.from_dict(values)
         except (ValueError, TypeError, LookupError):
-            continue
+            damaged.append(0)
+    if damaged:
+        say(f"{path} is damaged: {len(damaged)} lines are not what was written; they are left out and explained again")
     return list(lines.values())
 
 
@@ -215,7 +221,9 @@ def _resumed(path: Path, settings: dict[str, Any]) -> dict[int, FeatureExplanati
     advice = "give --again to make them anew, or move them away"
     if record.exists():
         try:
-            saved = json.loads(record.read_text(encoding="utf-8"))["settings"]
+            saved = read_json(record)["settings"]
+        except Damaged as error:
+            raise Damaged(f"{error}; {advice}") from None
         except (ValueError, TypeError, LookupError):
             raise ValueError(f"{record} was not written by glassmoe explain; move it away") from None
         differs = [key for key in settings if json.loads(json.dumps(settings[key])) != saved.get(key)]
@@ -226,10 +234,13 @@ def _resumed(path: Path, settings: dict[str, Any]) -> dict[int, FeatureExplanati
     elif path.exists():
         raise ValueError(f"{path} has no settings beside it ({record.name}); move it away")
     else:
-        write_text(record, json.dumps({"schema_version": SCHEMA_VERSION, "settings": settings}, indent=1) + "\n")
+        begun = with_checksum({"schema_version": SCHEMA_VERSION, "settings": settings})
+        write_text(record, json.dumps(begun, indent=1) + "\n")
     lines = read_lines(path)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        write_text(path, "".join(map(_json_line, lines)))
+    # Without a line that was cut short or damaged, and with a checksum in lines of an earlier version.
+    text = "".join(map(_json_line, lines))
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        write_text(path, text)
     if lines:
         say(f"{path} already has {len(lines):,} features; they stay")
     return {line.feature: line for line in lines}

@@ -9,14 +9,13 @@ from glassmoe.chess.board_explanations import explain_boards
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
+from glassmoe.inspect.gathering import make_store, shard_of_environment
 from glassmoe.inspect.readers import Reader, one_reader, open_readers
 from glassmoe.inspect.store import (
     FeatureStore,
     Gathering,
-    make_store,
     open_store,
     remove_store,
-    shard_of_environment,
     store_path,
 )
 from glassmoe.model.subject import Subject, weights_digest
@@ -76,7 +75,7 @@ def open_examples(
     known.
     """
     wanted = gathering or Gathering()
-    name = layer.name if wanted.keep is None else f"{layer.name}-k{wanted.keep}"
+    name = _name(layer, wanted.keep)
     where = store_path(path, name)
     corpus_path = Path(data or data_of(path, subject, layer))
     if again:
@@ -97,8 +96,17 @@ def open_examples(
         if new is None:  # the process that finishes last continues
             raise SystemExit(0)
         store = new
-    folder = Path(path) / EXPLANATIONS / name.replace("/", "-")
+    folder = explanations_folder(path, layer, wanted.keep)
     return LayerExamples(subject, layer, store, name, folder, corpus_path)
+
+
+def explanations_folder(path: str | Path, layer: Reader, keep: int | None = None) -> Path:
+    """Folder of the explanations of a layer beside the run at `path`."""
+    return Path(path) / EXPLANATIONS / _name(layer, keep).replace("/", "-")
+
+
+def _name(layer: Reader, keep: int | None) -> str:
+    return layer.name if keep is None else f"{layer.name}-k{keep}"
 
 
 def boards_of(examples: LayerExamples, games: int) -> dict[int, DetectedProperty] | None:

@@ -5,13 +5,13 @@ Paths of the machine are not shown, only the names of files and folders."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
+from glassmoe.checksums import read_json
 from glassmoe.chess.board_results import BoardsResult
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import TEXT, TokenKind
@@ -185,7 +185,7 @@ def _boards(boards: BoardsResult) -> list[str]:
 
 def _environment(run: Path) -> dict[str, Any]:
     path = run / "environment.json"
-    environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    environment: dict[str, Any] = read_json(path) if path.exists() else {}
     return environment
 
 

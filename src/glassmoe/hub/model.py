@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 import glassmoe
+from glassmoe.checksums import seal
 from glassmoe.model import FEED_FORWARD
 from glassmoe.model.subject import load_subject
 from glassmoe.registry import ROUTER_REGISTRY
@@ -87,6 +88,8 @@ def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
             (staging / name).write_text(code, encoding="utf-8")
         card = write_card(model, kind, loaded.path, loaded.config, licence)
         (staging / "README.md").write_text(card, encoding="utf-8")
+        for weights in staging.glob("*.safetensors"):
+            seal(weights)
         if out.exists():
             out.rmdir()
         staging.rename(out)

@@ -13,8 +13,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
-from glassmoe.atomic import alone_in, write_text
+from glassmoe.atomic import write_text
 from glassmoe.device import describe, pick_device
+from glassmoe.locks import waiting
 from glassmoe.results import Result, markdown_table
 from glassmoe.training.run import commit
 
@@ -81,7 +82,7 @@ class ResultsFile(Result):
         """
         folder = Path(folder)
         path = folder / f"{name}.json"
-        with alone_in(folder):
+        with waiting(folder):
             results = self
             if path.exists():
                 old = self.read(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glassmoe.atomic import write_text
+from glassmoe.checksums import Damaged, with_checksum, without_checksum
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
 from glassmoe.results import Result, plain
@@ -53,7 +54,7 @@ def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data:
         synthetic=not isinstance(data, str) and bool(data.manifest.get("synthetic")),
         values=plain(values),
     )
-    write_text(path, json.dumps(record.to_dict(), indent=1) + "\n")
+    write_text(path, json.dumps(with_checksum(record.to_dict()), indent=1) + "\n")
     return path
 
 
@@ -71,7 +72,10 @@ def read_measure(run: Path, name: str) -> SavedMeasure | None:
             f"{path} is not a measure that glassmoe wrote ({error}); delete it and measure the run again"
         ) from None
     check_version(path, version, SCHEMA_VERSION)
-    return SavedMeasure.from_dict(record)
+    try:
+        return SavedMeasure.from_dict(without_checksum(record))
+    except Damaged as error:
+        raise Damaged(f"{path} is damaged: {error}; delete it and measure the run again") from None
 
 
 def saved_values(run: Path, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
+from glassmoe.checksums import verify_tensors
 from glassmoe.config import RunConfig
 from glassmoe.text.tokens import load_tokenizer, loading_failure
 
@@ -53,6 +54,8 @@ def load_own(name: str) -> tuple[Any, RunConfig | None]:
     if path.is_file():
         raise ValueError(f"{path} is a file; give the run directory that `glassmoe train --out` made")
     try:
+        for file in sorted(path.glob("*.safetensors")):
+            verify_tensors(file)
         with _quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
                 name,

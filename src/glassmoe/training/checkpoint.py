@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from glassmoe.atomic import write_atomically
+from glassmoe.checksums import save_tensors, verify_tensors
 from glassmoe.config import NewerSchema, check_version
 from glassmoe.console import say
 
@@ -47,8 +47,8 @@ def save(
     header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "extra": json.dumps(extra)}
     path = folder / f"step-{step:08d}.safetensors"
     try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, header))
-    except (OSError, SafetensorError) as error:
+        save_tensors(path, tensors, save_file, header)
+    except OSError as error:
         last = latest(folder)
         raise OSError(
             f"cannot write the checkpoint {path}: {error}; "
@@ -113,6 +113,7 @@ def _read(
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
         check_version(path, int(header["schema_version"]), SCHEMA_VERSION)
+        verify_tensors(path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     step, values = int(header["step"]), json.loads(header["extra"])
     if f"step-{step:08d}" != path.stem:

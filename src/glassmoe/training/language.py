@@ -14,11 +14,13 @@ from torch import Tensor
 
 from glassmoe import config as configuration
 from glassmoe.atomic import write_text
+from glassmoe.checksums import with_checksum
 from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import row_indices
 from glassmoe.data.tokens import TokenKind
 from glassmoe.device import autocast, describe, pick_device
+from glassmoe.locks import writing
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.loss import count_labels, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
@@ -39,11 +41,13 @@ STATISTICS_ROWS = 4
 def train(config: RunConfig, out: str | Path) -> Path:
     """Trains the model that `config` describes into the run directory `out`, and resumes when `out` holds the same run.
 
-    Returns the run directory. ValueError for a user's mistake, `Diverged` for a non-finite loss, `Stopped` after
-    SIGTERM or Ctrl-C.
+    Returns the run directory. ValueError for a user's mistake, `Locked` while another process writes `out`, `Diverged`
+    for a non-finite loss, `Stopped` after SIGTERM, SIGHUP or Ctrl-C.
     """
     out, device = Path(out), pick_device(config.train.device)
-    with processes(device) as group:
+    with writing(out), processes(device) as group:
+        if group.first:
+            run.clean(out)
         resolved, source = resolve(config, out, device, group)
         task = LanguageTask(resolved, group, source)
         del source  # the task drops the weights of the source when it has copied them
@@ -161,7 +165,7 @@ class LanguageTask:
             **started.receipt,
         )
         if self.group.first:
-            write_text(self.out / START, json.dumps(receipt.to_dict(), indent=1) + "\n")
+            write_text(self.out / START, json.dumps(with_checksum(receipt.to_dict()), indent=1) + "\n")
             say(describe_start(receipt.to_dict()))
 
 

@@ -122,7 +122,7 @@ def run_task(
     """Trains `task` into the run directory `out`, from its newest checkpoint when it has one.
 
     ValueError when the checkpoint was made with different data, `Diverged` for a non-finite loss, `Stopped` after
-    SIGTERM or Ctrl-C.
+    SIGTERM, SIGHUP or Ctrl-C.
     """
     optimizers = build_optimizers(task.module, optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     fresh: dict[str, Any] = {"data": task.fingerprint, "seconds": 0.0}
@@ -233,9 +233,12 @@ def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C in a list that the loop reads after each step; a second signal acts at once."""
+    """Collects SIGTERM, SIGHUP and Ctrl-C in a list that the loop reads after each step; a second signal acts at once.
+    A SIGHUP that is ignored, as under nohup, stays ignored."""
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def handle(number: int, _: Any) -> None:
         caught.append(number)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glassmoe.checksums import read_json
 from glassmoe.results import Result
 
 METRICS = "metrics.jsonl"
@@ -83,12 +83,12 @@ class StartReceipt(Result):
 def read_start(run: str | Path) -> StartReceipt | None:
     """The receipt of a run that took its weights from another model; None for a run from scratch."""
     path = Path(run) / START
-    return StartReceipt.from_dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return StartReceipt.from_dict(read_json(path)) if path.exists() else None
 
 
 def read_environment(run: str | Path) -> Environment:
     """How a run was made. OSError or ValueError when environment.json is missing or damaged."""
-    return Environment.from_dict(json.loads((Path(run) / ENVIRONMENT).read_text(encoding="utf-8")))
+    return Environment.from_dict(read_json(Path(run) / ENVIRONMENT))
 
 
 def seen_before(run: str | Path) -> dict[str, Any]:

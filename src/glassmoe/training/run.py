@@ -21,10 +21,12 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe import __version__
 from glassmoe import config as configuration
-from glassmoe.atomic import write_text
+from glassmoe.atomic import flush, publish_folder, sweep, write_text
+from glassmoe.checksums import seal, with_checksum
 from glassmoe.config import RunConfig
 from glassmoe.data.domains import domain, domain_names
 from glassmoe.data.tokens import TokenKind
+from glassmoe.locks import LOCK
 
 from .checkpoint import latest
 from .records import ENVIRONMENT, METRICS, START, Environment
@@ -34,7 +36,7 @@ CONFIG = "config.yaml"
 MAY_CHANGE = ("data.path:", "source:", "start_token:", "train.eval_every:")
 """Settings with another value of which a run resumes."""
 
-UNSTARTED = {CONFIG, ENVIRONMENT, METRICS, START, "snapshots", "state"}
+UNSTARTED = {CONFIG, ENVIRONMENT, LOCK, METRICS, START, "snapshots", "state"}
 """What a run directory may hold before its first checkpoint, beside a corpus that was made for the run."""
 
 
@@ -84,7 +86,7 @@ def write_environment(
         python=platform.python_version(),
         packages={name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
     )
-    write_text(out / ENVIRONMENT, json.dumps(environment.to_dict(), indent=1) + "\n")
+    write_text(out / ENVIRONMENT, json.dumps(with_checksum(environment.to_dict()), indent=1) + "\n")
 
 
 def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind) -> None:
@@ -99,8 +101,10 @@ def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind
         model.save_pretrained(staging)
         tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
         (staging / "README.md").write_text(model_card(config, step, kind), encoding="utf-8")
+        _complete(staging)
         for path in sorted(staging.iterdir()):
             path.replace(out / path.name)
+        flush(out)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"cannot write the model files of {out}: {error}; the checkpoint {latest(out / 'state')} is complete: "
@@ -123,14 +127,28 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
         model.save_pretrained(staging)
         if kind.tokenizer is not None:
             tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
+        _complete(staging)
         # A killed run reaches this step again, with the same weights.
-        shutil.rmtree(path, ignore_errors=True)
-        staging.rename(path)
+        publish_folder(staging, path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"cannot write the snapshot {path}: {error}; free some space and try again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return path
+
+
+def _complete(staging: Path) -> None:
+    """Puts checksums into the weights of a folder, and flushes its files to disk."""
+    for path in staging.iterdir():
+        if path.suffix == ".safetensors":
+            seal(path)
+        flush(path)
+
+
+def clean(out: Path) -> None:
+    """Deletes what a killed process of this run left: half-written files, which may be as large as the model."""
+    sweep(out, out / "state", out / "snapshots")
+    shutil.rmtree(out / "state" / "publish", ignore_errors=True)
 
 
 def tokenizer_of(kind: TokenKind, context: int, eos: int | list[int] | None = None) -> PreTrainedTokenizerFast:

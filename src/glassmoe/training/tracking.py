@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.atomic import write_text
+from glassmoe.checksums import Damaged, parse_lines, with_checksum
+from glassmoe.console import say
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,41 @@ class MetricsLog:
 
     def __init__(self, path: str | Path, resumed_step: int):
         self.path = Path(path)
-        lines = read_metrics(path) if self.path.exists() else []
-        write_text(self.path, "".join(json.dumps(line.entries) + "\n" for line in lines if line.step <= resumed_step))
+        lines, damaged = _read(self.path) if self.path.exists() else ([], [])
+        if damaged:
+            say(f"{self.path}: {_numbers(damaged)} damaged; the line is deleted")
+        write_text(self.path, "".join(_text(line.entries) for line in lines if line.step <= resumed_step))
 
     def write(self, **values: Any) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(_text(values))
 
 
 def read_metrics(path: str | Path) -> list[MetricsLine]:
-    """The lines of a metrics.jsonl up to the first damaged one, such as a line that a kill cut short."""
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-            break
-        lines.append(MetricsLine(values))
+    """The lines of a metrics.jsonl. A last line that a kill cut short is left out. `Damaged` for any other line that is
+    not what was written."""
+    lines, damaged = _read(Path(path))
+    if damaged:
+        raise Damaged(
+            f"{path} is damaged: {_numbers(damaged)} not what was written; delete it, or put back a good copy of the "
+            f"file"
+        )
     return lines
+
+
+def _read(path: Path) -> tuple[list[MetricsLine], list[int]]:
+    """The good lines, and the numbers of the damaged ones."""
+    lines, damaged, cut = parse_lines(path)
+    if cut:
+        say(f"{path}: the last line is cut short and is left out")
+    if any(not isinstance(values.get("step"), int) for values in lines):
+        raise Damaged(f"{path} is damaged: a line has no step; delete it, or put back a good copy of the file")
+    return [MetricsLine(values) for values in lines], damaged
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(with_checksum(values)) + "\n"
+
+
+def _numbers(damaged: list[int]) -> str:
+    return f"line {damaged[0]} is" if len(damaged) == 1 else f"lines {', '.join(map(str, damaged[:5]))} are"

@@ -6,12 +6,12 @@ Explanations are read leniently: a file, line or field that is missing or has a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glassmoe.checksums import parse_lines, read_json
 from glassmoe.chess.board_results import BoardsResult
 from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
@@ -208,7 +208,7 @@ def _reader_of(title: str, keep: int | None, readers: Mapping[str, Reader]) -> R
 def _title_of(path: Path) -> tuple[str, int | None]:
     """The name under which examples were gathered, and how many features of a token count."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(path / MANIFEST)
         return str(manifest["reader"]), manifest["keep"]
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(
@@ -224,10 +224,11 @@ def read_explanations(folder: Path) -> dict[int, list[ExplanationOnPage]]:
     bad = 0
     for file in sorted(folder.glob("*.jsonl")):
         lines = by_judge.setdefault(file.stem, {})
-        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        parsed, damaged, cut = parse_lines(file)
+        bad += len(damaged) + cut
+        for values in parsed:
             try:
-                line = json.loads(text)
-                lines[int(line["feature"])] = ExplanationOnPage.read(line, file.stem)
+                lines[int(values["feature"])] = ExplanationOnPage.read(values, file.stem)
             except (ValueError, LookupError, TypeError):
                 bad += 1
     if bad:

@@ -46,14 +46,14 @@ def export_features(
 ) -> ExportResult:
     """Write the features of some runs to the folder `out` for another tool. The other parameters are those of
     `build_site`. ValueError as there, and when delphi's cache is asked of a store that keeps examples only."""
-    explored = open_explored(runs, layers, source, device)
-    for layer in explored if kind == "delphi" else ():
-        if not layer.store.manifest["full"]:
-            raise ValueError(
-                f"delphi's cache holds every strength, and {layer.store.path} keeps examples only; make it again "
-                f"with: glassmoe explain {layer.run} --layer {layer.reader.number} --judge none --full --again"
-            )
     with new_folder(Path(out)) as folder:
+        explored = open_explored(runs, layers, source, device)
+        for layer in explored if kind == "delphi" else ():
+            if not layer.store.manifest["full"]:
+                raise ValueError(
+                    f"delphi's cache holds every strength, and {layer.store.path} keeps examples only; make it again "
+                    f"with: glassmoe explain {layer.run} --layer {layer.reader.number} --judge none --full --again"
+                )
         if kind == "figures":
             written = figures(explored, folder)
         elif kind == "delphi":

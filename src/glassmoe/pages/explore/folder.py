@@ -6,13 +6,15 @@ The folder's own list of files, `glassmoe.json`, tells which files were written 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from glassmoe import __version__
+from glassmoe.atomic import publish_folder, sweep_folder
+from glassmoe.locks import writing
 
 LIST = "glassmoe.json"
 MADE_BY = "glassmoe explore"
@@ -43,21 +45,36 @@ def check_folder(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write to. When it is complete it takes the name `out` and replaces what was written there before.
-    ValueError as for `check_folder`."""
+    """A new folder to write to. When it is complete it takes the name `out` and replaces what was written there before,
+    in one step. `Locked` while another process writes `out`, ValueError as for `check_folder`."""
     check_folder(out)
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield new
-        files = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
-        listed = {"made_by": MADE_BY, "version": __version__, "files": files}
-        (new / LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-        new.chmod(0o755)
-        check_folder(out)
-        if out.exists():
-            shutil.rmtree(out)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    path, out = out, out.resolve()
+    new = out.with_name(f".{out.name}.partial")
+    with writing(out.parent, f".{out.name}.lock", what=path):
+        _sweep(out, new)
+        new.mkdir()
+        try:
+            yield new
+            _publish(new, out)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def _publish(new: Path, out: Path) -> None:
+    files = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
+    listed = {"made_by": MADE_BY, "version": __version__, "files": files}
+    (new / LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    check_folder(out)
+    publish_folder(new, out)
+
+
+def _sweep(out: Path, new: Path) -> None:
+    """Deletes what a killed process left beside `out`: an unfinished folder, also as earlier versions named it."""
+    sweep_folder(out)
+    shutil.rmtree(new, ignore_errors=True)
+    earlier = re.compile(rf"\.{re.escape(out.name)}-[a-z0-9_]{{8}}")
+    for path in out.parent.iterdir():
+        if earlier.fullmatch(path.name) and path.is_dir():
+            inside = {entry.name for entry in path.iterdir()}
+            if not inside or inside & {"assets", LIST}:
+                shutil.rmtree(path, ignore_errors=True)

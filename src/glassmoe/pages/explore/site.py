@@ -30,7 +30,7 @@ from glassmoe.results import Result
 from .directions import HOW, moved_logits, nearest, read_rows, written_rows
 from .experts import ExpertRecord, experts_of
 from .explored import ExploredLayer, open_explored
-from .folder import check_folder, new_folder
+from .folder import new_folder
 from .overview import overview
 from .records import FeatureRecord, Recorder, Relations, column, rounded
 from .results import LayerMeta, SiteLayer, SiteResult
@@ -58,9 +58,8 @@ def build_site(
     `source`: current path of the coders' model, if it moved. ValueError for a run without examples, and for a folder
     that holds anything else.
     """
-    check_folder(Path(out))
-    explored = open_explored(runs, layers, source, device)
     with new_folder(Path(out)) as folder:
+        explored = open_explored(runs, layers, source, device)
         assets = folder / "assets"
         assets.mkdir()
         for asset in sorted(ASSETS.iterdir()):

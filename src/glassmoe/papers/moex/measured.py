@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from glassmoe import config as configuration
+from glassmoe.checksums import read_json
 from glassmoe.chess.board_coders import CoderResult, evaluate_coder
 from glassmoe.chess.board_evaluation import evaluate_boards
 from glassmoe.chess.board_results import BoardsResult
@@ -19,6 +19,7 @@ from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.readers import one_reader, open_coders, open_model
+from glassmoe.locks import writing
 from glassmoe.measure.perplexity import PerplexityResult, bytes_per_token, perplexity
 from glassmoe.measure.saved import read_measure, save_measure
 from glassmoe.measure.text_perplexity import evaluate_texts
@@ -48,8 +49,9 @@ a run has several such scores."""
 
 def make_and_measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow | None:
     """Train a row to its end and measure it; None for a row that is only a source of others."""
-    make(work)
-    return measure(plan, measures, work) if work.row.listed else None
+    with writing(work.path):
+        make(work)
+        return measure(plan, measures, work) if work.row.listed else None
 
 
 def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
@@ -192,7 +194,7 @@ def _dense_active(work: Work, corpus: Corpus) -> int:
 
 def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
     """The row with the facts in the run's files, without measures."""
-    environment = json.loads((work.path / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(work.path / "environment.json")
     lines = read_metrics(work.path / "metrics.jsonl")
     last, receipt = lines[-1], read_start(work.path)
     before, optimizer = _source_tokens(work), work.config.optimizer
