@@ -11,7 +11,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -104,8 +104,9 @@ def _lock(path: Path, what: Path) -> int:
             os.close(descriptor)
             continue
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command[:500]})\n".encode())
+        with suppress(OSError):  # a full disk: the lock holds, but does not name its holder
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({command[:500]})\n".encode())
         return descriptor
 
 

@@ -1,8 +1,8 @@
 """The result of a preparation: a table for people, values for programs, and a path for the next verb."""
 
-import json
 from pathlib import Path
 
+from glassmoe.checksums import read_json
 from glassmoe.chess.pgn import prepare_chess
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.prepared import largest
@@ -15,7 +15,7 @@ def test_prepared_games(tmp_path: Path) -> None:
     file = tmp_path / "games.txt"
     file.write_text(LINES)
     prepared = prepare_chess(str(file), str(tmp_path / "c"), trust=True, workers=1, valid_share=0, progress=False)
-    assert prepared.to_dict() == json.loads((tmp_path / "c/manifest.json").read_text())
+    assert prepared.to_dict() == read_json(tmp_path / "c/manifest.json")
     assert (prepared.sequences, prepared.tokens) == ({"train": 2, "valid": 0}, {"train": 22, "valid": 0})
     assert prepared.duplicates == 1 and [group.reason for group in prepared.skipped] == ["not a move"]
     (example,) = prepared.skipped[0].examples

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from chat_server import Reply, said, serving
+from glassmoe.checksums import parse_lines, read_json
 from glassmoe.explaining import explained
 from glassmoe.explaining.asking import chat_judge
 from glassmoe.explaining.chat import Answers, Chat, Endpoint
@@ -83,10 +84,10 @@ def test_rules_that_fit_score_one_and_shuffled_ones_do_not(store: PlantedStore, 
 def test_a_result_is_values_rows_and_a_table(store: PlantedStore, tmp_path: Path) -> None:
     found = explain(store, rule_judge(), tmp_path)
     values = found.to_dict()
-    assert json.loads((tmp_path / "rules.json").read_text()) == {k: v for k, v in values.items() if k != "file"}
+    assert read_json(tmp_path / "rules.json") == {k: v for k, v in values.items() if k != "file"}
     assert ExplanationsResult.from_dict(json.loads(json.dumps(values))).to_dict() == values
-    text = (tmp_path / "rules.jsonl").read_text()
-    assert text == "".join(json.dumps(line.to_dict(), ensure_ascii=False) + "\n" for line in found.explanations)
+    lines, damaged, cut = parse_lines(tmp_path / "rules.jsonl")
+    assert lines == [json.loads(json.dumps(line.to_dict())) for line in found.explanations] and not damaged and not cut
     rows = found.rows()
     assert len(rows) == 6 and rows[0].keys() == {"feature", "explanation", "detection", "fuzzing"}
     assert [row["detection"] or 0.0 for row in rows] == sorted((row["detection"] or 0.0 for row in rows), reverse=True)

@@ -205,6 +205,48 @@ def test_every_strength_is_kept_when_asked(corpus: Corpus, tmp_path: Path) -> No
         made(tmp_path / "examples", of, corpus).activations(0)
 
 
+def test_files_of_an_abandoned_pass_do_not_join_another(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = subject(tmp_path)
+    longer = Gathering(**{**vars(SMALL), "full": True})
+    real, calls = passes._Pass._read, []
+
+    def dies(self: object, first: int) -> None:
+        calls.append(first)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        real(self, first)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(passes._Pass, "_read", dies)
+        made(tmp_path / "store", of, corpus, longer)
+    assert len(list((tmp_path / "store").glob("full-*"))) == 6
+    shorter = Gathering(**{**vars(longer), "read": 9 * ROW, "seed": 3, "batch_rows": 3})
+    store, alone = (made(tmp_path / name, of, corpus, shorter) for name in ("store", "alone"))
+    assert len(list((tmp_path / "store").glob("full-*"))) == 3
+    assert all(map(np.array_equal, store.block(0, 64), alone.block(0, 64)))
+    # A file that is missing is not read as one without strengths.
+    next((tmp_path / "store").glob("full-*3.safetensors")).unlink()
+    with pytest.raises(ValueError, match=r"full-\w+-000000003\.safetensors is missing, .*--full --again"):
+        store.block(0, 64)
+
+
+def test_stores_of_earlier_versions_are_read(corpus: Corpus, tmp_path: Path) -> None:
+    """Without checksums, and with names of files that do not name the pass."""
+    of = subject(tmp_path)
+    store = made(tmp_path / "store", of, corpus, Gathering(**{**vars(SMALL), "full": True}))
+    old = tmp_path / "old"
+    old.mkdir()
+    for file in store.path.glob("*.safetensors"):
+        name = file.name.replace(f"-{store.manifest['pass']}", "")
+        save_file(load_file(file), old / name)
+    manifest = {key: value for key, value in store.manifest.items() if key != "pass"}
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    same(open_store(old), store)
+    assert all(map(np.array_equal, open_store(old).block(0, 64), store.block(0, 64)))
+
+
 @pytest.mark.parametrize("site", ["mlp", "stream", "mlp-out"])
 def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: Path) -> None:
     of, tokens = subject(tmp_path), torch.arange(3 * ROW).view(3, ROW) % 32

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from game_files import pgn, synthetic
+from glassmoe.atomic import TEMPORARY
 from glassmoe.cli import main as cli
 from glassmoe.training import checkpoint
 
@@ -94,6 +95,34 @@ def test_preparing_games_into_a_full_disk(disk: Path, tmp_path: Path, capsys: py
     assert {path.name: path.read_bytes() for path in (disk / "games").iterdir()} == before
     filler.unlink()
     assert cli.main([*words, "--workers", "1"]) == 0
+
+
+def test_explaining_into_a_full_disk(disk: Path, noise_games: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*f"train {SETTINGS} --data.path {noise_games} --out".split(), str(disk / "run")]) == 0
+    words = ["explain", str(disk / "run"), "--layer", "0", "--games", "0", "--full", "--features", "4"]
+    words += ["--tokens", "1500"]
+    for room in (4_000, 40_000):
+        filler = fill(disk, room)
+        capsys.readouterr()
+        assert cli.main(words) == cli.FAILURE
+        message = one_message(capsys)
+        assert ("No space left" in message or "os error 28" in message) and "free some space" in message
+        assert not [path for path in (disk / "run").rglob("*") if TEMPORARY.fullmatch(path.name)]
+        filler.unlink()
+    assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize("inodes", [2, 6, 12, 16])
+def test_training_without_inodes(
+    inodes: int, noise_games: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subprocess.run(["mount", "-o", f"remount,nr_inodes={inodes}", disk], check=True)
+    capsys.readouterr()
+    assert cli.main([*f"train {SETTINGS} --data.path {noise_games} --out".split(), str(disk / "run")]) == cli.FAILURE
+    message = one_message(capsys)
+    assert ("No space left" in message or "os error 28" in message) and "free some space" in message
+    subprocess.run(["mount", "-o", "remount,nr_inodes=1000", disk], check=True)
+    assert cli.main([*f"train {SETTINGS} --data.path {noise_games} --out".split(), str(disk / "run")]) == 0
 
 
 def distinct_games(count: int) -> list[list[str]]:

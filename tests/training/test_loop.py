@@ -20,7 +20,7 @@ from glassmoe.config import RunConfig, load
 from glassmoe.model import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.language import train
-from glassmoe.training.loop import Diverged, Stopped
+from glassmoe.training.loop import Diverged, Stopped, stop_signals
 from glassmoe.training.tracking import read_metrics
 from tiny_runs import Interrupt, assert_same_bits, stop_after, tiny, weights
 
@@ -105,7 +105,7 @@ def test_training_without_a_bar_speaks_now_and_then(
     assert ["valid" in line for line in said] == ([False, False, True] * 2 if lines == 6 else [True, True])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_exits_cleanly(number: signal.Signals, noise_games: Path, tmp_path: Path) -> None:
     config = tiny(noise_games, steps=100_000, checkpoint_every=100_000)
     child = launch(config, tmp_path / "run")
@@ -121,6 +121,18 @@ def test_a_signal_saves_and_exits_cleanly(number: signal.Signals, noise_games: P
     assert f"stopped at step {step} of 100000" in errors
     assert read_metrics(metrics)[-1]["step"] == step
     assert weights(tmp_path / "run")
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not caught
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_two_processes_train_as_one(noise_games: Path, tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from glassmoe.atomic import TEMPORARY
-from glassmoe.checksums import Damaged, verify_tensors, without_checksum
+from glassmoe.checksums import Damaged, open_tensors, verify_tensors, without_checksum
 
 from .examples import HALVES, Arrays, Examples, Float32, Int64, bin_edges
 
@@ -83,7 +83,8 @@ class FeatureStore:
         self.sums_F, self.histogram_FB, self.edges_B = counted["sums_F"], counted["histogram_FB"], bin_edges()
         self._pool = {half: (counted[f"pool.{half}"], counted[f"pool_fired.{half}"]) for half in HALVES}
         self._indptr = {part: counted[f"{part}.indptr"] for part in (*HALVES, "strongest")}
-        verify_tensors(path / "examples.safetensors")
+        with open_tensors(path / "examples.safetensors"):
+            pass  # whether it is whole is known now
 
     @property
     def num_features(self) -> int:
@@ -147,8 +148,7 @@ class FeatureStore:
             raise ValueError(f"{self.path} keeps examples only; make it again with --full to keep every strength")
         found: list[tuple[Any, ...]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         for file in self._full_files():
-            verify_tensors(file)
-            with safe_open(file, "np") as shard:
+            with open_tensors(file) as shard:
                 indptr = shard.get_slice("indptr")[start : end + 1]
                 token_Z, strength_Z = (_rows(shard, n, indptr[0], indptr[-1]) for n in ("token", "strength"))
                 feature_Z = np.repeat(np.arange(start, end), np.diff(indptr))
@@ -175,7 +175,7 @@ class FeatureStore:
 
     @cached_property
     def _file(self) -> Any:
-        return safe_open(self.path / "examples.safetensors", "np").__enter__()  # type: ignore[no-untyped-call]
+        return open_tensors(self.path / "examples.safetensors").__enter__()
 
     def _firing(self, part: str, feature: int) -> Examples:
         self._check(feature)

@@ -186,12 +186,12 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             log.write(step=done, tokens=seen, flops=seen * task.flops_per_token, seconds=seconds, **line)
 
         stopping = any_process(bool(stop), group, s.device)
+        if group.first and settings.snapshot_every and done % settings.snapshot_every == 0:
+            task.snapshot(done)  # before the checkpoint: a run that is killed between the two does this step again
         if done % settings.checkpoint_every == 0 or done == steps or stopping:
             if group.first:
                 _save(s, done, time.perf_counter() - began)
             barrier(group)
-        if group.first and settings.snapshot_every and done % settings.snapshot_every == 0:
-            task.snapshot(done)
         if stopping and done < steps:
             progress.close()
             raise Stopped(
