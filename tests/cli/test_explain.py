@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chat_server import Reply, said, serving
+from glassmoe.checksums import read_json
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
 from glassmoe.explaining.results import FeatureExplanation, MeanInterval
@@ -61,7 +62,7 @@ def test_a_text_run_is_explained(text_runs: Path, capsys: pytest.CaptureFixture[
     assert all(line["scores"].keys() == {"detection", "fuzzing"} for line in lines if line["explanation"])
     # More features join those that are there; --json prints what the file says.
     assert main([*words, "--json", "--features", "20"]) == 0
-    shown, held = json.loads(capsys.readouterr().out), json.loads((run / "explanations/1-moe-x/rules.json").read_text())
+    shown, held = json.loads(capsys.readouterr().out), read_json(run / "explanations/1-moe-x/rules.json")
     assert {key: shown[key] for key in held} == held and held["features"] == 20
     assert lines_of(run / "explanations/1-moe-x/rules.jsonl")[:12] == lines
     assert main([*words, "--features", "3,17", "--judge", "none"]) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from glassmoe.checksums import read_json
 from glassmoe.chess.board_results import SquareMark
 from glassmoe.cli.main import main
 from glassmoe.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -138,7 +139,7 @@ def test_measures_that_hold_html_are_text(runs: list[Path], tmp_path: Path) -> N
     path = runs[0] / "measures" / "boards.json"
     kept = path.read_text()
     try:
-        path.write_text(json.dumps(hostile(json.loads(kept))))
+        path.write_text(json.dumps(hostile(read_json(path))))
         read = ParsedPage(page_of(runs[:1], tmp_path / "page.html"))
     finally:
         path.write_text(kept)
@@ -192,7 +193,7 @@ def test_a_measure_older_than_the_run_is_marked(runs: list[Path], tmp_path: Path
     path = runs[0] / "measures" / "boards.json"
     kept = path.read_text()
     try:
-        path.write_text(json.dumps({**json.loads(kept), "step": 2}))
+        path.write_text(json.dumps({**read_json(path), "step": 2}))
         assert (
             "Measured at step 2; the run was trained further since then"
             in ParsedPage(page_of(runs[:1], tmp_path / "page.html")).text
