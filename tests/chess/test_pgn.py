@@ -1,7 +1,6 @@
 """From files of games to a corpus: everything PGN holds, every packing, every way to be broken."""
 
 import io
-import json
 import time
 
 import chess.pgn
@@ -10,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
+from glassmoe.checksums import read_json
 from glassmoe.chess.characters import move_text
 from glassmoe.chess.pgn import prepare_chess
 from glassmoe.chess.replay import Replayer
@@ -219,7 +219,7 @@ def test_skipped_games_are_counted_with_examples(tmp_path):
     }
     assert [example["game"] for example in skipped["illegal move"]["examples"]] == [2, 3, 4]
     assert skipped["illegal move"]["examples"][0]["detail"] == "e4 at ply 2"
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    assert read_json(tmp_path / "out" / "manifest.json") == manifest
 
 
 def test_no_usable_game_leaves_no_corpus(tmp_path):
