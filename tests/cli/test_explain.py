@@ -127,7 +127,7 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
         ("--layer 1 --features 3,x", "features is '3,x'; expected whole numbers"),
         ("--layer 1 --judge rule", "unknown judge 'rule'; did you mean rules?"),
         ("--layer 1 --judge local:", "give --judge local:PATH"),
-        ("--layer 1 --judge local:nowhere", "there is no run at nowhere"),
+        ("--layer 1 --judge local:nowhere", "there is no folder nowhere"),
         ("--layer 1 --judge http://127.0.0.1:9/v1", "name it by --judge-model"),
         (
             "--layer 1 --judge http://127.0.0.1:9/v1 --judge-model a,b",
