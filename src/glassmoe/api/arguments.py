@@ -84,7 +84,7 @@ def one_of(*known: str) -> Check:
 CHECKS: dict[str, Check] = {
     **dict.fromkeys(("batch_tokens", "context", "games", "max_calls", "max_documents", "max_games"), count),
     **dict.fromkeys(("per_decile", "port", "positions", "processes", "rows", "samples", "silent"), count),
-    **dict.fromkeys(("splits", "steps", "stride", "synthetic_games", "test_games_count"), count),
+    **dict.fromkeys(("splits", "steps", "stride", "synthetic_games"), count),
     **dict.fromkeys(("tokens", "window", "workers", "keep"), count),
     "top_k": count_or_zero,
     "top_p": probability,

@@ -155,7 +155,7 @@ def export(
     push: str | None = None,
 ) -> ExportedFolders:
     """Write a model as a folder that transformers opens without glassmoe, or coders as folders of SAELens or sparsify.
-    Of several coders, those that the format does not have are left out and listed with the reason.
+    Coders that the format does not have are left out and listed with the reason.
 
     Args:
         source: A run directory, or what `decompose` made (one coder or all).

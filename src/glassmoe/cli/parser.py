@@ -39,9 +39,8 @@ class Signature:
         self.verb = verb
         self.call: Callable[..., Any] = getattr(import_module(f"glassmoe.api.{module}"), name)
         parameters = inspect.signature(self.call).parameters
-        left_out = {*verb.hidden, *verb.fixed}
         self.parameters = {
-            name: p for name, p in parameters.items() if name not in left_out and p.kind is not p.VAR_KEYWORD
+            name: p for name, p in parameters.items() if name not in verb.fixed and p.kind is not p.VAR_KEYWORD
         }
         self.positionals = [
             name

@@ -12,9 +12,9 @@ from glassmoe.api.papers import TABLES
 class Verb:
     """A verb. `function`: module and name under `glassmoe.api`; `about`: its line in the list of verbs; `examples`:
     command lines without the program's name; `many`: the positional parameter that takes several values; `optional`:
-    the positional parameter that may be left out; `hidden`: parameters that only Python has; `fixed`: parameters that
-    the verb's name decides; `after`: what to do next, with the result's `path` and the arguments in braces; `kinds`:
-    of a group, its verbs."""
+    the positional parameter that may be left out; `fixed`: parameters that the verb's
+    name decides; `after`: what to do next, with the result's `path` and the arguments in braces; `kinds`: of a group,
+    its verbs."""
 
     name: str
     about: str
@@ -22,7 +22,6 @@ class Verb:
     examples: tuple[str, ...] = ()
     many: str | None = None
     optional: str | None = None
-    hidden: tuple[str, ...] = ()
     fixed: dict[str, str] = field(default_factory=dict)
     after: str = ""
     kinds: dict[str, Verb] = field(default_factory=dict)

@@ -3,8 +3,8 @@
 A corpus is a folder. For each split it holds `SPLIT.bin` (the token ids of all sequences, one after the other, each
 sequence beginning with its start token, in the type of their kind) and `SPLIT.offsets.npy` (uint64, sequences + 1
 entries: where each sequence begins, and the end). `manifest.json` is written last: a folder without it is an unfinished
-preparation. Where a tokenizer makes the tokens, `tokenizer.json` lies beside. Where the sources of sequences are kept,
-`SPLIT.sources.npy` (uint16, one a sequence) indexes the names in the manifest. `writer.py` makes such folders.
+preparation. Where a tokenizer makes the tokens, the folder has `tokenizer.json`. Where the sources of sequences are
+kept, `SPLIT.sources.npy` (uint16, one a sequence) indexes the names in the manifest. `writer.py` makes such folders.
 
 Packed rows of a fixed vocabulary follow the packing of Karvonen's chess data, which MoE-X (arXiv 2503.07639) trains on:
 every row begins at the start of a sequence. Packed rows of a tokenizer's tokens are cut wherever a row is full, as

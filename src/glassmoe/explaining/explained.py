@@ -68,7 +68,7 @@ def explain(
 ) -> ExplanationsResult:
     """Say what features of a layer fire on, and score each explanation on documents that did not explain it.
 
-    Examples and explanations lie beside the run at `path` (`features/`, `explanations/`). What is there is resumed.
+    Examples and explanations are stored in the run at `path` (`features/`, `explanations/`) and resumed from there.
     `judge`: by name (`judges.make_judge`), or made. `features`: how many, drawn at random, or which. `tokens`: to
     read for examples (default: a million, or all there are). `per_decile`, `silent`: windows of each tenth of a
     feature's strength, and without the feature, that score an explanation. `games`: for chess models, games that
