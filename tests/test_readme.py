@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import zstandard
 
+import forked
 from text_files import jsonl, made_up_texts, prepared, random_gpt2
 
 ROOT = Path(__file__).parents[1]
@@ -76,9 +77,7 @@ def test_every_readme_command(desk: Path) -> None:
         assert words[0] == "glassmoe", command
         extra = next((SMALL[key] for key in SMALL if command.startswith(f"glassmoe {key}")), "")
         extra += " --valid-share 0.3 --workers 1" if words[1] == "data" else ""
-        done = subprocess.run(
-            [sys.executable, "-m", "glassmoe", *words[1:], *extra.split()], cwd=desk, capture_output=True, text=True
-        )
+        done = forked.run([*words[1:], *extra.split()], cwd=desk)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip() and "Traceback" not in done.stderr
         ran.append(" ".join(words[1:3]))

@@ -1,10 +1,7 @@
 """`glassmoe reproduce`: every table and figure at toy size, what goes on, what is used again, and what is refused."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import forked
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
 from glassmoe.config import ModelConfig, RunConfig, load, recipes
@@ -169,12 +167,7 @@ def test_rows_side_by_side_are_those_of_one_after_another(games: Path, toy: Path
 def test_a_killed_suite_goes_on(games: Path, toy: Path, tmp_path: Path) -> None:
     words = ["reproduce", "table1", "--data.path", str(games), "--config", str(toy), "--rows", "gelu,relu", "--games"]
     words += ["4", "--out", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "glassmoe", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    process = forked.start(words)
     metrics = tmp_path / "runs/toy/gelu-seed0/metrics.jsonl"
     for _ in range(1200):
         if metrics.exists() and read_metrics(metrics):

@@ -7,7 +7,6 @@ import io
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+import forked
 from glassmoe.cli import main as cli
 from glassmoe.data.corpus import Corpus, Rows, Sequences
 from glassmoe.data.domains import token_kind
@@ -119,8 +119,8 @@ def test_text_is_needed_where_there_are_games(noise_games: Path) -> None:
 
 def test_killed_preparation_is_refused_and_made_again(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(jsonl(made_up_texts(3000)))
-    words = [sys.executable, "-m", "glassmoe", "data", "text", "t.jsonl", "--tokenizer", "train:300", "--out", "c"]
-    process = subprocess.Popen([*words, "--workers", "1"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    words = ["data", "text", "t.jsonl", "--tokenizer", "train:300", "--out", "c"]
+    process = forked.start([*words, "--workers", "1"], cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (tmp_path / "c/tokens.partial").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -129,7 +129,7 @@ def test_killed_preparation_is_refused_and_made_again(tmp_path: Path) -> None:
     assert (tmp_path / "c/tokens.partial").exists()
     with pytest.raises(ValueError, match=r"no finished preparation .*glassmoe data text FILES --tokenizer train:8192"):
         Corpus.open(tmp_path / "c", tokens="text")
-    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    forked.run(words, cwd=tmp_path, check=True)
     assert len(Corpus.open(tmp_path / "c").split("train")) > 2900
     assert not list((tmp_path / "c").glob("*.partial"))
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 from glassmoe.config import RunConfig, load
 from glassmoe.model import FEED_FORWARD
 from glassmoe.training import checkpoint
@@ -56,14 +57,11 @@ def command(config: RunConfig, out: Path) -> list[str]:
 
     path = out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
-    return ["-m", "glassmoe", "train", "--config", str(path), "--out", str(out)]
+    return ["train", "--config", str(path), "--out", str(out)]
 
 
-def launch(config: RunConfig, out: Path, **popen: object) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *command(config, out)], env=environment, stderr=subprocess.PIPE, text=True, **popen
-    )
+def launch(config: RunConfig, out: Path) -> forked.Command:
+    return forked.start(command(config, out))
 
 
 def test_resume_is_bit_exact_after_sigkill_at_random_moments(noise_games: Path, tmp_path: Path) -> None:
@@ -147,6 +145,8 @@ def test_two_processes_train_as_one(noise_games: Path, tmp_path: Path) -> None:
             "--standalone",
             "--nproc_per_node",
             "2",
+            "-m",
+            "glassmoe",
             *command(config, tmp_path / "two"),
         ],
         capture_output=True,
