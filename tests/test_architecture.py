@@ -16,6 +16,7 @@ ROOMS = [
     "model",
     "training",
     "coders",
+    "tracing",
     "inspect",
     "measure",
     "chess",

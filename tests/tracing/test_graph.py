@@ -1,0 +1,84 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glassmoe.tracing.graph import KINDS, Edges, Graph, HeadLook, Route, TraceCheck
+from made_graphs import made_graph
+
+
+def assert_equal(one: Graph, other: Graph) -> None:
+    for part in ("nodes", "edges"):
+        for name in getattr(one, part).TYPES:
+            a, b = getattr(getattr(one, part), name), getattr(getattr(other, part), name)
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    assert json.dumps(one.to_dict()) == json.dumps(other.to_dict())
+
+
+def test_a_graph_is_saved_and_loaded(tmp_path: Path) -> None:
+    graph = replace(
+        made_graph(errors=True),
+        check=TraceCheck(0.9, 1.0, []),
+        routes=[Route(0, 3, 1, 0.5, 0.2, 0.01, [0, 1], [0.1, -0.2])],
+        looks=[HeadLook(1, 0, 4, 2, 0.7, 1.2, [[5.0, 2.0, 0.4]])],
+    )
+    assert_equal(Graph.load(graph.save(tmp_path / "trace")), graph)
+
+
+def test_a_graph_goes_through_plain_values() -> None:
+    graph = made_graph()
+    assert_equal(Graph.from_dict(json.loads(json.dumps(graph.to_dict()))), graph)
+
+
+def test_a_folder_without_a_graph_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no graph"):
+        Graph.load(tmp_path)
+    made_graph().save(tmp_path)
+    saved = (tmp_path / "graph.json").read_text()
+    (tmp_path / "graph.json").write_text(saved.replace("runs/made", "runs/mode"))
+    with pytest.raises(ValueError, match="damaged"):
+        Graph.load(tmp_path)
+    (tmp_path / "graph.json").write_text(saved)
+    data = bytearray((tmp_path / "graph.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "graph.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        Graph.load(tmp_path)
+
+
+def test_files_of_two_graphs_are_refused(tmp_path: Path) -> None:
+    made_graph().save(tmp_path / "a")
+    made_graph(features=30).save(tmp_path / "b")
+    (tmp_path / "a/graph.safetensors").write_bytes((tmp_path / "b/graph.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="two graphs"):
+        Graph.load(tmp_path / "a")
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Edges([0], [1], [0.5], [-1], [-1], [])
+
+
+def test_nodes_have_names_and_the_table_lists_the_largest() -> None:
+    graph = made_graph()
+    feature = int(graph.where("feature")[0])
+    assert graph.name(feature).startswith(f"{graph.sources[graph.nodes.source[feature]]} feature ")
+    assert graph.name(int(graph.where("logit")[0])) == 'logit of "N"'
+    assert graph.name(0) == 'token at 0 ";"'
+    influence = [row["influence"] for row in graph.rows()]
+    assert len(influence) == 20 and influence == sorted(influence, reverse=True)
+    assert "of 400 active features were traced" in graph.table()
+
+
+def test_made_graphs_are_valid() -> None:
+    graph = made_graph(features=100, edges=1000, errors=True)
+    nodes, edges = graph.nodes, graph.edges
+    assert (edges.source < edges.target).all() and (nodes.position[edges.source] <= nodes.position[edges.target]).all()
+    into = np.zeros(len(nodes))
+    np.add.at(into, edges.target, edges.weight.astype(float))
+    read = np.isin(nodes.kind, [KINDS.index("feature"), KINDS.index("logit")])
+    np.testing.assert_allclose((into + nodes.rest)[read], nodes.input[read], rtol=1e-4, atol=1e-4)
+    assert np.isnan(nodes.input[~read]).all()
