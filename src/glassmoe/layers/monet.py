@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch_statistics import mean_over_processes, several_processes
 from .features import Features, FeedForward, bias_parameter, empty_parameters
 
 UNIFORMITY = AMBIGUITY = 1e-3
@@ -104,7 +105,8 @@ class MonetRouter(nn.Module):
 
     Scores and gates are float32 (float64 for float64 input), whatever the autocast state; the gradient's products run
     in the autocast type, like those of every other map. `running_mean` and `running_var` are (2, H) buffers, updated as
-    torch.nn.BatchNorm1d does it.
+    torch.nn.BatchNorm1d does it. Where several processes train together, a pass that updates them takes the statistics
+    of the tokens of all processes, for its cut-off too, as one process with all these tokens would.
     """
 
     running_mean: Tensor
@@ -151,9 +153,13 @@ class MonetRouter(nn.Module):
             # Each row first: one reduction over tokens and experts takes many times as long. The rest is float64.
             mean_H = scores_THE.mean(-1).double().mean(0)
             square_H = torch.linalg.vector_norm(scores_THE, dim=-1).double().square().mean(0) / scores_THE.shape[-1]
+            tokens: int | Tensor = len(scores_THE)
+            if update and several_processes():
+                moments, tokens = mean_over_processes(torch.cat([mean_H, square_H]), len(scores_THE))
+                mean_H, square_H = moments.chunk(2)
             var_H = square_H - mean_H.square()
             if update:
-                count = len(scores_THE) * self.shape[-1]
+                count = tokens * self.shape[-1]
                 running_mean_H.lerp_(mean_H.to(running_mean_H.dtype), NORM_MOMENTUM)
                 running_var_H.lerp_((var_H * (count / (count - 1))).to(running_var_H.dtype), NORM_MOMENTUM)
         else:

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch_statistics import mean_over_processes, several_processes
 from .dense import ACTIVATIONS
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .top import greatest
@@ -93,8 +94,8 @@ class ProductKeys(nn.Module):
 
     The queries are normalised over the batch: by the tokens at hand while training, by running statistics otherwise
     (and for a single token, which has no variance). The tokens at hand are those of one pass on one process, padding
-    included, so the numbers depend on `train.micro_rows`; of several processes the first one's statistics are saved.
-    All arithmetic is in float32 or wider, whatever the autocast state.
+    included, so the numbers depend on `train.micro_rows`. The running statistics are those of the tokens of all
+    processes that train together; gradients pass only through the statistics of a process's own tokens. All arithmetic is in float32 or wider, whatever the autocast state.
     """
 
     query_mean: Tensor
@@ -125,16 +126,29 @@ class ProductKeys(nn.Module):
             return gates_HTK.transpose(0, 1).flatten(1), ids_HTK.transpose(0, 1).flatten(1)
 
     def _normalized(self, q_TQ: Tensor, learn: bool) -> Tensor:
+        updating = learn and self.training and torch.is_grad_enabled()
+        if updating and several_processes():
+            self._update(q_TQ.detach().double())
+            updating = False
         mean_Q, var_Q = self.query_mean.to(q_TQ.dtype), self.query_var.to(q_TQ.dtype)
         if not self.training or len(q_TQ) < 2:
             return F.batch_norm(q_TQ, mean_Q, var_Q, eps=EPSILON)
-        if not (learn and torch.is_grad_enabled()):
+        if not updating:
             return F.batch_norm(q_TQ, None, None, training=True, eps=EPSILON)
         normal_TQ = F.batch_norm(q_TQ, mean_Q, var_Q, training=True, momentum=MOMENTUM, eps=EPSILON)
         if mean_Q is not self.query_mean:
             self.query_mean.copy_(mean_Q)
             self.query_var.copy_(var_Q)
         return normal_TQ
+
+    @torch.no_grad()
+    def _update(self, q_TQ: Tensor) -> None:
+        """Moves the running statistics towards those of the tokens of all processes."""
+        moments, tokens = mean_over_processes(torch.cat([q_TQ.mean(0), q_TQ.square().mean(0)]), len(q_TQ))
+        mean_Q, square_Q = moments.chunk(2)
+        var_Q = (square_Q - mean_Q.square()) * (tokens / (tokens - 1))
+        self.query_mean.lerp_(mean_Q.to(self.query_mean.dtype), MOMENTUM)
+        self.query_var.lerp_(var_Q.to(self.query_var.dtype), MOMENTUM)
 
 
 @torch.no_grad()
