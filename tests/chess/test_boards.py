@@ -63,8 +63,8 @@ def twin_reconstruction(
             says[t, f] = set()
             for b in range(train_labels.shape[1]):
                 tp = np.float32((on[:, f] & (train_labels[:, b] == 1)).sum())
-                precision = tp / (np.float32(on[:, f].sum()) + np.float32(E))
-                if precision >= np.float32(0.95) and tp >= 10:
+                # The public code multiplies by the inverse of the count, in float32.
+                if tp >= 10 and tp * (np.float32(1) / np.float32(on[:, f].sum())) >= np.float32(0.95):
                     says[t, f].add(b)
     per_class, per_square = [], []
     for t in [*range(11), "last"]:
@@ -319,12 +319,15 @@ def test_the_threshold_is_chosen_by_the_per_square_f1_and_reported_per_class() -
     assert got.f1_class_T[0] == pytest.approx(20 / 26) and got.f1_square_T[0] == pytest.approx(8 / 14)
 
 
-@pytest.mark.parametrize("true", [18, 19])
-def test_precision_of_nineteen_in_twenty_is_enough(true: int) -> None:
-    train, labels = np.ones((20, 1), np.float32), np.zeros((20, 1), np.uint8)
+@pytest.mark.parametrize(
+    ("active", "true", "label"), [(20, 18, False), (20, 19, True), (460, 437, False), (460, 438, True)]
+)
+def test_precision_of_nineteen_in_twenty_is_enough(active: int, true: int, label: bool) -> None:
+    """437 * float32(1 / 460) is below float32(0.95), so the public code refuses it."""
+    train, labels = np.ones((active, 1), np.float32), np.zeros((active, 1), np.uint8)
     labels[:true] = 1
     got = reconstruction(train, train, labels, labels, np.ones(1, np.float32))
-    assert got.labels_T[0] == (true == 19)
+    assert got.labels_T[0] == label
 
 
 @pytest.mark.parametrize("true", [9, 10])

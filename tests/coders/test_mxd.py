@@ -1,6 +1,8 @@
 """A mixture of decoders against a naive twin that sums over experts and writes each one's matrix out, with every
 gradient; the forms of its weight tensor, the rank of experts, and the count that matches a transcoder's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -266,6 +268,7 @@ def test_experts_that_match_a_transcoder(width: int, hidden: int, glu: bool, exa
     assert coder.active_parameters() == parameter_count(config, width) - (exact - 32) * width
     paper_config = CoderConfig(layer=0, kind="mxd", hidden=hidden, glu=glu, paper_counts=True)
     assert paper_config.complete(width, 1).features == paper
+    assert replace(paper_config, paper_counts=False, reference=True).complete(width, 1).features == paper
 
 
 def test_impossible_settings_say_so() -> None:

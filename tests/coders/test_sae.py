@@ -275,6 +275,36 @@ def test_p_falls_in_equal_steps_and_the_penalty_keeps_its_size() -> None:
     assert p == pytest.approx(0.2)
 
 
+def test_by_reference_p_is_one_update_behind() -> None:
+    """A schedule of dictionary_learning: n values of p from 1 to p_end at n evenly spaced steps of which the last is
+    the end of the fit; at each, after the loss of its step, the weight keeps the mean penalty of the last ten."""
+    steps, values, end, start = 200, 10, 0.2, 0.27
+    settings = {"anneal_start": start, "anneal_updates": values, "p_end": end, "l1_warmup": 0}
+    coder, ahead = (make("p-anneal", steps=steps, **settings, reference=r) for r in (True, False))
+    first = round(start * steps)
+    updates = [first + int(i * (steps - first) / (values - 1)) for i in range(values)]
+    p, following, weight, recent, count = 1.0, None, 0.3, [], 0
+    torch.manual_seed(2)
+    for step in range(steps):
+        x = torch.randn(5, WIDTH, dtype=torch.float64) * (1 + step / 70)
+        f = coder.features(x).values.detach()
+        f = f[f > 0]
+        assert float(coder.exponent()) == pytest.approx(p)
+        assert coder.loss(x)["sparsity"].item() == pytest.approx(weight * float((f**p).sum()) / 5, rel=1e-5)
+        if following is not None:
+            recent = [*recent, [float((f**q).sum()) for q in (p, following)]][-10:]
+        if step in updates:
+            if following is not None:
+                weight *= sum(now for now, _ in recent) / sum(later for _, later in recent)
+            p, following = (1 - (1 - end) * min(i, values - 1) / (values - 1) for i in (count, count + 1))
+            count += 1
+        ahead.loss(x)
+        for each in (coder, ahead):
+            each.after_update(step)
+        assert float(coder.weight) == pytest.approx(weight, rel=1e-5)
+    assert float(coder.exponent()) == pytest.approx(0.2889, abs=1e-4) and float(ahead.exponent()) == pytest.approx(0.2)
+
+
 def test_p_remembers_ten_batches() -> None:
     coder = make("p-anneal", steps=100, anneal_start=0.4)
     x, scales = stream().detach(), torch.linspace(0.2, 3, 40)

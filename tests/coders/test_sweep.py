@@ -32,6 +32,13 @@ def test_coders_are_matched_and_lengths_are_whole(tmp_path: Path) -> None:
     # 400 * 33 + 16 parameters of a transcoder, less 64 * 17 + 64 * 16 + 16 around the experts, 33 an expert
     assert mixture.features == (400 * 33 + 16 - 64 * 17 - 64 * 16 - 16) // 33
     assert sae.site == "stream" and sae.features == 400
+    theirs = sweep(
+        model, layers=[0], coders=["mxd", "transcoder", "sae-topk"], ks=[4], data=str(text), out=tmp_path,
+        context=32, features=400, reference=True,
+    ).coders  # fmt: skip
+    # The papers' code takes the 400 biases of the transcoder for the 64 of the hidden units.
+    assert theirs[0].features == (400 * 33 + 16 - 64 * 16 - 64 * 16 - 16 - 400) // 33
+    assert [coder.clips for coder in theirs] == [False, False, True] and sae.clips
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10, 12, 40, 79, 80, 81, 200, 1000])

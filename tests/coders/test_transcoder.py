@@ -94,6 +94,18 @@ def test_it_starts_as_the_mean_of_the_targets(kind: str) -> None:
     torch.testing.assert_close(coder.scale, (y - y.mean(0)).square().sum(1).mean().sqrt())
 
 
+def test_by_reference_the_decoder_starts_as_a_linear_map() -> None:
+    """As in the paper's code: uniform to 1 / sqrt(F) for a plain transcoder, 0 with a skip and for mxd's output map."""
+    plain, skip = (build_coder(CoderConfig(layer=0, kind=kind, reference=True), 16, 100, 30_000) for kind in KINDS)
+    bound = (32 * 16) ** -0.5
+    assert 0.98 * bound < plain.w_dec.max().item() <= bound and plain.w_dec.std().item() == pytest.approx(
+        bound / 3**0.5, rel=0.03
+    )
+    assert skip.w_dec.abs().max().item() == skip.w_skip.abs().max().item() == 0
+    assert not plain.config.clips and not skip.config.clips
+    assert CoderConfig(layer=0, kind="transcoder").clips and CoderConfig(layer=0, reference=True).clips
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_transcoder_is_read_like_any_layer(kind: str) -> None:
     coder, (x, _) = make(kind).eval(), data()

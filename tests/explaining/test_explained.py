@@ -101,6 +101,18 @@ def test_fewer_windows_than_asked_for_are_told(store: PlantedStore, tmp_path: Pa
     assert found.scores["detection"].examples < found.scores["detection"].asked == 100_020
 
 
+def test_features_with_too_few_windows_are_left_out(store: PlantedStore, tmp_path: Path) -> None:
+    fewest = sorted(int(windows) for windows in store.windows_F)[3]
+    protocol = ExplanationProtocol(per_decile=2, silent=10, min_windows=fewest)
+    lines = explain(store, rule_judge(), tmp_path, [0, 1, 2, 3, 4], protocol=protocol).explanations
+    for line, windows in zip(lines, store.windows_F[:5], strict=True):
+        assert bool(line.scores) == (line.explanation is not None) == (windows >= fewest)
+        if 0 < windows < fewest:
+            assert line.why == f"it fires in {windows} windows, fewer than {fewest}" and not line.silent
+    assert any(0 < windows < fewest for windows in store.windows_F)
+    assert "min_windows" not in SMALL.identity()  # explanations of earlier versions resume
+
+
 def test_shuffled_explanations_are_other_ones() -> None:
     texts = {1: "a", 2: "a", 3: "b", 4: "c"}
     found = shuffled(texts, 0)

@@ -86,7 +86,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(("per_decile", "port", "positions", "processes", "rows", "samples", "silent"), count),
     **dict.fromkeys(("splits", "steps", "stride", "synthetic_games"), count),
     **dict.fromkeys(("tokens", "window", "workers", "keep"), count),
-    "top_k": count_or_zero,
+    **dict.fromkeys(("top_k", "min_windows"), count_or_zero),
     "top_p": probability,
     "temperature": not_negative,
     "frequency_penalty": finite,

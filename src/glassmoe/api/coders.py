@@ -38,6 +38,7 @@ def decompose(
     batch_tokens: int = BATCH_TOKENS,
     context: int | None = None,
     lr: float | None = None,
+    reference: bool = False,
     seed: int = 0,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -62,6 +63,7 @@ def decompose(
         batch_tokens: Tokens of a step.
         context: Tokens of a row (default: 128, or as in the run's training).
         lr: Peak learning rate (default: by the length of the fit).
+        reference: Fit as the papers' code does where ours differs (docs/differences.md).
         seed: Seed of the initial weights and of the order of rows.
         device: Where the model and the coders run.
         precision: Compute type of the model.
@@ -72,7 +74,7 @@ def decompose(
     if recipe is not None:
         says: dict[str, Any] = {"layers": layers, "coders": coders, "k": k, "module": module, "site": site}
         says |= {"features": features, "activation": activation, "tokens": tokens, "batch_tokens": batch_tokens}
-        says |= {"context": context, "lr": lr, "seed": seed}
+        says |= {"context": context, "lr": lr, "reference": reference, "seed": seed}
         defaults = inspect.signature(decompose).parameters
         both = [name for name, value in says.items() if value != defaults[name].default]
         if both:
@@ -111,6 +113,7 @@ def decompose(
             batch_tokens=batch_tokens,
             context=context,
             lr=lr,
+            reference=reference,
             seed=seed,
             precision=precision,
             device=device,

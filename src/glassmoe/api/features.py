@@ -34,6 +34,7 @@ def explain(
     tokens: int | None = None,
     per_decile: int = 10,
     silent: int = 100,
+    min_windows: int = 0,
     games: int = 1000,
     keep: int | None = None,
     full: bool = False,
@@ -62,6 +63,7 @@ def explain(
         tokens: Tokens to read for examples (default: a million, or all there are).
         per_decile: Windows of each tenth of strength to score on.
         silent: Windows in which a feature is silent to score on.
+        min_windows: Features that fire in fewer windows of what was read are not scored; delphi's number is 200.
         games: Of chess: games that choose properties of the board; 0 leaves the board out.
         keep: Of layers that are not sparse: the strongest features of each token that count.
         full: Store every strength, not examples alone; `explore` with an export needs it.
@@ -103,6 +105,7 @@ def explain(
         tokens=tokens,
         per_decile=per_decile,
         silent=silent,
+        min_windows=min_windows,
         games=games,
         keep=keep,
         full=full,

@@ -122,6 +122,7 @@ def figure8(
     tokens: int | None = None,
     per_decile: int = 10,
     silent: int = 100,
+    min_windows: int = 0,
     seed: int = 0,
     again: bool = False,
     name: str | None = None,
@@ -147,6 +148,7 @@ def figure8(
         tokens: Tokens to read for examples (default: a million, or all there are).
         per_decile: Windows of each tenth of strength to score on.
         silent: Windows in which a feature is silent to score on.
+        min_windows: Features that fire in fewer windows of what was read are not scored; delphi's number is 200.
         seed: Seed of the choice of features and windows.
         again: Gather the examples and explain anew.
         name: Name of the results file (default: that of the first run's folder).
@@ -170,6 +172,7 @@ def figure8(
         tokens=tokens,
         per_decile=per_decile,
         silent=silent,
+        min_windows=min_windows,
         seed=seed,
         again=again,
         name=name,

@@ -256,14 +256,14 @@ class Scan:
 def _labels_of(tp_WTB: Float32, active_WT: Float32) -> tuple[NDArray[np.intp], ...]:
     """(feature in block, threshold, column) of the triples that satisfy the label rule.
 
-    Precision is TP / (TP + FP + e) in float32, as in the original: 19 of 20 does reach 0.95.
+    Precision is TP * (1 / (TP + FP)) in float32, as in the original: 19 of 20 reaches 0.95, and 437 of 460 does not.
     """
     least_WT = np.maximum(np.float32(0.949) * active_WT, np.float32(MIN_TRUE_POSITIVES))
     # numpy selects a few of many entries several times faster in one dimension than in three.
     entry_m = np.flatnonzero(tp_WTB >= least_WT[:, :, None])
     feature, threshold, column = np.unravel_index(entry_m, tp_WTB.shape)
     tp_m = tp_WTB[feature, threshold, column]
-    keep = tp_m / (active_WT[feature, threshold] + np.float32(EPSILON)) >= MIN_PRECISION
+    keep = tp_m * (np.float32(1) / active_WT[feature, threshold]) >= MIN_PRECISION
     return feature[keep], threshold[keep], column[keep]
 
 

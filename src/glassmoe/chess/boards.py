@@ -225,7 +225,7 @@ def reconstruction(
 ) -> Reconstruction:
     """Board reconstruction: label features on train, predict the union of active features' labels on test.
 
-    L(t, f) = slots with precision TP / (TP + FP + e) >= 0.95 and TP >= 10 on the training boards.
+    L(t, f) = slots with precision TP / (TP + FP) >= 0.95 and TP >= 10 on the training boards.
     Precision, recall and F1 are micro counts over all test boards and slots. classes: slots per square (12
     for the headline property); they matter to the per-square F1 only, which chooses t among 0.0 ... 0.9.
     """

@@ -22,6 +22,8 @@ MLP_KINDS = ("transcoder", "skip-transcoder", "mxd")
 LISTED_KINDS = ("topk", "batchtopk", *MLP_KINDS)
 """Built-in kinds that use k features a token."""
 KINDS = (*AUTOENCODERS, *MLP_KINDS)
+UNCLIPPED = ("l1", "p-anneal", "gated", *MLP_KINDS)
+"""Kinds whose gradient the papers' code does not clip (dictionary_learning, MxD)."""
 
 EXPANSION = 8
 """Features for each entry of the stream where `features` is not given: the smaller of the two widths of the chess
@@ -94,6 +96,10 @@ class CoderConfig:
     """`mxd` with `gate: signed`: keep the row of each expert at norm 1."""
     paper_counts: bool = False
     """`mxd`: count experts as the paper's code does, which is 14 fewer for GPT-2."""
+    reference: bool = False
+    """Fit as the papers' code does where ours differs: `transcoder` starts its decoder as torch's linear maps, `mxd`
+    counts experts as with `paper_counts`, `p-anneal` lowers p one update later, and the gradient is not clipped, except
+    in `topk`, `batchtopk` and `jumprelu` (docs/differences.md)."""
     variant: str = ""
     """Ending of its name, which distinguishes it from others of its kind."""
     options: dict[str, Any] | None = field(default=None, metadata={"omit_none": True})
@@ -151,6 +157,11 @@ class CoderConfig:
         return self.kind in MLP_KINDS if self.kind in KINDS else self._class().stands_for_mlp
 
     @property
+    def clips(self) -> bool:
+        """Whether its gradient is clipped, where the optimizer has a `clip`."""
+        return not (self.reference and self.kind in UNCLIPPED)
+
+    @property
     def uses_k(self) -> bool:
         """Whether k features of a token are used."""
         return self.kind in LISTED_KINDS if self.kind in KINDS else self._class().uses_k
@@ -183,7 +194,7 @@ class CoderConfig:
         features = self.features
         if features is None and self.kind == "mxd":
             assert hidden is not None
-            features = matched_experts(width, hidden, self.glu, paper_counts=self.paper_counts)
+            features = matched_experts(width, hidden, self.glu, paper_counts=self.paper_counts or self.reference)
         elif features is None:
             features = width * (EXPANSION if site == "stream" else MLP_EXPANSION)
         dead_tokens = max(1, tokens // DEAD_SHARE) if self.dead_tokens is None else self.dead_tokens

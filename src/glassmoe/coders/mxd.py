@@ -45,6 +45,7 @@ class MxD(Transcoder):
     """
 
     writes = "token"
+    reference_draws_decoder = False
 
     def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
         super().__init__(width, config, steps, tokens)

@@ -71,6 +71,10 @@ class PAnneal(L1):
     """A penalty on the sum of the features to the power p. Of `anneal_updates` changes of p the first comes at
     `anneal_start`, and each value that p takes from then on has the same number of steps.
 
+    With `reference`, `anneal_updates` is the number of values from 1 to `p_end`, as in dictionary_learning: p is still
+    1 after the first update, and the last one, to `p_end`, would come after the last step. An update there takes
+    effect in the step after it, and the penalties before a change stay remembered.
+
     Buffers: `updates`, changes made so far; `weight`, the penalty's weight in place of l1; `penalties_N2`, mean penalty
     at the present p and at the next, of the last N steps since p changed (0 where there were fewer); `sums_2`, the sums
     of both over the tokens seen since the last step.
@@ -93,6 +97,11 @@ class PAnneal(L1):
                 f"of p; raise train.steps, or lower coder.anneal_updates or coder.anneal_start"
             )
         self.change_steps = {first + i * rest // changes for i in range(changes)}
+        self.forget_steps, self.changes = self.change_steps, changes
+        if config.reference:
+            updates = torch.linspace(round(config.anneal_start * steps), steps, changes, dtype=torch.long)
+            first, *later = (updates[: max(1, changes - 1)] + 1).tolist()
+            self.forget_steps, self.change_steps, self.changes = {first}, set(later), max(1, changes - 1)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.register_buffer("weight", torch.tensor(config.l1))
         self.register_buffer("penalties_N2", torch.zeros(REMEMBERED, 2))
@@ -105,7 +114,7 @@ class PAnneal(L1):
 
     def exponent(self, ahead: int = 0) -> Tensor:
         """p after `ahead` more changes; never below `p_end`."""
-        share = (self.updates + ahead).clamp(max=self.config.anneal_updates) / self.config.anneal_updates
+        share = (self.updates + ahead).clamp(max=self.changes) / self.changes
         return 1 - (1 - self.config.p_end) * share
 
     def _penalty(self, values_TF: Tensor) -> Tensor:
@@ -127,6 +136,7 @@ class PAnneal(L1):
             now, ahead = self.penalties_N2.sum(0)
             self.weight.mul_(torch.where(ahead > 0, now / ahead, 1.0))
             self.updates.add_(1)
+        if step + 1 in self.forget_steps:
             self.penalties_N2.zero_()
 
 

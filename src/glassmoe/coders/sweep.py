@@ -50,6 +50,7 @@ def sweep(
     batch_tokens: int = BATCH_TOKENS,
     context: int | None = None,
     lr: float | None = None,
+    reference: bool = False,
     seed: int = 0,
     precision: str = "auto",
     device: str = "auto",
@@ -58,8 +59,9 @@ def sweep(
 
     `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
     as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
-    unless another is given. `data`: prepared data, or text that is prepared into `out`. `context`: tokens of a row
-    (default: 128, or as in the run's training). ValueError for a coder that is none, and whatever does not fit.
+    unless another is given. `reference`: `CoderConfig.reference`. `data`: prepared data, or text that is prepared into
+    `out`. `context`: tokens of a row (default: 128, or as in the run's training). ValueError for a coder that is none,
+    and whatever does not fit.
     """
     for name in coders:
         CODER_REGISTRY.check(name)
@@ -75,7 +77,7 @@ def sweep(
         each
         for layer in layers
         for name in coders
-        for each in _coders(subject, name, layer, ks, site, features, activation, module)
+        for each in _coders(subject, name, layer, ks, site, features, activation, module, reference)
     ]
     path = prepared(data, subject, Path(out)) if data is not None and subject.tokens == TEXT else data
     every = max(1, steps // 8)
@@ -116,11 +118,12 @@ def _coders(
     features: int | None,
     activation: str | None,
     module: str | None,
+    reference: bool,
 ) -> list[CoderConfig]:
     """The coders that one name means at one layer: one for each k, or one where the kind has none."""
     named = coder_settings(name)
     coder = coder_class(named["kind"])
-    settings: dict[str, Any] = {"layer": layer, "features": features}
+    settings: dict[str, Any] = {"layer": layer, "features": features, "reference": reference}
     if coder is MxD:
         form = subject.mlp_form(layer, module)
         if form.assumed is not None:
@@ -130,7 +133,9 @@ def _coders(
         settings["site"] = site
     settings |= named
     if coder is MxD:
-        settings["features"] = matched_experts(subject.width, settings["hidden"], settings["glu"], features)
+        settings["features"] = matched_experts(
+            subject.width, settings["hidden"], settings["glu"], features, paper_counts=reference
+        )
     return [CoderConfig(**{"k": k, **settings}) for k in (ks if coder.uses_k else ks[:1])]
 
 

@@ -9,7 +9,6 @@ Legend: B rows, N tokens of a row, T tokens that are not padding, D width of the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,7 +179,8 @@ class CoderTask:
 
     def before_update(self) -> None:
         for part in self.parts.values():
-            torch.nn.utils.clip_grad_norm_(part.coder.parameters(), self.clip or math.inf)
+            if self.clip and part.config.coder.clips:
+                torch.nn.utils.clip_grad_norm_(part.coder.parameters(), self.clip)
             part.coder.before_update()
 
     def after_update(self, step: int) -> None:

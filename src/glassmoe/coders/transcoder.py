@@ -3,8 +3,9 @@
 (Dunefsky et al. 2024, "Transcoders find interpretable LLM feature circuits"; with a skip, Paulo et al. 2025,
 "Transcoders beat sparse autoencoders for interpretability".) The loss is that of the Mixture of Decoders paper
 (Oldfield et al. 2025, arXiv 2505.21364), so that its three rivals are trained alike: the mean over tokens and entries
-of (y^ - y)^2 / ||y||, the norm of the token's target, not its square. As in that paper the decoder starts at 0 and
-b_dec at the mean of the targets, so that the coder starts as a constant; rows of the decoder are free.
+of (y^ - y)^2 / ||y||, the norm of the token's target, not its square. The decoder starts at 0 and b_dec at the mean of
+the targets, so that the coder starts as a constant; rows of the decoder are free. (That paper's code does so for the
+skip, and starts the decoder of a plain transcoder as torch's linear map from F inputs: `reference`.)
 
 Legend: T tokens, D width, F features, K features of a token.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,9 +34,12 @@ class Transcoder(ListedCoder):
 
     unit_rows = False
     stands_for_mlp = True
+    reference_draws_decoder: ClassVar[bool] = True
 
     def _draw(self) -> None:
         self.w_enc.uniform_(-1, 1).mul_(linear_bound(self.w_enc.shape[1]))
+        if self.config.reference and self.reference_draws_decoder:
+            self.w_dec.uniform_(-1, 1).mul_(linear_bound(self.num_features))
 
     def _centred(self, x_TD: Tensor) -> Tensor:
         # What is read has another mean than what is written.
@@ -51,6 +56,7 @@ class SkipTranscoder(Transcoder):
     no bias and starts at 0. W_skip x, (T, D), is the features' context: editing a feature leaves it as it is."""
 
     writes = "token"
+    reference_draws_decoder = False
 
     def __init__(self, width: int, config: CoderConfig, steps: int, tokens: int):
         super().__init__(width, config, steps, tokens)

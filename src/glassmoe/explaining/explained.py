@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ def explain(
     tokens: int | None = None,
     per_decile: int = 10,
     silent: int = 100,
+    min_windows: int = 0,
     games: int = 1000,
     keep: int | None = None,
     full: bool = False,
@@ -71,7 +71,8 @@ def explain(
     Examples and explanations are stored in the run at `path` (`features/`, `explanations/`) and resumed from there.
     `judge`: by name (`judges.make_judge`), or made. `features`: how many, drawn at random, or which. `tokens`: to
     read for examples (default: a million, or all there are). `per_decile`, `silent`: windows of each tenth of a
-    feature's strength, and without the feature, that score an explanation. `games`: for chess models, games that
+    feature's strength, and without the feature, that score an explanation. `min_windows`: features that fire in fewer
+    windows are left out. `games`: for chess models, games that
     choose board properties, and again that test them (0: none). `keep`: count only the so many greatest features of
     each token, for layers that are not sparse. `full`: keep every strength, for `explore --export delphi`. `data`:
     prepared data to read (default: that of the run). `seed`: of the choice of features and windows. `again`: gather
@@ -89,7 +90,7 @@ def explain(
             judge,
             chosen,
             examples.folder,
-            protocol=ExplanationProtocol(per_decile, silent, seed),
+            protocol=ExplanationProtocol(per_decile, silent, seed, min_windows),
             boards=boards_of(examples, games) if games else None,
             again=again,
         )
@@ -143,7 +144,7 @@ def explain_features(
     settings = {
         "store": {key: store.manifest.get(key) for key in IDENTITY} | _sources(store),
         "judge": dict(judge.about),
-        "protocol": asdict(protocol),
+        "protocol": protocol.identity(),
         "boards": boards is not None,
     }
     done = _resumed(path, settings)
@@ -258,7 +259,13 @@ def _explanations(
     if boards is not None and not judge.scorers:
         nothing = Explanation(None, "board", "no property of the board goes with it")
         return {f: Explanation(boards[f].property, "board") if f in boards else nothing for f in alive}
-    explanations: dict[int, Explanation] = {}
+    fewest = protocol.min_windows
+    explanations = {
+        feature: Explanation(None, "none", f"it fires in {windows} windows, fewer than {fewest}")
+        for feature in alive
+        if (windows := int(text.store.windows_F[feature])) < fewest
+    }
+    alive = [feature for feature in alive if feature not in explanations]
     with bar(len(alive), "explain", "feature", lines=True) as progress:
         for start in range(0, len(alive), CHUNK):
             chunk = alive[start : start + CHUNK]

@@ -6,7 +6,7 @@ Legend: E windows, L tokens of a window.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +25,18 @@ class ExplanationProtocol:
     """Windows in which the feature does not fire."""
     seed: int = 0
     """Seed of the random choice of windows."""
+    min_windows: int = 0
+    """A feature that fires in fewer windows of what was read is neither explained nor scored (200 in delphi)."""
 
     @property
     def asked(self) -> int:
         """Windows of one score."""
         return 10 * self.per_decile + self.silent
+
+    def identity(self) -> dict[str, int]:
+        """The settings as files hold them. Files of earlier versions know nothing of `min_windows`."""
+        settings = asdict(self)
+        return settings if self.min_windows else {k: v for k, v in settings.items() if k != "min_windows"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,7 +95,8 @@ class ProductKeys(nn.Module):
     The queries are normalised over the batch: by the tokens at hand while training, by running statistics otherwise
     (and for a single token, which has no variance). The tokens at hand are those of one pass on one process, padding
     included, so the numbers depend on `train.micro_rows`. The running statistics are those of the tokens of all
-    processes that train together; gradients pass only through the statistics of a process's own tokens. All arithmetic is in float32 or wider, whatever the autocast state.
+    processes that train together; gradients pass only through the statistics of a process's own tokens. All arithmetic
+    is in float32 or wider, whatever the autocast state.
     """
 
     query_mean: Tensor

@@ -174,6 +174,7 @@ def figure8(
     tokens: int | None,
     per_decile: int,
     silent: int,
+    min_windows: int,
     seed: int,
     again: bool,
     name: str | None,
@@ -187,13 +188,14 @@ def figure8(
     require_plots("matplotlib.figure", "Drawing figures")
     if "detection" not in judge.scorers:
         raise ValueError("figure8 shows the accuracy of detection; give --judge rules, embedding, or a language model")
-    protocol, usual = ExplanationProtocol(per_decile, silent, seed), gathering_for(tokens, per_decile, silent)
+    protocol = ExplanationProtocol(per_decile, silent, seed, min_windows)
+    usual = gathering_for(tokens, per_decile, silent)
     count = features or FEATURES[scale]
     sets = [(str(run), each) for run in runs for each in open_readers(str(run), [layer], own=False, device=device)[1]]
     names = [Path(run).name for run in runs]
     table = Figure8Results(
         command=f"glassmoe reproduce figure8 {' '.join(names)} --judge {judge.name}",
-        protocol=dict(vars(protocol)),
+        protocol=protocol.identity(),
         judge={"name": judge.name, **judge.about},
         features=count,
         **origin(device),
