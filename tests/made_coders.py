@@ -14,7 +14,7 @@ from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.model.subject import load_subject, weights_digest
 
 WIDTH, FEATURES, K = 16, 40, 5
-SITES = {"transcoder": "mlp", "skip-transcoder": "mlp", "mxd": "mlp"}
+SITES = dict.fromkeys(("transcoder", "skip-transcoder", "mxd", "moe-x", "switch"), "mlp")
 
 
 def bare_gpt2(folder: Path) -> Path:

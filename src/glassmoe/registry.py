@@ -95,6 +95,7 @@ CODER_REGISTRY = Registry(
     (
         *("sae-topk", "sae-batchtopk", "sae-jumprelu", "sae-l1", "sae-p-anneal", "sae-gated"),
         *("transcoder", "skip-transcoder", "mxd", "mxd-one", "mxd-relu", "mxd-gelu", "mxd-glu"),
+        *("moe-x", "switch"),
     ),
 )
 JUDGE_REGISTRY = Registry(

@@ -466,6 +466,7 @@ def test_what_does_not_fit_the_model(model: Path, tmp_path: Path) -> None:
 REFUSED = [
     ("mxd", "saelens", "of kind mxd; neither saelens nor sparsify has mixtures of decoders"),
     ("mxd", "sparsify", "of kind mxd; neither saelens nor sparsify has mixtures of decoders"),
+    ("moe-x", "saelens", "of kind moe-x; neither saelens nor sparsify has mixtures of experts"),
     ("skip-transcoder", "saelens", "skip transcoders of saelens have no k; give --format sparsify"),
     *(
         (kind, "sparsify", f"sparsify has no {kind}, .*; give --format saelens")

@@ -96,6 +96,7 @@ CHECKS: dict[str, Check] = {
     "max_cost": above_zero,
     "device": one_of("auto", "cpu", "cuda"),
     "precision": one_of("auto", "bf16", "fp32"),
+    "normalise": one_of("none", "rms"),
 }
 """Parameter name -> its check. A parameter that is None is not checked: it means the default."""
 

@@ -39,31 +39,34 @@ def decompose(
     context: int | None = None,
     lr: float | None = None,
     reference: bool = False,
+    normalise: Literal["none", "rms"] | None = None,
     seed: int = 0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> Model:
-    """Fit sparse coders to layers of a pretrained model, all in one pass over it: mixtures of decoders, transcoders,
-    autoencoders. A fit that was stopped resumes.
+    """Fit sparse coders to layers of a pretrained model, all in one pass over it: mixtures of decoders or experts,
+    transcoders, autoencoders. A fit that was stopped resumes.
 
     Args:
         model: A run directory, a folder of transformers files, or a hub id; in Python also what `load` returned, or
             objects (model, tokenizer).
         layers: Layers to open, such as 8, [3, 8] or "3,8".
-        coders: Kinds of coder, such as "mxd" or "mxd,transcoder,skip-transcoder,sae-topk".
+        coders: Kinds of coder, such as "mxd" or "mxd,transcoder,moe-x,sae-topk".
         k: Features per token, such as 32 or "8,16,32"; every kind that has a k is fitted once for each.
         data: Prepared data, or text (.jsonl, .txt, folders) that is prepared into `out` (default: the data of the run).
         out: Directory of the coders (default: runs/NAME-coders).
         recipe: Name or YAML file of a sweep, which says everything but where model, data and coders are.
         module: Path of the MLP in a family that is not known, such as model.h.{}.mlp.
         site: What autoencoders read: the output of the MLP, or the residual stream after the block.
-        features: Features of a transcoder (default: 32 times the width); mxd gets the same number of parameters.
+        features: Features of a transcoder (default: 32 times the width); mixtures get the same number of parameters.
         activation: Hidden activation of mxd (default: that of the model's MLP).
         tokens: Tokens to learn from.
         batch_tokens: Tokens of a step.
         context: Tokens of a row (default: 128, or as in the run's training).
         lr: Peak learning rate (default: by the length of the fit).
         reference: Fit as the papers' code does where ours differs (docs/differences.md).
+        normalise: Unit of what coders read and rebuild: rms, the root mean square of its entries, or none (default: rms
+            unless `reference`).
         seed: Seed of the initial weights and of the order of rows.
         device: Where the model and the coders run.
         precision: Compute type of the model.
@@ -74,7 +77,7 @@ def decompose(
     if recipe is not None:
         says: dict[str, Any] = {"layers": layers, "coders": coders, "k": k, "module": module, "site": site}
         says |= {"features": features, "activation": activation, "tokens": tokens, "batch_tokens": batch_tokens}
-        says |= {"context": context, "lr": lr, "reference": reference, "seed": seed}
+        says |= {"context": context, "lr": lr, "reference": reference, "normalise": normalise, "seed": seed}
         defaults = inspect.signature(decompose).parameters
         both = [name for name, value in says.items() if value != defaults[name].default]
         if both:
@@ -114,6 +117,7 @@ def decompose(
             context=context,
             lr=lr,
             reference=reference,
+            normalise=normalise,
             seed=seed,
             precision=precision,
             device=device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .arguments import Device, Names, Numbers, PathLike, count, count_or_zero, finite, names, public, whole_numbers
 from .judging import judge_options
@@ -30,6 +30,7 @@ def mxd_frontier(
     batch_tokens: int = 4096,
     context: int | None = None,
     lr: float | None = None,
+    normalise: Literal["none", "rms"] | None = None,
     features: int | None = None,
     activation: str | None = None,
     rows: int = 512,
@@ -51,6 +52,8 @@ def mxd_frontier(
         batch_tokens: Tokens of a step.
         context: Tokens of a row (default: 128, or as in the run's training).
         lr: Peak learning rate (default: by the length of the fit).
+        normalise: Unit of what coders read and rebuild: rms, the root mean square of its entries, or none (default:
+            rms).
         features: Features of a transcoder (default: 32 times the width).
         activation: Hidden activation of mxd (default: that of the model's MLP).
         rows: Validation rows to measure on.
@@ -74,6 +77,7 @@ def mxd_frontier(
         batch_tokens=batch_tokens,
         context=context,
         lr=lr,
+        normalise=normalise,
         features=features,
         activation=activation,
         rows=rows,

@@ -17,7 +17,9 @@ Gate = Literal["signed", "one"]
 
 AUTOENCODERS = ("topk", "batchtopk", "jumprelu", "l1", "p-anneal", "gated")
 """Built-in kinds that rebuild what they read; tables and the command line call them `sae-KIND`."""
-MLP_KINDS = ("transcoder", "skip-transcoder", "mxd")
+MIXTURES = ("moe-x", "switch")
+"""Built-in kinds of experts that each have features of their own."""
+MLP_KINDS = ("transcoder", "skip-transcoder", "mxd", *MIXTURES)
 """Built-in kinds that read the input of an MLP and rebuild its output."""
 LISTED_KINDS = ("topk", "batchtopk", *MLP_KINDS)
 """Built-in kinds that use k features a token."""
@@ -48,17 +50,18 @@ class CoderConfig:
     kind: str = "topk"
     """An autoencoder, named after what makes it sparse: the k greatest features per token (`topk`), k per token on
     average (`batchtopk`), learned thresholds (`jumprelu`), an L1 penalty (`l1`), a penalty that goes from L1 towards L0
-    (`p-anneal`), a gate (`gated`). Or a replacement of an MLP: `transcoder`, `skip-transcoder`, `mxd`. Or one that you
-    add (`glassmoe.CODERS`)."""
+    (`p-anneal`), a gate (`gated`). Or a replacement of an MLP: `transcoder`, `skip-transcoder`, `mxd`, `moe-x`,
+    `switch`. Or one that you add (`glassmoe.CODERS`)."""
     site: Site | None = None
     """What is read and rebuilt: `stream`, the residual stream after the block; `mlp-out`, the output of the block's
     MLP; `mlp`, the MLP's output from its input. Default: `mlp` for replacements of an MLP, `stream` for
     autoencoders."""
     features: int | None = None
     """Number of features. Default: 8 for each entry of the stream, and 32 for each entry of an MLP's output; for `mxd`
-    as many experts as give it the parameters of such a transcoder."""
+    as many experts as give it the parameters of such a transcoder, for `moe-x` and `switch` as many whole experts."""
     k: int = 32
-    """`topk`, `batchtopk`, `transcoder`, `skip-transcoder`, `mxd`: features per token."""
+    """`topk`, `batchtopk`, `transcoder`, `skip-transcoder`, `mxd`: features per token. `moe-x`, `switch`: about that
+    many at the start."""
     normalise: Normalise = "none"
     """`rms`: divide inputs and targets by the root mean square of their entries in the first batch."""
     dead_tokens: int | None = None
@@ -100,6 +103,13 @@ class CoderConfig:
     """Fit as the papers' code does where ours differs: `transcoder` starts its decoder as torch's linear maps, `mxd`
     counts experts as with `paper_counts`, `p-anneal` lowers p one update later, and the gradient is not clipped, except
     in `topk`, `batchtopk` and `jumprelu` (docs/differences.md)."""
+    experts_per_token: int = 2
+    """`moe-x`, `switch`: experts that read a token."""
+    expert_features: int | None = None
+    """`moe-x`, `switch`: features of an expert. Default: as many as make 2 k in the experts of a token."""
+    balance: float = 0.01
+    """`moe-x`, `switch`: weight of the loss that spreads tokens over the experts, as a share of the error at the
+    start; 0 for none."""
     variant: str = ""
     """Ending of its name, which distinguishes it from others of its kind."""
     options: dict[str, Any] | None = field(default=None, metadata={"omit_none": True})
@@ -131,9 +141,9 @@ class CoderConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        positive(self, "coder", "layer", "l1", "l0", zero=True)
-        positive(self, "coder", "k", "anneal_updates", "p_end", "bandwidth")
-        open_ones = ("features", "dead_tokens", "hidden")
+        positive(self, "coder", "layer", "l1", "l0", "balance", zero=True)
+        positive(self, "coder", "k", "anneal_updates", "p_end", "bandwidth", "experts_per_token")
+        open_ones = ("features", "dead_tokens", "hidden", "expert_features")
         positive(self, "coder", *(name for name in open_ones if getattr(self, name) is not None))
         if self.auxiliary is not None:
             positive(self, "coder", "auxiliary", zero=True)
@@ -191,14 +201,46 @@ class CoderConfig:
         if auxiliary is None and self.uses_k:
             auxiliary = 0.0 if self.stands_for_mlp else AUXILIARY
         hidden = HIDDEN_EXPANSION * width if self.kind == "mxd" and self.hidden is None else self.hidden
-        features = self.features
-        if features is None and self.kind == "mxd":
+        features, expert_features = self.features, self.expert_features
+        if self.kind in MIXTURES:
+            expert_features = self._units()
+            features = self.matched_features(width) if features is None else features
+            self._check_experts(features, expert_features)
+        elif features is None and self.kind == "mxd":
             assert hidden is not None
             features = matched_experts(width, hidden, self.glu, paper_counts=self.paper_counts or self.reference)
         elif features is None:
             features = width * (EXPANSION if site == "stream" else MLP_EXPANSION)
         dead_tokens = max(1, tokens // DEAD_SHARE) if self.dead_tokens is None else self.dead_tokens
-        return replace(self, site=site, features=features, dead_tokens=dead_tokens, auxiliary=auxiliary, hidden=hidden)
+        filled: dict[str, Any] = {"site": site, "features": features, "dead_tokens": dead_tokens, "hidden": hidden}
+        return replace(self, auxiliary=auxiliary, expert_features=expert_features, **filled)
+
+    def _units(self) -> int:
+        """Features of an expert of a mixture."""
+        return self.expert_features or max(1, 2 * self.k // self.experts_per_token)
+
+    def matched_features(self, width: int, features: int | None = None) -> int:
+        """The features of the greatest mixture of whole experts that has no more parameters than a transcoder of
+        `features` features (default: 32 for each of `width` entries). ValueError when not even one expert is left."""
+        features = MLP_EXPANSION * width if features is None else features
+        units, a_feature = self._units(), 2 * width + 1
+        # A learned router has a row for each expert.
+        experts = a_feature * features // (a_feature * units + (width if self.kind == "switch" else 0))
+        if not experts:
+            raise ValueError(
+                f"an expert of {units} features has more parameters than a transcoder of {features} features; lower "
+                f"coder.k or give more features"
+            )
+        return experts * units
+
+    def _check_experts(self, features: int, expert_features: int) -> None:
+        """ValueError when so many features are no whole number of experts, or fewer than those of a token."""
+        if features % expert_features or features < expert_features * self.experts_per_token:
+            raise ValueError(
+                f"coder.features is {features}; {self.kind} with experts of {expert_features} features needs a "
+                f"multiple of {expert_features}, at least {expert_features * self.experts_per_token}: give that, or "
+                f"coder.expert_features"
+            )
 
 
 def learning_rate(steps: int) -> float:

@@ -8,6 +8,7 @@ from glassmoe.registry import CODER_REGISTRY
 
 from .base import Coder
 from .configuration import AUTOENCODERS, CoderConfig
+from .mixture import MoEXCoder, SwitchCoder
 from .mxd import MxD
 from .sae import L1, BatchTopK, Gated, JumpReLU, PAnneal, TopK
 from .transcoder import SkipTranscoder, Transcoder
@@ -26,6 +27,8 @@ CODERS: dict[str, type[Coder] | tuple[type[Coder], dict[str, Any]]] = {
     "mxd-relu": (MxD, {"activation": "relu", "glu": False}),
     "mxd-gelu": (MxD, {"activation": "gelu", "glu": False}),
     "mxd-glu": (MxD, {"glu": True}),
+    "moe-x": MoEXCoder,
+    "switch": SwitchCoder,
 }
 """Name in tables and on the command line -> class, or class and fields of `CoderConfig` that the name stands for; such
 a name begins with that of the class alone (`mxd-one`). A coder of your own joins by `CODERS["name"] = Class`, or by an

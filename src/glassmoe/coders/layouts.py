@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from .base import Coder
-from .configuration import KINDS, MLP_KINDS, CoderConfig, FitConfig, Site
+from .configuration import KINDS, MIXTURES, MLP_KINDS, CoderConfig, FitConfig, Site
 
 CFG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
@@ -118,6 +118,8 @@ def refusal(config: CoderConfig, format: str) -> str | None:
     """Why a coder cannot be written in a format, and what can be done; None when it can."""
     if config.kind == "mxd":
         return "neither saelens nor sparsify has mixtures of decoders; keep it as it is, or export another kind"
+    if config.kind in MIXTURES:
+        return "neither saelens nor sparsify has mixtures of experts; keep it as it is, or export another kind"
     if config.kind not in KINDS:
         return f"{format} has no coder of this kind; keep it as it is"
     if format == "sparsify" and config.kind not in SPARSIFY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -20,7 +21,15 @@ from glassmoe.model.subject import ModelSource, Subject, load_subject
 from glassmoe.registry import CODER_REGISTRY
 from glassmoe.text.documents import prepare_text
 
-from .configuration import CoderConfig, Site, SweepConfig, learning_rate, matched_experts
+from .configuration import (
+    MIXTURES,
+    CoderConfig,
+    Normalise,
+    Site,
+    SweepConfig,
+    learning_rate,
+    matched_experts,
+)
 from .kinds import coder_class, coder_settings
 from .mxd import MxD
 
@@ -51,6 +60,7 @@ def sweep(
     context: int | None = None,
     lr: float | None = None,
     reference: bool = False,
+    normalise: Normalise | None = None,
     seed: int = 0,
     precision: str = "auto",
     device: str = "auto",
@@ -59,9 +69,10 @@ def sweep(
 
     `features`: of a transcoder and an autoencoder (default: 32 for each entry of the stream); a mixture of decoders has
     as many experts as give it the same parameters, and the hidden units of the model's own MLP, with its activation
-    unless another is given. `reference`: `CoderConfig.reference`. `data`: prepared data, or text that is prepared into
-    `out`. `context`: tokens of a row (default: 128, or as in the run's training). ValueError for a coder that is none,
-    and whatever does not fit.
+    unless another is given; a mixture of experts has as many whole experts. `reference`: `CoderConfig.reference`.
+    `normalise`: `CoderConfig.normalise` (default: rms, or none with `reference`). `data`: prepared data, or text that
+    is prepared into `out`. `context`: tokens of a row (default: 128, or as in the run's training). ValueError for a
+    coder that is none, and whatever does not fit.
     """
     for name in coders:
         CODER_REGISTRY.check(name)
@@ -77,7 +88,7 @@ def sweep(
         each
         for layer in layers
         for name in coders
-        for each in _coders(subject, name, layer, ks, site, features, activation, module, reference)
+        for each in _coders(subject, name, layer, ks, site, features, activation, module, reference, normalise)
     ]
     path = prepared(data, subject, Path(out)) if data is not None and subject.tokens == TEXT else data
     every = max(1, steps // 8)
@@ -119,11 +130,13 @@ def _coders(
     activation: str | None,
     module: str | None,
     reference: bool,
+    normalise: Normalise | None,
 ) -> list[CoderConfig]:
     """The coders that one name means at one layer: one for each k, or one where the kind has none."""
     named = coder_settings(name)
     coder = coder_class(named["kind"])
-    settings: dict[str, Any] = {"layer": layer, "features": features, "reference": reference}
+    unit = normalise or ("none" if reference else "rms")
+    settings: dict[str, Any] = {"layer": layer, "features": features, "reference": reference, "normalise": unit}
     if coder is MxD:
         form = subject.mlp_form(layer, module)
         if form.assumed is not None:
@@ -136,7 +149,10 @@ def _coders(
         settings["features"] = matched_experts(
             subject.width, settings["hidden"], settings["glu"], features, paper_counts=reference
         )
-    return [CoderConfig(**{"k": k, **settings}) for k in (ks if coder.uses_k else ks[:1])]
+    found = [CoderConfig(**{"k": k, **settings}) for k in (ks if coder.uses_k else ks[:1])]
+    if named["kind"] not in MIXTURES:
+        return found
+    return [replace(each, features=each.matched_features(subject.width, features)) for each in found]
 
 
 def prepared(data: str | Path, model: ModelSource, out: Path) -> str:

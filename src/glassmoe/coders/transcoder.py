@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glassmoe.layers.features import Features, empty_parameters
 
-from .base import ListedCoder
+from .base import Coder, ListedCoder
 from .configuration import CoderConfig
 
 LEAST_NORM = 1e-3
@@ -29,8 +29,8 @@ LEAST_NORM = 1e-3
 others."""
 
 
-class Transcoder(ListedCoder):
-    """The k greatest features of an MLP's input write its output."""
+class MlpReplacement(Coder):
+    """What replacements of an MLP have in common: start, loss, and decoder rows of free length."""
 
     unit_rows = False
     stands_for_mlp = True
@@ -49,6 +49,10 @@ class Transcoder(ListedCoder):
         """The mean over tokens and entries of error^2 / ||y||."""
         norm_T: Tensor = y_TD.norm(dim=1).clamp_min(LEAST_NORM * self.scale)
         return (error_TD.square().mean(1) / norm_T).mean()
+
+
+class Transcoder(MlpReplacement, ListedCoder):
+    """The k greatest features of an MLP's input write its output."""
 
 
 class SkipTranscoder(Transcoder):

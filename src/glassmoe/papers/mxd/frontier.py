@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from glassmoe.chess.board_evaluation import evaluate_boards
-from glassmoe.coders.configuration import SweepConfig
+from glassmoe.coders.configuration import Normalise, SweepConfig
 from glassmoe.coders.fit import fit
 from glassmoe.coders.sweep import sweep
 from glassmoe.coders.task import corpus_for
@@ -25,7 +25,7 @@ from glassmoe.measure.fidelity import CoderFidelity, evaluate_fidelity
 from glassmoe.measure.intervals import interval, plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, merged, origin
 from glassmoe.model.subject import Subject, load_subject
-from glassmoe.pages.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION, drawing, write
+from glassmoe.pages.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 
 DEFAULT = ("mxd", "mxd-one", "transcoder", "skip-transcoder")
@@ -55,6 +55,8 @@ STYLES = {
     "mxd-glu": (ORANGE, ":"),
     "transcoder": (BLUE, "-"),
     "skip-transcoder": (GREEN, "-"),
+    "moe-x": (PURPLE, "-"),
+    "switch": (PURPLE, "--"),
 }
 LEGEND = (
     "Means over seeds, with half the 95% interval where there are several. Normalised MSE is the mean squared error as "
@@ -62,7 +64,8 @@ LEGEND = (
     "per token. Recovered is the share of the loss between zeros and the MLP. Every mxd and the transcoder have the "
     "same number of parameters, up to one expert; the skip transcoder also has a linear map of its input, as in the "
     "paper. mxd starts as in the paper, with experts around 0; mxd-one starts with all experts equal to one MLP. "
-    "mxd-relu, mxd-gelu and mxd-glu have that hidden activation in place of the model's own."
+    "mxd-relu, mxd-gelu and mxd-glu have that hidden activation in place of the model's own. moe-x and switch are "
+    "mixtures of experts of k features, two of them for each token; their L0 is measured, not set."
 )
 BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as many others chose the features."
 
@@ -151,7 +154,18 @@ class FrontierResults(ResultsFile):
             _line(coder, k, [row for row in rows if (row.name, row.k) == (coder, k)], boards)
             for k, coder in dict.fromkeys((row.k, row.name) for row in rows)
         ]
-        header = ["coder", "k", "seeds", "features", "parameters", "normalised MSE", "increase", "recovered", "dead"]
+        header = [
+            "coder",
+            "k",
+            "seeds",
+            "features",
+            "parameters",
+            "L0",
+            "normalised MSE",
+            "increase",
+            "recovered",
+            "dead",
+        ]
         header += [BOARDS[each].words for each in boards]
         answers = [
             [
@@ -202,6 +216,7 @@ def mxd_frontier(
     batch_tokens: int,
     context: int | None,
     lr: float | None,
+    normalise: Normalise | None,
     features: int | None,
     activation: str | None,
     rows: int,
@@ -224,7 +239,7 @@ def mxd_frontier(
         "rows": rows,
     }
     settings: dict[str, Any] = {"features": features, "activation": activation, "tokens": tokens}
-    settings |= {"batch_tokens": batch_tokens, "context": context, "lr": lr}
+    settings |= {"batch_tokens": batch_tokens, "context": context, "lr": lr, "normalise": normalise}
     options |= {"games": games or None, **settings}
     words = "".join(f" --{option.replace('_', '-')} {value}" for option, value in options.items() if value is not None)
     subject = load_subject(model, device)
@@ -315,7 +330,13 @@ def _line(name: str, k: int, group: Sequence[FrontierRow], boards: Sequence[str]
         return plus_minus(*interval(values), places) if len(values) == len(group) else None
 
     facts = [f"{group[0].features:,}", f"{group[0].parameters:,}"]
-    numbers = [words("normalised_mse"), words("loss_increase"), words("loss_recovered", 3), words("dead", 0)]
+    numbers = [
+        words("l0", 1),
+        words("normalised_mse"),
+        words("loss_increase"),
+        words("loss_recovered", 3),
+        words("dead", 0),
+    ]
     return [name, k, len(group), *facts, *numbers, *map(words, boards)]
 
 
