@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from glassmoe import __version__
+from glassmoe.text.spelling import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_STYLES = ("colours.css", "drawings.css")
@@ -48,6 +49,7 @@ def environment() -> jinja2.Environment:
     environment.filters |= {
         "share": share,
         "count": count,
+        "visible": visible,
         "decimals": decimals,
         "exponent": lambda value: f"{value:.2e}",
         "minutes": lambda seconds: f"{seconds / 60:.1f} min",

@@ -22,10 +22,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from glassmoe.inspect.examples import Examples
+from glassmoe.pages.folder import EXPLORE, new_folder
 
 from .explored import ExploredLayer, open_explored
 from .figures import figures
-from .folder import new_folder
 from .records import FeatureRecord, Recorder, rounded
 from .results import ExportedLayer, ExportResult
 from .site import LOGITS, folders_of, order_of, relations_of
@@ -46,7 +46,7 @@ def export_features(
 ) -> ExportResult:
     """Write the features of some runs to the folder `out` for another tool. The other parameters are those of
     `build_site`. ValueError as there, and when delphi's cache is asked of a store that keeps examples only."""
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out), EXPLORE) as folder:
         explored = open_explored(runs, layers, source, device)
         for layer in explored if kind == "delphi" else ():
             if not layer.store.manifest["full"]:

@@ -153,7 +153,7 @@ class Recorder:
             windows=int(store.windows_F[feature]),
             max=rounded(store.maxima_F[feature]),
             mean=rounded(store.sums_F[feature] / count) if count else None,
-            said=[_explanation(line) for line in self.layer.explained.get(feature, [])],
+            said=[explanation_record(line) for line in self.layer.explained.get(feature, [])],
             board=self.layer.board(feature),
             histogram=_histogram(store.histogram_FB[feature]),
             near={
@@ -166,12 +166,9 @@ class Recorder:
                 if near is not None
             },
             logits={
-                name: [
-                    [self.words.one(int(token)), rounded(value)]
-                    for token, value in zip(logits.tokens_FK[feature], logits.values_FK[feature], strict=True)
-                ]
+                name: tokens
                 for name, logits in (("up", relations.up), ("down", relations.down))
-                if logits is not None
+                if (tokens := self.tokens_of(logits, feature)) is not None
             },
             top=self.examples(store.top(feature, TOP)),
             deciles=[
@@ -179,6 +176,13 @@ class Recorder:
                 for tenth in range(10)
             ],
         )
+
+    def tokens_of(self, logits: Logits | None, feature: int) -> list[list[Any]] | None:
+        """The tokens whose logits a feature moves, each [token, logit]; None where that is not known."""
+        if logits is None:
+            return None
+        pairs = zip(logits.tokens_FK[feature], logits.values_FK[feature], strict=True)
+        return [[self.words.one(int(token)), rounded(value)] for token, value in pairs]
 
     def examples(self, examples: Examples) -> list[ExampleRecord]:
         """The records of some windows, in order."""
@@ -253,7 +257,8 @@ def _histogram(counts_B: npt.NDArray[np.int64]) -> HistogramRecord:
     return HistogramRecord(int(filled[0]), counts_B[filled[0] : filled[-1] + 1].tolist())
 
 
-def _explanation(line: ExplanationOnPage) -> ExplanationRecord:
+def explanation_record(line: ExplanationOnPage) -> ExplanationRecord:
+    """What a page shows of an explanation."""
     scores: dict[str, dict[str, Any]] = {}
     for name, score in line.scores.items():
         deciles = None if score.deciles is None else [rounded(value) for value in score.deciles]

@@ -24,13 +24,13 @@ from typing import Any
 
 from glassmoe import __version__
 from glassmoe.console import bar, say
+from glassmoe.pages.folder import EXPLORE, new_folder
 from glassmoe.pages.html import SHARED_STYLES, render, style_sheet
 from glassmoe.results import Result
 
 from .directions import HOW, moved_logits, nearest, read_rows, written_rows
 from .experts import ExpertRecord, experts_of
 from .explored import ExploredLayer, open_explored
-from .folder import new_folder
 from .overview import overview
 from .records import FeatureRecord, Recorder, Relations, column, rounded
 from .results import LayerMeta, SiteLayer, SiteResult
@@ -58,7 +58,7 @@ def build_site(
     `source`: current path of the coders' model, if it moved. ValueError for a run without examples, and for a folder
     that holds anything else.
     """
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out), EXPLORE) as folder:
         explored = open_explored(runs, layers, source, device)
         assets = folder / "assets"
         assets.mkdir()
@@ -95,7 +95,7 @@ def write_layer(
     """Write the page of a layer and its data; return what it holds, and the records of its best features."""
     target = folder / place
     target.mkdir(parents=True)
-    boards = _draws_boards(layer)
+    boards = not layer.of_text and draws_boards()
     recorder = Recorder(layer, relations_of(layer), boards)
     order = order_of(layer)[:features]
     experts = experts_of(recorder)
@@ -151,9 +151,8 @@ def cards_of(layer: ExploredLayer, order: Sequence[int]) -> list[int]:
     return sorted(few, key=lambda feature: (-float(layer.store.maxima_F[feature]), feature))[:CARDS]
 
 
-def _draws_boards(layer: ExploredLayer) -> bool:
-    if layer.of_text:
-        return False
+def draws_boards() -> bool:
+    """Whether positions of games can be drawn."""
     if find_spec("chess") is None:
         say('no boards are drawn beside games: that needs python-chess, pip install "glassmoe[chess]"')
         return False

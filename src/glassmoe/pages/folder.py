@@ -1,6 +1,6 @@
-"""A folder that appears only when it is complete, and that replaces only a folder written here before.
+"""A folder that appears only when it is complete, and that replaces only a folder that the same verb wrote before.
 
-The folder's own list of files, `glassmoe.json`, tells which files were written here.
+The folder's own list of files, `glassmoe.json`, tells which verb wrote it and which files are its own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from glassmoe.atomic import publish_folder, sweep_folder
 from glassmoe.locks import writing
 
 LIST = "glassmoe.json"
-MADE_BY = "glassmoe explore"
+EXPLORE, TRACE = "glassmoe explore", "glassmoe trace"
+"""Verbs that write folders."""
 
 
-def check_folder(out: Path) -> None:
-    """ValueError when `out` holds anything that was not written here."""
+def check_folder(out: Path, made_by: str) -> None:
+    """ValueError when `out` holds anything that the verb `made_by` did not write."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder that is new or empty")
     files = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()} if out.is_dir() else set()
@@ -29,25 +30,22 @@ def check_folder(out: Path) -> None:
         return
     try:
         listed = json.loads((out / LIST).read_text(encoding="utf-8"))
-        ours = {LIST, *listed["files"]} if listed["made_by"] == MADE_BY else set()
+        ours = {LIST, *listed["files"]} if listed["made_by"] == made_by else set()
     except (OSError, ValueError, LookupError, TypeError):
         ours = set()
     if not ours:
-        raise ValueError(
-            f"--out {out} is not empty, and `glassmoe explore` did not write it; give a new or empty folder"
-        )
+        raise ValueError(f"--out {out} is not empty, and `{made_by}` did not write it; give a new or empty folder")
     if others := sorted(files - ours):
         raise ValueError(
-            f"--out {out} holds {others[0]}, which `glassmoe explore` did not write; move it away, or give another "
-            f"folder"
+            f"--out {out} holds {others[0]}, which `{made_by}` did not write; move it away, or give another folder"
         )
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path, made_by: str) -> Iterator[Path]:
     """A new folder to write to. When it is complete it takes the name `out` and replaces what was written there before,
     in one step. `Locked` while another process writes `out`, ValueError as for `check_folder`."""
-    check_folder(out)
+    check_folder(out, made_by)
     path, out = out, out.resolve()
     new = out.with_name(f".{out.name}.partial")
     with writing(out.parent, f".{out.name}.lock", what=path):
@@ -55,16 +53,16 @@ def new_folder(out: Path) -> Iterator[Path]:
         new.mkdir()
         try:
             yield new
-            _publish(new, out)
+            _publish(new, out, made_by)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
 
-def _publish(new: Path, out: Path) -> None:
+def _publish(new: Path, out: Path, made_by: str) -> None:
     files = sorted(str(path.relative_to(new)) for path in new.rglob("*") if path.is_file())
-    listed = {"made_by": MADE_BY, "version": __version__, "files": files}
+    listed = {"made_by": made_by, "version": __version__, "files": files}
     (new / LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
-    check_folder(out)
+    check_folder(out, made_by)
     publish_folder(new, out)
 
 
