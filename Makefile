@@ -52,5 +52,5 @@ $(PEERS_READY): pyproject.toml constraints.txt
 	test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
 	$(PEERS)/python -m pip install -q -c constraints.txt "pip>=25.1"
 	$(PEERS)/python -m pip install -q -c constraints.txt torch
-	$(PEERS)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,saelens,eval]" eai-sparsify nnsight
+	$(PEERS)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,saelens,eval,gguf]" eai-sparsify nnsight
 	touch $(PEERS_READY)

@@ -9,6 +9,7 @@ import pytest
 from glassmoe.explaining.offline import by_rules, by_words, detect_by_rule
 from glassmoe.explaining.rule_search import best_rule, telling_words
 from glassmoe.explaining.rules import CLASSES, Rule, TokenPattern, parse
+from glassmoe.explaining.spans import SPANS
 from glassmoe.explaining.trials import ExplanationProtocol, trial
 from glassmoe.explaining.windows import TokenText, Windows, joined
 from planted_stores import planted, words_kind
@@ -41,6 +42,14 @@ PIECES = [
     "7",
     "\n",
     " BIG",
+    " May",
+    " 12",
+    "...",
+    "#yes",
+    " Dr",
+    "(",
+    ")",
+    " 10:30",
     *ODD,
 ]
 
@@ -63,6 +72,7 @@ RULES = [
     Rule(first=-64),
     Rule(source="web"),
     *(Rule(source=each) for each in ODD),
+    *(Rule(within=name) for name in SPANS),
     *(Rule(TokenPattern("class", (name,))) for name in CLASSES),
     *(Rule(is_(each), is_(each)) for each in ODD),
     *(Rule(end=each + each) for each in ODD),
@@ -120,6 +130,12 @@ def naive(rule: Rule, pieces: list[str], at: int, place: int, source: str) -> bo
 
     if rule.source is not None:
         return source == rule.source
+    if rule.within is not None:
+        text, begin = "".join(pieces), len("".join(pieces[:at]))
+        places = [begin + i for i, letter in enumerate(pieces[at]) if not letter.isspace()]
+        first, last = (min(places), max(places)) if places else (0, -1)
+        found = SPANS[rule.within].finditer(text)
+        return any(match.start() <= last and first < match.end() for match in found)
     if rule.first is not None:
         return place < rule.first if rule.first > 0 else place >= -rule.first
     if rule.end is not None:

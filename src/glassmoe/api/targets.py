@@ -28,6 +28,8 @@ def check_target(
             made_by = "`glassmoe train --out`" if run else "`glassmoe train --out` or `glassmoe decompose --out`"
             raise ValueError(f"there is no run at {target}; give what {made_by} made")
         return
+    if path.is_file() and path.suffix == ".gguf":
+        return
     if path.is_file():
         raise ValueError(f"{target} is a file; give the run directory that `glassmoe train --out` made")
     coders = coder_names(path)

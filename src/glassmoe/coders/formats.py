@@ -26,6 +26,7 @@ from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.families import MLPS
 from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_digest
+from glassmoe.text.gguf import from_pretrained
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import coder_folders, load_coder, save_coder
@@ -198,7 +199,7 @@ def _hookpoint(config: FitConfig) -> str:
     """The path of the place below the base model, as sparsify names it. Of a model that is not at hand the blocks are
     taken to be `layers`."""
     try:
-        family = AutoConfig.from_pretrained(config.source, trust_remote_code=False).model_type
+        family = AutoConfig.from_pretrained(**from_pretrained(config.source, trust_remote_code=False)).model_type
     except (OSError, ValueError):
         family = ""
     path = (config.module or MLPS.get(family, "model.layers.{}.mlp")).replace("{}", str(config.coder.layer))

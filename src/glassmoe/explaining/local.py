@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe.console import bar
 from glassmoe.device import pick_device
+from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import loading_failure
 
 from .chat import Answers, Counts, Messages
@@ -28,22 +29,21 @@ class LocalChat:
 
     def __init__(self, folder: Path, answers: Answers | None = None, device: str = "auto"):
         """ValueError when the folder holds no causal language model."""
-        if not folder.is_dir():
+        if not folder.is_dir() and gguf_of(folder) is None:
             raise ValueError(
                 f"there is no folder {folder}; give a local judge as local:PATH, a folder of transformers files"
             )
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        arguments = from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity(transformers_logging.CRITICAL)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, dtype="auto", use_safetensors=True
-            )
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(**arguments)
+            own: dict[str, Any] = {"quantization_config": GgufConfig(dequantize=True)} if gguf_of(folder) else {}
+            own |= {"dtype": torch.bfloat16} if own else {"dtype": "auto", "use_safetensors": True}
+            model = AutoModelForCausalLM.from_pretrained(**arguments, **own)
         except Exception as error:  # what transformers raises depends on where it stumbles
             raise ValueError(
                 f"{folder} holds no language model ({loading_failure(error)}); give a folder of transformers files"
@@ -52,7 +52,7 @@ class LocalChat:
             transformers_logging.set_verbosity(verbosity)
         self._model: Any = model.to(pick_device(device)).eval()
         self.folder, self.answers, self.counts = folder, answers, Counts()
-        file = folder / "config.json"
+        file = gguf_of(folder) or folder / "config.json"
         self._identity = hashlib.sha256(file.read_bytes() + str(_weights(folder)).encode()).hexdigest()
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:

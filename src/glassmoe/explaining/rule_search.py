@@ -2,9 +2,10 @@
 windows in which it does not.
 
 Candidates come from the tokens on which the feature is strongest: these tokens, those before them, both together, the
-text that ends there, their beginnings and endings, their kind of word, their position in the row, and the source of
-their document where that is known. The best rule has the greatest balanced accuracy over windows. Among rules that are
-equally good to a hundredth, the one with the greater balanced accuracy over tokens wins, and then the simpler one.
+text that ends there, their beginnings and endings, their kind of word, the kind of text that they are part of, their
+position in the row, and the source of their document where that is known. The best rule has the greatest balanced
+accuracy over windows. Among rules that are equally good to a hundredth, the one with the greater balanced accuracy over
+tokens wins, and then the simpler one.
 
 `telling_words` serves judges that cannot apply a rule but can compare meanings: it gives the words that are more
 frequent in windows in which the feature fires.
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .rules import CLASSES, Rule, TokenPattern
+from .spans import SPANS, within
 from .windows import Bool, Int64, Windows, joined
 
 COMMON, PAIRS, UNION, AFFIX, LONGEST_END = 12, 6, 8, (2, 3, 4), 6
@@ -32,7 +34,7 @@ characters; the most tokens of an end."""
 PLACES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 AFTER = ("the end of a sentence", "punctuation", "a number", "a capitalised word", "white space", "a line break")
 """Classes that are tried as the token before."""
-VERSION = 1
+VERSION = 2
 """Version of the search. A file of explanations is resumed only with the same version."""
 WORDS, CLEARLY = 8, 1.64
 """At most so many words, and by how many standard errors a word must be more frequent where the feature fires."""
@@ -112,6 +114,7 @@ def _candidates(firing: Windows, both: Windows, fires_E: Bool) -> Iterator[Rule]
         yield Rule(TokenPattern("class", (name,)))
     yield from (Rule(TokenPattern("is", (piece,))) for piece in common)
     yield from (Rule(TokenPattern(), TokenPattern("is", (piece,))) for piece in common_before)
+    yield from _spans(firing, peak_E)
     for place in PLACES:
         yield Rule(first=place)
         yield Rule(first=-place)
@@ -164,6 +167,14 @@ def _affixes(peaks: Sequence[str]) -> Iterator[Rule]:
         )
         for affix in islice(several, PAIRS):
             yield Rule(TokenPattern("begins" if how == "begins" else "ends", (affix,)))
+
+
+def _spans(firing: Windows, peak_E: Int64) -> Iterator[Rule]:
+    """Kinds of text of which at least half of the peaks are part."""
+    for name in SPANS:
+        held = sum(within(firing.tokens(e), name)[peak] for e, peak in enumerate(peak_E))
+        if 2 * held >= len(firing):
+            yield Rule(within=name)
 
 
 def _ends(firing: Windows, peak_E: Int64) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """A small language of explanations that are written in words and can be applied literally.
 
-A rule selects tokens by what they spell, how they begin or end, their kind of word, the token before them, their
-position in the row, or the source of their document. `words` writes a rule, `parse` reads it back, `hits` applies it.
-The grammar, where TOKEN is what one token is called (token, character, move):
+A rule selects tokens by what they spell, how they begin or end, their kind of word, the token before them, the kind of
+text that they are part of, their position in the row, or the source of their document. `words` writes a rule, `parse`
+reads it back, `hits` applies it. The grammar, where TOKEN is what one token is called (token, character, move):
 
     rule  = "fires on " what [ " after " what ]
           | "fires at the end of " TEXT              the text up to and including the token ends so
           | "fires on the first " N " TOKENs of a row" | "fires after the first " N " TOKENs of a row"
+          | "fires within " one of SPANS (spans.py), such as "a date"
           | "fires in documents of " TEXT            the source of the document, as the prepared text has it
     what  = "the TOKEN " TEXT | "one of the TOKENs " TEXT ", " TEXT ...
           | "a TOKEN that begins with " TEXT | "a TOKEN that ends in " TEXT
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .spans import SPANS, within
 from .windows import Bool, Windows
 
 
@@ -93,8 +95,8 @@ class TokenPattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """Tokens on which a feature fires. Of the fields only one of `what` (with `before`), `end`, `first` and `source`
-    decides."""
+    """Tokens on which a feature fires. Of the fields only one of `what` (with `before`), `end`, `first`, `source` and
+    `within` decides."""
 
     what: TokenPattern = TokenPattern()
     """The tokens."""
@@ -106,6 +108,8 @@ class Rule:
     """The first so many tokens of a row; if negative, the tokens after so many."""
     source: str | None = None
     """All tokens of documents of this source."""
+    within: str | None = None
+    """The tokens that are part of a text of this kind, one of `SPANS`."""
 
     def hits(self, windows: Windows) -> Bool:
         """(E, L): the tokens that the rule selects. A window lies within one document. Where sources are not known, a
@@ -115,18 +119,25 @@ class Rule:
         if self.first is not None:
             early_EL: Bool = windows.place_EL < abs(self.first)
             return early_EL if self.first > 0 else ~early_EL
-        if self.end is not None:
-            return np.array([_ends(windows.tokens(e), self.end) for e in range(len(windows))]).reshape(
-                windows.piece_EL.shape
-            )
+        if self.end is not None or self.within is not None:
+            marked = [self._in_text(windows.tokens(e)) for e in range(len(windows))]
+            return np.array(marked, dtype=bool).reshape(windows.piece_EL.shape)
         hits_EL = windows.where(self.what)
         if self.before is not None:
             hits_EL[:, 1:] &= windows.where(self.before)[:, :-1]
             hits_EL[:, :1] = False
         return hits_EL
 
+    def _in_text(self, tokens: list[str]) -> list[bool]:
+        if self.within is not None:
+            return within(tokens, self.within)
+        assert self.end is not None
+        return _ends(tokens, self.end)
+
     def words(self, token: str = "token") -> str:
         """The rule as an explanation."""
+        if self.within is not None:
+            return f"fires within {self.within}"
         if self.source is not None:
             return f"fires in documents of {_quoted(self.source)}"
         if self.first is not None:
@@ -156,6 +167,7 @@ _WHAT = (
 )
 _ON = re.compile(rf"fires on ({_WHAT})(?: after ({_WHAT}))?")
 _END = re.compile(rf"fires at the end of ({_TEXT})")
+_WITHIN = re.compile(rf"fires within ({'|'.join(map(re.escape, SPANS))})")
 _SOURCE = re.compile(rf"fires in documents of ({_TEXT})")
 _FIRST = re.compile(rf"fires (on|after) the first ([1-9]\d{{0,8}}) {_TOKEN}s of a row")
 
@@ -168,6 +180,8 @@ def parse(explanation: str) -> Rule | None:
             return Rule(first=int(match[2]) * (1 if match[1] == "on" else -1))
         if match := _END.fullmatch(text):
             return Rule(end=_unquoted(match[1]))
+        if match := _WITHIN.fullmatch(text):
+            return Rule(within=match[1])
         if match := _SOURCE.fullmatch(text):
             return Rule(source=_unquoted(match[1]))
         if match := _ON.fullmatch(text):

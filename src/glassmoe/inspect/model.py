@@ -138,7 +138,7 @@ class Model(Mapping[str, FeedForward]):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, the start token of the model first where it has one."""
-        return [int(token) for token in self.subject.kind().encode(text)]
+        return [int(token) for token in self.subject.encode(text)]
 
     @torch.no_grad()
     def features(self, text: str | Sequence[int], layer: int | None = None, name: str | None = None) -> TokenFeatures:
@@ -148,7 +148,7 @@ class Model(Mapping[str, FeedForward]):
         """
         readable = self.find(name, layer)
         kind = self.subject.kind()
-        ids = kind.encode(text) if isinstance(text, str) else np.asarray(text)
+        ids = self.subject.encode(text) if isinstance(text, str) else np.asarray(text)
         if not 0 < len(ids) <= self.subject.context:
             raise ValueError(f"the text has {len(ids)} tokens; expected 1 to {self.subject.context}, the context")
         device = next(self.subject.model.parameters()).device
@@ -196,6 +196,7 @@ class Model(Mapping[str, FeedForward]):
         """Continue a prompt; parameters as for `glassmoe.generate`."""
         kind = self.subject.kind()
         prompt = kind.prompt if prompt is None else prompt
+        self.subject.encode(prompt, prompt=True)  # refuses a token that the model cannot read
         sampling = Sampling(tokens, samples, temperature, top_p, frequency_penalty, seed, top_k)
         rows, _ = sampled(self.subject.model, prompt, kind, sampling, on_text)
         return Generated(prompt, [kind.decode(row) for row in rows])

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
 from glassmoe.checksums import verify_tensors
 from glassmoe.config import RunConfig
+from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import load_tokenizer, loading_failure
 
 OWN = "glassmoe"
@@ -25,14 +26,22 @@ UNFIT = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 def foreign_settings(name: str) -> Any | None:
     """The configuration of another maker's model; None for one of glassmoe's own, and where nothing can be read, which
-    loading then reports."""
+    loading then reports. ValueError for quantised weights, but those of a GGUF file, which become ordinary ones."""
+    arguments = from_pretrained(name, trust_remote_code=False)
     try:
         with _quiet():
-            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            settings = AutoConfig.from_pretrained(**arguments)
     except Exception as error:  # what transformers raises depends on where it stumbles
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error) or "gguf_file" in arguments:
             raise _not_loaded(name, error) from None
         return None
+    quantised = getattr(settings, "quantization_config", None)
+    if quantised is not None and "gguf_file" not in arguments:
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else quantised.quant_method
+        raise ValueError(
+            f"the weights of {name} are quantised ({getattr(method, 'value', method)}); give the model with ordinary "
+            f"weights, or as a .gguf file, which is dequantised"
+        )
     return None if settings.model_type == OWN else settings
 
 
@@ -81,13 +90,15 @@ def load_own(name: str) -> tuple[Any, RunConfig | None]:
 
 def load_foreign(name: str) -> Any:
     """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
+    arguments = from_pretrained(name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+    if "gguf_file" in arguments:
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-            )
+            model, report = AutoModelForCausalLM.from_pretrained(**arguments)
     except Exception as error:  # as above
         raise _not_loaded(name, error) from None
+    vars(model.config).pop("quantization_config", None)  # its weights are ordinary ones now
     if missing := report["missing_keys"]:
         raise ValueError(
             f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
@@ -96,9 +107,9 @@ def load_foreign(name: str) -> Any:
 
 
 def _not_loaded(name: str, error: Exception) -> ValueError:
+    what = "a GGUF file" if gguf_of(name) else "a model with config.json and weights,"
     return ValueError(
-        f"{name} could not be loaded: {loading_failure(error)}; give a model with config.json and weights, of a family "
-        f"that transformers has"
+        f"{name} could not be loaded: {loading_failure(error)}; give {what} of a family that transformers has"
     )
 
 
@@ -118,7 +129,11 @@ def tokenizer_of(name: str) -> tuple[str, str] | None:
     """The JSON of the tokenizer beside a model's weights, and the token with which its texts begin; None where there is
     none."""
     folder = Path(name)
-    if folder.is_dir() and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+    if (
+        folder.is_dir()
+        and gguf_of(name) is None
+        and not any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model"))
+    ):
         return None
     try:
         return load_tokenizer(name)

@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 
 from glassmoe.config import RunConfig
 from glassmoe.data.domains import token_kind
-from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
 from glassmoe.text.tokens import start_of, text_kind
@@ -162,6 +162,20 @@ class Subject:
                 f"of its training"
             )
         return kind
+
+    def encode(self, text: str, prompt: bool = False) -> Tokens:
+        """The ids of a text, the start token first. `prompt`: one that a person wrote, in any notation. ValueError as
+        for `kind`, and for a token that the model cannot read, such as one that was added to its tokenizer alone."""
+        kind = self.kind()
+        ids = kind.encode_prompt(text) if prompt else kind.encode(text)
+        number = int(ids.max(initial=0))
+        if number >= self.vocab_size:
+            raise ValueError(
+                f"the text has the token {kind.vocabulary[number]!r} (id {number}), but "
+                f"{self.name} reads ids below {self.vocab_size}; leave that token out, or put back the tokenizer that "
+                f"the model was trained with"
+            )
+        return ids
 
     def mlp_form(self, layer: int, module: str | None = None) -> MlpForm:
         """The hidden layer of the MLP of a layer; 4 units for each entry and GELU for a mixture of our own."""

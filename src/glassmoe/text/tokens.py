@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 
+from .gguf import from_pretrained, gguf_of
+
 SEPARATOR = "<|endoftext|>"
 LEAST_IDS = 257
 """Size of the smallest byte-level vocabulary: the separator and every byte."""
@@ -252,12 +254,13 @@ def load_tokenizer(name: str | Path) -> tuple[str, str]:
     from transformers import AutoTokenizer
 
     expected = "pass train:N, a directory with a transformers tokenizer (tokenizer.json), or the name of one on the hub"
-    if path.is_file():
+    if path.is_file() and gguf_of(path) is None:
         raise ValueError(f"--tokenizer {name} is a file; {expected}")
-    if not path.is_dir() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise ValueError(f"--tokenizer {name}: there is no such directory; {expected}")
+    arguments = from_pretrained(name, trust_remote_code=False)
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded: Any = AutoTokenizer.from_pretrained(**arguments)
     except Exception as error:  # what transformers raises depends on where it stumbles
         raise ValueError(f"cannot load --tokenizer {name}: {loading_failure(error)}; {expected}") from None
     backend = getattr(loaded, "backend_tokenizer", None)
