@@ -15,8 +15,17 @@ GROUPS = {
     "Opening models": ("load", "Model", "decompose", "export", "import_coder"),
     "Measuring and steering": ("evaluate", "evaluate_ppl", "evaluate_boards", "evaluate_fidelity", "probe", "steer"),
     "Explaining": ("explain", "explore", "report"),
+    "Tracing": ("trace", "Graph"),
     "Papers": ("reproduce",),
 }
+METHODS = {
+    "Model": ("features", "edit", "generate", "trace", "tokenize", "find"),
+    "Graph": (
+        *("prune", "path", "experts", "grouped", "incoming", "routing", "name"),
+        *("to_circuit_tracer", "to_graphml", "to_svg", "save", "load"),
+    ),
+}
+"""Class -> its methods on the page."""
 INTRODUCTION = """# Python API
 
 This page is made from the docstrings by `make docs`. `import glassmoe as gm` offers these names; everything else is
@@ -45,7 +54,7 @@ def page() -> str:
 def entry(name: str, what: Any) -> str:
     """A function or class: its signature, what it does, and its parameters."""
     if inspect.isclass(what):
-        methods = [getattr(what, each) for each in ("features", "edit", "generate", "tokenize", "find")]
+        methods = [getattr(what, each) for each in METHODS[what.__name__]]
         inner = "\n".join(entry(f"{what.__name__}.{method.__name__}", method) for method in methods)
         return f"### {name}\n\n{paragraphs(inspect.getdoc(what) or '')}\n\n{inner}"
     text = inspect.getdoc(what) or ""

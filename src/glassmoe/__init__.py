@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .api.models import load
     from .api.papers import reproduce
     from .api.runs import generate, prepare_chess, prepare_text, quickstart, train, upcycle
+    from .api.tracing import trace
     from .coders.kinds import CODERS
     from .config import RunConfig
     from .explaining.judges import JUDGES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .model.transformer import FEED_FORWARD
     from .papers.moex.suites import ROWS
     from .results import Result
+    from .tracing.graph import Graph
 
 __version__ = "0.1.0"
 
@@ -42,6 +44,7 @@ _HOMES = {
     "api.models": ("load",),
     "api.papers": ("reproduce",),
     "api.runs": ("generate", "prepare_chess", "prepare_text", "quickstart", "train", "upcycle"),
+    "api.tracing": ("trace",),
     "coders.kinds": ("CODERS",),
     "config": ("RunConfig",),
     "explaining.judges": ("JUDGES",),
@@ -51,6 +54,7 @@ _HOMES = {
     "model.transformer": ("FEED_FORWARD",),
     "papers.moex.suites": ("ROWS",),
     "results": ("Result",),
+    "tracing.graph": ("Graph",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -62,6 +66,7 @@ __all__ = [
     "ROWS",
     "Features",
     "FeedForward",
+    "Graph",
     "Model",
     "Result",
     "RunConfig",
@@ -84,6 +89,7 @@ __all__ = [
     "report",
     "reproduce",
     "steer",
+    "trace",
     "train",
     "upcycle",
 ]

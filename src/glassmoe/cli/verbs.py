@@ -136,6 +136,15 @@ VERBS: dict[str, Verb] = {
             ),
         ),
         Verb(
+            "trace",
+            "say why the model predicts a token: a graph of features",
+            "tracing:trace",
+            (
+                'trace runs/moex --prompt ";1.e4 e5 2.Nf3 " --target N --out trace',
+                'trace runs/smollm2 --prompt "The capital of France is" --out trace --export circuit-tracer',
+            ),
+        ),
+        Verb(
             "explain",
             "say what features mean, and score every explanation",
             "features:explain",

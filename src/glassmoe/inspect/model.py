@@ -20,6 +20,8 @@ from glassmoe.layers.features import Features, FeedForward
 from glassmoe.model.subject import Subject, inputs_at
 from glassmoe.results import Result
 from glassmoe.text.spelling import Spelling
+from glassmoe.tracing.graph import Graph
+from glassmoe.tracing.tracer import FEATURES, Tracer
 
 from .change import one_change
 from .edit import Edit, features_of, spliced
@@ -200,6 +202,28 @@ class Model(Mapping[str, FeedForward]):
         sampling = Sampling(tokens, samples, temperature, top_p, frequency_penalty, seed, top_k)
         rows, _ = sampled(self.subject.model, prompt, kind, sampling, on_text)
         return Generated(prompt, [kind.decode(row) for row in rows])
+
+    def trace(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        target: str | int | None = None,
+        against: str | int | None = None,
+        coder: str | None = None,
+        features: int = FEATURES,
+        check: int = 0,
+    ) -> Graph:
+        """The attribution graph of a prompt (or of token ids): what led to the logits of its next token.
+
+        `target`: the token whose logit is explained, as text or id; by default the likeliest tokens, together 95%.
+        `against`: the token whose logit is subtracted. `coder`: of several coders at one layer, which stand for the
+        MLPs. `features`: whose incoming edges are computed, at most. `check`: how many features are switched off and
+        doubled in the model, to compare the effect with the graph. ValueError for a model without features, for a
+        prompt that is empty or longer than the context, and for what is no single token.
+        """
+        parts = {name: (each.layer, each.place) for name, each in self.layers.items()}
+        tracer = Tracer(self.subject, parts, coder)
+        return tracer.trace(prompt, target=target, against=against, features=features, check=check)
 
     def __repr__(self) -> str:
         return f"Model({self.subject.name}: {', '.join(self.layers)})"

@@ -30,6 +30,9 @@ KINDS = ("token", "bias", "feature", "error", "logit")
 """Kinds of nodes, by number."""
 TOKEN, BIAS, FEATURE, ERROR, LOGIT = range(5)
 
+MANY, HALF = 500, 0.5
+"""A graph whose influence is spread over more nodes than this, or whose scores are below this, is hardly readable."""
+
 Numbers = npt.NDArray[Any]
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 
@@ -213,10 +216,12 @@ class HeadLook(Result):
     key: int
     """Position that is looked at."""
     probability: float
+    """How much it looked there."""
     score: float
-    """Attention score before the softmax, less the mean of the scores of this query."""
+    """Attention score before the softmax, to which all pairs add up, those that are not listed included."""
     pairs: list[list[float]] = field(default_factory=list)
-    """(node at the query, node at the key, contribution); -1 stands for the bias."""
+    """(node at the query, node at the key, contribution); -1 stands for all else at the position: biases, what earlier
+    heads brought, and what is no node of the graph."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +333,21 @@ class Graph(Result):
             )
         if len(self.where("error")) or self.replacement < 1:
             lines.append(f"Replacement score {self.replacement:.3f}, completeness score {self.completeness:.3f}.")
-        return [*lines, *(self.check.notes() if self.check is not None else [])]
+        lines += self.check.notes() if self.check is not None else []
+        return lines + self.warnings()
+
+    def warnings(self) -> list[str]:
+        """What speaks against reading the graph; empty where nothing does."""
+        lines = []
+        if self.nodes_for_80 is not None and self.nodes_for_80 > MANY:
+            lines.append(f"The influence is spread over more than {MANY} nodes, too many to read.")
+        if self.replacement < HALF:
+            lines.append("Most of the influence comes from errors of the coders, which the graph does not explain.")
+        if self.check is not None and (self.check.correlation or 0.0) < HALF:
+            lines.append(
+                "The model reacts to changes of features otherwise than the graph predicts: do not rely on it."
+            )
+        return lines
 
     # --- smaller graphs, paths and pictures ---
 

@@ -89,6 +89,20 @@ def pruned(graph: Graph, node: float, edge: float) -> Graph:
     for name, share in (("node", node), ("edge", edge)):
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
             raise ValueError(f"{name} is {share!r}; expected a share above 0, at most 1")
+    kept_N, kept_E = kept(graph, float(node), float(edge))
+    shrunk = subgraph(graph, kept_N, kept_E)
+    replacement, completeness = scores(shrunk.nodes, shrunk.edges)
+    return replace(
+        shrunk,
+        replacement=replacement,
+        completeness=completeness,
+        thresholds=[float(node), float(edge)],
+        kept=[float(kept_N.mean()), float(kept_E.mean()) if len(kept_E) else 1.0],
+    )
+
+
+def kept(graph: Graph, node: float, edge: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Masks of the nodes and edges that pruning keeps."""
     nodes, edges = graph.nodes, graph.edges
     always_N = np.isin(nodes.kind, (TOKEN, LOGIT))
     kept_N = fewest(influence(nodes, edges).nodes_N, node) | always_N
@@ -105,15 +119,7 @@ def pruned(graph: Graph, node: float, edge: float) -> Graph:
             break
         kept_N = useful_N
         kept_E &= kept_N[edges.source] & kept_N[edges.target]
-    shrunk = subgraph(graph, kept_N, kept_E)
-    replacement, completeness = scores(shrunk.nodes, shrunk.edges)
-    return replace(
-        shrunk,
-        replacement=replacement,
-        completeness=completeness,
-        thresholds=[float(node), float(edge)],
-        kept=[float(kept_N.mean()), float(kept_E.mean()) if len(kept_E) else 1.0],
-    )
+    return kept_N, kept_E
 
 
 def subgraph(graph: Graph, kept_N: npt.NDArray[np.bool_], kept_E: npt.NDArray[np.bool_]) -> Graph:

@@ -1,0 +1,104 @@
+"""What is asked: a prompt as tokens, and the tokens whose logits are traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glassmoe.data.tokens import TokenKind
+from glassmoe.model.subject import Subject
+from glassmoe.text.spelling import Spelling
+
+MOST_TARGETS, PROBABILITY = 10, 0.95
+"""As many of the likeliest tokens are traced as reach this probability together, at most so many."""
+
+
+class Prompt(NamedTuple):
+    """A prompt. `ids`: its tokens; `texts`: what each spells; `text`: the prompt as it was written."""
+
+    ids: list[int]
+    texts: list[str]
+    text: str
+
+
+class Chosen(NamedTuple):
+    """The K traced tokens, likeliest first, with their probabilities; `against`: the token whose logit is subtracted;
+    `readout_KV`: combinations of logits, float64."""
+
+    tokens: list[int]
+    probabilities: list[float]
+    against: int | None
+    readout_KV: Tensor
+
+
+def read_prompt(subject: Subject, kind: TokenKind, prompt: str | Sequence[int]) -> Prompt:
+    """ValueError for a prompt that is empty, longer than the context, or not in the vocabulary."""
+    if not len(prompt):
+        raise ValueError("the prompt is empty; give the text whose next token is to be explained")
+    if isinstance(prompt, str):
+        ids = [int(token) for token in kind.encode_prompt(prompt)]
+    else:
+        ids = [int(token) for token in prompt]
+        wrong = [token for token in ids if not 0 <= token < kind.size]
+        if wrong:
+            raise ValueError(f"the prompt has token id {wrong[0]}; expected ids from 0 to {kind.size - 1}")
+    if not 0 < len(ids) <= subject.context:
+        raise ValueError(f"the prompt has {len(ids)} tokens; expected 1 to {subject.context}, the context of the model")
+    texts = Spelling(kind)(np.array(ids))
+    return Prompt(ids, texts, prompt if isinstance(prompt, str) else kind.separator.join(texts))
+
+
+def token_of(kind: TokenKind, text: str | int, name: str) -> int:
+    """The token that spells a text, or has this id. ValueError, which names what the text consists of, for a text that
+    is no single token. `name`: the argument, for the message."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if not 0 <= text < kind.size:
+            raise ValueError(f"{name} is token id {text}; expected an id from 0 to {kind.size - 1}")
+        return text
+    spelling = Spelling(kind)
+    spelled = [token for token in range(kind.size) if spelling.one(token) == text]
+    try:
+        ids = [int(token) for token in kind.encode(str(text))]
+    except ValueError:
+        ids = []
+    ids = ids[1:] if len(ids) > 1 and ids[0] == kind.start else ids
+    if len(ids) == 1 and ids[0] in spelled:
+        return ids[0]
+    if spelled:
+        return spelled[0]
+    pieces = ", ".join(repr(spelling.one(token)) for token in ids)
+    raise ValueError(
+        f"{name} is {text!r}, which is no single token"
+        + (f" but {pieces}; give one of these" if len(ids) > 1 else f"; give one {kind.one} of the vocabulary")
+    )
+
+
+def choose_targets(kind: TokenKind, logits_V: Tensor, target: str | int | None, against: str | int | None) -> Chosen:
+    """The traced tokens: `target`, or the likeliest ones. With `against` the difference of two logits. ValueError for
+    what is no single token."""
+    probability_V = torch.softmax(logits_V.double(), dim=0).cpu()
+    size = len(probability_V)
+    if target is not None:
+        tokens = [token_of(kind, target, "target")]
+    elif against is not None:
+        tokens = [int(probability_V.argmax())]
+    else:
+        top = probability_V.topk(min(MOST_TARGETS, size))
+        reached = int((top.values.cumsum(0) < PROBABILITY).sum()) + 1
+        tokens = top.indices[:reached].tolist()
+    other = None if against is None else token_of(kind, against, "against")
+    if other is not None and other in tokens:
+        raise ValueError(
+            f"against is the target itself, {Spelling(kind).one(other)!r}; give two different tokens to compare"
+        )
+    readout_KV = torch.zeros(len(tokens), size, dtype=torch.float64)
+    readout_KV[torch.arange(len(tokens)), tokens] = 1.0
+    if other is None:
+        readout_KV -= 1 / size
+    else:
+        readout_KV[:, other] -= 1
+    return Chosen(tokens, probability_V[tokens].tolist(), other, readout_KV)

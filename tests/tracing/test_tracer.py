@@ -1,0 +1,169 @@
+"""Graphs of whole prompts: complete at every node, also of coders; what is left out is counted; mistakes are answered
+in one sentence."""
+
+import numpy as np
+import pytest
+import torch
+
+from frozen_models import drawn_coders, foreign_subject, made_model
+from glassmoe.inspect.model import Model
+from glassmoe.model.subject import Subject
+from glassmoe.tracing.graph import FEATURE, LOGIT, Graph
+from glassmoe.tracing.tracer import Tracer
+
+PROMPT = ";1.e4 e5 2."
+
+
+def own(kind: str = "moe-x", shape: str = "llama", **options: object) -> Subject:
+    return Subject.of("runs/made", made_model(kind, shape, **options))
+
+
+def assert_complete(graph: Graph, tolerance: float = 1e-4) -> None:
+    nodes, edges = graph.nodes, graph.edges
+    into = np.bincount(edges.target, weights=edges.weight.astype(float), minlength=len(nodes)) + nodes.rest
+    read = np.isin(nodes.kind, (FEATURE, LOGIT))
+    scale = np.abs(nodes.input[read]).max()
+    np.testing.assert_allclose(into[read], nodes.input[read], rtol=tolerance, atol=tolerance * 0.2 * scale)
+    assert (edges.source < edges.target).all()
+
+
+def test_a_graph_of_our_model_is_complete_without_a_rest() -> None:
+    graph = Tracer(own(), {}).trace(PROMPT)
+    assert_complete(graph)
+    assert np.abs(graph.nodes.rest).max() < 1e-4 and graph.traced == graph.active == len(graph.where("feature"))
+    assert graph.replacement == graph.completeness == 1.0
+    assert (
+        graph.tokens == list(PROMPT) and graph.domain == "chess" and graph.sources == ["0/moe-x", "1/moe-x", "2/moe-x"]
+    )
+    probabilities = [target.probability for target in graph.targets]
+    assert probabilities == sorted(probabilities, reverse=True) and len(probabilities) <= 10
+    assert sum(probabilities) > 0.95 > sum(probabilities[:-1]) or len(probabilities) == 10
+    feature = graph.where("feature")
+    assert (graph.nodes.expert[feature] == graph.nodes.feature[feature] // 12).all()
+
+
+def test_a_target_less_another_is_their_difference() -> None:
+    subject = own()
+    graph = Tracer(subject, {}).trace(PROMPT, target="N", against="B")
+    logits = subject.model(input_ids=torch.tensor([graph.token_ids])).logits[0, -1]
+    n, b = (subject.kind().vocabulary.index(each) for each in "NB")
+    assert len(graph.targets) == 1 and graph.targets[0].against_text == "B"
+    assert graph.targets[0].value == pytest.approx(float(logits[n] - logits[b]), abs=1e-4)
+    assert_complete(graph)
+
+
+@pytest.mark.parametrize("kind", ["relu", "moe-x", "gelu"])
+def test_a_limited_graph_counts_what_it_leaves_out(kind: str) -> None:
+    tracer = Tracer(own(kind), {})
+    whole, some = tracer.trace(PROMPT), tracer.trace(PROMPT, features=60)
+    assert some.traced == 60 and some.active == whole.active > 200
+    assert_complete(some)
+    assert np.abs(some.nodes.rest).max() > 0.01
+    # The features that are traced are those that matter most, and their rows are the same.
+    key = [
+        graph.nodes.layer.astype(int) * 10**6 + graph.nodes.feature * 100 + graph.nodes.position
+        for graph in (whole, some)
+    ]
+    features = whole.where("feature")
+    top = features[np.argsort(-whole.nodes.influence[features])[:20]]
+    assert np.isin(key[0][top], key[1][some.where("feature")]).mean() > 0.9
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
+@pytest.mark.parametrize("kind", ["transcoder", "skip-transcoder", "mxd"])
+def test_graphs_through_coders_are_complete_with_errors(family: str, kind: str) -> None:
+    subject = foreign_subject(family)
+    tracer = Tracer(subject, drawn_coders(subject, kind, normalise="rms" if family == "llama" else "none"))
+    graph = tracer.trace("w1 w5 w2 w9", target="w3")
+    logits = subject.model(input_ids=torch.tensor([graph.token_ids])).logits[0, -1]
+    assert graph.targets[0].value == pytest.approx(
+        float(logits[4] - logits.mean()), abs=2e-4 * float(logits.abs().max())
+    )
+    assert_complete(graph)
+    assert len(graph.where("error")) == 3 * len(graph.tokens) == 15
+    assert 0 < graph.replacement < 1 and 0 < graph.completeness < 1
+    assert graph.kinds == [kind] * 3 and (graph.held is not None) == (kind == "mxd")
+    if graph.held is not None:
+        assert set(graph.held) == set(graph.sources) and all(0 <= share <= 1 for share in graph.held.values())
+
+
+def test_a_layer_without_a_coder_is_error_of_another_family_and_itself_of_ours() -> None:
+    subject = foreign_subject("llama")
+    graph = Tracer(subject, drawn_coders(subject, layers=(1,))).trace("w1 w5 w2")
+    assert_complete(graph)
+    assert graph.sources == ["1/transcoder-k6"] and len(graph.where("error")) == 3 * len(graph.tokens)
+    ours = own("relu")
+    graph = Tracer(ours, drawn_coders(ours, layers=(1,))).trace(PROMPT)
+    assert graph.sources == ["0/relu", "1/transcoder-k6", "2/relu"] and graph.kinds == ["relu", "transcoder", "relu"]
+    assert len(graph.where("error")) == len(PROMPT)
+    assert_complete(graph)
+
+
+def test_a_trained_model_is_complete(noise_games, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    import glassmoe as gm
+    from glassmoe.training.language import train
+    from tiny_runs import tiny
+
+    run = train(tiny(noise_games, "moe-x"), tmp_path / "run")
+    graph = gm.load(run).trace(PROMPT)
+    assert_complete(graph)
+    pruned = gm.trace(run, prompt=PROMPT, target="N", out=tmp_path / "out", export="circuit-tracer", check=2)
+    assert len(pruned.nodes) < len(graph.nodes) and pruned.check is not None and len(pruned.check.pairs) == 4
+    assert Graph.load(tmp_path / "out").to_dict() == pruned.to_dict()
+    assert (tmp_path / "out/circuit-tracer.json").is_file()
+
+
+# --- mistakes ---
+
+
+def refused(message: str, subject: Subject, prompt: object = PROMPT, parts: object = None, **options: object) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Tracer(subject, parts or {}).trace(prompt, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_and_tokens_that_are_none_are_refused() -> None:
+    subject = own()
+    refused("the prompt is empty; give the text", subject, "")
+    refused("the prompt has 40 tokens; expected 1 to 24, the context", subject, ";1.e" * 10)
+    refused("target is 'Nf', which is no single token but 'N', 'f'; give one of these", subject, target="Nf")
+    refused("target is '~', which is no single token; give one character", subject, target="~")
+    refused("against is 'N3', which is no single token", subject, target="N", against="N3")
+    refused("against is the target itself, 'N'", subject, target="N", against="N")
+    refused("token id 32; expected ids from 0 to 31", subject, [1, 32])
+    refused("target is token id 99; expected an id from 0 to 31", subject, target=99)
+
+
+def test_models_without_features_are_told_what_to_do() -> None:
+    refused(
+        "gpt2 has no features to trace: its MLPs are dense; fit coders .* glassmoe decompose", foreign_subject("gpt2")
+    )
+
+
+def test_families_that_cannot_be_held_are_refused() -> None:
+    subject = foreign_subject("gpt2")
+    coders = drawn_coders(subject)
+    subject.model.config.model_type = "gpt_neo"
+    refused("is a gpt_neo model, whose attention and norms trace cannot hold exactly", subject, "w1", coders)
+
+
+def test_coders_that_do_not_stand_for_mlps_are_refused() -> None:
+    subject = foreign_subject("gpt2")
+    sae = drawn_coders(subject, "topk", (1,), site="stream")
+    refused("1/topk-k6 cannot be traced: trace needs coders that read", subject, "w1", sae)
+    both = {**drawn_coders(subject, "transcoder"), **drawn_coders(subject, "mxd")}
+    refused("0/transcoder-k6 and 0/mxd-k6 stand for the same MLP; choose one kind with coder", subject, "w1", both)
+    with pytest.raises(ValueError, match="there is no coder 'mxd-k9'; choose one of 0/transcoder-k6"):
+        Tracer(subject, both, "mxd-k9")
+    assert Tracer(subject, both, "mxd-k6").trace("w1 w2").kinds == ["mxd"] * 3
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    subject = own()
+    subject.model.model.layers[1].ffn.w_dec[0, 0] = torch.nan
+    refused("what the MLP of layer 1 writes is not finite, because the model's weights hold NaN", subject)
+
+
+def test_models_opened_for_reading_trace() -> None:
+    graph = Model(own(), {}, None).trace(PROMPT, target=17, features=20)
+    assert graph.targets[0].token == 17 and graph.traced == 20
