@@ -13,7 +13,7 @@ from glassmoe.model.subject import Subject
 from glassmoe.tracing.frozen import FrozenModel
 from glassmoe.tracing.graph import BIAS, FEATURE
 from glassmoe.tracing.heads import Written, head_parts, score_pairs
-from glassmoe.tracing.rows import Rows
+from glassmoe.tracing.rows import RowMaker
 from glassmoe.tracing.tracer import Tracer
 
 PROMPT = ";1.e4 e5 2."
@@ -54,7 +54,7 @@ def moved_by_head(
 def test_heads_equal_moving_a_source_through_one_head(shape: str) -> None:
     model = made_model("relu", shape, dtype=torch.float64)
     held = frozen(model, length=5)
-    rows = Rows(held)
+    rows = RowMaker(held)
     last, first = held.blocks[2].active, held.blocks[0].active
     begin = rows.sources.features[2] - rows.sources.first_feature
     targets = rows.of_features(torch.arange(begin, begin + len(last.value_A)))
@@ -171,7 +171,7 @@ def test_routes_are_gradients_of_the_margin(kind: str) -> None:
         step = torch.zeros_like(read)
         step[entry] = 1e-2
         gradient[entry] = (margin(read + step) - margin(read - step)) / 2e-2
-    rows = Rows(held)
+    rows = RowMaker(held)
     from glassmoe.tracing.rows import Targets
 
     target = Targets(torch.tensor([2]), torch.tensor([route.position]), gradient[None].float(), torch.zeros(1))
@@ -234,7 +234,7 @@ def test_small_changes_are_predicted_by_all_paths(kind: str) -> None:
 
     model = made_model(kind, "biases", dtype=torch.float64)
     held = frozen(model, length=4)
-    rows = Rows(held)
+    rows = RowMaker(held)
     readout = torch.zeros(32, dtype=torch.float64)
     readout[5], readout[9] = 1, -1
     target = rows.of_logits((readout @ model.lm_head.weight)[None])

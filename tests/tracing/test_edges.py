@@ -7,7 +7,7 @@ from frozen_models import KINDS, SHAPES, frozen, made_model
 from frozen_twin import Twin
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.tracing.frozen import FrozenModel
-from glassmoe.tracing.rows import Rows
+from glassmoe.tracing.rows import RowMaker
 
 CASES = [*((kind, "biases") for kind in KINDS), *(("relu", shape) for shape in SHAPES)]
 
@@ -17,7 +17,7 @@ def test_edges_equal_finite_differences(kind: str, shape: str) -> None:
     model = made_model(kind, shape, layers=2, dtype=torch.float64)
     held = frozen(model, length=3)
     expected, to_logits = Twin(model, held).rows()
-    rows = Rows(held)
+    rows = RowMaker(held)
     sources = [*range(3), *range(rows.sources.first_feature, rows.sources.count)]
     found = rows(rows.of_features(torch.arange(expected.shape[1])))[:, sources].T
     assert expected.count_nonzero() > 100 and (expected - found).abs().max() < 1e-6 * expected.abs().max()
@@ -48,7 +48,7 @@ def test_two_layers_by_hand() -> None:
     first.w_enc[0], first.w_dec[0] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 10.0])
     second.w_enc[0], second.w_dec[0] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
     held = FrozenModel(model, torch.tensor([1]), {}, own=True)
-    rows = Rows(held)
+    rows = RowMaker(held)
     edges = rows(rows.of_features(torch.tensor([0, 1])))
     # Sources: the token, three biases, two features.
     torch.testing.assert_close(edges[0], torch.tensor([0.848528, 0, 0, 0, 0, 0]), rtol=1e-5, atol=1e-6)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from frozen_models import KINDS, SHAPES, frozen, made_model
-from glassmoe.tracing.rows import Rows
+from glassmoe.tracing.rows import RowMaker
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -13,7 +13,7 @@ def test_inputs_are_the_sum_of_all_edges(kind: str, shape: str) -> None:
     held = frozen(model)
     real = model(input_ids=held.ids_S[None]).logits[0, -1]
     torch.testing.assert_close(held.logits_V, real, rtol=1e-4, atol=1e-4)
-    rows = Rows(held)
+    rows = RowMaker(held)
     inputs = torch.cat([block.active.input_A for block in held.blocks])
     sums = rows(rows.of_features(torch.arange(len(inputs)))).sum(1)
     assert len(inputs) > 50

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from .arguments import Device, PathLike, count, count_or_zero, one_of, probability, public
+from .arguments import Device, PathLike, count, count_or_zero, probability, public
 from .targets import check_target
+
+PAGE_NODE, PAGE_EDGE = 0.95, 0.99
+"""Shares of the influence that a page holds at least."""
 
 if TYPE_CHECKING:
     from glassmoe.tracing.graph import Graph
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     check=count_or_zero,
     node=probability,
     edge=probability,
-    export=one_of("circuit-tracer", "graphml", "svg"),
 )
 def trace(
     path: PathLike,
@@ -31,7 +33,7 @@ def trace(
     edge: float = 0.98,
     check: int = 10,
     out: PathLike | None = None,
-    export: Literal["circuit-tracer", "graphml", "svg"] | None = None,
+    site: PathLike | None = None,
     source: PathLike | None = None,
     device: Device = "auto",
 ) -> Graph:
@@ -49,9 +51,9 @@ def trace(
         edge: Share of the influence that their edges hold; 1 keeps all.
         check: Features that are switched off and doubled in the model, to compare what happens with the graph; 0
             leaves the check out.
-        out: Folder to write the graph to (default: it is only returned).
-        export: Also write the graph to the folder for other programs: the JSON of circuit-tracer's viewers, GraphML, or
-            a picture.
+        out: Folder to write: a page that opens from disk, the graph for `Graph.load`, and the same for other programs
+            (the JSON of circuit-tracer's viewers, GraphML). Default: nothing is written.
+        site: Folder of pages that `explore` wrote, to which the page links its features.
         source: Current path of the coders' model, if it moved.
         device: Where the model runs.
 
@@ -62,8 +64,8 @@ def trace(
         ValueError: The model has no features to trace, the prompt is empty or longer than the context, or a token is no
             single token.
     """
-    if export is not None and out is None:
-        raise ValueError("export writes a file into the folder out; give both, or neither")
+    if site is not None and out is None:
+        raise ValueError("site is what the page in out links to; give both, or neither")
     check_target(path, None, coder)
     from glassmoe.inspect.model import Model
     from glassmoe.inspect.readers import open_readers
@@ -71,11 +73,11 @@ def trace(
     moved = None if source is None else str(source)
     model = Model(*open_readers(path, own=False, source=moved, device=device), Path(path))
     graph = model.trace(prompt, target=target, against=against, coder=coder, features=features, check=check)
-    graph = graph.prune(node, edge)
     if out is not None:
-        graph.save(out)
-        if export is not None:
-            from glassmoe.tracing.exports import write_export
+        from glassmoe.pages.trace.cards import open_examples
+        from glassmoe.pages.trace.site import write_trace_site
 
-            write_export(graph, export, Path(out))
-    return graph
+        # The page has sliders of its own, from more nodes than are printed.
+        wide = graph.prune(max(node, PAGE_NODE), max(edge, PAGE_EDGE))
+        write_trace_site(wide, out, explored=open_examples(path, moved, device), site=site)
+    return graph.prune(node, edge)

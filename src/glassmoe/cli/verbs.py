@@ -141,7 +141,7 @@ VERBS: dict[str, Verb] = {
             "tracing:trace",
             (
                 'trace runs/moex --prompt ";1.e4 e5 2.Nf3 " --target N --out trace',
-                'trace runs/smollm2 --prompt "The capital of France is" --out trace --export circuit-tracer',
+                'trace runs/smollm2 --prompt "The capital of France is" --out trace',
             ),
         ),
         Verb(

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassmoe.coders.base import Coder
+from glassmoe.coders.mixture import MixtureCoder
 from glassmoe.coders.mxd import MxD
 from glassmoe.coders.transcoder import SkipTranscoder
 from glassmoe.layers.dense import ACTIVATIONS, GLU, Dense, SoLU
@@ -272,16 +273,21 @@ def _coder(layer: Any, x_SD: Tensor, features: Features) -> tuple[_Held, _Writte
     linear_SF, bias_SF = F.linear(x_SD / into, layer.w_enc), layer.b_enc.expand(len(x_SD), -1)
     if features.ids is not None:
         linear_SF, bias_SF = (each.gather(1, features.ids) for each in (linear_SF, bias_SF))
+    factor_SF = torch.ones_like(linear_SF)
+    if isinstance(layer, MixtureCoder):
+        gates_SK = layer.route(x_SD / into)[1]
+        factor_SF = gates_SK.to(x_SD.dtype).repeat_interleave(layer.expert_features, dim=1)
     on_SF = features.values != 0
-    if not layer.stands_for_mlp or not torch.allclose(
-        features.values[on_SF], (linear_SF + bias_SF)[on_SF], rtol=1e-3, atol=1e-3
-    ):
+    input_SF = factor_SF * (linear_SF + bias_SF)
+    gelu = isinstance(layer, MixtureCoder) and layer.activation != "relu"
+    held_well = gelu or torch.allclose(features.values[on_SF], input_SF[on_SF], rtol=1e-3, atol=1e-3)
+    if not layer.stands_for_mlp or not held_well:
         raise ValueError(
             f"a {layer.config.kind} coder cannot be traced: trace needs coders that stand for an MLP, with strengths "
-            f"that are linear where they are not 0 (transcoder, skip-transcoder, mxd)"
+            f"that are linear where they are not 0 (transcoder, skip-transcoder, mxd, moe-x, switch)"
         )
     # The bias is added after the input is divided by its size, so that only the row is divided here.
-    held = _Held(layer.w_enc / into, torch.ones_like(linear_SF), linear_SF, bias_SF)
+    held = _Held(layer.w_enc / into, factor_SF, linear_SF, bias_SF)
     bias_D, skip_DD = layer.b_dec * out, None
     if isinstance(layer, SkipTranscoder):
         skip_DD = layer.w_skip * (out / into)

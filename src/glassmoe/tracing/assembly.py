@@ -20,7 +20,7 @@ from .graph import BIAS, ERROR, FEATURE, LOGIT, TOKEN, Edges, Graph, GraphTarget
 from .heads import Written
 from .prompts import Chosen, Prompt
 from .pruning import fewest, scores
-from .rows import Rows, Targets
+from .rows import RowMaker, Targets
 
 Int64 = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class Assembly:
     def __init__(
         self,
         frozen: FrozenModel,
-        rows: Rows,
+        rows: RowMaker,
         expansion: Expansion,
         prompt: Prompt,
         chosen: Chosen,

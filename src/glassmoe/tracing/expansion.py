@@ -17,7 +17,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from .rows import Rows
+from .rows import RowMaker
 
 BATCHES = 4
 """Batches between two rankings."""
@@ -83,7 +83,7 @@ class Expansion:
     of every source on the targets, when all rows are made. `direct_KM`: the targets' rows, whole.
     """
 
-    def __init__(self, rows: Rows, targets_KD: Tensor, weights_K: Float64, most: int, tell: Callable[[int], None]):
+    def __init__(self, rows: RowMaker, targets_KD: Tensor, weights_K: Float64, most: int, tell: Callable[[int], None]):
         self.source_rows, self.weights_K = rows, weights_K
         total = rows.sources.num_features
         most = min(most, total)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from glassmoe.atomic import write_text
 
 from .graph import BIAS, ERROR, FEATURE, KINDS, LOGIT, TOKEN, Graph
 
@@ -83,19 +79,6 @@ def circuit_tracer(graph: Graph, slug: str) -> dict[str, Any]:
         "nodes": entries,
         "links": links,
     }
-
-
-def write_export(graph: Graph, form: str, folder: Path) -> Path:
-    """Writes a graph into a folder in another program's form, `circuit-tracer`, `graphml` or `svg`; returns the
-    file."""
-    if form == "circuit-tracer":
-        path, text = folder / "circuit-tracer.json", json.dumps(circuit_tracer(graph, folder.name), ensure_ascii=False)
-    elif form == "graphml":
-        path, text = folder / "graph.graphml", graphml(graph)
-    else:
-        path, text = folder / "graph.svg", graph.to_svg()
-    write_text(path, text)
-    return path
 
 
 def node_ids(graph: Graph) -> list[str]:

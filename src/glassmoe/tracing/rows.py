@@ -69,7 +69,7 @@ class Sources:
         return self.features[-1] - self.features[0]
 
 
-class Rows:
+class RowMaker:
     """Makes rows of a frozen model."""
 
     def __init__(self, frozen: FrozenModel):

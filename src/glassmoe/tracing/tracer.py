@@ -30,7 +30,7 @@ from .expansion import Expansion
 from .frozen import FrozenModel
 from .graph import Graph, TraceCheck
 from .prompts import choose_targets, read_prompt
-from .rows import Rows
+from .rows import RowMaker
 
 FEATURES = 7500
 """Features whose rows are made, at most: the default of the public engine."""
@@ -95,7 +95,7 @@ class Tracer:
         targets_KD = (chosen.readout_KV.to(head.device, head.dtype)) @ head
         weights_K = np.array(chosen.probabilities)
         weights_K = weights_K / weights_K.sum() if weights_K.sum() > 0 else np.full(len(weights_K), 1 / len(weights_K))
-        rows = Rows(frozen)
+        rows = RowMaker(frozen)
         expansion = Expansion(rows, targets_KD, weights_K, features, tell)
         assembly = Assembly(frozen, rows, expansion, asked, chosen, Spelling(kind))
         graph = assembly.graph(self._names(frozen))
@@ -146,7 +146,7 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
         if not isinstance(coder, Coder) or not coder.stands_for_mlp or place.module not in places:
             raise ValueError(
                 f"{name} cannot be traced: trace needs coders that read the input of a block's MLP and rebuild its "
-                f"output (transcoder, skip-transcoder, mxd); fit them with glassmoe decompose"
+                f"output (transcoder, skip-transcoder, mxd, moe-x, switch); fit them with glassmoe decompose"
             )
         number = places[place.module]
         if number in layers:
