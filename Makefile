@@ -19,7 +19,7 @@ test-quick: $(READY)  ## the tests marked quick, under a minute on two cores
 test-slow: $(READY)  ## the tests that need longer
 	$(BIN)/pytest -m slow
 
-test-faults: $(READY)  ## flipped bits, kills, and two processes in one folder; writes results/faults.md
+test-faults: $(READY)  ## flipped bits, kills, two processes in one folder, and judges that lie; writes results/faults.md
 	FAULTS=results/faults.md $(BIN)/pytest -m faults tests/faults
 
 test-peers: $(PEERS_READY)  ## our coders in SAELens and sparsify, and theirs here; our models in lm-eval and nnsight; in an environment of its own

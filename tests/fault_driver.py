@@ -97,7 +97,11 @@ class Counts:
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, dict[str, int]]] = {}
-        self.never = {"Flipped bits": ["silent", "traceback"], "Kills": ["lost"]}
+        self.never = {
+            "Flipped bits": ["silent", "traceback"],
+            "Kills": ["lost"],
+            "Judges": ["silent", "traceback", "lost"],
+        }
 
     def add(self, battery: str, name: str, outcome: str) -> None:
         row = self.rows.setdefault(battery, {}).setdefault(name, {})

@@ -115,6 +115,20 @@ def test_a_body_that_is_cut_short_is_tried_again() -> None:
     assert judge.counts.calls == 2 and judge.counts.failed == {"unreachable": 1}
 
 
+def test_a_body_that_is_not_utf8_is_counted() -> None:
+    body = '{"choices": [{"message": {"content": "s\u00f6rt"}}]}'.encode("latin-1")
+    with answering(lambda connection: connection.sendall(OK + b"\r\n" + body)) as url:
+        judge = Chat(Endpoint(url, "judge", tries=1))
+        assert judge.ask(QUESTION) == [None]
+    assert judge.counts.failed == {"an answer that is not UTF-8": 1}
+
+
+def test_a_thought_that_was_cut_off_is_no_answer() -> None:
+    assert parse_answers('<think>perhaps {"answers": [1, 0]}', 2) is None
+    assert parse_answers('<think>perhaps {"answers": [1, 0]}</think>{"answers": [0, 1]}', 2) == [0, 1]
+    assert parse_explanation('<think>{"explanation": "dogs"} no') is None
+
+
 LARGE = 200_000
 HARD = {
     "nested": '{"a":',

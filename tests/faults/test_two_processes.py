@@ -13,7 +13,9 @@ from fault_driver import Counts, held
 from faults_made import Made, coder_config, explained
 from glassmoe.chess.selfplay import generate
 from glassmoe.coders.fit import fit
+from glassmoe.coders.formats import export_coders, import_coder
 from glassmoe.config import StartConfig
+from glassmoe.hub.model import export_model
 from glassmoe.locks import LOCK, Locked
 from glassmoe.pages.explore.site import build_site
 from glassmoe.training.language import train
@@ -24,9 +26,11 @@ pytestmark = pytest.mark.faults
 
 def works(made: Made, folder: Path) -> dict[str, tuple[Callable[[], object], Path, Path]]:
     """Verb -> what it does, the folder that it writes, its lock."""
-    run = folder / "copy"
+    run, saelens = folder / "copy", folder / "saelens"
+    export_coders(made.coder, saelens, "saelens")
     shutil.copytree(made.run, run)
-    shutil.rmtree(run / "features")
+    for part in ("features", "measures"):
+        shutil.rmtree(run / part)
     upcycled = tiny(made.games, steps=2)
     upcycled.start = StartConfig(source=str(made.run))
     explanations, out = run / "explanations/1-moe-x", {name: folder / name for name in ("run", "up", "coder", "games")}
@@ -40,11 +44,24 @@ def works(made: Made, folder: Path) -> dict[str, tuple[Callable[[], object], Pat
             out["games"] / LOCK,
         ),
         "explain": (lambda: explained(run, again=True), run, explanations / LOCK),
+        "hub export": (
+            lambda: export_model(str(run), folder / "exported"),
+            folder / "exported",
+            folder / ".exported.lock",
+        ),
+        "hub import": (
+            lambda: import_coder(saelens, str(made.run), None, folder / "imported"),
+            folder / "imported",
+            folder / "imported" / LOCK,
+        ),
         "explore": (lambda: build_site([made.run], folder / "site"), folder / ".site", folder / ".site.lock"),
     }
 
 
-@pytest.mark.parametrize("verb", ["train", "upcycle", "decompose", "data", "explain", "explore"])
+VERBS = ["train", "upcycle", "decompose", "data", "explain", "hub export", "hub import", "explore"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_second_is_refused_until_the_first_is_dead(verb: str, made: Made, tmp_path: Path, counts: Counts) -> None:
     work, folder, lock = works(made, tmp_path)[verb]
     rng = random.Random(verb)

@@ -37,7 +37,7 @@ def chat_judge(chat: ChatModel) -> Judge:
         chat.counts.malformed += 1
         beginnings = unread.setdefault(feature, [])
         if len(beginnings) < LISTED:
-            beginnings.append(answer[:SHOWN])
+            beginnings.append("".join(letter for letter in answer[:SHOWN] if letter.isprintable() or letter.isspace()))
 
     def explain(trials: Sequence[Trial]) -> list[Explanation]:
         explanations = []

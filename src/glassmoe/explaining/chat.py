@@ -39,6 +39,7 @@ SECRET = 8
 """A key of at least so many characters is removed from what an endpoint returns. A shorter one, such as EMPTY, is no
 secret and may be a word of an answer."""
 TOO_LARGE = f"an answer of more than {LARGEST >> 20} MiB"
+NOT_UTF8 = "an answer that is not UTF-8"
 REDIRECTS = [f"HTTP {code}" for code in (301, 302, 303, 307, 308)]
 
 Messages = Sequence[Mapping[str, str]]
@@ -290,7 +291,7 @@ class Chat:
             # Unredirected: the key is not sent to another host.
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            text = self._without_key(post(request, self.endpoint.timeout))
+            received = post(request, self.endpoint.timeout)
         except HTTPError as error:
             raise self._refused(error) from None
         except BodyTooLarge:
@@ -303,7 +304,11 @@ class Chat:
             lost, detail = not isinstance(error, URLError), "" if late else _short(str(cause))
             raise _Failure(reason, detail, again=True, absent=True, lost=lost) from None
         self._reached = True
-        return text
+        try:
+            received.decode()
+        except UnicodeDecodeError:
+            raise _Failure(NOT_UTF8, _short(self._without_key(received)), lost=True) from None
+        return self._without_key(received)
 
     def _refused(self, error: HTTPError) -> _Failure:
         with error:

@@ -189,8 +189,8 @@ def parse_answers(answer: str, count: int) -> list[int] | None:
 
 
 def _spoken(answer: str) -> str:
-    """An answer without the thoughts before it."""
-    return answer.rpartition("</think>")[2]
+    """An answer without the thoughts before it, and without thoughts that were cut off."""
+    return answer.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def _verdict(label: Any) -> int | None:
