@@ -183,6 +183,55 @@ def test_nuls_of_unmarked_encodings_are_refused(tmp_path, encoding, packing, kin
     assert ("-dc" in str(error.value)) == bool(packing) and "\n" not in str(error.value)
 
 
+LETTERS = {
+    "Chinese": "\u6771\u4eac\u7684\u5929\u6c23\u5f88\u597d\u3002\u6211\u5011\u53bb\u516c\u5712",
+    "Russian": "\u043f\u0440\u0438\u0432\u0435\u0442\u043c\u0438\u0440",
+    "Greek": "\u03ba\u03b1\u03bb\u03b7\u03bc\u03ad\u03c1\u03b1",
+    "Japanese": "\u3053\u3093\u306b\u3061\u306f\u4e16\u754c\u30ab\u30bf\u30ab\u30ca",
+    "Hebrew": "\u05e9\u05dc\u05d5\u05dd\u05e2\u05d5\u05dc\u05dd",
+    "Korean": "\uc548\ub155\ud558\uc138\uc694",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("language", LETTERS)
+def test_utf_16_without_ascii_is_refused(tmp_path, language, encoding):
+    """Words without spaces have no NULs, and Cyrillic letters are control characters of UTF-8."""
+    for times in (2, 40):
+        (tmp_path / "t.txt").write_bytes((LETTERS[language] * times).encode(encoding))
+        name = encoding.replace("-le", "LE").replace("-be", "BE").upper()
+        with pytest.raises(ValueError, match=rf"t.txt looks like {name} without a byte order mark.*iconv -f {name}"):
+            read_documents(tmp_path / "t.txt")
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding"),
+    [
+        ("Russian", "cp1251"),
+        ("Russian", "koi8-r"),
+        ("Chinese", "big5"),
+        ("Japanese", "shift_jis"),
+        ("Korean", "euc-kr"),
+    ],
+)
+def test_text_that_is_hardly_utf_8_is_refused(tmp_path, language, encoding):
+    (tmp_path / "t.txt").write_bytes((LETTERS[language] * 9 + " and some words ").encode(encoding) * 3)
+    with pytest.raises(ValueError, match=r"t.txt is not UTF-8: \d+% of its beginning cannot be read so.*-f ENCODING"):
+        read_documents(tmp_path / "t.txt")
+
+
+def test_a_few_other_bytes_are_read_and_counted(tmp_path):
+    text = "Il a \xe9t\xe9 d\xe9j\xe0 l\xe0, dit-elle, et le gar\xe7on ne r\xe9pondit pas tout de suite."
+    (tmp_path / "t.txt").write_bytes(text.encode("latin-1") * 5)
+    (document,) = read_documents(tmp_path / "t.txt")
+    assert document.repaired
+    (tmp_path / "t.txt").write_text(LETTERS["Chinese"] * 2000 + "\ufffd" * 3000)  # what UTF-8 itself spells is text
+    (document,) = read_documents(tmp_path / "t.txt")
+    assert not document.repaired
+    (tmp_path / "g.pgn").write_bytes('[White "\u041a\u0430\u0440\u043f\u043e\u0432"]\n\n1. e4 e5 *\n'.encode("cp1251"))
+    assert prepare(tmp_path, tmp_path / "g.pgn")[0] == [";1.e4 e5"]
+
+
 @pytest.mark.parametrize("content", [bytes(1000), bytes(range(2)) * 3 + bytes(990), b"\x00\x00\x01" * 400])
 def test_zeros_are_refused_and_leave_no_corpus(tmp_path, content):
     (tmp_path / "games.pgn").write_bytes(content)

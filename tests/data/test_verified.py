@@ -47,8 +47,21 @@ def test_a_change_is_noticed_though_size_and_time_stay(games: Path) -> None:
         Corpus.open(games)
 
 
+def test_small_files_are_read_in_every_process(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that a disk loses leave no trace in size, times or inode."""
+    monkeypatch.setattr("glassmoe.checksums.JUST_NOW", -1)
+    real, read = verified.hashlib.file_digest, []
+    monkeypatch.setattr(verified.hashlib, "file_digest", lambda file, name: read.append(file.name) or real(file, name))
+    for process in (1, 2):
+        monkeypatch.setattr(verified, "_verified", {})
+        Corpus.open(games)
+        Corpus.open(games)
+        assert len(read) == 4 * process
+
+
 def test_a_corpus_is_read_once_for_each_change(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassmoe.checksums.JUST_NOW", -1)  # the files are old enough
+    monkeypatch.setattr(verified, "SMALL", 0)
     real, read = verified.hashlib.file_digest, []
     monkeypatch.setattr(verified.hashlib, "file_digest", lambda file, name: read.append(file.name) or real(file, name))
     listed = {path.name for path in games.iterdir()}
@@ -59,9 +72,10 @@ def test_a_corpus_is_read_once_for_each_change(games: Path, monkeypatch: pytest.
     os.utime(games / "valid.bin", (1, 1))
     Corpus.open(games)
     assert read[4:] == [str(games / "valid.bin")]
-    # Without a cache that can be written it is read each time.
+    # Without a cache that can be written it is read in every process.
     monkeypatch.setenv("GLASSMOE_CACHE", "/dev/null")
     for _ in range(2):
+        monkeypatch.setattr(verified, "_verified", {})
         Corpus.open(games)
     assert len(read) == 13
 

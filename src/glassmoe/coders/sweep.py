@@ -164,6 +164,10 @@ def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
     if not (folder / "manifest.json").is_file():
         with _tokenizer(model) as tokenizer:
             documents = prepare_text([data], folder, tokenizer=tokenizer, overwrite=True).sequences
+            if not documents["valid"] and documents["train"] > 1:
+                say(f"none of the {documents['train']} documents was drawn for validation at a share of 1%: taking 10%")
+                again = prepare_text([data], folder, tokenizer=tokenizer, overwrite=True, valid_share=0.1)
+                documents = again.sequences
         if not documents["valid"]:
             (folder / "manifest.json").unlink()  # so that the next call prepares it again
             subject = load_subject(model)

@@ -11,18 +11,26 @@ import codecs
 import hashlib
 import shlex
 import sys
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import zstandard
 
 STDIN = "-"
 PACKINGS = (".zst", ".bz2", ".gz")
 
+MOST_NOT_TEXT = 0.1
+"""Share of characters that are no UTF-8 text, at most, at the beginning of a file of documents. Texts in Western
+European languages and Latin-1 stay below it; they are read, and counted."""
+
 _READ_BYTES = 1 << 16
+_RARE = [("\u3400", "\u4dbf"), ("\ua000", "\uabff"), ("\uff61", "\uff9f")]
+_CONTROLS = [code for code in range(1, 32) if code not in b"\b\t\n\v\f\r\x1b"]
 CHUNK_BYTES = 1 << 19
 _HEAD_BYTES = 1 << 12
 # The mark of UTF-16LE begins that of UTF-32LE.
@@ -101,7 +109,10 @@ def packing_of(name: str) -> str:
 
 class InputFile:
     """One input file that is being read. After the last chunk `bytes` and `sha256` describe the file as it is stored,
-    and `error` says what broke the stream, or is None."""
+    and `error` says what broke the stream, or is None. `needs_utf8`: whether a file is refused that begins with much
+    that is not UTF-8 text (games need not be: what other encodings spell is in names and comments)."""
+
+    needs_utf8: ClassVar[bool] = False
 
     def __init__(self, name: str, number: int, on_bytes: Callable[[int], object]) -> None:
         self.name = name
@@ -139,7 +150,8 @@ class InputFile:
     def text(self) -> Iterator[bytes]:
         """The text of the file as UTF-8 without a byte order mark, in blocks; a mark of UTF-16 or UTF-32 says how it is
         decoded. Where the stream breaks it ends, and `error` is set. ValueError for a file that begins with many NULs,
-        as binary data and UTF-16 without a mark do."""
+        as binary data and UTF-16 without a mark do, and, where `needs_utf8`, for one that begins with much else that is
+        no UTF-8 text."""
         blocks = self.unpacked()
         head = b""
         for block in blocks:
@@ -149,7 +161,7 @@ class InputFile:
         mark, encoding = next((entry for entry in _MARKS.items() if head.startswith(entry[0])), (b"", ""))
         stream = chain((head[len(mark) :],), blocks)
         if not encoding:
-            self._refuse_nuls(head)
+            self._refuse_other_encodings(head)
         if encoding in ("", "UTF-8"):
             yield from stream
             return
@@ -164,8 +176,11 @@ class InputFile:
             for _ in blocks:  # for the checksum of the whole file
                 pass
 
-    def _refuse_nuls(self, head: bytes) -> None:
-        encoding = _unmarked_encoding(head)
+    def _refuse_other_encodings(self, head: bytes) -> None:
+        encoding, looks = _unmarked_encoding(head), "has many NUL bytes"
+        if encoding is None and self.needs_utf8 and (share := _not_text(head)) > MOST_NOT_TEXT:
+            encoding = _without_nuls(head)
+            looks = f"is not UTF-8: {share:.0%} of its beginning cannot be read so"
         if encoding is None:
             return
         packing = packing_of(self.name)
@@ -176,7 +191,8 @@ class InputFile:
             command = f"... | {convert} | glassmoe ..."
         else:
             command = f"{_UNPACK[packing]} {name} | {convert} > {new}" if packing else f"{convert} {name} > {new}"
-        looks = f"looks like {encoding} without a byte order mark" if encoding else "has many NUL bytes"
+        if encoding:
+            looks = f"looks like {encoding} without a byte order mark"
         raise ValueError(f"{self.name} {looks}; expected text in UTF-8: convert it with {command}")
 
     def unpacked(self) -> Iterator[bytes]:
@@ -230,6 +246,40 @@ def _unmarked_encoding(head: bytes) -> str | None:
     if not 0.05 < odd < 0.95 and (share > 0.2 or (count >= 8 and share > 0.01)):
         return "UTF-16LE" if odd > 0.5 else "UTF-16BE"
     return "" if share > 0.4 else None
+
+
+def _not_text(head: bytes) -> float:
+    """The share of the characters at the beginning of a file that are no UTF-8, or control characters that texts do not
+    have."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
+    bad = text.count("\N{REPLACEMENT CHARACTER}") - head.count("\N{REPLACEMENT CHARACTER}".encode())
+    bad += sum(text.count(chr(code)) for code in _CONTROLS)
+    return bad / len(text) if bad > 1 else 0.0
+
+
+def _without_nuls(head: bytes) -> str:
+    """UTF-16LE or BE for text of letters outside ASCII without spaces; "" for what is neither."""
+    if any(_letters(head, name) > 0.9 for name in ("shift_jis", "euc_jp", "euc_kr", "gb18030", "big5")):
+        return ""
+    even, odd = Counter(head[::2]), Counter(head[1::2])
+    # In an encoding of one byte a letter, letters are as frequent at even places as at odd ones.
+    if sum(abs(even[byte] - odd[byte]) for byte in range(256)) < 0.6 * len(head) / 2:
+        return ""
+    # Letters of one text are of few blocks of 256: the higher of both bytes has fewer values.
+    likely = [each for each in (("UTF-16LE", len(odd)), ("UTF-16BE", len(even))) if _letters(head, each[0]) > 0.9]
+    return min(likely, key=lambda each: each[1])[0] if likely else ""
+
+
+def _letters(head: bytes, encoding: str) -> float:
+    """The share of letters, digits, marks and spaces in what an encoding makes of the beginning of a file; 0 where it
+    is not that encoding. Rare letters are not counted: Yi, rare ideographs, and narrow katakana, as which Shift
+    JIS reads many bytes."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return 0.0
+    usual = [each for each in text if not any(first <= each <= last for first, last in _RARE)]
+    return sum(unicodedata.category(each)[0] in "LMNPZ" or each in "\n\r\t" for each in usual) / max(1, len(text))
 
 
 def one_newline(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -1,7 +1,9 @@
-"""The bytes of a prepared corpus against the sha256 of its manifest, once for each time that a file changes.
+"""The bytes of a prepared corpus against the sha256 of its manifest.
 
-What was verified is remembered in the cache of the user, by path, as the corpus may lie where nobody may write. Without
-a cache that can be written, a corpus is verified each time that it is opened.
+A file of at most `SMALL` bytes is verified once in every process that opens it. A larger one is verified once for each
+time that it changes (its inode, size or times), so bytes that a disk loses without a change are noticed in small files
+alone. What was verified is remembered in the cache of the user, by path, as the corpus may lie where nobody may write.
+Without a cache that can be written, large files too are verified once in every process.
 """
 
 from __future__ import annotations
@@ -17,12 +19,22 @@ from typing import Any
 from glassmoe.atomic import write_text
 from glassmoe.checksums import stamp
 
+SMALL = 64 << 20
+"""Bytes that are read in a tenth of a second or so."""
+
+_verified: dict[Path, list[Any]] = {}
+"""File -> its digest and stamp when this process verified it."""
+
 
 def verify_files(folder: Path, digests: Mapping[str, str]) -> None:
     """ValueError when a file of `folder` has another sha256 than `digests` (name -> hex) says."""
     record = _record(folder)
     known = _read(record)
     now: dict[str, Any] = {name: [digest, *stamp(folder / name)] for name, digest in digests.items()}
+    for name in digests:
+        path = (folder / name).resolve()
+        if path.stat().st_size <= SMALL or _verified.get(path) == now[name]:
+            known[name] = _verified.get(path)
     changed = [name for name in digests if known.get(name) != now[name]]
     for name in changed:
         with (folder / name).open("rb") as file:
@@ -32,6 +44,7 @@ def verify_files(folder: Path, digests: Mapping[str, str]) -> None:
                 f"{folder / name} is damaged: its sha256 is {digest[:12]}..., and the manifest says "
                 f"{digests[name][:12]}...; copy the folder again from where it came from, or prepare {folder} again"
             )
+        _verified[(folder / name).resolve()] = now[name]
     if changed:
         # Another process may verify the same corpus, so each writes a file of its own name first.
         own = record.with_name(f"{record.name}.{os.getpid()}")

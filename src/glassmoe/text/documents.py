@@ -162,6 +162,8 @@ def prepare_text(
 class TextFile(InputFile):
     """One input file of documents; see `InputFile`."""
 
+    needs_utf8 = True
+
     def __init__(
         self, name: str, number: int, on_bytes: Any, field: str = "text", source_field: str | None = None
     ) -> None:
