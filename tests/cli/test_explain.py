@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chat_server import Reply, said, serving
+from forked import torchrun
 from glassmoe.checksums import read_json
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
@@ -91,20 +92,26 @@ def test_a_chess_run_is_explained_by_the_board(chess_run: Path, capsys: pytest.C
 def test_processes_share_the_reading(
     text_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first to be done ends, the last explains; when the store is there the first process alone does."""
+    """The first process waits for the others and explains; when the store is there it does so alone."""
     words = f"explain {text_runs / 'moe-x'} --layer 0 --features 5 {SMALL}".split()
     monkeypatch.setenv("WORLD_SIZE", "2")
     file = text_runs / "moe-x/explanations/0-moe-x/rules.jsonl"
-    for rank, done in (("0", False), ("1", True)):
+    for rank, done in (("1", False), ("0", True)):
         monkeypatch.setenv("RANK", rank)
         assert main(words) == 0
         assert file.exists() is done
+    alone = lines_of(file)
     file.unlink()
     file.with_suffix(".json").unlink()
+    monkeypatch.setenv("RANK", "1")
     assert main(words) == 0 and not file.exists()
     monkeypatch.setenv("RANK", "0")
     assert main(words) == 0 and len(lines_of(file)) == 5
     capsys.readouterr()
+    first, second = torchrun(2, [*words, "--again"])
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "mean over features" in first.stdout and not second.stdout
+    assert lines_of(file) == alone
 
 
 def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from glassmoe.checksums import Damaged, save_tensors, verify_tensors
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
+from glassmoe.locks import LOCK, writing
 from glassmoe.model.families import MLPS
 from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_digest
 from glassmoe.text.gguf import from_pretrained
@@ -79,16 +80,17 @@ def export_coders(path: str | Path, out: str | Path, format: str) -> tuple[list[
 def export_coder(folder: Path, out: Path, format: str) -> Path:
     """Write one coder into the folder `out` itself. ValueError as for `export_coders`; OSError when the disk refuses
     it."""
-    _require_free(out)
-    coder, config = load_coder(folder, "cpu")
-    _require_a_name(folder, config, format)
-    cfg, tensors = to_saelens(coder, config) if format == "saelens" else to_sparsify(coder)
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_tensors(out / WEIGHTS[format], tensors, save_file)
-    except OSError as error:
-        raise OSError(f"could not write {out / WEIGHTS[format]}: {error}; free some space and start again") from error
-    write_text(out / CFG, json.dumps(cfg, indent=1) + "\n")
+    with writing(out):
+        _require_free(out)
+        coder, config = load_coder(folder, "cpu")
+        _require_a_name(folder, config, format)
+        cfg, tensors = to_saelens(coder, config) if format == "saelens" else to_sparsify(coder)
+        path = out / WEIGHTS[format]
+        try:
+            save_tensors(path, tensors, save_file)
+        except OSError as error:
+            raise OSError(f"could not write {path}: {error}; free some space and start again") from error
+        write_text(out / CFG, json.dumps(cfg, indent=1) + "\n")
     return out
 
 
@@ -108,35 +110,36 @@ def import_coder(
     ours does, does not say where it belongs, or does not fit the model, and when `out` is not free.
     """
     folder, out = Path(folder), Path(out)
-    _require_free(out)
-    format, cfg, tensors = _open(folder)
-    read = from_saelens if format == "saelens" else from_sparsify
-    foreign = read(CoderFolder(folder, cfg, tensors), site)
-    layer = foreign.layer if layer is None else layer
-    named = f"it is named {foreign.name!r}, which" if foreign.name else "it"
-    if layer is None:
-        raise ValueError(f"{folder}: {named} does not say which layer it belongs to; give --layer")
-    if foreign.site is None:
-        raise ValueError(
-            f"{folder}: {named} does not say that it belongs to the stream after a block, to an MLP's output, or to a "
-            f"whole MLP, which are all that is read here; if it does, give --site stream, mlp-out or mlp"
-        )
-    subject = load_subject(model, device)
-    width = foreign.weights["w_dec"].shape[1]
-    if width != subject.width:
-        raise ValueError(
-            f"the coder in {folder} reads {width} numbers a token and {subject.name} has {subject.width}; "
-            f"give the model that it was made for"
-        )
-    subject.place(layer, foreign.site, module)
-    config = _config(foreign, subject, layer, module)
-    coder = build_coder(config.coder, width, 0, 1)
-    coder.load_state_dict({**coder.state_dict(), **foreign.parameters()})
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / RECEIPT, json.dumps({"format": format, "folder": str(folder), "cfg": cfg}, indent=1) + "\n")
-    write_text(out / "config.yaml", configuration.to_yaml(config))
-    save_coder(out, coder, 0, weights_digest(subject.model))
-    return out
+    with writing(out):
+        _require_free(out)
+        format, cfg, tensors = _open(folder)
+        read = from_saelens if format == "saelens" else from_sparsify
+        foreign = read(CoderFolder(folder, cfg, tensors), site)
+        layer = foreign.layer if layer is None else layer
+        named = f"it is named {foreign.name!r}, which" if foreign.name else "it"
+        if layer is None:
+            raise ValueError(f"{folder}: {named} does not say which layer it belongs to; give --layer")
+        if foreign.site is None:
+            raise ValueError(
+                f"{folder}: {named} does not say that it belongs to the stream after a block, to an MLP's output, or "
+                f"to a whole MLP, which are all that is read here; if it does, give --site stream, mlp-out or mlp"
+            )
+        subject = load_subject(model, device)
+        width = foreign.weights["w_dec"].shape[1]
+        if width != subject.width:
+            raise ValueError(
+                f"the coder in {folder} reads {width} numbers a token and {subject.name} has {subject.width}; "
+                f"give the model that it was made for"
+            )
+        subject.place(layer, foreign.site, module)
+        config = _config(foreign, subject, layer, module)
+        coder = build_coder(config.coder, width, 0, 1)
+        coder.load_state_dict({**coder.state_dict(), **foreign.parameters()})
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / RECEIPT, json.dumps({"format": format, "folder": str(folder), "cfg": cfg}, indent=1) + "\n")
+        write_text(out / "config.yaml", configuration.to_yaml(config))
+        save_coder(out, coder, 0, weights_digest(subject.model))
+        return out
 
 
 def _config(foreign: ForeignCoder, subject: Subject, layer: int, module: str | None) -> FitConfig:
@@ -184,7 +187,7 @@ def _open(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 
 
 def _require_free(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK}):
         raise ValueError(f"{out} is there already and not empty; give another --out")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.inspect.gathering import make_store, shard_of_environment
 from glassmoe.inspect.readers import Reader, one_reader, open_readers
 from glassmoe.inspect.store import (
+    MANIFEST,
     FeatureStore,
     Gathering,
     open_store,
@@ -70,20 +73,23 @@ def open_examples(
     """The store of examples of a layer beside the run at `path`. It is gathered first where there is none.
 
     `gathering`: settings that the store must have; without, any will do, and a new store has the defaults. `again`:
-    gather anew. Under torchrun the processes share the reading, and all but one of them end here (SystemExit).
-    ValueError when a store has other settings than asked for or belongs to other weights, and when the data is not
-    known.
+    gather anew. Under torchrun the processes share the reading. The first waits for the others, which end here
+    (SystemExit), because it holds the lock of what is written next. ValueError when a store has other settings than
+    asked for or belongs to other weights, and when the data is not known.
     """
     wanted = gathering or Gathering()
     name = _name(layer, wanted.keep)
     where = store_path(path, name)
     corpus_path = Path(data or data_of(path, subject, layer))
-    if again:
+    which, processes = shard_of_environment()
+    if again and not which:
         remove_store(where)
-    if (where / "manifest.json").is_file():
+    elif again:
+        _wait(lambda: not (where / MANIFEST).exists() and not any(where.glob(f"part-*-{which}-of-*")))
+    if (where / MANIFEST).is_file():
         command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
         store = open_store(where, command, weights_digest(subject.model))
-        if shard_of_environment()[0]:
+        if which:
             raise SystemExit(0)
         _check(store, wanted, gathering is not None, data)
     else:
@@ -91,13 +97,22 @@ def open_examples(
         say(f"examples of {name} are gathered into {where}")
         about = {"reader": name, "layer": layer.number}
         learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
-        shard = shard_of_environment()
+        shard = (which, processes)
         new = make_store(where, subject, layer.layer, layer.place, corpus, wanted, about, shard, learned)
-        if new is None:  # the process that finishes last continues
+        if which:
             raise SystemExit(0)
+        if new is None:  # torchrun ends this process where another one fails
+            _wait((where / MANIFEST).is_file)
+            new = open_store(where)
         store = new
     folder = explanations_folder(path, layer, wanted.keep)
     return LayerExamples(subject, layer, store, name, folder, corpus_path)
+
+
+def _wait(ready: Callable[[], bool]) -> None:
+    """Waits for another process of torchrun."""
+    while not ready():
+        time.sleep(0.1)
 
 
 def explanations_folder(path: str | Path, layer: Reader, keep: int | None = None) -> Path:

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 import glassmoe
 from glassmoe.checksums import seal
+from glassmoe.locks import writing
 from glassmoe.model import FEED_FORWARD
 from glassmoe.model.subject import load_subject
 from glassmoe.registry import ROUTER_REGISTRY
@@ -60,9 +61,15 @@ class ExportedFolders(Result):
 def export_model(name: str, out: Path, licence: str = UNKNOWN) -> Path:
     """Write the model that `name` means into the folder `out`; returns it.
 
-    ValueError when `out` is not free, the model is not one of ours, or its layer is not part of glassmoe, so that its
-    code is not at hand. OSError when the disk refuses it; then nothing of that name is left.
+    ValueError when `out` is not free, another process writes it (`Locked`), the model is not one of ours, or its layer
+    is not part of glassmoe, so that its code is not at hand. OSError when the disk refuses it; then nothing of that
+    name is left.
     """
+    with writing(out.parent, f".{out.name}.lock", what=out):
+        return _exported(name, out, licence)
+
+
+def _exported(name: str, out: Path, licence: str) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; give a folder that is not, or remove it")
     loaded = load_subject(name, "cpu", own=True)

@@ -12,6 +12,7 @@ from glassmoe.atomic import write_text
 from glassmoe.checksums import Damaged, with_checksum, without_checksum
 from glassmoe.config import check_version
 from glassmoe.data.corpus import Corpus
+from glassmoe.locks import waiting
 from glassmoe.results import Result, plain
 from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.run import commit
@@ -54,7 +55,8 @@ def save_measure(run: Path, name: str, values: Result | Mapping[str, Any], data:
         synthetic=not isinstance(data, str) and bool(data.manifest.get("synthetic")),
         values=plain(values),
     )
-    write_text(path, json.dumps(with_checksum(record.to_dict()), indent=1) + "\n")
+    with waiting(path.parent):  # of two measurements at the same time both are written whole, and the later one stays
+        write_text(path, json.dumps(with_checksum(record.to_dict()), indent=1) + "\n")
     return path
 
 
