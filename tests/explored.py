@@ -12,6 +12,8 @@ from glassmoe.inspect.gathering import make_store
 from glassmoe.inspect.readers import open_readers
 from glassmoe.inspect.store import FeatureStore, Gathering, store_path
 from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.pages.explore.explored import ExploredLayer
+from glassmoe.pages.trace.cards import open_examples
 from text_files import prepared, random_gpt2
 
 MARKUP = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">&amp;"
@@ -68,6 +70,11 @@ def text_run(folder: Path, name: str = "text", window: int = 8) -> Path:
     run = random_gpt2(folder / name, corpus, layers=2)
     store_of(run, corpus, [1], Gathering(read=4000, window=window, each=12, strongest=6, pool=20, batch_rows=8))
     return run
+
+
+def examples(run: Path) -> list[ExploredLayer]:
+    """The layers of a run that have examples, as `trace` opens them."""
+    return open_examples(run, *open_readers(str(run), device="cpu"))
 
 
 def explain(run: Path, reader: str, lines: list[dict[str, object]], judge: str = "rules") -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from benchmarks.browser import Page, chromium, find_chromium
 
-from explored import MARKUP, SCRIPTS, chess_run, explain
+from explored import MARKUP, SCRIPTS, chess_run, examples, explain
 from glassmoe.pages.explore.site import build_site
-from glassmoe.pages.trace.cards import open_examples
 from glassmoe.pages.trace.site import write_trace_site
-from glassmoe.tracing.graph import Edges, Graph, HeadLook, Route, TraceCheck
+from glassmoe.tracing.agreement import TraceCheck
+from glassmoe.tracing.graph import Edges, Graph, HeadLook, Route
 from made_graphs import made_graph
 from viewer_schema import check_viewer
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     explain(run, "1/moe-x", lines)
     build_site([run], folder / "site")
     cards = made_graph(features=60, experts=1)
-    write_trace_site(cards, folder / "cards", explored=open_examples(run, device="cpu"), site=folder / "site")
+    write_trace_site(cards, folder / "cards", explored=examples(run), site=folder / "site")
     hostile = made_graph(tokens=SCRIPTS, errors=True, domain="text")
     first = replace(hostile.targets[0], text=MARKUP)
     named = replace(
@@ -156,7 +156,7 @@ def test_opens_with_the_target(page: Page, folder: Path) -> None:
     assert "They add up to" in text and "from what the graph leaves out" in text
     assert page.run("document.querySelectorAll('svg .node.token').length") == 15
     assert page.run("document.querySelectorAll('#side .position svg.board use').length") > 20
-    assert "head " in text and "raises the target" in page.run("document.body.textContent")
+    assert "head " in text and "raises" in page.run("document.querySelector('.legend').textContent")
 
 
 @pytest.mark.parametrize(("node", "edge"), [(0.8, 0.98), (0.5, 0.9), (1.0, 1.0), (0.3, 0.4)])
@@ -195,6 +195,7 @@ def test_mouse(page: Page, folder: Path) -> None:
     page.wait("document.getElementById('tip').hidden")
     assert page.run("[...document.querySelectorAll('.edges .edge')].map(e => e.dataset.edge)") == mine
     click(page, node)
+    assert "all paths" in page.run("document.querySelector('#side .facts').textContent")
     assert f"at={node}" in page.run("location.hash") and heading(page).startswith("label ")
     page.run("document.querySelector('#side .edges-of .link').click()")
     assert f"at={node}" not in page.run("location.hash")
@@ -397,7 +398,7 @@ def test_markup_is_text(page: Page, folder: Path) -> None:
         assert page.run("document.title") != "taken"
     text = page.run("document.body.textContent")
     assert MARKUP in text and "\u2039U+202E\u203a" in text and "\u202e" not in text and "\x07" not in text
-    assert "Read with care" in text and "Do not read its edges as causes" in text
+    assert "Read with care" in text and "do not read its edges as causes" in text
 
 
 @pytest.mark.parametrize(

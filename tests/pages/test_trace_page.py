@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from explored import MARKUP, chess_run, data_of, explain
+from explored import MARKUP, chess_run, data_of, examples, explain
+from glassmoe.inspect.readers import open_readers
 from glassmoe.pages.explore.site import build_site
 from glassmoe.pages.trace import site
 from glassmoe.pages.trace.cards import open_examples
-from glassmoe.pages.trace.site import boards_at, labelled, pages_of, small, write_trace_site
-from glassmoe.pages.trace.summary import notes, sums, tiles, warnings
-from glassmoe.tracing.graph import Graph, TraceCheck
+from glassmoe.pages.trace.site import boards_at, effects_of, labelled, pages_of, small, write_trace_site
+from glassmoe.pages.trace.summary import notes, sums, tiles
+from glassmoe.tracing.agreement import TraceCheck
+from glassmoe.tracing.graph import Graph
 from made_graphs import made_graph
 from viewer_schema import check_viewer
 
@@ -47,6 +50,9 @@ def test_the_page_holds_the_graph(tmp_path: Path) -> None:
     assert [target["text"] for target in data["targets"]] == ["N", "B"]
     assert sum(target["weight"] for target in data["targets"]) == pytest.approx(1)
     assert all(graph.nodes.feature[target["node"]] == 12 + i for i, target in enumerate(data["targets"]))
+    for target in (0, 1):
+        effects = np.frombuffer(base64.b64decode(data["effects"][target][1]), "<f4")
+        np.testing.assert_allclose(effects, graph.effects(target), rtol=1e-6)
     assert Graph.load(tmp_path / "trace").to_dict() == graph.to_dict()
     page = (tmp_path / "trace/index.html").read_text()
     assert "script-src 'self' file:" in page and "default-src 'none'" in page and "1.e4 e5 2.Nf3" in page
@@ -98,7 +104,7 @@ def test_boards_at_each_token(tmp_path: Path) -> None:
 
 def test_cards_labels_and_links(run: Path, tmp_path: Path) -> None:
     build_site([run], tmp_path / "site")
-    explored = open_examples(run, device="cpu")
+    explored = examples(run)
     graph = made_graph(features=80, experts=1)
     written = write_trace_site(graph, tmp_path / "trace", explored=explored, site=tmp_path / "site")
     data = data_of(tmp_path / "trace", "graph")
@@ -122,37 +128,54 @@ def test_cards_labels_and_links(run: Path, tmp_path: Path) -> None:
     assert set(labelled(own, explored).labels) == {"mine"}
     # A board property stands in for an explanation.
     explain(run, "0/moe-x", [{"feature": 5, "explanation": "", "board": {"property": "black king on g8", "f1": 0.9}}])
-    named = labelled(graph, open_examples(run, device="cpu"))
+    named = labelled(graph, examples(run))
     fives = np.flatnonzero((graph.nodes.source == 0) & (graph.nodes.feature == 5))
     assert all(named.labels[node] == "black king on g8" for node in fives)
 
 
-def test_runs_without_examples_have_no_cards(tmp_path: Path) -> None:
-    assert open_examples(tmp_path) == []
+def test_examples_that_are_missing_or_of_other_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject, readers = open_readers(str(run), device="cpu")
+    assert open_examples(tmp_path, subject, readers) == []
+    assert [layer.title for layer in open_examples(run, subject, readers)] == ["0/moe-x", "1/moe-x"]
+    with torch.no_grad():
+        subject.model.lm_head.weight.add_(1.0)
+    assert open_examples(run, subject, readers) == []
+    assert "the page shows no examples of 1/moe-x" in capsys.readouterr().err
 
 
 def test_what_the_page_says_first() -> None:
     graph = made_graph()
     values = {tile.about.split(":")[0].split(" (")[0]: tile.value for tile in tiles(graph)}
-    assert values["nodes hold 80% of the direct effects on the target"] == "20"
+    assert values["nodes hold 80% of the influence on the target"] == "20"
     assert values["replacement and completeness, by construction"] == "1"
-    assert values["agreement with changes in the model"] == "-" and warnings(graph) == []
+    assert values["agreement with changes in the model"] == "-" and graph.warnings() == []
     coders = made_graph(errors=True)
     assert any(tile.value == "0.80" and "replacement 0.70" in tile.about for tile in tiles(coders))
     assert any("errors" in note for note in notes(coders)) and not any("errors" in note for note in notes(graph))
-    many = replace(graph, nodes_for_80=900)
-    assert "900 nodes share 80%" in warnings(many)[0] and tiles(many)[0].warn
-    assert "Errors of the coders hold 60%" in warnings(replace(coders, completeness=0.4))[0]
+    assert tiles(replace(graph, nodes_for_80=900))[0].warn and not tiles(graph)[0].warn
 
 
-def test_agreement_is_shown_and_doubted() -> None:
-    def checked(correlation: float | None, sign: float | None) -> Graph:
-        return replace(made_graph(), check=TraceCheck(correlation, sign, []))
-
-    good, bad = checked(0.93, 0.97), checked(0.31, 0.97)
-    assert [tile.value for tile in tiles(good)][2] == "0.93" and warnings(good) == []
-    assert "Do not read its edges as causes" in warnings(bad)[0] and tiles(bad)[2].warn
-    assert warnings(checked(0.9, 0.5)) and not warnings(checked(None, None))
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        ({"nodes_for_80": 900}, "900 nodes hold 80% of the influence, too many"),
+        ({"replacement": 0.4}, "Most of the influence comes from errors"),
+        ({"check": TraceCheck(0.31, 0.97, [])}, "do not read its edges as causes"),
+        ({"check": TraceCheck(0.9, 0.5, [])}, "do not read its edges as causes"),
+        ({"check": TraceCheck(0.93, 0.97, [])}, ""),
+        ({"check": TraceCheck(None, None, [])}, ""),
+    ],
+)
+def test_graphs_that_are_not_worth_reading(change: dict[str, object], warning: str, tmp_path: Path) -> None:
+    graph = replace(made_graph(), **change)
+    written = write_trace_site(graph, tmp_path / "trace")
+    page = (tmp_path / "trace/index.html").read_text()
+    assert ("Read with care" in page) == bool(warning) and warning in page
+    assert len(written.warnings) == bool(warning) and all(warning in line for line in written.warnings)
+    if "check" in change:
+        assert tiles(graph)[2].warn == bool(warning)
 
 
 def test_sums_of_layers_that_are_not_linear() -> None:
@@ -168,6 +191,9 @@ def test_large_graphs_are_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "MOST_NODES", 150)
     shrunk = small(graph)
     assert len(shrunk.nodes) <= 150 and shrunk.thresholds is not None
+    # Effects are those through all paths, not only through those on the page.
+    token = int(shrunk.where("token")[0])
+    assert effects_of(shrunk, graph)[0][token] == graph.effects()[token]
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:

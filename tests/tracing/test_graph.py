@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glassmoe.tracing.graph import KINDS, Edges, Graph, HeadLook, Route, TraceCheck
+from glassmoe.tracing.agreement import TraceCheck
+from glassmoe.tracing.graph import FEATURE, KINDS, LOGIT, Edges, Graph, HeadLook, Route
 from made_graphs import made_graph
 
 
@@ -82,3 +83,36 @@ def test_made_graphs_are_valid() -> None:
     read = np.isin(nodes.kind, [KINDS.index("feature"), KINDS.index("logit")])
     np.testing.assert_allclose((into + nodes.rest)[read], nodes.input[read], rtol=1e-4, atol=1e-4)
     assert np.isnan(nodes.input[~read]).all()
+
+
+def test_the_viewers_thresholds_keep_the_fewest_nodes() -> None:
+    graph = made_graph()
+    held = np.array([node["influence"] for node in graph.to_circuit_tracer()["nodes"]])
+    influence = np.where(graph.nodes.kind == LOGIT, 0, graph.nodes.influence)
+    shown, order = held <= 0.8, np.argsort(-influence)
+    assert shown[order].tolist() == sorted(shown, reverse=True) and held.max() == pytest.approx(1)
+    assert 0.7 < influence[shown].sum() / influence.sum() <= 0.8
+    assert held[order[0]] == pytest.approx(influence.max() / influence.sum())
+    assert (held[graph.nodes.kind == LOGIT] > 0.99).all()
+
+
+def test_effects_by_hand() -> None:
+    """Token -> feature -> logit, and token -> logit: 3 = 2 (by the feature) + 1."""
+    graph = made_graph(features=0, edges=1, layers=1, tokens=[";"])
+    token, logit = int(graph.where("token")[0]), int(graph.where("logit")[0])
+    feature = token + 1
+    columns = {name: np.insert(getattr(graph.nodes, name), feature, 0) for name in graph.nodes.TYPES}
+    nodes = type(graph.nodes)(**columns)
+    nodes.kind[feature], nodes.input[feature], nodes.input[logit + 1] = FEATURE, 0.5, 3.0
+    edges = Edges(
+        source=[token, token, feature],
+        target=[feature, logit + 1, logit + 1],
+        weight=[0.5, 1.0, 2.0],
+        head_layer=[-1] * 3,
+        head=[-1] * 3,
+        head_share=[np.nan] * 3,
+    )
+    graph = replace(graph, nodes=nodes, edges=edges)
+    effects = graph.effects()
+    assert effects[[token, feature, logit + 1]].tolist() == [3.0, 2.0, 0.0]
+    assert graph.effects(1)[[token, feature]].tolist() == [0.0, 0.0]

@@ -101,6 +101,20 @@ def test_a_layer_without_a_coder_is_error_of_another_family_and_itself_of_ours()
     assert_complete(graph)
 
 
+@pytest.mark.parametrize("kind", ["moe-x", "relu", "switch"])
+def test_effects_add_up_and_are_what_the_check_predicts(kind: str) -> None:
+    graph = Tracer(own(kind), {}).trace(PROMPT, check=6)
+    for number, target in enumerate(graph.targets[:2]):
+        effects = graph.effects(number)
+        leaves = ~np.isin(graph.nodes.kind, (FEATURE, LOGIT))
+        assert effects[leaves].sum() == pytest.approx(target.value, rel=1e-3, abs=1e-3)
+    assert graph.check is not None
+    effects = graph.effects()
+    for pair in graph.check.pairs:
+        sign = {"ablate": -1, "double": 1}[pair.change]
+        assert sign * effects[pair.node] == pytest.approx(pair.predicted, rel=1e-3, abs=1e-5)
+
+
 def test_a_trained_model_is_complete(noise_games, tmp_path) -> None:  # type: ignore[no-untyped-def]
     import glassmoe as gm
     from glassmoe.training.language import train

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 from .arguments import Device, PathLike, count, count_or_zero, probability, public
 from .targets import check_target
 
-PAGE_NODE, PAGE_EDGE = 0.95, 0.99
-"""Shares of the influence that a page holds at least."""
-
 if TYPE_CHECKING:
     from glassmoe.tracing.graph import Graph
 
@@ -52,7 +49,7 @@ def trace(
         check: Features that are switched off and doubled in the model, to compare what happens with the graph; 0
             leaves the check out.
         out: Folder to write: a page that opens from disk, the graph for `Graph.load`, and the same for other programs
-            (the JSON of circuit-tracer's viewers, GraphML). Default: nothing is written.
+            (the JSON of circuit-tracer's viewers, GraphML, SVG). Default: nothing is written.
         site: Folder of pages that `explore` wrote, to which the page links its features.
         source: Current path of the coders' model, if it moved.
         device: Where the model runs.
@@ -65,19 +62,21 @@ def trace(
             single token.
     """
     if site is not None and out is None:
-        raise ValueError("site is what the page in out links to; give both, or neither")
+        raise ValueError("site is what the page in the folder out links to; give both, or neither")
     check_target(path, None, coder)
+    from glassmoe.console import say
     from glassmoe.inspect.model import Model
     from glassmoe.inspect.readers import open_readers
+    from glassmoe.pages.trace.cards import open_examples
+    from glassmoe.pages.trace.site import labelled, write_trace_site
 
     moved = None if source is None else str(source)
-    model = Model(*open_readers(path, own=False, source=moved, device=device), Path(path))
-    graph = model.trace(prompt, target=target, against=against, coder=coder, features=features, check=check)
+    subject, readers = open_readers(path, own=False, source=moved, device=device)
+    graph = Model(subject, readers, Path(path)).trace(
+        prompt, target=target, against=against, coder=coder, features=features, check=check
+    )
+    explored = open_examples(path, subject, readers)
     if out is not None:
-        from glassmoe.pages.trace.cards import open_examples
-        from glassmoe.pages.trace.site import write_trace_site
-
-        # The page has sliders of its own, from more nodes than are printed.
-        wide = graph.prune(max(node, PAGE_NODE), max(edge, PAGE_EDGE))
-        write_trace_site(wide, out, explored=open_examples(path, moved, device), site=site)
-    return graph.prune(node, edge)
+        page = write_trace_site(graph, out, node=node, edge=edge, explored=explored, site=site)
+        say(f"open in a browser: {page.site}")
+    return labelled(graph.prune(node, edge), explored)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .agreement import ActedPair, TraceCheck
 from .frozen import FrozenModel, HeldBlock
-from .graph import ActedPair, TraceCheck
 from .rows import Targets, backward
 
 CHANGES: tuple[tuple[Literal["ablate", "double"], float], ...] = (("ablate", -1.0), ("double", 1.0))

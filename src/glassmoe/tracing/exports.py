@@ -19,10 +19,17 @@ SHAPES = {TOKEN: "#555555", BIAS: "#999999", FEATURE: "#2a7f62", ERROR: "#c77d1e
 
 
 def circuit_tracer(graph: Graph, slug: str) -> dict[str, Any]:
-    """`Graph.to_circuit_tracer`. The viewers do not know biases, which are shown as errors with the label `bias`."""
+    """`Graph.to_circuit_tracer`. The viewers do not know biases, which are shown as errors with the label `bias`. They
+    show a node while its `influence` is at most their threshold: it is the share of all influence that the nodes hold
+    which have as much as it, or more."""
     ids = node_ids(graph)
     nodes = graph.nodes
     entries = []
+    influence_N = np.where(nodes.kind == LOGIT, 0, nodes.influence).astype(np.float64)
+    order = np.argsort(-influence_N, kind="stable")
+    sums = np.cumsum(influence_N[order])
+    held_N = np.empty(len(nodes))
+    held_N[order] = sums / (sums[-1] or 1.0) if len(sums) else sums
     first_target = graph.targets[0].token if graph.targets else None
     for node, name in enumerate(ids):
         kind, layer, position, feature = (
@@ -41,7 +48,7 @@ def circuit_tracer(graph: Graph, slug: str) -> dict[str, Any]:
             "reverse_ctx_idx": 0,
             "jsNodeId": f"{layer}_{feature}-0",
             "clerp": graph.labels[node] if graph.labels is not None else "",
-            "influence": float(nodes.influence[node]),
+            "influence": float(held_N[node]),
             "activation": float(nodes.activation[node]) if kind == FEATURE else None,
         }
         if kind == TOKEN:

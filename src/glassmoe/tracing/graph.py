@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from glassmoe.checksums import open_tensors, read_json, save_tensors, with_check
 from glassmoe.config import check_version
 from glassmoe.results import Result, omitted
 
+from .agreement import HALF, TraceCheck
+
 SCHEMA_VERSION = 1
 ARRAYS, MANIFEST = "graph.safetensors", "graph.json"
 
@@ -30,8 +32,8 @@ KINDS = ("token", "bias", "feature", "error", "logit")
 """Kinds of nodes, by number."""
 TOKEN, BIAS, FEATURE, ERROR, LOGIT = range(5)
 
-MANY, HALF = 500, 0.5
-"""A graph whose influence is spread over more nodes than this, or whose scores are below this, is hardly readable."""
+MANY = 500
+"""A graph whose influence is spread over more nodes than this is hardly readable."""
 
 Numbers = npt.NDArray[Any]
 Chosen = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
@@ -150,42 +152,6 @@ class GraphTarget(Result):
     against: int | None = None
     """The token whose logit is subtracted, where two are compared."""
     against_text: str | None = None
-
-
-@dataclass(frozen=True)
-class ActedPair(Result):
-    """One change of one node in the model, beside what the graph predicts."""
-
-    node: int
-    """Number of the node in the traced graph."""
-    name: str
-    change: Literal["ablate", "double"]
-    predicted: float
-    """Predicted change of the first target, in logits."""
-    measured: float
-    """Change in the model, patterns free."""
-
-
-@dataclass(frozen=True)
-class TraceCheck(Result):
-    """How well a graph predicts what changes of single features do to the first target."""
-
-    correlation: float | None
-    """Pearson correlation of predicted and measured changes; None where either does not vary."""
-    sign_agreement: float | None
-    """Share of the changes whose direction was predicted."""
-    pairs: list[ActedPair] = field(default_factory=list)
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [pair.to_dict() for pair in self.pairs]
-
-    def notes(self) -> list[str]:
-        if self.correlation is None or self.sign_agreement is None:
-            return ["The changes do not vary, so that they cannot be compared."]
-        return [
-            f"Correlation of predicted and measured changes {self.correlation:.3f}; same direction "
-            f"{self.sign_agreement:.0%} of {len(self.pairs)}."
-        ]
 
 
 @dataclass(frozen=True)
@@ -340,12 +306,16 @@ class Graph(Result):
         """What speaks against reading the graph; empty where nothing does."""
         lines = []
         if self.nodes_for_80 is not None and self.nodes_for_80 > MANY:
-            lines.append(f"The influence is spread over more than {MANY} nodes, too many to read.")
+            lines.append(
+                f"{self.nodes_for_80} nodes hold 80% of the influence, too many to read one by one: group them by "
+                f"expert, or trace a prompt with a clearer answer."
+            )
         if self.replacement < HALF:
             lines.append("Most of the influence comes from errors of the coders, which the graph does not explain.")
-        if self.check is not None and (self.check.correlation or 0.0) < HALF:
+        if self.check is not None and self.check.disagrees:
             lines.append(
-                "The model reacts to changes of features otherwise than the graph predicts: do not rely on it."
+                "The model reacts to changes of features otherwise than the graph predicts, because attention or other "
+                "features change too: do not read its edges as causes."
             )
         return lines
 
@@ -360,6 +330,14 @@ class Graph(Result):
         from .pruning import pruned
 
         return pruned(self, node, edge)
+
+    def effects(self, target: int = 0) -> npt.NDArray[np.float64]:
+        """(N,): the signed effect of every node on a target, through all paths of the graph: the sum over paths of the
+        products of edges, each as a share of its target's input. Those of all tokens, biases and errors add up to the
+        target, less what the graph leaves out. `target`: number in `targets`."""
+        from .pruning import effects
+
+        return effects(self, target)
 
     def path(self, source: int, target: int, k: int = 5) -> list[tuple[float, list[int]]]:
         """The k strongest paths from one node to another, as (strength, nodes), strongest first. The strength of a path

@@ -164,6 +164,22 @@ def _pair(pair: list[float], number_N: Numbers) -> list[float] | None:
     return None if gone else [*map(float, ends), pair[2]]
 
 
+def effects(graph: Graph, target: int) -> Float64:
+    """`Graph.effects`. IndexError for a target that is not there."""
+    nodes, edges = graph.nodes, graph.edges
+    token = graph.targets[target].token
+    goal_N = (nodes.kind == LOGIT) & (nodes.feature == token)
+    input_E = np.where(goal_N, 1.0, nodes.input.astype(np.float64))[edges.target]
+    share_E = np.divide(edges.weight, input_E, out=np.zeros(len(edges)), where=input_E != 0)
+    share_E[np.isin(edges.target, np.flatnonzero((nodes.kind == LOGIT) & ~goal_N))] = 0
+    into = csr_array((share_E, (edges.source, edges.target)), shape=(len(nodes), len(nodes)))
+    reached_N, total_N = goal_N.astype(np.float64), np.zeros(len(nodes))
+    while reached_N.any():
+        reached_N = into @ reached_N
+        total_N += reached_N
+    return total_N
+
+
 def strongest_paths(graph: Graph, source: int, target: int, k: int) -> list[tuple[float, list[int]]]:
     """`Graph.path`. ValueError for a node that is not there."""
     count = len(graph.nodes)

@@ -24,11 +24,12 @@ from glassmoe.text.spelling import Spelling
 
 from .acting import act
 from .active import decided_by_context
+from .agreement import TraceCheck
 from .assembly import Assembly
 from .details import detailed
 from .expansion import Expansion
 from .frozen import FrozenModel
-from .graph import Graph, TraceCheck
+from .graph import Graph
 from .prompts import choose_targets, read_prompt
 from .rows import RowMaker
 

@@ -182,21 +182,27 @@ def _of_run(run: Path, name: str, layers: Sequence[int] | None, source: str | No
         raise ValueError(f"there are no examples of the features of {what} yet; make them with: {command}")
     if left := len(folders) - len(stored):
         say(f"{name}: {left} stores of examples are left out (unfinished, or of other layers or coders)")
-    digest, kind = weights_digest(subject.model), subject.kind()
-    return [
-        ExploredLayer(
-            run=run,
-            name=name,
-            title=title,
-            subject=subject,
-            kind=kind,
-            reader=reader,
-            store=open_store(path, weights_sha256=digest),
-            explained=read_explanations(run / EXPLANATIONS / path.name),
-            tracked=_tracked(run, reader),
-        )
-        for reader, title, path in sorted(stored, key=lambda entry: (entry[0].number, entry[1]))
-    ]
+    digest = weights_digest(subject.model)
+    ordered = sorted(stored, key=lambda entry: (entry[0].number, entry[1]))
+    return [explored_layer(run, name, title, path, subject, reader, digest) for reader, title, path in ordered]
+
+
+def explored_layer(
+    run: Path, name: str, title: str, store: Path, subject: Subject, reader: Reader, digest: str
+) -> ExploredLayer:
+    """A layer or coder with the examples in the folder `store` and its explanations. `digest`: of the model's weights.
+    ValueError for examples of other weights."""
+    return ExploredLayer(
+        run=run,
+        name=name,
+        title=title,
+        subject=subject,
+        kind=subject.kind(),
+        reader=reader,
+        store=open_store(store, weights_sha256=digest),
+        explained=read_explanations(run / EXPLANATIONS / store.name),
+        tracked=_tracked(run, reader),
+    )
 
 
 def _reader_of(title: str, keep: int | None, readers: Mapping[str, Reader]) -> Reader | None:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from glassmoe.inspect.store import FOLDER
+from glassmoe.console import say
+from glassmoe.inspect.readers import Reader
+from glassmoe.inspect.store import MANIFEST, store_path
+from glassmoe.model.subject import Subject, weights_digest
 from glassmoe.pages.explore.directions import HOW, Logits, moved_logits, unit_writes
-from glassmoe.pages.explore.explored import ExploredLayer, open_explored
+from glassmoe.pages.explore.explored import ExploredLayer, explored_layer
 from glassmoe.pages.explore.records import Recorder, Relations, explanation_record, rounded
 from glassmoe.tracing.graph import FEATURE, Graph
 
@@ -21,9 +24,20 @@ Cards = dict[tuple[int, int], CardRecord]
 """(source, feature) -> card."""
 
 
-def open_examples(run: str | Path, source: str | Path | None = None, device: str = "auto") -> list[ExploredLayer]:
-    """The layers or coders of a run that have examples; none where `explain` has not gathered any."""
-    return open_explored(run, None, source, device) if any(Path(run, FOLDER).glob("*/manifest.json")) else []
+def open_examples(run: str | Path, subject: Subject, readers: Mapping[str, Reader]) -> list[ExploredLayer]:
+    """Those layers or coders of an opened run that have examples. Examples that cannot be read, or are of other
+    weights, are left out, and the reason is printed."""
+    found = []
+    digest = weights_digest(subject.model)
+    for reader in readers.values():
+        store = store_path(run, reader.name)
+        if not (store / MANIFEST).is_file():
+            continue
+        try:
+            found.append(explored_layer(Path(run), Path(run).name, reader.name, store, subject, reader, digest))
+        except ValueError as error:
+            say(f"the page shows no examples of {reader.name}: {error}")
+    return found
 
 
 def features_of(graph: Graph) -> dict[tuple[int, int], float]:

@@ -56,6 +56,8 @@ class PageGraph(Result):
     """Names of the kinds of nodes."""
     sources: list[PageSource]
     targets: list[PageTarget]
+    effects: list[Packed]
+    """Of each target: the effect of every node on it, through all paths of the whole graph."""
     nodes: dict[str, Packed]
     edges: dict[str, Packed]
     labels: dict[int, str]

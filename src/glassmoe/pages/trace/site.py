@@ -7,6 +7,7 @@
     viewer.js                what circuit-tracer's and Neuronpedia's viewers read, for the page's own download
     circuit-tracer.json      the same as a file
     graph.graphml            the graph for Gephi, yEd and networkx
+    graph.svg                a picture of the most influential nodes
     graph.safetensors/.json  the graph for `Graph.load`
 
 Data files are scripts that hand over one value, as on the pages of `explore`.
@@ -32,12 +33,11 @@ from glassmoe.pages.explore.site import ASSETS as EXPLORE_ASSETS
 from glassmoe.pages.explore.site import draws_boards, write_data
 from glassmoe.pages.folder import TRACE, new_folder
 from glassmoe.pages.html import SHARED_STYLES, render, style_sheet
-from glassmoe.tracing.graph import KINDS, LOGIT, Columns, Graph
-from glassmoe.tracing.pruning import fewest, influence
+from glassmoe.tracing.graph import KINDS, LOGIT, Columns, Graph, Numbers
 
 from .cards import Cards, cards_of, how_of, layers_of
 from .results import Packed, PageGraph, PageSource, PageTarget, TraceSiteResult
-from .summary import notes, sums, tiles, warnings
+from .summary import notes, sums, tiles
 
 ASSETS = Path(__file__).parent / "assets"
 SHARED_ASSETS = ("data.js", "draw.js", "theme.js", "site.css")
@@ -47,38 +47,43 @@ CARDS = 32
 MOST_NODES, MOST_EDGES = 3000, 40_000
 """A larger graph is pruned before it is written."""
 STRICTER = (0.99, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.5, 0.3, 0.1)
-STARTS, START_NODES, START_EDGE = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3), 120, 0.98
-"""Shares of the influence whose nodes are shown at first: the largest with at most so many nodes."""
 PACKED = {"uint8": "u1", "int16": "i2", "int32": "i4", "float32": "f4"}
 
 
 def write_trace_site(
-    graph: Graph, out: str | Path, *, explored: Sequence[ExploredLayer] = (), site: str | Path | None = None
+    graph: Graph,
+    out: str | Path,
+    *,
+    node: float = 0.8,
+    edge: float = 0.98,
+    explored: Sequence[ExploredLayer] = (),
+    site: str | Path | None = None,
 ) -> TraceSiteResult:
     """Write the page of a graph to the folder `out`, which it may replace if it wrote it before.
 
-    `explored`: layers or coders with examples and explanations, as `open_examples` opens them; sources of the graph of
-    the same name get cards. `site`: folder of pages of `explore`, to which features are linked. ValueError for a folder
-    that holds anything else, and for a site that is none.
+    `node`, `edge`: shares of the influence whose nodes and edges are shown at first. `explored`: layers or coders with
+    examples and explanations; sources of the graph of the same name get cards. `site`: folder of pages of `explore`, to
+    which features are linked. A graph too large for a page is pruned first (`small`). ValueError for a folder that
+    holds anything else, and for a site that is none.
     """
     out = Path(out)
     links = {} if site is None else pages_of(Path(site), [layer.name for layer in explored])
     with new_folder(out, TRACE) as folder:
+        whole, graph = graph, labelled(small(graph), explored)
         graph.save(folder)
-        graph = labelled(small(graph), explored)
         cards = cards_of(graph, explored)
         files = _write_cards(cards, folder)
-        pages = {
-            name: os.path.relpath(path.resolve(), out.resolve()).replace(os.sep, "/") for name, path in links.items()
-        }
-        write_data(folder, "graph", page_graph(graph, explored, files, pages))
+        base = out.resolve()
+        pages = {name: os.path.relpath(page.resolve(), base).replace(os.sep, "/") for name, page in links.items()}
+        write_data(folder, "graph", page_graph(graph, whole, explored, files, pages, {"node": node, "edge": edge}))
         viewer = graph.to_circuit_tracer()
         write_data(folder, "viewer", viewer)
         (folder / "circuit-tracer.json").write_text(json.dumps(viewer, ensure_ascii=False), encoding="utf-8")
-        (folder / "graph.graphml").write_text(graph.to_graphml(), encoding="utf-8", errors="backslashreplace")
+        for name, text in (("graph.graphml", graph.to_graphml()), ("graph.svg", graph.to_svg())):
+            (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         _write_assets(folder / "assets")
-        (folder / "index.html").write_text(_page(graph, cards), encoding="utf-8", errors="backslashreplace")
-    return TraceSiteResult(str(out / "index.html"), len(graph.nodes), len(graph.edges), len(cards), warnings(graph))
+        (folder / "index.html").write_text(_page(graph), encoding="utf-8", errors="backslashreplace")
+    return TraceSiteResult(str(out / "index.html"), len(graph.nodes), len(graph.edges), len(cards), graph.warnings())
 
 
 def small(graph: Graph) -> Graph:
@@ -115,9 +120,14 @@ def pages_of(site: Path, runs: Sequence[str] = ()) -> dict[str, Path]:
 
 
 def page_graph(
-    graph: Graph, explored: Sequence[ExploredLayer], cards: Mapping[str, int], pages: Mapping[str, str]
+    graph: Graph,
+    whole: Graph,
+    explored: Sequence[ExploredLayer],
+    cards: Mapping[str, int],
+    pages: Mapping[str, str],
+    starts: dict[str, float],
 ) -> PageGraph:
-    """What the scripts of the page read."""
+    """What the scripts of the page read. `whole`: the graph before it was pruned for the page."""
     layers = layers_of(graph, explored)
     kind = next((layer.kind for layer in layers.values()), _game_kind(graph))
     labels = {node: label for node, label in enumerate(graph.labels or []) if label}
@@ -134,12 +144,13 @@ def page_graph(
             for number, (name, of) in enumerate(zip(graph.sources, graph.kinds, strict=True))
         ],
         targets=page_targets(graph),
+        effects=[packed_column(column, "float32") for column in effects_of(graph, whole)],
         nodes=packed(graph.nodes),
         edges=packed(graph.edges),
         labels=labels,
         boards=boards_at(graph, kind) if kind and graph.domain == kind.domain == "chess" and draws_boards() else None,
         cards=dict(cards),
-        starts={"node": start_share(graph), "edge": START_EDGE},
+        starts=starts,
         routes=[route.to_dict() for route in graph.routes] if graph.routes else None,
         looks=[look.to_dict() for look in graph.looks] if graph.looks else None,
     )
@@ -162,18 +173,22 @@ def page_targets(graph: Graph) -> list[PageTarget]:
     ]
 
 
-def start_share(graph: Graph) -> float:
-    """Share of the influence whose nodes are shown at first."""
-    through = influence(graph.nodes, graph.edges).nodes_N
-    return next((share for share in STARTS if fewest(through, share).sum() <= START_NODES), STARTS[-1])
+def effects_of(graph: Graph, whole: Graph) -> list[Numbers]:
+    """The effect of each node of `graph` on each target, through all paths of `whole`, of which it is a part."""
+    names = ("kind", "layer", "position", "source", "feature")
+    place = {key: node for node, key in enumerate(zip(*(getattr(whole.nodes, n).tolist() for n in names), strict=True))}
+    mine = [place[key] for key in zip(*(getattr(graph.nodes, n).tolist() for n in names), strict=True)]
+    return [whole.effects(target)[mine] for target in range(len(whole.targets))]
+
+
+def packed_column(column: Numbers, kind: str) -> Packed:
+    """Numbers of the numpy type `kind` as the page reads them."""
+    return PACKED[kind], base64.b64encode(column.astype(f"<{PACKED[kind]}").tobytes()).decode()
 
 
 def packed(columns: Columns) -> dict[str, Packed]:
     """Columns of numbers as the page reads them."""
-    return {
-        name: (PACKED[kind], base64.b64encode(getattr(columns, name).astype(f"<{PACKED[kind]}").tobytes()).decode())
-        for name, kind in columns.TYPES.items()
-    }
+    return {name: packed_column(getattr(columns, name), kind) for name, kind in columns.TYPES.items()}
 
 
 def _game_kind(graph: Graph) -> TokenKind | None:
@@ -205,17 +220,16 @@ def _write_assets(assets: Path) -> None:
     (assets / "drawings.css").write_text(style_sheet(*SHARED_STYLES, themes=True), encoding="utf-8")
 
 
-def _page(graph: Graph, cards: Cards) -> str:
+def _page(graph: Graph) -> str:
     nodes = graph.nodes
     values: dict[str, Any] = {
         "title": graph.prompt or graph.model,
         "graph": graph,
         "scripts": SCRIPTS,
         "tiles": tiles(graph),
-        "warnings": warnings(graph),
+        "warnings": graph.warnings(),
         "notes": notes(graph),
         "experts": bool((nodes.expert >= 0).any()),
         "labels": any(graph.labels or []),
-        "cards": len(cards),
     }
     return render("trace.html", root="", **values)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glassmoe.pages.html import share
-from glassmoe.tracing.graph import ERROR, FEATURE, Graph
+from glassmoe.tracing.agreement import HALF
+from glassmoe.tracing.graph import ERROR, FEATURE, MANY, Graph
 
-MANY_NODES = 200
-"""More nodes than that for 80% of the direct effects are hard to read one by one."""
-LOW_CORRELATION, LOW_AGREEMENT = 0.6, 0.8
-LOW_COMPLETENESS = 0.5
 NOT_LINEAR = ("gelu", "gelu-tanh", "solu", "geglu", "swiglu", "monet-hd", "monet-vd")
 """Layers whose activation is not linear in the input, also where the unit stays active."""
 
@@ -31,8 +28,8 @@ def tiles(graph: Graph) -> list[Tile]:
         found.append(
             Tile(
                 f"{graph.nodes_for_80:,}",
-                "nodes hold 80% of the direct effects on the target",
-                graph.nodes_for_80 > MANY_NODES,
+                f"nodes hold 80% of the influence on the target ({graph.direct_for_80:,} hold 80% of direct effects)",
+                graph.nodes_for_80 > MANY,
             )
         )
     if has_errors(graph):
@@ -40,7 +37,7 @@ def tiles(graph: Graph) -> list[Tile]:
             Tile(
                 f"{graph.completeness:.2f}",
                 f"completeness: share of all inputs that no error wrote (replacement {graph.replacement:.2f})",
-                graph.completeness < LOW_COMPLETENESS,
+                min(graph.completeness, graph.replacement) < HALF,
             )
         )
     else:
@@ -55,33 +52,12 @@ def tiles(graph: Graph) -> list[Tile]:
             f"correlation of predicted and measured changes ({len(check.pairs)} changes of single nodes, "
             f"{share(check.sign_agreement)} with the predicted sign)"
         )
-        found.append(Tile(f"{check.correlation:.2f}", about, _disagrees(graph)))
+        found.append(Tile(f"{check.correlation:.2f}", about, check.disagrees))
     features = int((graph.nodes.kind == FEATURE).sum())
     about = f"features here, of {graph.active:,} that are active in the prompt"
     if graph.traced < graph.active:
         about += f"; {graph.traced:,} were traced"
     found.append(Tile(f"{features:,}", f"{about}; the rest is counted in every sum"))
-    return found
-
-
-def warnings(graph: Graph) -> list[str]:
-    """Why the graph may not be worth reading."""
-    found = []
-    if graph.nodes_for_80 is not None and graph.nodes_for_80 > MANY_NODES:
-        found.append(
-            f"{graph.nodes_for_80:,} nodes share 80% of the effect on the target. No few nodes explain this "
-            "prediction: group nodes by expert, or trace a prompt with a clearer answer."
-        )
-    if _disagrees(graph):
-        found.append(
-            "The graph predicts badly what changes of its nodes do in the model: attention or other features react. "
-            "Do not read its edges as causes."
-        )
-    if has_errors(graph) and graph.completeness < LOW_COMPLETENESS:
-        found.append(
-            f"Errors of the coders hold {share(1 - graph.completeness)} of the inputs. The graph leaves out most of "
-            "what the model does."
-        )
     return found
 
 
@@ -120,10 +96,3 @@ def sums(kind: str) -> str:
 def has_errors(graph: Graph) -> bool:
     """Whether coders stand in for layers."""
     return bool((graph.nodes.kind == ERROR).any()) or graph.replacement < 1 or graph.completeness < 1
-
-
-def _disagrees(graph: Graph) -> bool:
-    check = graph.check
-    if check is None or check.correlation is None or check.sign_agreement is None:
-        return False
-    return check.correlation < LOW_CORRELATION or check.sign_agreement < LOW_AGREEMENT

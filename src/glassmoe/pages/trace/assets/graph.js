@@ -18,7 +18,7 @@ const graph = (() => {
   // The data file with its columns decoded. `logits`: the nodes of the targets.
   function open(data) {
     const [nodes, edges] = [arrays(data.nodes), arrays(data.edges)];
-    return { ...data, nodes, edges, count: nodes.kind.length, logits: data.targets.map((target) => target.node), weights: data.targets.map((target) => target.weight) };
+    return { ...data, nodes, edges, count: nodes.kind.length, effects: data.effects.map(array), logits: data.targets.map((target) => target.node), weights: data.targets.map((target) => target.weight) };
   }
 
   // For every item the edges in a list: item i has `list[start[i]]` to before `list[start[i + 1]]`.

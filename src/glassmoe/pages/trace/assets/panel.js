@@ -73,13 +73,16 @@ const panel = (() => {
     else if (kind === "logit") found.push(fact(show.share(opened.nodes.activation[node]), "probability"));
     if (!group && Number.isFinite(opened.nodes.input[node])) found.push(fact(show.signed(opened.nodes.input[node]), kind === "logit" ? (words.target(opened, node).against_text ? "logit less the other's" : "logit less the mean") : "input"));
     if (kind !== "logit") found.push(fact(show.share(made.influence[item]), "of the influence"));
+    if (kind !== "logit" && !group) {
+      const target = Math.max(0, context.state.target);
+      found.push(fact(show.signed(opened.effects[target][node]), `effect on \u201c${named(opened.targets[target].text)}\u201d, all paths`));
+    }
     return el("div", { class: "facts" }, found);
   }
 
   function board_(opened, position, squares) {
     const found = opened.boards && position >= 0 ? opened.boards[position] : null;
-    return found ? el("figure", { class: "position" }, board(found[0], found[1], squares),
-      el("figcaption", { class: "quiet small" }, `The position at this ${opened.unit}${found[1] ? "; the last move is tinted" : ""}.`)) : null;
+    return found ? el("figure", { class: "position", title: `the position at this ${opened.unit}${found[1] ? "; the last move is tinted" : ""}` }, board(found[0], found[1], squares)) : null;
   }
 
   function buttons(context, item) {
@@ -133,7 +136,7 @@ const panel = (() => {
     const most = Math.max(...pairs.map(([, weight]) => Math.abs(weight)), 1e-12);
     return el("table", { class: "edges-of" }, el("tbody", {}, pairs.map(([node, weight]) => el("tr", {},
       el("td", {}, el("span", { class: `sign ${weight < 0 ? "down" : "up"}` }, show.signed(weight))), el("td", {}, bar(weight, most)),
-      el("th", { scope: "row" }, node < 0 ? "bias" : link(context, context.made.itemOf[node]))))));
+      el("th", { scope: "row" }, node < 0 ? "all else" : link(context, context.made.itemOf[node]))))));
   }
 
   function looks(context, node) {
@@ -145,7 +148,7 @@ const panel = (() => {
       found.map((look) => el("details", {}, el("summary", {}, `head ${look.layer}.${look.head} to token ${look.key} \u201c${named(opened.tokens[look.key])}\u201d, attention ${show.share(look.probability)}`),
         el("table", { class: "edges-of" }, el("tbody", {}, look.pairs.map(([query, key, weight]) => el("tr", {},
           el("td", {}, el("span", { class: `sign ${weight < 0 ? "down" : "up"}` }, show.signed(weight))),
-          el("th", { scope: "row" }, query < 0 ? "bias" : link(context, context.made.itemOf[query]), el("span", { class: "quiet" }, " with "), key < 0 ? "bias" : link(context, context.made.itemOf[key])))))))));
+          el("th", { scope: "row" }, query < 0 ? "all else" : link(context, context.made.itemOf[query]), el("span", { class: "quiet" }, " with "), key < 0 ? "all else" : link(context, context.made.itemOf[key])))))))));
   }
 
   function title(context, item) {
@@ -171,10 +174,11 @@ const panel = (() => {
     const page = !group && source && source.page && opened.nodes.feature[node] >= 0 ? `${source.page}#${opened.nodes.feature[node]}` : null;
     return [
       ...title(context, item),
+      group ? null : board_(opened, position, squares),
       buttons(context, item),
       facts(context, item),
       group ? null : prompt(opened, position),
-      page ? el("p", {}, el("a", { href: page }, "Page of this feature")) : null,
+      page ? el("p", { class: "small" }, el("a", { href: page }, "Page of this feature")) : null,
       group ? section("Members", null, el("ul", { class: "members" }, group.members.slice(0, MEMBERS).map((each) =>
         el("li", {}, el("bdi", {}, visible(words.node(opened, each))), words.label(opened, each) ? el("span", { class: "quiet" }, " ", isolated(words.label(opened, each))) : null))),
       group.members.length > MEMBERS ? el("p", { class: "quiet small" }, `and ${group.members.length - MEMBERS} more`) : null) : null,
@@ -182,7 +186,6 @@ const panel = (() => {
       edgeTable(context, graph.edgesOf(made.outOf, item), "target", "Outgoing edges", ""),
       group ? null : routes(context, node),
       group ? null : looks(context, node),
-      group ? null : board_(opened, position, squares),
       ...(group ? [] : card(context, record, node)),
     ];
   }

@@ -5,7 +5,7 @@
   const [frame, svg, side] = [byId("frame"), byId("picture"), byId("side")];
   const [ZOOM, LEAST, MOST] = [1.25, 0.25, 4];
   let [opened, now, made, shown, place] = [null, null, null, null, null];
-  let [scale, fitted, hovered, found] = [1, true, -1, []];
+  let [scale, fitted, hovered, found, size] = [1, true, -1, [], ""];
   let turn = 0;
 
   const context = () => ({ opened, made, shown, state: now });
@@ -25,14 +25,17 @@
     const held = new Set(pins);
     if (now.at >= 0) held.add(current());
     shown = graph.shown(made, now.node, now.edge, held);
+    let boxes = null;
     if (now.view === "pins") {
-      const items = new Set([...pins, ...opened.logits.map((node) => made.itemOf[node]).filter((item) => made.goal[item] > 0)]);
-      shown = graph.among(made, 1 - now.edge, items);
-      place = layout.boxes(opened, made, items);
-    } else place = layout.grid(opened, made, shown, (frame.offsetHeight - 4) / (frame.offsetWidth - 4));
+      boxes = new Set([...pins, ...opened.logits.map((node) => made.itemOf[node]).filter((item) => made.goal[item] > 0)]);
+      shown = graph.among(made, 1 - now.edge, boxes);
+    }
+    count(); // which may change the height of the frame
+    const [wide, high] = [frame.offsetWidth - 4, frame.offsetHeight - 4];
+    place = boxes ? layout.boxes(opened, made, boxes) : layout.grid(opened, made, shown, high / wide);
+    size = [wide, high].join();
     picture.draw(opened, made, shown, place);
     zoom();
-    count();
     select();
   }
 
@@ -336,7 +339,10 @@
       event.preventDefault();
       zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
     }, { passive: false });
-    addEventListener("resize", () => requestAnimationFrame(() => zoom()));
+    // A frame of another size: the rows fill it anew.
+    new ResizeObserver(() => {
+      if (fitted && size !== [frame.offsetWidth - 4, frame.offsetHeight - 4].join()) requestAnimationFrame(refresh);
+    }).observe(frame);
     addEventListener("hashchange", () => { now = state.read(location.hash, opened); controls(); rebuild(); });
     document.addEventListener("keydown", key);
   }
