@@ -276,6 +276,7 @@ def test_pins(page: Page, folder: Path) -> None:
     assert "view=pins" in page.run("location.hash")
     assert page.run("document.querySelectorAll('.node.box').length") == 3  # and the two logits
     assert edges(page) >= 1
+    assert page.run("document.querySelectorAll('.number').length") == edges(page)
     there = page.run("location.hash")
     ready(page, folder, fragment=there)
     assert page.run("document.querySelectorAll('.node.box').length") == 3 and page.run("location.hash") == there

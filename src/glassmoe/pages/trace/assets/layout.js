@@ -4,10 +4,19 @@
 
 const layout = (() => {
   const [PITCH, GAP, BETWEEN, WIDEST, MARGIN, GUTTER, TOKEN_HEIGHT] = [17, 10, 34, 110, 14, 76, 24];
-  const [BOX_WIDTH, BOX_HEIGHT, BOX_GAP, BOX_BETWEEN] = [186, 46, 22, 64];
+  const [BOX_WIDTH, BOX_HEIGHT, BOX_GAP, BOX_BETWEEN] = [196, 60, 22, 66];
+  const MANY_LAYERS = 8; // rows of deeper models are closer together
   const LETTER = 7.6;
 
   const short = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}\u2026` : text);
+  // A text in two lines at most, cut at words where that is possible.
+  function twoLines(text, most) {
+    if (text.length <= most) return [text];
+    const cut = text.lastIndexOf(" ", most);
+    const first = text.slice(0, cut > most / 2 ? cut : most);
+    return [first, short(text.slice(first.length).trim(), most)];
+  }
+
   const tokenText = (text) => short(named(text) || "\u2423", 16);
   const pillText = (target) => `${short(named(target.text), 14)} ${show.share(target.probability)}${target.against_text ? ` less ${short(named(target.against_text), 10)}` : ""}`;
 
@@ -63,7 +72,7 @@ const layout = (() => {
     const lines = [];
     const highs = Array.from(rows, (deep, row) => Math.max(row === opened.layers + 1 ? TOKEN_HEIGHT + 4 : row ? PITCH : TOKEN_HEIGHT, deep * PITCH));
     const free = aspect * width - 2 * MARGIN - highs.reduce((sum, high) => sum + high, 0);
-    const between = Math.min(WIDEST, Math.max(BETWEEN, free / (opened.layers + 1)));
+    const between = Math.min(WIDEST, Math.max(opened.layers > MANY_LAYERS ? BETWEEN / 2 : BETWEEN, free / (opened.layers + 1)));
     let y = MARGIN;
     for (let row = opened.layers; row >= -1; row -= 1) {
       const high = highs[row + 1];
@@ -126,5 +135,5 @@ const layout = (() => {
     return { ...place, size: [width, Math.max(height, 3 * BOX_HEIGHT)], columns: [], lines, boxes: true };
   }
 
-  return { grid, boxes, short, tokenText, pillText, GUTTER, BOX_HEIGHT, TOKEN_HEIGHT };
+  return { grid, boxes, short, twoLines, tokenText, pillText, GUTTER, BOX_HEIGHT, TOKEN_HEIGHT };
 })();

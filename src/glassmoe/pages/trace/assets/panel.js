@@ -200,7 +200,7 @@ const panel = (() => {
       .sort((a, b) => made.influence[b] - made.influence[a]).slice(0, TOP);
     return [
       el("h2", {}, "Nothing is selected"),
-      el("p", { class: "quiet" }, "Click a node, or press an arrow key. Every edge is a part of its target's input: what the source wrote, with attention, norms, gates and active units held as they were."),
+      el("p", { class: "quiet small" }, "Click a node, or press an arrow key. Every edge is a part of its target's input: what the source wrote, with attention, norms, gates and active units held as they were."),
       pinned.length ? section("Pinned", null, list(pinned)) : null,
       hand.length ? section("Groups", null, list(hand)) : null,
       section("Most influence on the target", null, list(top)),

@@ -3,6 +3,7 @@
 
 const picture = (() => {
   const EACH = 400; // edges of one item that are drawn, the strongest
+  const [NUMBERED, ALONG] = [60, [0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9, 0.27, 0.73, 0.42, 0.58]];
   const shapes = new Map();
   let [root, layers, now] = [null, {}, null];
 
@@ -10,7 +11,7 @@ const picture = (() => {
 
   function start(svg) {
     root = svg;
-    for (const name of ["lines", "faint", "edges", "nodes", "names"]) {
+    for (const name of ["lines", "faint", "edges", "nodes", "numbers", "names"]) {
       layers[name] = el("svg:g", { class: name });
       root.append(layers[name]);
     }
@@ -43,12 +44,14 @@ const picture = (() => {
     const node = made.first[item];
     const [name, label] = [words.item(opened, made, item), words.itemLabel(opened, made, item)];
     const group = made.group[item];
-    const quiet = group ? `${group.members.length} nodes` : label ? name : words.place(opened, node);
+    const quiet = group ? `${group.members.length} nodes` : label ? words.brief(opened, node) : words.place(opened, node);
+    const title = layout.twoLines(visible(label || (group ? name : words.short(opened, node))), 29);
     const [wide, high] = [place.width[item], layout.BOX_HEIGHT];
+    const first = title.length > 1 ? -12 : -4;
     return el("svg:g", { ...about, class: `${about.class} box`, transform: moved(place.x[item], place.y[item]) },
       el("svg:rect", { x: -wide / 2, y: -high / 2, width: wide, height: high, rx: 8 }),
-      el("svg:text", { y: -3, "text-anchor": "middle" }, layout.short(visible(label || (group ? name : words.short(opened, node))), 27)),
-      el("svg:text", { class: "quiet", y: 13, "text-anchor": "middle" }, layout.short(visible(quiet), 30)));
+      title.map((line, number) => el("svg:text", { y: first + 15 * number, "text-anchor": "middle" }, line)),
+      el("svg:text", { class: "quiet", y: title.length > 1 ? 21 : 14, "text-anchor": "middle" }, layout.short(visible(quiet), 34)));
   }
 
   function draw(opened, made, visibleNow, place) {
@@ -76,13 +79,19 @@ const picture = (() => {
   // The ends of an edge touch the shapes that have a height.
   const half = (place, item) => (place.boxes ? layout.BOX_HEIGHT / 2 : place.width[item] ? layout.TOKEN_HEIGHT / 2 : place.r[item]);
 
-  function curve(edge) {
+  // The four points of the curve of an edge.
+  function points(edge) {
     const { made: { edges }, place } = now;
     const [from, to] = [edges.source[edge], edges.target[edge]];
     const up = place.y[from] >= place.y[to] ? 1 : -1;
     const [x1, y1, x2, y2] = [place.x[from], place.y[from] - up * half(place, from), place.x[to], place.y[to] + up * half(place, to)];
     const bend = up * Math.max(12, 0.45 * Math.abs(y1 - y2));
-    return `M${round(x1)} ${round(y1)}C${round(x1)} ${round(y1 - bend)} ${round(x2)} ${round(y2 + bend)} ${round(x2)} ${round(y2)}`;
+    return [[x1, y1], [x1, y1 - bend], [x2, y2 + bend], [x2, y2]];
+  }
+
+  function curve(edge) {
+    const [start, ...rest] = points(edge).map((point) => point.map(round).join(" "));
+    return `M${start}C${rest.join(" ")}`;
   }
 
   const sign = (edge) => (now.made.edges.weight[edge] < 0 ? "down" : "up");
@@ -100,6 +109,31 @@ const picture = (() => {
     });
   }
 
+  // Between boxes, each edge says its weight and its head, while they are few.
+  function numbers() {
+    const list = everything();
+    if (list.length > NUMBERED) return [];
+    const { made, opened, place } = now;
+    const { weight } = made.edges;
+    const grouped = made.group.some(Boolean);
+    const taken = Array.from(shapes.keys(), (item) => [place.x[item] - place.width[item] / 2, place.y[item] - half(place, item), place.width[item], 2 * half(place, item)]);
+    const free = ([x, y, wide, high]) => taken.every(([left, top, w, h]) => x > left + w || left > x + wide || y > top + h || top > y + high);
+    return list.map((edge) => {
+      const head = grouped || opened.edges.head[edge] < 0 ? "" : ` head ${opened.edges.head_layer[edge]}.${opened.edges.head[edge]}`;
+      const text = `${show.signed(weight[edge])}${head}`;
+      const four = points(edge);
+      // The first place along the edge at which the number covers neither a box nor another number.
+      const places = ALONG.map((t) => {
+        const share = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t ** 3];
+        const [x, y] = [0, 1].map((axis) => four.reduce((sum, point, at) => sum + share[at] * point[axis], 0));
+        return [x + 6, y - 6, 6.2 * text.length, 13];
+      });
+      const found = places.find(free) || places[0];
+      taken.push(found);
+      return el("svg:text", { class: `number ${sign(edge)}`, x: round(found[0]), y: round(found[1] + 10) }, text);
+    });
+  }
+
   const seen = (list) => Array.from(list).filter((edge) => now.visible.edge[edge]);
 
   function strongest(list) {
@@ -112,6 +146,7 @@ const picture = (() => {
     const { made } = now;
     const list = new Set(items.flatMap((item) => strongest([...seen(graph.edgesOf(made.into, item)), ...seen(graph.edgesOf(made.outOf, item))])));
     layers.edges.replaceChildren(...lines(now.place.boxes ? everything() : list));
+    layers.numbers.replaceChildren(...(now.place.boxes ? numbers() : []));
     for (const part of layers.nodes.querySelectorAll(".near")) part.classList.remove("near", "up", "down");
     for (const item of items) if (shapes.has(item)) shapes.get(item).classList.add("near");
     for (const edge of list) {

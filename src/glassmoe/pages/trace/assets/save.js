@@ -2,7 +2,7 @@
 "use strict";
 
 const save = (() => {
-  const STYLE = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
+  const STYLE = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "stroke-linecap", "paint-order", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
   const SCALE = 2;
 
   function download(blob, name) {

@@ -23,6 +23,9 @@ const words = (() => {
     return `error of layer ${layer[node]}`;
   }
 
+  // A node where its row is known: `feature 17 at 5`.
+  const brief = (opened, number) => `${short(opened, number)}${at(opened, opened.nodes.position[number])}`;
+
   function node(opened, number) {
     const kind = kindOf(opened, number);
     const { layer, position } = opened.nodes;
@@ -70,5 +73,5 @@ const words = (() => {
     return [...made].filter(([, nodes]) => nodes.length > 1).map(([name, nodes]) => ({ name, nodes, hand: false }));
   }
 
-  return { kindOf, place, short, node, label, item, itemLabel, head, groups, target };
+  return { kindOf, place, short, brief, node, label, item, itemLabel, head, groups, target };
 })();
