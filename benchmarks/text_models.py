@@ -106,7 +106,8 @@ class _Timed(LanguageTask):
 
 
 def _our_fit(config: RunConfig, root: Path, device: torch.device) -> float:
-    with tempfile.TemporaryDirectory(dir=root) as folder, processes(device) as group:
+    group = processes(device)
+    with tempfile.TemporaryDirectory(dir=root) as folder:
         task = _Timed(resolve(config, Path(folder) / "run", device, group)[0], group)
         task.marks = []
         run_task(task, config.train, config.optimizer, Path(folder) / "run", group, device)

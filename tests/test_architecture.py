@@ -32,6 +32,7 @@ BELOW = {
     "atomic",
     "checksums",
     "config",
+    "config_messages",
     "console",
     "device",
     "locks",

@@ -1,12 +1,15 @@
 """Runs of a few steps on noise, and what tests of training do with them."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, to_yaml
 from glassmoe.training import checkpoint
 from glassmoe.training.tracking import read_metrics
 
@@ -49,9 +52,51 @@ def assert_same_bits(a: Path, b: Path, published: str = "model.safetensors") -> 
         (a / published, b / published),
         (checkpoint.latest(a / "state"), checkpoint.latest(b / "state")),
     ):
-        one, two = load_file(first), load_file(second)
+        one, two = tensors_of(first), tensors_of(second)
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert lines(a) == lines(b)
+
+
+def tensors_of(checkpoint_or_model: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, or of the files of a folder."""
+    if checkpoint_or_model.is_file():
+        return load_file(checkpoint_or_model)
+    files = sorted(checkpoint_or_model.glob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from glassmoe.config import load
+from glassmoe.training import loop
+from glassmoe.training.language import train
+torch.set_num_threads(1)
+# Muon's iteration in float32: in bf16 it turns rounding of the gradient into differences of 1e-4.
+loop.fast_bf16 = lambda device: False
+for path in sys.argv[1:]:
+    train(load(Path(path)), Path(path).with_suffix(""))
+"""
+
+
+def on_processes(count: int, folder: Path, configs: dict[str, RunConfig], **popen: object) -> Path:
+    """Trains each configuration into `folder/NAME` on this number of processes. Returns the folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "train.py").write_text(PROCESS)
+    for name, config in configs.items():
+        (folder / f"{name}.yaml").write_text(to_yaml(config))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, str(folder / "train.py"), *(str(folder / f"{name}.yaml") for name in configs)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=400,
+        **popen,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
 
 
 class Interrupt(Exception):

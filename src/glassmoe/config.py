@@ -3,16 +3,15 @@ and the `config.yaml` beside the weights all read and write them. No torch here,
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import yaml
 
+from .config_messages import expected, explain, hint_of, known_keys, nearest_key
 from .registry import LAYER_REGISTRY, ROUTER_REGISTRY
 from .strict_yaml import StrictLoader
 
@@ -222,9 +221,15 @@ class TrainConfig:
     """Steps between copies of the model in RUN/snapshots, which can be read like a run; 0 saves none."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    keep: int = 2
+    """Number of checkpoints that are kept."""
+    replicas: int = 1
+    """Several processes: number of copies of the model. The processes of one copy share its weights; 1 divides them
+    among all, which needs the least memory, and one copy a node needs the least traffic between nodes."""
 
     def __post_init__(self) -> None:
         positive(self, "train", "batch_rows", "micro_rows", "eval_every", "eval_rows", "checkpoint_every", "log_every")
+        positive(self, "train", "keep", "replicas")
         positive(self, "train", "steps", "snapshot_every", zero=True)
         if self.batch_rows % self.micro_rows:
             raise ValueError(
@@ -365,69 +370,19 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
-    keys = []
-    for name, hint in get_type_hints(kind).items():
-        keys += [prefix + name] + (_known_keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [])
-    return keys
-
-
-def nearest_key(key: str, kind: Any = RunConfig) -> str:
-    """A hint for an unknown dotted key: the nearest known one, or all of them."""
-    known = _known_keys(kind)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-
-
-def explain(message: str, kind: Any = RunConfig) -> str:
-    """A message of jsonargparse in plain words: what the key takes, or the nearest known key for an unknown one."""
-    for mark in ("unrecognized arguments: --", "does not accept option '", "Option '"):
-        if mark in message:
-            key = message.split(mark, 1)[1].split("=")[0].split()[0].strip("'")
-            return f"{message}; {nearest_key(key, kind)}"
-    message = " ".join(message.split())
-    named = re.search(r'Parser key "([\w.]+)"', message)
-    value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not named or named[1] not in _known_keys(kind):
-        return f"{message}; see glassmoe train --help"
-    return f"{named[1]} takes {_expected(_hint(named[1], kind))}" + (f", got {value[1]!r}" if value else "")
-
-
-def _hint(key: str, kind: Any) -> Any:
-    """The type of a known dotted key."""
-    for part in key.split("."):
-        kind = get_type_hints(kind)[part]
-    return kind
-
-
-def _expected(kind: Any) -> str:
-    """A type hint in words."""
-    if is_dataclass(kind):
-        return "options of its own, each given by itself"
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} finite numbers, such as [0.9, 0.95]"
-    if get_origin(kind) is dict:
-        return 'keys and values, such as {"k": 4}'
-    simple = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-    simple[list[int]] = "a list of whole numbers"
-    return simple.get(kind) or " or ".join(_expected(each) for each in get_args(kind))
-
-
 def _check_keys(values: Any, kind: Any, prefix: str = "") -> None:
     """ValueError for an unknown key, and for null where a key takes none: jsonargparse lets null pass everywhere."""
-    known = set(_known_keys(kind))
+    known = set(known_keys(kind))
     for key, value in values.items():
         if f"{prefix}{key}" not in known:
             raise ValueError(f"unknown configuration key {prefix}{key}; {nearest_key(f'{prefix}{key}', kind)}")
-        hint = _hint(f"{prefix}{key}", kind)
+        hint = hint_of(f"{prefix}{key}", kind)
         if is_dataclass(hint):
             if not isinstance(value, dict):
                 raise ValueError(f"configuration key {prefix}{key} holds keys of its own, got {value!r}")
             _check_keys(value, kind, f"{prefix}{key}.")
         elif value is None and type(None) not in get_args(hint):
-            raise ValueError(f"{prefix}{key} takes {_expected(hint)}, got null; leave it out for its default")
+            raise ValueError(f"{prefix}{key} takes {expected(hint)}, got null; leave it out for its default")
 
 
 def plain(value: Any) -> Any:

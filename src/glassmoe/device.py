@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from typing import Any
 
@@ -20,6 +21,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError("the device is cuda, but torch sees no GPU; pass auto or cpu")
     if name == "cpu":
         _keep_freed_memory()
+    elif "LOCAL_RANK" in os.environ:  # one GPU for each process that torchrun started
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

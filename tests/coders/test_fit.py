@@ -274,8 +274,8 @@ def test_mistakes_are_named(source: Path, noise_games: Path, tmp_path: Path) -> 
     load_subject(str(source), own=True).model.save_pretrained(plain)
     with pytest.raises(ValueError, match=r"is not a run with data of its own; give data.path, prepared games"):
         fit(tiny(plain), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"4 passes .* cannot be shared by 3 processes"):
-        CoderTask(tiny(source, micro_rows=2), tmp_path / "a", torch.device("cpu"), Processes(0, 3))
+    with pytest.raises(ValueError, match=r"train.batch_rows is 8, fewer than the 9 processes"):
+        CoderTask(tiny(source, micro_rows=2), tmp_path / "a", torch.device("cpu"), Processes(0, 9))
     with pytest.raises(ValueError, match=r"train.compile is true; a coder is not compiled"):
         tiny(source, compile=True)
     with pytest.raises(ValueError, match="seed is -1"):

@@ -45,7 +45,7 @@ def test_resume_on_two_processes_is_bit_exact(noise_games: Path, tmp_path: Path)
     on_two_processes(*(tmp_path / f"{ffn}-whole.yaml" for ffn in kinds))
     for ffn in kinds:
         parts = shutil.copytree(tmp_path / f"{ffn}-whole", tmp_path / f"{ffn}-parts")
-        checkpoint.latest(parts / "state").unlink()
+        shutil.rmtree(checkpoint.latest(parts / "state"))
         assert "step-00000004" in checkpoint.latest(parts / "state").name
     on_two_processes(*(tmp_path / f"{ffn}-parts.yaml" for ffn in kinds))
     for ffn in kinds:

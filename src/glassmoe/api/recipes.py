@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.config_messages import nearest_key
 
 from .arguments import PathLike, suggest
 
@@ -47,7 +48,7 @@ def full_name(key: str) -> str:
         return key
     sections = [section for section, names in SECTIONS.items() if key in names]
     if len(sections) != 1:
-        raise ValueError(f"unknown configuration key {key}; {configuration.nearest_key(key)}")
+        raise ValueError(f"unknown configuration key {key}; {nearest_key(key, RunConfig)}")
     return f"{sections[0]}.{key}"
 
 

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import jsonargparse
 
-from glassmoe import config as configuration
+from glassmoe.config_messages import expected
 
 from .verbs import Verb
 
@@ -240,7 +240,7 @@ def explain(message: str, signature: Signature, parser: Any) -> str:
     hint = getattr(action, "_typehint", None)
     name = found[1] if found[1] in signature.positionals else f"--{found[1].replace('_', '-')}"
     given = f", got {value[1]!r}" if value else ""
-    return f"{name} takes {configuration._expected(hint)}{given}"
+    return f"{name} takes {expected(hint)}{given}"
 
 
 def _light(signature: Signature) -> Callable[..., Any]:

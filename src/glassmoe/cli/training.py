@@ -14,6 +14,7 @@ import jsonargparse
 
 from glassmoe import config as configuration
 from glassmoe.api.recipes import SECTIONS, TOP, find_recipe
+from glassmoe.config_messages import explain
 
 from .parser import Formatter, Signature, description, usage
 
@@ -73,7 +74,7 @@ def parse_training(signature: Signature, parser: Any, words: Sequence[str]) -> d
             parsed = parser.parse_args([*bare, *options])
             values = vars(parser.instantiate(parsed))
     except argparse.ArgumentError as error:
-        raise ValueError(configuration.explain(str(error))) from None
+        raise ValueError(explain(str(error), configuration.RunConfig)) from None
     fields = {name: values[name] for name in (*SECTIONS, *TOP)}
     out = values["out"] or f"runs/{recipe.stem if recipe else fields['model'].ffn}"
     source = {"source": places["source"]} if "source" in places else {}

@@ -30,7 +30,8 @@ def fit(config: FitConfig | SweepConfig, out: str | Path, model: ModelSource | N
     """
     out = Path(out)
     device = pick_device(config.train.device)
-    with writing(out), processes(device) as group:
+    with writing(out):
+        group = processes(device, config.train.replicas)
         if group.first:
             run.clean(out)
         task = CoderTask(config, out, device, group, model)

@@ -30,7 +30,7 @@ from glassmoe.text.tokens import text_kind
 from glassmoe.training import run
 from glassmoe.training.checkpoint import latest
 from glassmoe.training.distributed import Processes, sum_values
-from glassmoe.training.language import micro_batches
+from glassmoe.training.language import step_passes
 from glassmoe.training.loop import Batch
 
 from .base import Coder
@@ -76,7 +76,7 @@ class CoderTask:
         length, settings = self.rows["train"].length - 1, config.train
         self.settings, self.clip, self.pool = settings, config.optimizer.clip, config.pool
         self.tokens_per_step = settings.batch_rows * length
-        self.micros = micro_batches(settings, group)
+        self.micros = [micro for micro in step_passes(settings, group) if micro.stop > micro.start]
         _check_length(config, length, self.subject)
         self.config = self._complete(config)
         self.parts = self._build(self.config)
@@ -215,6 +215,8 @@ class CoderTask:
         return lines.get("", {"coders": lines})
 
     def publish(self, step: int) -> None:
+        if not self.group.first:
+            return
         for name, part in self.parts.items():
             if name:
                 part.folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +224,8 @@ class CoderTask:
             save_coder(part.folder, part.coder, step, self.digest)
 
     def snapshot(self, step: int) -> None:
+        if not self.group.first:
+            return
         for part in self.parts.values():
             path = part.folder / "snapshots" / f"step-{step:08d}"
             path.mkdir(parents=True, exist_ok=True)

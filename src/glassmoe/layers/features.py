@@ -232,6 +232,10 @@ class FeedForward(nn.Module):
         units have products of either sign; they are active where they are not 0, which is where their gate is open."""
         return features.values != 0 if self.signed else features.values > 0
 
+    def forget(self) -> None:
+        """Drops what was computed from the weights and kept. Weights that are gathered from several processes change
+        without notice."""
+
     def active_parameters(self) -> int:
         """The number of weights that are multiplied for one token."""
         return sum(p.numel() for p in self.parameters())

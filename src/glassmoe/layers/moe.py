@@ -123,6 +123,9 @@ class MoE(FeedForward):
     def write(self, features: Features) -> Tensor:
         return linear_write(features, self.w_dec.flatten(0, 1), self.b_dec)
 
+    def forget(self) -> None:
+        self._statistics = None
+
     def active_parameters(self) -> int:
         """Weights multiplied for one token: K experts, biases, and the router. The sparsity-aware router has no
         weights; its mean and variance vectors count instead."""

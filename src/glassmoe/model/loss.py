@@ -38,14 +38,17 @@ def count_labels(lengths_B: Any) -> int:
 
 
 @torch.no_grad()
-def total_loss(model: Any, rows: Any, indices: Any, micro_rows: int) -> tuple[float, int]:
-    """Summed cross-entropy in nats and number of labels over the rows of a `data.corpus.Rows` named by `indices`."""
+def total_loss(model: Any, rows: Any, indices: Any, micro_rows: int, passes: int = 0) -> tuple[float, int]:
+    """Summed cross-entropy in nats and number of labels over the rows of a `data.corpus.Rows` named by `indices`. The
+    model is called at least `passes` times: processes that share its weights call it equally often."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     total, labels = 0.0, 0
-    for start in range(0, len(indices), micro_rows):
-        tokens, lengths = rows.batch(indices[start : start + micro_rows])
+    for start in range(0, max(len(indices), passes * micro_rows), micro_rows):
+        counted = start < len(indices)
+        tokens, lengths = rows.batch(indices[start : start + micro_rows] if counted else [0])
+        lengths = lengths if counted else lengths * 0
         loss, _ = next_token_loss(
             model, torch.from_numpy(tokens).to(device).long(), torch.from_numpy(lengths).to(device)
         )

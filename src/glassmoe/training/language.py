@@ -28,7 +28,8 @@ from glassmoe.model.subject import Subject
 from glassmoe.model.upcycle import describe_start, start_from
 
 from . import run
-from .distributed import Processes, processes, sum_values
+from .building import build_sharded, gather, scatter
+from .distributed import Processes, processes, share_rows, sum_values
 from .loop import Batch, run_task
 from .records import METRICS, START, StartReceipt, seen_before
 from .resolve import ResolvedRun, model_settings, resolve
@@ -45,7 +46,8 @@ def train(config: RunConfig, out: str | Path) -> Path:
     for a non-finite loss, `Stopped` after SIGTERM, SIGHUP or Ctrl-C.
     """
     out, device = Path(out), pick_device(config.train.device)
-    with writing(out), processes(device) as group:
+    with writing(out):
+        group = processes(device, config.train.replicas)
         if group.first:
             run.clean(out)
         resolved, source = resolve(config, out, device, group)
@@ -62,13 +64,20 @@ class LanguageTask:
         self.resolved, self.config, self.group, self.source = resolved, resolved.config, group, source
         self.out, self.corpus, self.rows = resolved.out, resolved.corpus, resolved.rows
         self.device, self.dtype = resolved.device, resolved.dtype
-        self.micros = micro_batches(self.config.train, group)
+        self.micros = step_passes(self.config.train, group)
         torch.manual_seed(self.config.seed)
-        self.module = GlassForCausalLM(resolved.model).to(self.device).train()
+        if group.count == 1:
+            self.module = GlassForCausalLM(resolved.model).to(self.device)
+        else:
+            self.module = build_sharded(lambda: GlassForCausalLM(resolved.model), _blocks, group, self.device)
+        self.module.train()
         self.compute = torch.compile(self.module) if self.config.train.compile else self.module
         self.fingerprint = self.corpus.fingerprint
         self.tokens_per_step = self.config.train.batch_rows * (self.rows["train"].length - 1)
-        self.flops_per_token = self.module.flops_per_token(self.rows["train"].length - 1)
+        with torch.device("meta"):
+            shape = GlassForCausalLM(resolved.model)
+        self.parameters, self.active_parameters = shape.num_parameters(), shape.active_parameters()
+        self.flops_per_token = float(shape.flops_per_token(self.rows["train"].length - 1))
 
     def claim(self) -> None:
         run.claim(self.out, configuration.to_yaml(self.config))
@@ -84,16 +93,16 @@ class LanguageTask:
                 data_sha256=self.fingerprint,
                 hardware=describe(self.device),
                 dtype=str(self.dtype).removeprefix("torch."),
-                active_parameters=self.module.active_parameters(),
-                total_parameters=self.module.num_parameters(),
+                active_parameters=self.active_parameters,
+                total_parameters=self.parameters,
             )
 
     def announce(self) -> str:
         synthetic = f" (synthetic {self.corpus.kind.unit})" if self.corpus.manifest.get("synthetic") else ""
         rows = self.rows["train"]
         return (
-            f"{self.config.model.ffn}: {self.module.num_parameters() / 1e6:.2f}M parameters, "
-            f"{self.module.active_parameters() / 1e6:.2f}M active; {len(rows):,} rows of {rows.length} from "
+            f"{self.config.model.ffn}: {self.parameters / 1e6:.2f}M parameters, "
+            f"{self.active_parameters / 1e6:.2f}M active; {len(rows):,} rows of {rows.length} from "
             f"{self.corpus.path}{synthetic}; {describe(self.device)}, {str(self.dtype).removeprefix('torch.')}"
         )
 
@@ -104,30 +113,35 @@ class LanguageTask:
         return Batch(labels, self._passes(tokens, lengths, labels))
 
     def _passes(self, tokens: Tensor, lengths: Tensor, labels: int) -> Iterator[dict[str, Tensor]]:
-        settings = self.config.train
         for micro in self.micros:
+            share = (micro.stop - micro.start) / len(tokens)
+            if not share:  # this process only takes part in gathering the weights
+                micro, lengths = slice(0, 1), torch.zeros_like(lengths)
             with autocast(self.device, self.dtype):
                 loss, named = next_token_loss(
                     self.compute, tokens[micro].to(self.device).long(), lengths[micro].to(self.device)
                 )
-            share = settings.micro_rows / settings.batch_rows
             yield {"loss": loss / labels, **{name: value * share for name, value in named.items()}}
 
     def before_update(self) -> None:
         pass
 
     def after_update(self, step: int) -> None:
-        pass
+        del step
+        if self.group.count > 1:
+            for layer in self.module.feed_forwards():
+                layer.forget()  # gathered weights change without a new version
 
     def validate(self) -> dict[str, float]:
         """Mean cross-entropy in nats per token over the first validation rows, the same rows every time."""
         return {"valid_loss": self._valid_loss(self.compute)}
 
     def _valid_loss(self, model: Any) -> float:
-        rows = self.rows["valid"]
-        indices = np.arange(min(self.config.train.eval_rows, len(rows)))[self.group.rank :: self.group.count]
+        rows, micro = self.rows["valid"], self.config.train.micro_rows
+        passes = share_rows(min(self.config.train.eval_rows, len(rows)), micro, self.group)
+        indices = np.arange(passes[0].start, passes[-1].stop)
         with autocast(self.device, self.dtype):
-            total, labels = total_loss(model, rows, indices, self.config.train.micro_rows)
+            total, labels = total_loss(model, rows, indices, micro, len(passes))
         summed = sum_values(torch.tensor([total, labels], dtype=torch.float64).to(self.device), self.group)
         return float(summed[0] / summed[1])
 
@@ -138,20 +152,39 @@ class LanguageTask:
         return {"layers": [layer.to_dict() for layer in layers]}
 
     def publish(self, step: int) -> None:
-        run.publish(self.out, self.module, self.config, step, self.corpus.kind)
+        model = self._whole()
+        if model is not None:
+            run.publish(self.out, model, self.config, step, self.corpus.kind)
 
     def snapshot(self, step: int) -> None:
-        run.snapshot(self.out, self.module, step, self.corpus.kind)
+        model = self._whole()
+        if model is not None:
+            run.snapshot(self.out, model, step, self.corpus.kind)
+
+    def _whole(self) -> GlassForCausalLM | None:
+        """The model with all weights on the CPU, in the first process; None in the others."""
+        if self.group.count == 1:
+            module: GlassForCausalLM = self.module
+            return module
+        with torch.device("meta"):
+            empty = GlassForCausalLM(self.resolved.model)
+        whole: GlassForCausalLM | None = gather(self.module, empty, self.group)
+        return whole
 
     def _indices(self, step: int) -> Any:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
 
     def _start(self, source: Subject) -> None:
         """Takes the weights of the source, and writes down what changed and by how much the loss moved."""
-        start = self.config.start
-        started = start_from(source.model, self.module, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
-        models = {"source": source.model, "copied": started.copied, "start": self.module}
+        start, target = self.config.start, self.module
+        if self.group.count > 1:
+            torch.manual_seed(self.config.seed)
+            target = GlassForCausalLM(self.resolved.model).to(self.device).train()
+        started = start_from(source.model, target, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
+        models = {"source": source.model, "copied": started.copied, "start": target}
         loss = {name: self._valid_loss(model) for name, model in models.items()}
+        if target is not self.module:
+            scatter(target, self.module)
         log = source.path / METRICS
         lines = read_metrics(log) if log.exists() else []
         earlier = seen_before(source.path)
@@ -174,12 +207,15 @@ def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = Non
     return GlassForCausalLM(model_settings(config, row_length, kind))
 
 
-def micro_batches(settings: TrainConfig, group: Processes) -> list[slice]:
-    """The rows of a batch in each forward pass of this process. ValueError when processes cannot share them evenly."""
-    batch, micro = settings.batch_rows, settings.micro_rows
-    if (batch // micro) % group.count:
+def step_passes(settings: TrainConfig, group: Processes) -> list[slice]:
+    """The rows of a batch in each forward pass of this process. ValueError for fewer rows than processes."""
+    if settings.batch_rows < group.count:
         raise ValueError(
-            f"{batch // micro} passes of train.micro_rows {micro} cannot be shared by {group.count} processes; "
-            f"make train.batch_rows / train.micro_rows a multiple of {group.count}"
+            f"train.batch_rows is {settings.batch_rows}, fewer than the {group.count} processes; each needs a row: "
+            f"raise train.batch_rows, or start fewer processes"
         )
-    return [slice(i, i + micro) for i in range(0, batch, micro)][group.rank :: group.count]
+    return share_rows(settings.batch_rows, settings.micro_rows, group)
+
+
+def _blocks(model: GlassForCausalLM) -> Any:
+    return model.model.layers

@@ -24,7 +24,7 @@ from glassmoe.console import bar, say
 from glassmoe.device import fast_bf16
 
 from . import checkpoint
-from .distributed import Processes, any_process, barrier, sum_gradients, sum_values
+from .distributed import Processes, any_process, barrier, clip_gradients, sum_gradients, sum_values
 from .optimizer import build_optimizers, schedule, set_learning_rate
 from .records import METRICS
 from .tracking import MetricsLog
@@ -59,7 +59,7 @@ class Batch:
 
 
 class Task(Protocol):
-    """What the loop trains.
+    """What the loop trains. All processes call all methods.
 
     `module`: the module that is trained; a checkpoint holds its parameters and buffers. `fingerprint`: hash of the
     data, which must be the same when a run is resumed. `tokens_per_step` and `flops_per_token` are logged.
@@ -71,7 +71,7 @@ class Task(Protocol):
     flops_per_token: float
 
     def claim(self) -> None:
-        """Writes the configuration into the run directory, which is free or holds this run; in the first process."""
+        """Writes the configuration into the run directory, which is free or holds this run; first process only."""
 
     def begin(self) -> None:
         """Called before the first step of a new run, not of a resumed one; sets initial weights that are not random."""
@@ -126,7 +126,7 @@ def run_task(
     """
     optimizers = build_optimizers(task.module, optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     fresh: dict[str, Any] = {"data": task.fingerprint, "seconds": 0.0}
-    restored = checkpoint.restore(out / "state", task.module, optimizers, fresh)
+    restored = checkpoint.restore(out / "state", task.module, optimizers, fresh, group)
     start, extra = restored or (0, fresh)
     if extra["data"] != task.fingerprint:
         raise ValueError(
@@ -150,11 +150,11 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
         resuming = "" if new else f"; resuming at step {s.start}"
         say(f"{task.announce()}; {steps} steps, {steps * task.tokens_per_step / 1e6:.1f}M tokens{resuming}")
         log = MetricsLog(s.out / METRICS, s.start)
-        if not new:
-            # The run may have been killed between the checkpoint and the model files.
-            task.publish(s.start)
-        elif not steps:
-            _save(s, 0, 0.0)
+    if not new:
+        # The run may have been killed between the checkpoint and the model files.
+        task.publish(s.start)
+    elif not steps:
+        _save(s, 0, 0.0)
     began, logged_at, tokens_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
     progress = bar(steps, "train", "step", initial=s.start, show=group.first)
     said_at = time.perf_counter()
@@ -186,11 +186,10 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             log.write(step=done, tokens=seen, flops=seen * task.flops_per_token, seconds=seconds, **line)
 
         stopping = any_process(bool(stop), group, s.device)
-        if group.first and settings.snapshot_every and done % settings.snapshot_every == 0:
+        if settings.snapshot_every and done % settings.snapshot_every == 0:
             task.snapshot(done)  # before the checkpoint: a run that is killed between the two does this step again
         if done % settings.checkpoint_every == 0 or done == steps or stopping:
-            if group.first:
-                _save(s, done, time.perf_counter() - began)
+            _save(s, done, time.perf_counter() - began)
             barrier(group)
         if stopping and done < steps:
             progress.close()
@@ -202,23 +201,24 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
 
 def _save(s: Session, done: int, seconds: float) -> None:
     extra = {"data": s.task.fingerprint, "seconds": seconds}
-    checkpoint.save(s.out / "state", done, s.task.module, s.optimizers, extra)
+    checkpoint.save(s.out / "state", done, s.task.module, s.optimizers, extra, s.group, s.settings.keep)
     s.task.publish(done)
 
 
 def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
     """One optimiser step. Returns values to log, and the number of tokens that it learned from."""
     batch = s.task.batch(step)
-    sums: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
     for parts in batch.passes:
         for name, part in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(part.detach())
+            # In double precision, and copied to the host once a step.
+            sums[name] = sums.get(name, 0.0) + part.detach().double()
         torch.stack(list(parts.values())).sum().backward()
     sum_gradients(s.task.module, s.group)
-    summed = sum_values(torch.tensor(list(sums.values())).to(s.device), s.group).tolist()
+    summed = sum_values(torch.stack(list(sums.values())).float(), s.group).tolist()
     line: dict[str, Any] = dict(zip(sums, summed, strict=True))
 
-    norm = float(torch.nn.utils.clip_grad_norm_(s.task.module.parameters(), s.optimizer.clip or math.inf))
+    norm = clip_gradients(s.task.module, s.optimizer.clip or math.inf, s.group)
     if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
         raise Diverged(_divergence_message(step, line["loss"], norm, s.out))
     set_learning_rate(s.optimizers, schedule(step, s.settings.steps, s.optimizer))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from glassmoe.config import OptimizerConfig
 
+from .distributed import held, is_sharded, local
+
 # Jordan's quintic is steepest at zero, so that small singular values grow fast. They end near 1, not at 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -66,9 +68,20 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(buffer, group["momentum"]), dtype=self.dtype)
+                update = _orthogonal_part(p.grad.lerp(buffer, group["momentum"]), self.dtype)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape[-2:])))
+                local(p).add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape[-2:])))
+
+
+def _orthogonal_part(g_ERC: Tensor, dtype: torch.dtype) -> Tensor:
+    """What this process holds of `orthogonalize(g_ERC)`. A stack that is divided between its matrices is computed where
+    it is; any other sharded matrix is gathered first, and computed by every process."""
+    if not is_sharded(g_ERC):
+        return orthogonalize(g_ERC, dtype=dtype)
+    dim, start, size = held(g_ERC)
+    if g_ERC.ndim > 2 and dim == 0:
+        return orthogonalize(local(g_ERC), dtype=dtype) if size else local(g_ERC)
+    return orthogonalize(g_ERC.full_tensor(), dtype=dtype).narrow(dim, start, size)  # type: ignore[attr-defined]
 
 
 def build_optimizers(
