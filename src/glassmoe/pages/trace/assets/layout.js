@@ -5,6 +5,7 @@
 const layout = (() => {
   const [PITCH, GAP, BETWEEN, WIDEST, MARGIN, GUTTER, TOKEN_HEIGHT] = [17, 10, 34, 110, 14, 76, 24];
   const [BOX_WIDTH, BOX_HEIGHT, BOX_GAP, BOX_BETWEEN] = [196, 60, 22, 66];
+  const ASIDE = 120; // room on the right for edges that go around a box
   const MANY_LAYERS = 8; // rows of deeper models are closer together
   const LETTER = 7.6;
 
@@ -121,7 +122,7 @@ const layout = (() => {
     }
     const order = [...rows.keys()].sort((a, b) => b - a);
     const longest = Math.max(1, ...[...rows.values()].map((list) => list.length));
-    const width = GUTTER + longest * (BOX_WIDTH + BOX_GAP) + MARGIN;
+    const width = GUTTER + longest * (BOX_WIDTH + BOX_GAP) + ASIDE + MARGIN;
     const lines = order.map((row, at) => {
       const list = rows.get(row).sort((a, b) => opened.nodes.position[made.first[a]] - opened.nodes.position[made.first[b]] || a - b);
       const y = MARGIN + BOX_HEIGHT / 2 + at * (BOX_HEIGHT + BOX_BETWEEN);

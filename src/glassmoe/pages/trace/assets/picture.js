@@ -3,7 +3,7 @@
 
 const picture = (() => {
   const EACH = 400; // edges of one item that are drawn, the strongest
-  const [NUMBERED, ALONG] = [60, [0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9, 0.27, 0.73, 0.42, 0.58]];
+  const [NUMBERED, ASIDE, ALONG] = [60, 160, [0.5, 0.35, 0.65, 0.2, 0.8, 0.1, 0.9, 0.27, 0.73, 0.42, 0.58]];
   const shapes = new Map();
   let [root, layers, now] = [null, {}, null];
 
@@ -79,6 +79,13 @@ const picture = (() => {
   // The ends of an edge touch the shapes that have a height.
   const half = (place, item) => (place.boxes ? layout.BOX_HEIGHT / 2 : place.width[item] ? layout.TOKEN_HEIGHT / 2 : place.r[item]);
 
+  // Whether a box stands between the ends of an edge, which then goes around it.
+  function blocked(x1, y1, x2, y2) {
+    const { place } = now;
+    const [x, high, low] = [(x1 + x2) / 2, Math.min(y1, y2), Math.max(y1, y2)];
+    return Array.from(shapes.keys()).some((item) => place.y[item] > high && place.y[item] < low && Math.abs(place.x[item] - x) < place.width[item] / 2);
+  }
+
   // The four points of the curve of an edge.
   function points(edge) {
     const { made: { edges }, place } = now;
@@ -86,7 +93,8 @@ const picture = (() => {
     const up = place.y[from] >= place.y[to] ? 1 : -1;
     const [x1, y1, x2, y2] = [place.x[from], place.y[from] - up * half(place, from), place.x[to], place.y[to] + up * half(place, to)];
     const bend = up * Math.max(12, 0.45 * Math.abs(y1 - y2));
-    return [[x1, y1], [x1, y1 - bend], [x2, y2 + bend], [x2, y2]];
+    const aside = place.boxes && blocked(x1, y1, x2, y2) ? ASIDE : 0;
+    return [[x1, y1], [x1 + aside, y1 - bend], [x2 + aside, y2 + bend], [x2, y2]];
   }
 
   function curve(edge) {
