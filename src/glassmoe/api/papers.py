@@ -33,7 +33,8 @@ def reproduce(name: str, *args: Any, **options: Any) -> ResultsFile:
 
     Args:
         name: table1, table2, table3, table4, figure3, figure4, figure5, figure6, figure8, figure9, ablations,
-            calibration, chess-explained, experts, steering-games, mxd-frontier, mxd-probe or mxd-steering.
+            calibration, chess-explained, experts, trace, steering-games, mxd-frontier, mxd-probe or
+            mxd-steering.
         args: What the function of that name takes: runs or a model.
         options: Its options, as `glassmoe reproduce NAME --help` lists them.
     """
@@ -236,6 +237,56 @@ def experts(
     return measure(paths(runs), task=task, data=data, tokens=tokens, name=name, results=results, device=device)
 
 
+@public(prompts=count, features=count, check=count_or_zero)
+def traces(
+    runs: PathLike | Sequence[PathLike],
+    *,
+    data: PathLike | None = None,
+    prompts: int = 100,
+    lengths: Numbers | None = None,
+    coder: str | None = None,
+    features: int = 7500,
+    check: int = 10,
+    seed: int = 0,
+    name: str | None = None,
+    results: PathLike = RESULTS,
+    device: Device = "auto",
+) -> ResultsFile:
+    """Trace many prompts, and measure how many nodes hold 80% of the influence and how well the graphs predict changes.
+
+    Args:
+        runs: Run directories, or what `decompose` made of a pretrained model.
+        data: Prepared games or text, whose validation split the prompts begin (default: those of each run).
+        prompts: Number of prompts.
+        lengths: Shortest and longest prompt in tokens, such as "16,60" (default: that for games, "8,16" for text).
+        coder: Of a sweep: which coders stand for the MLPs (default: the only one of each layer).
+        features: Features of a prompt that are traced further, at most.
+        check: Features of a prompt that are switched off and doubled in the model.
+        seed: Seed of the choice of prompts.
+        name: Name of the results file (default: that of the first run's folder).
+        results: Folder of the results files.
+        device: Where the models run.
+    """
+    span = whole_numbers(lengths, "lengths")
+    if span is not None and not (len(span) == 2 and 0 < span[0] <= span[1]):
+        raise ValueError(f"lengths is {lengths!r}; expected the shortest and the longest prompt, such as 16,60")
+    from glassmoe.measure.traces import traces as measure
+
+    return measure(
+        paths(runs),
+        data=data,
+        prompts=prompts,
+        lengths=None if span is None else (span[0], span[1]),
+        coder=coder,
+        features=features,
+        check=check,
+        seed=seed,
+        name=name,
+        results=results,
+        device=device,
+    )
+
+
 @public(features=count)
 def steering_games(
     runs: PathLike | Sequence[PathLike],
@@ -296,6 +347,7 @@ SUITES: dict[str, Callable[..., ResultsFile]] = {
     "figure8": figure8,
     "chess-explained": chess_explained,
     "experts": experts,
+    "trace": traces,
     "steering-games": steering_games,
     "mxd-frontier": mxd_frontier,
     "mxd-probe": mxd_probe,

@@ -205,6 +205,13 @@ VERBS: dict[str, Verb] = {
                 many="runs",
             ),
             Verb(
+                "reproduce trace",
+                "how many features lead to a prediction",
+                "papers:traces",
+                ("reproduce trace runs/relu runs/switch runs/moex --prompts 100",),
+                many="runs",
+            ),
+            Verb(
                 "reproduce steering-games",
                 "chess moves when single features are raised",
                 "papers:steering_games",

@@ -1,0 +1,253 @@
+"""`glassmoe reproduce trace`: attribution graphs of many prompts, as numbers: how many nodes hold 80% of the influence,
+and how well a graph predicts what changes of features do in the model.
+
+Few nodes mean that a prediction can be read. At equal loss this compares architectures, as the size of circuits does in
+Gao et al. 2025 ("Weight-sparse transformers have interpretable circuits").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from glassmoe.console import say
+from glassmoe.data.corpus import Corpus
+from glassmoe.data.tokens import TEXT
+from glassmoe.inspect.model import Model
+from glassmoe.inspect.readers import open_readers
+from glassmoe.model.subject import Subject
+from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.tracing.acting import compared
+from glassmoe.tracing.agreement import ActedPair
+from glassmoe.tracing.graph import Graph
+from glassmoe.tracing.tracer import Tracer
+
+from .intervals import interval, plus_minus
+from .results_file import ResultsFile, merged, origin
+
+CHESS_LENGTHS, TEXT_LENGTHS = (16, 60), (8, 16)
+"""Tokens of a prompt, from the shortest to the longest, where none are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceMean(Result):
+    """The mean of a number over prompts, and half of its 95% interval."""
+
+    mean: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> TraceMean:
+        mean, half = interval(values)
+        return cls(mean=mean, half=half)
+
+    def text(self, digits: int) -> str:
+        return plus_minus(self.mean, self.half, digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRow(Result):
+    """The graphs of one model."""
+
+    name: str
+    kind: str
+    """Kinds of the layers or coders that were traced."""
+    prompts: int
+    tokens: TraceMean
+    """Tokens of a prompt."""
+    loss: TraceMean
+    """Cross-entropy of the token that follows the prompt, in nats."""
+    active: TraceMean
+    """Active features per token of the prompt and layer."""
+    nodes_for_80: TraceMean
+    """Nodes that hold 80% of the influence."""
+    direct_for_80: TraceMean
+    """Nodes that hold 80% of the direct effects."""
+    replacement: TraceMean
+    completeness: TraceMean
+    correlation: float | None
+    """Correlation of predicted and measured changes, over all prompts together."""
+    sign_agreement: TraceMean | None
+    """Share of the changes whose direction was predicted, by prompt."""
+    changes: int
+    """Changes that were made."""
+    seconds: TraceMean
+    """Time of a graph."""
+    nodes: list[int] = field(default_factory=list)
+    """`nodes_for_80` of each prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceResults(ResultsFile):
+    """The graphs of several models."""
+
+    suite: str = "trace"
+    command: str
+    commit: str | None
+    hardware: str
+    entries: list[TraceRow] = stored_as("rows", default_factory=list)
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
+    files: list[str] | None = omitted()
+
+    def joined(self, old: Self, path: Path) -> Self:
+        entries = merged(old.entries, self.entries, lambda row: row.name)
+        return super().joined(old, path).changed(entries=entries)
+
+    def sections(self, name: str) -> Iterable[str | None]:
+        del name
+        lines = [
+            [
+                row.name,
+                row.kind,
+                row.prompts,
+                row.loss.text(3),
+                row.active.text(0),
+                row.nodes_for_80.text(0),
+                row.direct_for_80.text(0),
+                None if row.correlation is None else f"{row.correlation:.2f}",
+                None if row.sign_agreement is None else row.sign_agreement.text(2),
+                row.replacement.text(2),
+                row.completeness.text(2),
+                row.seconds.text(1),
+            ]
+            for row in self.entries
+        ]
+        columns = [
+            *("model", "features", "prompts", "loss (nats)", "active", "nodes for 80%", "direct for 80%"),
+            *("correlation", "same direction", "replacement", "completeness", "seconds"),
+        ]
+        return [
+            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            markdown_table(columns, lines),
+            "Means over prompts with half of the 95% interval. Loss: of the token after the prompt. Active: features "
+            "per token and layer. Nodes for 80%: the fewest nodes besides the logits that hold 80% of the influence on "
+            "the targets (the likeliest tokens, together 95%); fewer are easier to read. Correlation and same "
+            "direction: the features of most influence are switched off and doubled in the model, patterns free, and "
+            "the change of the likeliest token's logit is compared with the graph's prediction. Replacement and "
+            "completeness are 1 for models without coders, by construction.",
+            *(self.remarks or []),
+        ]
+
+
+def traces(
+    runs: Sequence[str | Path],
+    *,
+    data: str | Path | None,
+    prompts: int,
+    lengths: tuple[int, int] | None,
+    coder: str | None,
+    features: int,
+    check: int,
+    seed: int,
+    name: str | None,
+    results: str | Path,
+    device: str,
+) -> TraceResults:
+    """Trace prompts of the validation split of each run. Writes `results/trace-NAME.json` and `.md`; a row is added
+    when its model is done. `glassmoe.api.papers.traces` documents the arguments. ValueError for a run that does not
+    record its data where none is given."""
+    names = [Path(path).name for path in runs]
+    command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}"
+    written: TraceResults | None = None
+    for path in runs:
+        model = Model(*open_readers(path, own=False, device=device), Path(path))
+        asked = chosen_prompts(model, data, prompts, lengths, seed)
+        row = traced_row(model, Path(path).name, asked, coder, features, check)
+        facts = TraceResults(command=command, entries=[row], **origin(device))
+        written = facts.save(results, f"trace-{name or names[0]}")
+    assert written is not None
+    return written
+
+
+def chosen_prompts(
+    model: Model, data: str | Path | None, count: int, lengths: tuple[int, int] | None, seed: int
+) -> list[tuple[list[int], int]]:
+    """Beginnings of sequences of the validation split, spread evenly over it, each with the token that follows. The
+    length of each is drawn. ValueError where there are no sequences that are long enough."""
+    subject = model.subject
+    folder = data or _recorded(model)
+    if folder is None:
+        raise ValueError(f"{subject.name} does not record its training data; give --data")
+    corpus = Corpus.open(str(folder), subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
+    sequences = corpus.split("valid")
+    shortest, longest = lengths or (TEXT_LENGTHS if subject.tokens == TEXT else CHESS_LENGTHS)
+    longest = min(longest, subject.context)
+    if shortest > longest:
+        raise ValueError(
+            f"prompts of {shortest} tokens do not fit into the context of {subject.name}, {longest}; give shorter "
+            f"--lengths"
+        )
+    draw = np.random.default_rng(seed)
+    found: list[tuple[list[int], int]] = []
+    start = _start(subject)
+    for index in draw.permutation(len(sequences)):
+        ids = [int(token) for token in sequences.tokens(int(index))]
+        ids = ids if start is None or ids[:1] == [start] else [start, *ids]
+        size = int(draw.integers(shortest, longest + 1))
+        if len(ids) > size:
+            found.append((ids[:size], ids[size]))
+        if len(found) == count:
+            return found
+    if not found:
+        raise ValueError(
+            f"the validation split of {folder} has no sequence of more than {shortest} tokens; give shorter --lengths"
+        )
+    return found
+
+
+def _start(subject: Subject) -> int | None:
+    return subject.kind().start if subject.tokens == TEXT else None
+
+
+def _recorded(model: Model) -> str | None:
+    config: Any = model.subject.config
+    configs = [config] if config is not None else [reader.config for reader in model.layers.values()]
+    return next((each.data.path for each in configs if each is not None and each.data.path), None)
+
+
+def traced_row(
+    model: Model, name: str, prompts: Sequence[tuple[list[int], int]], coder: str | None, features: int, check: int
+) -> TraceRow:
+    """Trace these prompts of one model."""
+    parts = {each: (reader.layer, reader.place) for each, reader in model.layers.items()}
+    tracer = Tracer(model.subject, parts, coder)
+    graphs: list[Graph] = []
+    losses: list[float] = []
+    pairs: list[ActedPair] = []
+    agreements: list[float] = []
+    for number, (ids, following) in enumerate(prompts, start=1):
+        graph = tracer.trace(ids, features=features, check=check, details=False)
+        with torch.no_grad():
+            device = next(model.subject.model.parameters()).device
+            logits_V = model.subject.model(input_ids=torch.tensor([ids], device=device)).logits[0, -1]
+        losses.append(
+            float(torch.nn.functional.cross_entropy(logits_V.float(), torch.tensor(following, device=device)))
+        )
+        if graph.check is not None and graph.check.sign_agreement is not None:
+            pairs += graph.check.pairs
+            agreements.append(graph.check.sign_agreement)
+        graphs.append(graph)
+        say(f"{name}: prompt {number} of {len(prompts)}, {graph.nodes_for_80} nodes hold 80% ({graph.seconds:.1f} s)")
+    together = compared(pairs)
+    return TraceRow(
+        name=name,
+        kind=", ".join(dict.fromkeys(kind for graph in graphs for kind in graph.kinds)),
+        prompts=len(graphs),
+        tokens=TraceMean.of([len(graph.tokens) for graph in graphs]),
+        loss=TraceMean.of(losses),
+        active=TraceMean.of([graph.active / len(graph.tokens) / max(1, len(graph.sources)) for graph in graphs]),
+        nodes_for_80=TraceMean.of([graph.nodes_for_80 or 0 for graph in graphs]),
+        direct_for_80=TraceMean.of([graph.direct_for_80 or 0 for graph in graphs]),
+        replacement=TraceMean.of([graph.replacement for graph in graphs]),
+        completeness=TraceMean.of([graph.completeness for graph in graphs]),
+        correlation=together.correlation,
+        sign_agreement=TraceMean.of(agreements) if agreements else None,
+        changes=len(pairs),
+        seconds=TraceMean.of([graph.seconds or 0.0 for graph in graphs]),
+        nodes=[graph.nodes_for_80 or 0 for graph in graphs],
+    )
