@@ -8,6 +8,7 @@ import pytest
 from benchmarks.browser import Page, chromium, find_chromium
 
 from explored import MARKUP, chess_run, explain, text_run
+from glassmoe.pages.explore.prompts import live_prompts
 from glassmoe.pages.explore.serve import address, server
 from glassmoe.pages.explore.site import build_site
 
@@ -120,6 +121,68 @@ def test_search(page: Page, site: Path) -> None:
     page.type("no such words")
     page.wait("!document.querySelector('.none').hidden")
     assert shown(page) == []
+
+
+def test_search_ranks_strongest_tokens_first(page: Page, site: Path) -> None:
+    ready(page, layer(site))
+    page.wait("document.querySelectorAll('.rows .row').length")
+    token = page.run("glass.values.get('words-0').tops.flat().find(t => t)")
+    page.press("/")
+    page.type(token)
+    page.wait("document.querySelector('.count').textContent.includes(' of 64')")
+    ranks = page.run(
+        f"""((want, shown) => shown.map(feature => {{
+          const at = glass.values.get('list').ids.indexOf(feature);
+          const tops = glass.values.get('words-0').tops[at].map(t => t.toLowerCase());
+          return tops[0] === want ? 0 : tops.includes(want) ? 1 : tops.some(t => t.startsWith(want)) ? 2
+            : tops.some(t => t.includes(want)) ? 3 : 4;
+        }}))({token.lower()!r}, {shown(page)})"""
+    )
+    assert ranks and ranks == sorted(ranks) and ranks[0] == 0
+
+
+def test_two_features_side_by_side(page: Page, site: Path) -> None:
+    ready(page, layer(site) + "#5,2")
+    assert "Features 5 and 2" in heading(page)
+    assert page.run("[...document.querySelectorAll('.sides h2 a')].map(a => a.textContent)") == [
+        "feature 5",
+        "feature 2",
+    ]
+    ready(page, layer(site) + "#5")
+    href = page.run("document.querySelector('.near tbody tr td:last-child a').getAttribute('href')")
+    assert href.startswith("#5,")
+    page.run("document.querySelector('.near tbody tr td:last-child a').click()")
+    page.wait("document.querySelector('.sides')")
+    ready(page, layer(site) + "#5,999")
+    assert "not here" in page.run("document.querySelector('.sides').textContent")
+
+
+def test_scatter(page: Page, site: Path) -> None:
+    ready(page, layer(site) + "#scatter")
+    assert page.run("document.querySelectorAll('.scatter circle').length") == 3
+    assert page.run("document.querySelector('.scatter a').getAttribute('href')") in ("#5", "#2", "#40")
+    (text,) = [each for each in site.glob("text/*") if each.is_dir()]
+    ready(page, f"file://{text}/index.html#scatter")
+    fires = page.run("glass.values.get('list').density.filter(d => d > 0).length")
+    assert page.run("document.querySelectorAll('.scatter circle').length") == fires > 3
+
+
+def test_texts_that_were_given_and_texts_that_are_asked(page: Page, site: Path, tmp_path: Path) -> None:
+    run = site.parent / "text"
+    build_site([run], tmp_path / "site", prompts=[ODD])
+    (folder,) = [each for each in tmp_path.glob("site/text/*") if each.is_dir()]
+    ready(page, f"file://{folder}/index.html#prompts")
+    assert page.run("document.querySelectorAll('.prompt').length") == 1
+    assert page.run("document.querySelector('.prompt h2').textContent") == ODD
+    assert not page.run("document.getElementById('prompt')")
+    with server(tmp_path / "site", answer=live_prompts([run], device="cpu")) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        ready(page, f"{address(serving)}{folder.relative_to(tmp_path / 'site')}/index.html#prompts")
+        page.run("document.getElementById('prompt').value = 'more words'; document.getElementById('read').click()")
+        page.wait("document.querySelectorAll('.prompt').length === 2")
+        assert page.run("document.querySelector('.prompt h2').textContent") == "more words"
+        assert page.run("document.querySelector('.prompt ol a').getAttribute('href')").startswith("#")
+        serving.shutdown()
 
 
 @pytest.mark.parametrize("key", ["id", "expert", "board", "f1", "score", "density", "max"])

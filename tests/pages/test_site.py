@@ -4,6 +4,8 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import numpy as np
@@ -323,3 +325,56 @@ def test_serving(made: Path) -> None:
         with pytest.raises(ValueError, match="cannot serve on"):
             server(made / "site", serving.server_address[1])
         serving.shutdown()
+
+
+def test_what_a_prompt_says(made: Path, tmp_path: Path) -> None:
+    """The page, the server and `explain --prompt` say what the model says when it is opened."""
+    import glassmoe
+    from glassmoe.pages.explore.prompts import live_prompts
+
+    text = "plain words and \u6771\u4eac <b>more</b>"
+    run = made / "text"
+    opened = glassmoe.load(run, layers=[1], device="cpu")
+    (name,) = opened
+    features = opened.features(text)
+    build_site([run], tmp_path / "site", prompts=[text, "again"])
+    (page,) = (tmp_path / "site").glob("*/*/index.html")
+    first, second = data_of(page.parent, "prompts")
+    assert (first["prompt"], second["prompt"]) == (text, "again")
+    assert first["tokens"] == features.tokens and first["active"] == features.active.sum(-1).tolist()
+    assert [[each[0] for each in token] for token in first["strongest"]] == [
+        [feature for feature, _ in token] for token in features.top(5)
+    ]
+    assert data_of(page.parent, "meta")["prompts"] == 2 and data_of(page.parent, "live") is False
+    place = str(page.parent.relative_to(tmp_path / "site"))
+    with server(tmp_path / "site", answer=live_prompts([run], device="cpu")) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        base = f"{address(serving)}{place}/"
+        with urlopen(base + "live.js") as answer:
+            assert answer.read() == b'glass.got("live",true);\n'
+        with urlopen(f"{base}prompt.js?{urlencode({'text': text})}") as answer:
+            script = answer.read().decode()
+        value = json.loads(script.removeprefix('glass.got("prompt",').removesuffix(");\n"))
+        assert value == first
+        with urlopen(f"{base}prompt.js?{urlencode({'text': 'word ' * 500})}") as answer:
+            assert "expected 1 to" in answer.read().decode()
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(address(serving) + "nowhere/prompt.js?text=a")
+        serving.shutdown()
+    said = glassmoe.explain(run, layer=1, prompt=text, device="cpu")
+    assert said.name == name and [token.token for token in said.tokens] == features.tokens
+    explained = said.tokens[1].strongest[0].feature
+    explain(tmp_path / "other", name, [{"feature": explained, "explanation": "fires on words"}])
+    from glassmoe.explaining.prompted import saved_explanations
+
+    assert saved_explanations(tmp_path / "other/explanations" / name.replace("/", "-")) == {explained: "fires on words"}
+
+
+def test_prompts_that_cannot_be_read(made: Path, tmp_path: Path) -> None:
+    import glassmoe
+
+    with pytest.raises(ValueError, match="no file of prompts at"):
+        glassmoe.explore(made / "text", out=tmp_path / "site", prompts=tmp_path / "prompts.txt")
+    with pytest.raises(ValueError, match="expected 1 to"):
+        glassmoe.explore(made / "text", out=tmp_path / "site", prompts=["word " * 500], device="cpu")
+    assert not (tmp_path / "site").exists()

@@ -11,6 +11,7 @@ from .judging import judge_options
 from .targets import check_target
 
 if TYPE_CHECKING:
+    from glassmoe.explaining.prompted import PromptResult
     from glassmoe.explaining.results import ExplanationsResult
     from glassmoe.pages.explore.results import ExportResult, SiteResult
     from glassmoe.pages.report import ReportResult
@@ -40,10 +41,11 @@ def explain(
     full: bool = False,
     seed: int = 0,
     again: bool = False,
+    prompt: str | None = None,
     data: PathLike | None = None,
     source: PathLike | None = None,
     device: Device = "auto",
-) -> ExplanationsResult:
+) -> ExplanationsResult | PromptResult:
     """Say what each feature of a layer fires on, and score every explanation on documents that did not make it.
 
     Args:
@@ -69,6 +71,7 @@ def explain(
         full: Store every strength, not examples alone; `explore` with an export needs it.
         seed: Seed of the choice of features and windows.
         again: Gather the examples and explain anew.
+        prompt: Instead show the strongest features of each token of this text, with their explanations, if any.
         data: Prepared data to read (default: that of the run or the fit).
         source: Current path of the coders' model, if it moved.
         device: Where the model runs.
@@ -87,6 +90,13 @@ def explain(
         else:
             chosen += numbers
     check_target(path, None if layer is None else [layer], coder, one=True)
+    moved = None if source is None else str(source)
+    if prompt is not None:
+        from glassmoe.explaining.opening import explanations_folder, open_layer
+        from glassmoe.explaining.prompted import prompt_features, saved_explanations
+
+        subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device)
+        return prompt_features(subject, opened, prompt, saved_explanations(explanations_folder(path, opened, keep)))
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
 
@@ -94,7 +104,6 @@ def explain(
     from glassmoe.explaining.explained import explain as explain_layer
     from glassmoe.explaining.opening import open_layer
 
-    moved = None if source is None else str(source)
     subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device)
     return explain_layer(
         subject,
@@ -122,6 +131,7 @@ def explore(
     out: PathLike = Path("site"),
     layers: Numbers | None = None,
     features: int | None = None,
+    prompts: PathLike | Sequence[str] | None = None,
     export: Literal["neuronpedia", "delphi", "figures"] | None = None,
     serve: bool = False,
     port: int | None = None,
@@ -135,8 +145,9 @@ def explore(
         out: Folder to write.
         layers: Layers to show, such as 3 or "0,3" (default: all that have examples).
         features: The first so many features of a layer's list (default: all).
+        prompts: File with a text a line, whose strongest features a page of each layer shows; in Python also a list.
         export: Instead of pages: files for Neuronpedia or delphi, or figures.
-        serve: Then serve the pages to this machine, until interrupted.
+        serve: Then serve the pages to this machine, until interrupted; a page of each layer reads any text.
         port: Port to serve on (default: any that is free).
         source: Current path of the coders' model, if it moved.
         device: Where the model runs.
@@ -152,14 +163,28 @@ def explore(
         return export_features(export, paths(runs), out, layers=numbers, features=features, source=moved, device=device)
     from glassmoe.pages.explore.site import build_site
 
-    site = build_site(paths(runs), out, layers=numbers, features=features, source=moved, device=device)
+    asked = _lines(prompts)
+    options: dict[str, Any] = {"layers": numbers, "source": moved, "device": device}
+    site = build_site(paths(runs), out, features=features, prompts=asked, **options)
     if serve:
         from glassmoe.console import say
+        from glassmoe.pages.explore.prompts import live_prompts
         from glassmoe.pages.explore.serve import serve_until_interrupted
 
         say(site.table())
-        serve_until_interrupted(Path(out), port or 0)
+        serve_until_interrupted(Path(out), port or 0, live_prompts(paths(runs), **options))
     return site
+
+
+def _lines(prompts: PathLike | Sequence[str] | None) -> list[str]:
+    """The prompts of a file, or those of a list."""
+    if prompts is None:
+        return []
+    if not isinstance(prompts, str | Path):
+        return list(prompts)
+    if not Path(prompts).is_file():
+        raise ValueError(f"there is no file of prompts at {prompts}; give one with a text a line")
+    return [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 @public()

@@ -6,6 +6,7 @@ Explanations are read leniently: a file, line or field that is missing or has a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,19 @@ def open_explored(
         for run, name in zip(paths, names_of(paths), strict=True)
         for layer in _of_run(run, name, layers, model, device)
     ]
+
+
+def folders_of(layers: Sequence[ExploredLayer]) -> list[str]:
+    """`RUN/LAYER` of every layer, in letters that every file system and server takes."""
+    places: list[str] = []
+    for layer in layers:
+        names = (layer.name, layer.title.replace("/", "-"))
+        place = "/".join(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run" for name in names)
+        free, number = place, 2
+        while free in places or free.startswith("assets/"):
+            free, number = f"{place}-{number}", number + 1
+        places.append(free)
+    return places
 
 
 def _of_run(run: Path, name: str, layers: Sequence[int] | None, source: str | None, device: str) -> list[ExploredLayer]:

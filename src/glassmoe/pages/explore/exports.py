@@ -24,11 +24,11 @@ from safetensors.numpy import save_file
 from glassmoe.inspect.examples import Examples
 from glassmoe.pages.folder import EXPLORE, new_folder
 
-from .explored import ExploredLayer, open_explored
+from .explored import ExploredLayer, folders_of, open_explored
 from .figures import figures
 from .records import FeatureRecord, Recorder, rounded
 from .results import ExportedLayer, ExportResult
-from .site import LOGITS, folders_of, order_of, relations_of
+from .site import LOGITS, order_of, relations_of
 
 BATCH, SPLITS = 1024, 5
 ExportKind = Literal["neuronpedia", "delphi", "figures"]

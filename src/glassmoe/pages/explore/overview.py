@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from glassmoe import config as configuration
 from glassmoe.chess.board_results import BoardsResult, LayerBoards
+from glassmoe.coders.base import Coder
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.saved import saved_values
 from glassmoe.pages.boards import board_position
@@ -25,7 +26,7 @@ from glassmoe.text.spelling import visible
 from glassmoe.training.tracking import read_metrics
 
 from .experts import load_of
-from .explored import ExploredLayer
+from .explored import ExploredLayer, number
 from .records import ExampleRecord, FeatureRecord
 from .results import SiteLayer
 
@@ -46,6 +47,9 @@ class LayerRow:
     load: Markup | None
     """Load of every expert, as bars."""
     load_range: str
+    mse: str
+    increase: str
+    dead: str
     reconstruction: str
     coverage: str
     explained: str
@@ -62,6 +66,8 @@ class RunRows:
     summary: str
     boards: bool
     """Whether the board scores of any layer were measured."""
+    fidelity: bool
+    """Whether the fidelity of any coder was measured."""
     layers: list[LayerRow]
 
 
@@ -113,6 +119,7 @@ def overview(
         "many": len(names) > 1,
         "experts": any(layer.experts for layer in layers),
         "boards": any(run.boards for run in runs),
+        "fidelity": any(run.fidelity for run in runs),
         "explained": any(page.explained for page in written),
         "runs": runs,
         "learning": line_chart(lines, "tokens", "loss (nats per token)") if lines else None,
@@ -132,8 +139,9 @@ def _run(name: str, pages: list[tuple[ExploredLayer, SiteLayer]]) -> RunRows:
     return RunRows(
         name=name,
         lines=lines,
-        summary=_summary(run, lines),
+        summary=_summary(run, lines) or _coders_summary(pages[0][0]),
         boards=any(layer.reader.number in boards and layer.reader.folder is None for layer, _ in pages),
+        fidelity=any(_fidelity(layer) for layer, _ in pages),
         layers=[_row(layer, page, boards) for layer, page in pages],
     )
 
@@ -154,10 +162,30 @@ def _summary(run: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     return f"{config.model.ffn}, {config.model.layers} layers of width {config.model.width}, {data}{ending}."
 
 
+def _coders_summary(layer: ExploredLayer) -> str:
+    """One sentence on coders: their model, the place that they read and rebuild, their data."""
+    config, place = layer.reader.config, layer.reader.place
+    if config is None:
+        return ""
+    what = {"mlp": "stand for", "mlp-out": "rebuild the output of", "stream": "rebuild the stream after"}[place.site]
+    length = int(config.data.rows.rpartition(":")[2]) - 1
+    tokens = config.train.steps * config.train.batch_rows * length
+    data = "" if config.data.path is None else f" of {Path(config.data.path).name}"
+    name = Path(layer.subject.name).name
+    return f"Coders of {name} that {what} {place.module}, fitted to {tokens / 1e6:.2f}M tokens{data}."
+
+
+def _fidelity(layer: ExploredLayer) -> dict[str, Any]:
+    """What `eval fidelity` measured of a coder; empty where it did not, and for the layers of a model."""
+    return {} if layer.reader.folder is None else saved_values(layer.reader.folder, "fidelity")
+
+
 def _row(layer: ExploredLayer, page: SiteLayer, boards: Mapping[int, LayerBoards]) -> LayerRow:
     measured = boards.get(layer.reader.number) if layer.reader.folder is None else None
     scores = [score for feature in layer.explained if (score := layer.score(feature)) is not None]
     load = load_of(layer) if layer.experts else None
+    fidelity, coder = _fidelity(layer), layer.reader.layer
+    dead = int(coder.dead_F.sum()) if isinstance(coder, Coder) else None
     return LayerRow(
         page=page.page,
         reader=page.reader,
@@ -166,6 +194,9 @@ def _row(layer: ExploredLayer, page: SiteLayer, boards: Mapping[int, LayerBoards
         l0=f"{layer.store.manifest['l0']:.1f}",
         experts=bool(layer.experts),
         load=column_bars(load, f"load of {len(load)} experts") if load else None,
+        mse=decimals(number(fidelity.get("normalised_mse"))),
+        increase=decimals(number(fidelity.get("loss_increase"))),
+        dead="-" if dead is None else f"{dead:,}",
         load_range=f"{min(load):.0%} to {max(load):.0%}" if load else "",
         reconstruction=decimals(measured.reconstruction if measured else None),
         coverage=decimals(measured.held_out_coverage if measured else None),

@@ -24,8 +24,8 @@ from .directions import Logits, Nearest
 from .explored import ExplanationOnPage, ExploredLayer
 from .positions import Game, replay
 
-TOP, PER_DECILE = 10, 2
-"""Strongest examples, and examples of each tenth."""
+TOP, PER_DECILE, PEAKS = 10, 2, 5
+"""Strongest examples, examples of each tenth, and strongest windows whose tokens a search finds."""
 SHOWN = 64
 """Tokens of a window that are shown, around its peak, when it has more."""
 BEFORE_TEXT, BEFORE_GAME, AFTER = 160, 1100, 48
@@ -196,6 +196,13 @@ class Recorder:
         if feature not in self._peaks:
             self._peaks[feature] = self._peak(feature)
         return self._peaks[feature]
+
+    def strongest(self, feature: int) -> list[str]:
+        """The different tokens at the peaks of its strongest windows, spaces around them apart, the strongest first."""
+        top = self.store.top(feature, PEAKS)
+        at_E = top.starts_E + top.strengths_EL.argmax(1) if len(top) else top.starts_E
+        peaks = [self._row(int(row))[int(at)].strip() for row, at in zip(top.rows_E, at_E, strict=True)]
+        return list(dict.fromkeys(peak for peak in peaks if peak))
 
     def label(self, feature: int) -> str | list[str] | None:
         """The label of a link to a feature: its explanation, its board property, or its strongest token (`peak`)."""

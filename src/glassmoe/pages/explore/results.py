@@ -64,6 +64,8 @@ class LayerMeta(SiteLayer):
     shard: int
     words: int
     experts: int
+    prompts: int
+    """Texts whose features the page shows."""
     routes: bool
     """Whether the load of the experts is known."""
     features_of_expert: int

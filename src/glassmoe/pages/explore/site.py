@@ -4,7 +4,7 @@
     assets/                 style sheets and scripts of the pages
     RUN/LAYER/index.html    one page a layer: its list of features, a feature (#17), an expert (#expert-3)
     RUN/LAYER/*.js          its data: meta, list (numbers of all features), words-N (their words, in the list's order),
-                            features-N (`SHARD` features each), experts
+                            features-N (`SHARD` features each), experts, prompts, live (whether a server reads texts)
 
 Pages open from disk as well as from a server. A page on disk may read other files only as scripts, so every data file
 is a script that hands over one JSON value. Data files are loaded when they are needed; the list shows its first rows
@@ -14,7 +14,6 @@ after two of them.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import fields
@@ -30,8 +29,9 @@ from glassmoe.results import Result
 
 from .directions import HOW, moved_logits, nearest, read_rows, written_rows
 from .experts import ExpertRecord, experts_of
-from .explored import ExploredLayer, open_explored
+from .explored import ExploredLayer, folders_of, open_explored
 from .overview import overview
+from .prompts import prompt_record
 from .records import FeatureRecord, Recorder, Relations, column, rounded
 from .results import LayerMeta, SiteLayer, SiteResult
 
@@ -49,12 +49,14 @@ def build_site(
     *,
     layers: Sequence[int] | None = None,
     features: int | None = None,
+    prompts: Sequence[str] = (),
     source: str | Path | None = None,
     device: str = "auto",
 ) -> SiteResult:
     """Write pages of every feature and every expert of some runs to the folder `out`.
 
     `layers`: only these (default: all that have examples). `features`: the first so many of each list (default: all).
+    `prompts`: texts whose strongest features a page of each layer shows.
     `source`: current path of the coders' model, if it moved. ValueError for a run without examples, and for a folder
     that holds anything else.
     """
@@ -68,7 +70,7 @@ def build_site(
         (assets / "drawings.css").write_text(style_sheet(*SHARED_STYLES, themes=True), encoding="utf-8")
         written, best = [], []
         for layer, place in zip(explored, folders_of(explored), strict=True):
-            site_layer, records = write_layer(layer, folder, place, features)
+            site_layer, records = write_layer(layer, folder, place, features, prompts)
             written.append(site_layer)
             best.append(records)
         page = render("overview.html", root="", **overview(explored, written, best))
@@ -76,21 +78,8 @@ def build_site(
     return SiteResult(str(Path(out) / "index.html"), written)
 
 
-def folders_of(layers: Sequence[ExploredLayer]) -> list[str]:
-    """`RUN/LAYER` of every layer, in letters that every file system and server takes."""
-    places: list[str] = []
-    for layer in layers:
-        names = (layer.name, layer.title.replace("/", "-"))
-        place = "/".join(re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run" for name in names)
-        free, number = place, 2
-        while free in places or free.startswith("assets/"):
-            free, number = f"{place}-{number}", number + 1
-        places.append(free)
-    return places
-
-
 def write_layer(
-    layer: ExploredLayer, folder: Path, place: str, features: int | None
+    layer: ExploredLayer, folder: Path, place: str, features: int | None, prompts: Sequence[str] = ()
 ) -> tuple[SiteLayer, list[FeatureRecord]]:
     """Write the page of a layer and its data; return what it holds, and the records of its best features."""
     target = folder / place
@@ -111,7 +100,9 @@ def write_layer(
     best = _write_records(recorder, order, cards_of(layer, order), target)
     _write_list(recorder, order, target)
     write_data(target, "experts", experts)
-    write_data(target, "meta", _meta(layer, site_layer, boards, experts, order))
+    write_data(target, "prompts", [prompt_record(recorder, prompt) for prompt in prompts])
+    write_data(target, "live", False)  # `explore --serve` says true
+    write_data(target, "meta", _meta(layer, site_layer, boards, experts, order, len(prompts)))
     title = f"{layer.title} of {layer.name}"
     page = render("layer.html", root="../" * (place.count("/") + 1), title=title)
     (target / "index.html").write_text(page, encoding="utf-8")
@@ -195,12 +186,18 @@ def _write_list(recorder: Recorder, order: Sequence[int], target: Path) -> None:
         words = {
             "said": [layer.explanation(feature)[:200] for feature in some],
             "peaks": [recorder.peak(feature) for feature in some],
+            "tops": [recorder.strongest(feature) for feature in some],
         }
         write_data(target, f"words-{number}", words)
 
 
 def _meta(
-    layer: ExploredLayer, site_layer: SiteLayer, boards: bool, experts: list[ExpertRecord], order: Sequence[int]
+    layer: ExploredLayer,
+    site_layer: SiteLayer,
+    boards: bool,
+    experts: list[ExpertRecord],
+    order: Sequence[int],
+    prompts: int,
 ) -> LayerMeta:
     store, writes = layer.store, layer.reader.layer.writes
     return LayerMeta(
@@ -209,6 +206,7 @@ def _meta(
         shard=SHARD,
         words=WORDS,
         experts=len(experts),
+        prompts=prompts,
         routes=any(expert.load is not None for expert in experts),
         features_of_expert=store.num_features // layer.experts if layer.experts else 0,
         tokens=int(store.manifest["read_tokens"]),

@@ -23,4 +23,20 @@ const glass = {
     }
     return glass.waiting.get(name);
   },
+  // What a server answers to a question, such as `prompt.js?text=...`; every time anew.
+  ask(name, values) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${name}.js?${new URLSearchParams(values)}`;
+      script.onload = () => {
+        script.remove();
+        resolve(glass.values.get(name));
+      };
+      script.onerror = () => {
+        script.remove();
+        reject(new Error("the server does not answer"));
+      };
+      document.head.append(script);
+    });
+  },
 };

@@ -76,7 +76,8 @@ const feature = (() => {
       el("div", { class: "pair" }, columns.map(([name, title]) => el("table", { class: "near" }, el("caption", {}, title),
         el("tbody", {}, record.near[name].map(([id, cosine, words]) => el("tr", {},
           el("th", { scope: "row" }, el("a", { href: `#${id}` }, String(id))),
-          el("td", { class: "label-cell" }, label(words)), el("td", {}, show.score(cosine)))))))));
+          el("td", { class: "label-cell" }, label(words)), el("td", {}, show.score(cosine)),
+          el("td", {}, el("a", { href: `#${record.id},${id}`, title: "both side by side" }, "compare")))))))));
   }
 
   function view(id, meta, record) {
@@ -124,5 +125,27 @@ const feature = (() => {
     ];
   }
 
-  return { load, view };
+  // Two features side by side.
+  function pair(ids, meta, records) {
+    const side = (id, record) => {
+      if (!record) return el("section", { class: "card" }, view(id, meta, record));
+      const said = (record.said.find((each) => each.text) || {}).text || (record.board && record.board.property);
+      return el("section", {},
+        el("h2", {}, el("a", { href: `#${id}` }, `feature ${id}`), said ? [": ", isolated(said)] : null),
+        el("p", { class: "quiet small" }, `fires on ${show.share(record.count / meta.tokens)} of the ${meta.unit}s; greatest strength ${show.number(record.max)}`),
+        record.histogram.counts.length ? histogram(record.histogram, meta.edges, meta.unit) : null,
+        el("div", { class: "examples" }, record.top.map((each) => example(record, each, meta))),
+        logits(record, meta));
+    };
+    const cosine = (name) => ((records[0] && records[0].near[name]) || []).find(([other]) => other === ids[1]);
+    const near = [["read", "encoder rows"], ["written", "written directions"]].map(([name, words]) => [cosine(name), words])
+      .filter(([found]) => found).map(([found, words]) => `${words} have cosine ${show.score(found[1])}`);
+    return [
+      el("h1", {}, `Features ${ids[0]} and ${ids[1]}`, el("span", { class: "quiet of" }, " of ", isolated(meta.reader))),
+      near.length ? el("p", { class: "quiet" }, `Their ${near.join("; their ")}.`) : null,
+      el("div", { class: "sides" }, ids.map((id, n) => side(id, records[n]))),
+    ].filter(Boolean);
+  }
+
+  return { load, view, pair };
 })();

@@ -6,6 +6,9 @@
     list: [["/", "search"], ["j k", "move"], ["Enter", "open"], ["Esc", "clear, or back to all layers"], ["t", "light or dark"]],
     feature: [["n p", "next, previous"], ["/", "search"], ["Esc", "back to the list"], ["t", "light or dark"]],
     experts: [["Esc", "back to the list"], ["t", "light or dark"]],
+    pair: [["Esc", "back to the list"], ["t", "light or dark"]],
+    scatter: [["Esc", "back to the list"], ["t", "light or dark"]],
+    prompts: [["Esc", "back to the list"], ["t", "light or dark"]],
   };
   let at = { view: "list", id: null };
   let turn = 0;
@@ -13,14 +16,19 @@
   function asked() {
     const hash = decodeURIComponent(location.hash.slice(1));
     if (/^\d+$/.test(hash)) return { view: "feature", id: Number(hash) };
-    if (hash === "experts") return { view: "experts", id: null };
+    if (["experts", "scatter", "prompts"].includes(hash)) return { view: hash, id: null };
+    const two = /^(\d+),(\d+)$/.exec(hash);
+    if (two) return { view: "pair", id: [Number(two[1]), Number(two[2])] };
     const one = /^expert-(\d+)$/.exec(hash);
     return one ? { view: "expert", id: Number(one[1]) } : { view: "list", id: null };
   }
 
+  const live = () => Boolean(glass.values.get("live"));
+
   async function open() {
     at = asked();
     const mine = (turn += 1);
+    await glass.load("live");
     let children;
     let title;
     if (at.view === "list") {
@@ -31,6 +39,17 @@
       const [meta, record] = await feature.load(at.id);
       children = feature.view(at.id, meta, record);
       title = `feature ${at.id}`;
+    } else if (at.view === "pair") {
+      const loaded = await Promise.all(at.id.map(feature.load));
+      children = feature.pair(at.id, loaded[0][0], loaded.map(([, record]) => record));
+      title = `features ${at.id.join(" and ")}`;
+    } else if (at.view === "scatter") {
+      await list.open();
+      children = list.scatter();
+      title = "density and score";
+    } else if (at.view === "prompts") {
+      children = prompt.view(await prompt.load());
+      title = "features of a text";
     } else {
       const [meta, experts] = await expert.load();
       children = at.view === "experts" ? expert.all(meta, experts) : expert.one(at.id, meta, experts);
@@ -47,7 +66,9 @@
   }
 
   function frame(meta) {
-    const tabs = [["#", "features", at.view === "list" || at.view === "feature"],
+    const tabs = [["#", "features", ["list", "feature", "pair"].includes(at.view)],
+      ["#scatter", "scatter", at.view === "scatter"],
+      ...(meta.prompts || live() ? [["#prompts", "texts", at.view === "prompts"]] : []),
       ...(meta.experts ? [["#experts", "experts", at.view.startsWith("expert")]] : [])];
     document.getElementById("tabs").replaceChildren(...tabs.map(([href, name, on]) => el("a", { href, "aria-current": on ? "page" : null }, name)));
     const stepped = at.view === "feature" || at.view === "expert";

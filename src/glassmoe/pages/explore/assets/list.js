@@ -35,7 +35,7 @@ const list = (() => {
       return null;
     }
     const at = row % meta.words;
-    return { said: found.said[at], peak: found.peaks[at] };
+    return { said: found.said[at], peak: found.peaks[at], tops: found.tops[at] };
   }
 
   const allWords = () => Promise.all(
@@ -67,21 +67,36 @@ const list = (() => {
     };
   }
 
+  // How well a row matches the words of a search, 0 the best: one of its strongest tokens is the search, or one begins
+  // with it, or contains it; then its explanation or board property has all words; then these with the strongest token
+  // and the text before it.
+  function rankOf(row, wanted) {
+    const { said, peak, tops } = words(row);
+    const whole = wanted.join(" ");
+    const tokens = tops.map((token) => token.toLowerCase());
+    if (tokens.includes(whole)) return tokens[0] === whole ? 0 : 1;
+    if (tokens.some((token) => token.startsWith(whole))) return 2;
+    if (tokens.some((token) => token.includes(whole))) return 3;
+    const property = columns.board[row] < 0 ? "" : columns.properties[columns.board[row]];
+    const explained = `${said} ${property}`.toLowerCase();
+    if (wanted.every((word) => explained.includes(word))) return 4;
+    const hay = `#${columns.ids[row]} ${explained} ${peak ? peak.join("") : ""}`.toLowerCase();
+    return wanted.every((word) => hay.includes(word)) ? 5 : Infinity;
+  }
+
   async function select() {
     const wanted = state.query.toLowerCase().split(/\s+/).filter(Boolean);
     if (wanted.length || state.filter === "said") await allWords();
     const passes = FILTERS[state.filter][1];
     const exact = /^#?\d+$/.test(state.query.trim()) ? Number(state.query.trim().replace("#", "")) : null;
     let rows = columns.ids.map((_, row) => row).filter(passes);
+    const rank = new Map();
     if (wanted.length) {
-      rows = rows.filter((row) => {
-        const { said, peak } = words(row);
-        const property = columns.board[row] < 0 ? "" : columns.properties[columns.board[row]];
-        const hay = `#${columns.ids[row]} ${said} ${property} ${peak ? peak.join("") : ""}`.toLowerCase();
-        return wanted.every((word) => hay.includes(word));
-      });
+      for (const row of rows) rank.set(row, rankOf(row, wanted));
+      rows = rows.filter((row) => rank.get(row) < Infinity);
     }
     if (state.sort !== "order") rows.sort(compare(state.sort));
+    else if (wanted.length) rows.sort((a, b) => rank.get(a) - rank.get(b) || a - b);
     if (exact !== null) rows.sort((a, b) => (columns.ids[b] === exact) - (columns.ids[a] === exact));
     state.rows = rows;
     state.active = -1;
@@ -251,5 +266,48 @@ const list = (() => {
     return true;
   }
 
-  return { open, order, view, key, search: () => parts.search.focus(), leave: () => { parts = null; } };
+  // Density against score (or, where nothing is scored, maximum) of every feature that fires; a dot is a link.
+  function scatter() {
+    const scored = meta.scored;
+    const heights = scored ? columns.score : columns.max.map((value) => (value > 0 ? Math.log10(value) : null));
+    const points = columns.ids.map((id, row) => [id, columns.density[row], heights[row], row])
+      .filter(([, density, height]) => density > 0 && height !== null);
+    const [width, height, left, base] = [860, 420, 46, 384];
+    const xs = points.map(([, density]) => Math.log10(density));
+    const ys = points.map(([, , y]) => y);
+    const [x0, x1] = [Math.floor(Math.min(...xs, -1)), Math.ceil(Math.max(...xs, 0))];
+    const [y0, y1] = scored ? [Math.min(0.4, ...ys), 1] : [Math.floor(Math.min(...ys)), Math.ceil(Math.max(...ys, 1))];
+    const at = (x, y) => [left + ((x - x0) / (x1 - x0)) * (width - left - 12), base - ((y - y0) / (y1 - y0 || 1)) * (base - 14)];
+    const drawing = el("svg:svg", {
+      class: "scatter", viewBox: `0 0 ${width} ${height}`, role: "img",
+      "aria-label": `density against ${scored ? "score" : "maximum"} of ${show.count(points.length)} features`,
+    });
+    for (let x = x0; x <= x1; x += 1) {
+      const [px] = at(x, y0);
+      drawing.append(el("svg:path", { class: "axis", d: `M${px.toFixed(1)} 14V${base}` }),
+        el("svg:text", { x: px.toFixed(1), y: base + 18, "text-anchor": "middle" }, show.share(10 ** x)));
+    }
+    const ticks = scored ? [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1].filter((y) => y >= y0) : Array.from({ length: y1 - y0 + 1 }, (_, n) => y0 + n);
+    for (const y of ticks) {
+      const [, py] = at(x0, y);
+      drawing.append(el("svg:path", { class: "axis", d: `M${left} ${py.toFixed(1)}H${width - 12}` }),
+        el("svg:text", { x: left - 6, y: py + 4, "text-anchor": "end" }, scored ? show.score(y) : show.number(10 ** y)));
+    }
+    for (const [id, density, y, row] of points) {
+      const [px, py] = at(Math.log10(density), y);
+      const found = glass.values.get(`words-${Math.floor(row / meta.words)}`);
+      const said = found && (found.said[row % meta.words] || found.tops[row % meta.words].join(" "));
+      drawing.append(el("svg:a", { href: `#${id}` }, el("svg:circle", { cx: px.toFixed(1), cy: py.toFixed(1), r: 3 },
+        el("svg:title", {}, `feature ${id}${said ? `: ${visible(said)}` : ""}`))));
+    }
+    return [
+      el("h1", {}, `Density and ${scored ? "score" : "maximum"}`, el("span", { class: "quiet of" }, " of ", isolated(meta.reader))),
+      el("p", { class: "quiet" }, `Each dot is one of ${show.count(points.length)} features: the share of ${meta.unit}s on which it fires, against ${
+        scored ? "how well its explanation predicts where (0.5 is chance)" : "its greatest strength"}. ${
+        scored ? "Features without a score are left out." : "No explanation is scored yet."}`),
+      el("section", { class: "card" }, points.length ? drawing : el("p", {}, "No feature fires.")),
+    ];
+  }
+
+  return { open, order, view, scatter, key, search: () => parts.search.focus(), leave: () => { parts = null; } };
 })();
