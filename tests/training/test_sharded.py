@@ -1,6 +1,7 @@
 """Several processes train as one: losses, gradient norms and weights agree to rounding, for every kind of layer; and a
 run is resumed by any number of processes."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,14 +14,18 @@ import pytest
 import torch
 
 from glassmoe.config import RunConfig, load, recipes, to_yaml
+from glassmoe.device import describe
 from glassmoe.model import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.distributed import Processes, share_rows, split_dimension, split_part
 from glassmoe.training.language import step_passes
+from glassmoe.training.run import commit
 from glassmoe.training.tracking import read_metrics
 from tiny_runs import assert_same_bits, on_processes, tiny, weights
 
 KINDS = list(FEED_FORWARD)
+RESULTS = os.environ.get("SCALE", "")
+"""Where the figures of the slow tests are written; nowhere without it."""
 ROUNDING = {"fp32": (2e-6, 2e-6), "bf16": (2e-3, 2e-2)}
 """Largest difference of losses (nats) and of gradient norms (relative)."""
 
@@ -75,6 +80,44 @@ def test_parts_of_a_weight_make_it_whole(shape: tuple[int, ...]) -> None:
         assert [i for part in parts for i in range(part.start, part.stop)] == list(range(shape[dim]))
 
 
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """The largest differences of losses (nats), gradient norms (relative) and final weights."""
+    first, second = (read_metrics(run / "metrics.jsonl") for run in (one, other))
+    ours, theirs = weights(one), weights(other)
+    return {
+        "loss": max(abs(a["loss"] - b["loss"]) for a, b in zip(first, second, strict=True)),
+        "grad_norm": max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(first, second, strict=True)),
+        "weights": max(float((ours[name] - theirs[name]).abs().max()) for name in ours),
+    }
+
+
+def record(precision: str, count: int, found: dict[str, dict[str, float]]) -> None:
+    """Adds rows to the results file `SCALE`, and writes all of them as a table beside it."""
+    path = Path(RESULTS)
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in rows if (row["precision"], row["processes"]) != (precision, count)]
+    rows += [{"name": name, "precision": precision, "processes": count, **found[name]} for name in found]
+    command = "SCALE=results/scale-cpu.json make test-slow"
+    about = {"command": command, "commit": commit(), "hardware": describe(torch.device("cpu")), "rows": rows}
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    lines = [
+        "# Several processes against one, on a CPU\n",
+        f"`{command}`, commit {about['commit']}, {about['hardware']}. Five steps of 24 rows of 64 characters, two layers of "
+        "width 16, gloo. Each row has the largest difference from one process: of the losses of the steps in nats, of the "
+        "norms of the gradient (relative), and of the weights after the last step. Muon iterates in float32. Monet takes "
+        "its cut-off from the tokens of a pass of all processes, so that its numbers depend on their number; the running "
+        "statistics of PEER are updated once for a pass of all processes.\n",
+        "| layer and optimizer | precision | processes | loss | gradient norm | weights |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['name']} | {row['precision']} | {row['processes']} | {row['loss']:.1e} | {row['grad_norm']:.1e} | "
+            f"{row['weights']:.1e} |"
+            for row in rows
+        ),
+    ]
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
 def without_newest(run: Path, copy: Path) -> None:
     """The copy of a run as it was before its newest checkpoint."""
     newest = checkpoint.latest(shutil.copytree(run, copy) / "state")
@@ -112,6 +155,8 @@ def test_every_kind_of_layer_learns_on_several_processes_as_on_one(
     one = on_processes(1, tmp_path / "1", configs)
     for count in (2, 3, 4):
         several = on_processes(count, tmp_path / str(count), configs)
+        if RESULTS:
+            record(precision, count, {name: differences(one / name, several / name) for name in configs})
         for name in configs:
             # Monet's cut-off comes from the tokens of a pass of all processes, which are more than those of one.
             loss, norm = (1e-3, 2e-2) if "monet" in name else ROUNDING[precision]
