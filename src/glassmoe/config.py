@@ -223,6 +223,9 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     keep: int = 2
     """Number of checkpoints that are kept."""
+    recompute: bool = False
+    """Compute the activations of each block again in the backward pass, instead of keeping them: the memory of one
+    block's activations, for a third more time."""
     replicas: int = 1
     """Several processes: number of copies of the model. The processes of one copy share its weights; 1 divides them
     among all, which needs the least memory, and one copy a node needs the least traffic between nodes."""

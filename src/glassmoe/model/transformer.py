@@ -12,13 +12,15 @@ heads, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
@@ -36,6 +38,7 @@ from glassmoe.registry import LAYER_REGISTRY
 
 from .attention import causal_attention
 from .configuration import GlassConfig
+from .loss import summed_loss
 from .rotary import Turns, rotary_turns, turn
 
 
@@ -157,13 +160,42 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.ffn_norm = make_norm(config)
         self.ffn = build_feed_forward(config)
+        self.recompute = False
+        """Whether the backward pass computes the activations again, instead of keeping them."""
 
     def forward(
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        arguments = (x_BSD, mask, cache, turns)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._forward(*arguments)
+        # The second forward pass must not move running statistics again.
+        result: tuple[Tensor, dict[str, Tensor]] = checkpoint(
+            self._forward,
+            *arguments,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _buffers_kept(self)),
+        )
+        return result
+
+    def _forward(
         self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         attended_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache, turns)
         y_TD, losses = self.ffn(self.ffn_norm(x_BSD if self.parallel else attended_BSD).flatten(0, 1))
         return attended_BSD + y_TD.view_as(x_BSD), losses
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 @dataclass
@@ -293,17 +325,23 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        targets: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,  # noqa: ARG002 (generation looks for the name, and passes flags that mean nothing here)
     ) -> GlassOutput:
         """Logits (B, S, V). With `labels` (B, S; -100 is left out) also the mean next-token loss in nats, to which the
-        layers' training losses are added while training."""
+        layers' training losses are added while training. With `targets` (B, S; the label of each position) instead the
+        summed loss, without logits, which take much memory where the vocabulary is large."""
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training
         hidden_BSD, cache, losses = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
         )
+        if targets is not None:
+            return GlassOutput(
+                loss=summed_loss(hidden_BSD.flatten(0, 1), targets.flatten(), self.lm_head), losses=losses
+            )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BSV = self.lm_head(hidden_BSD[:, keep])
         loss = None

@@ -71,6 +71,8 @@ class LanguageTask:
         else:
             self.module = build_sharded(lambda: GlassForCausalLM(resolved.model), _blocks, group, self.device)
         self.module.train()
+        for block in _blocks(self.module):
+            block.recompute = self.config.train.recompute
         self.compute = torch.compile(self.module) if self.config.train.compile else self.module
         self.fingerprint = self.corpus.fingerprint
         self.tokens_per_step = self.config.train.batch_rows * (self.rows["train"].length - 1)

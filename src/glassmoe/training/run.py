@@ -33,7 +33,15 @@ from .records import ENVIRONMENT, METRICS, START, Environment
 
 CONFIG = "config.yaml"
 """The configuration of a run."""
-MAY_CHANGE = ("data.path:", "source:", "start_token:", "train.eval_every:", "train.keep:", "train.replicas:")
+MAY_CHANGE = (
+    "data.path:",
+    "source:",
+    "start_token:",
+    "train.eval_every:",
+    "train.keep:",
+    "train.recompute:",
+    "train.replicas:",
+)
 """Settings with another value of which a run resumes."""
 
 UNSTARTED = {CONFIG, ENVIRONMENT, LOCK, METRICS, START, "snapshots", "state"}
