@@ -102,11 +102,11 @@ def record(precision: str, count: int, found: dict[str, dict[str, float]]) -> No
     path.write_text(json.dumps(about, indent=1) + "\n")
     lines = [
         "# Several processes against one, on a CPU\n",
-        f"`{command}`, commit {about['commit']}, {about['hardware']}. Five steps of 24 rows of 64 characters, two layers "
-        "of width 16, gloo. Each row has the largest difference from one process: of the losses of the steps in nats, of "
-        "the norms of the gradient (relative), and of the weights after the last step. Muon iterates in float32. Monet "
-        "takes its cut-off from the tokens of a pass of all processes, so that its numbers depend on their number; the "
-        "running statistics of PEER are updated once for a pass of all processes.\n",
+        f"`{command}`, commit {about['commit']}, {about['hardware']}. Five steps of 24 rows of 64 characters, two "
+        "layers of width 16, gloo. Each row has the largest difference from one process: of the losses of the steps in "
+        "nats, of the norms of the gradient (relative), and of the weights after the last step. Muon iterates in "
+        "float32. Monet takes its cut-off from the tokens of a pass of all processes, so that its numbers depend on "
+        "their number; the running statistics of PEER are updated once for a pass of all processes.\n",
         "| layer and optimizer | precision | processes | loss | gradient norm | weights |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
