@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
+from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM, chunked_loss
 from glassmoe.model import loss as losses
 from glassmoe.training.language import train
 from tiny_runs import tensors_of, tiny
@@ -31,7 +31,7 @@ def test_a_loss_in_chunks_is_that_of_all_logits(tied: bool, monkeypatch: pytest.
     tokens, lengths = torch.randint(37, (3, 9)), torch.tensor([9, 1, 5])
     found = []
     for most in (10**9, 37 * 5):  # all at once, and five tokens of 24 at a time
-        monkeypatch.setattr(losses, "MOST_LOGITS", most)
+        monkeypatch.setattr(chunked_loss, "MOST_LOGITS", most)
         model.zero_grad()
         loss, _ = losses.next_token_loss(model, tokens, lengths)
         loss.backward()

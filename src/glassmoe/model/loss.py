@@ -10,11 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-IGNORED = -100
-MOST_LOGITS = 1 << 26
-"""Number of logits that are computed at once, 256 MiB in float32."""
+from . import chunked_loss
+from .chunked_loss import IGNORED
 
 
 def inputs_and_labels(tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,26 +23,12 @@ def inputs_and_labels(tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Ten
     return tokens_BN[:, :-1], labels_BN[:, 1:]
 
 
-def summed_loss(hidden_TD: Tensor, labels_T: Tensor, head: Any) -> Tensor:
-    """Summed cross-entropy of `head(hidden)`, a chunk of tokens at a time. The logits of a chunk are computed again in
-    the backward pass, so that those of all tokens never exist together."""
-    size = max(1, MOST_LOGITS // head.weight.shape[0])
-
-    def chunk(hidden: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), labels, ignore_index=IGNORED, reduction="sum")
-
-    losses = [
-        checkpoint(chunk, hidden, labels, use_reentrant=False, preserve_rng_state=False)
-        for hidden, labels in zip(hidden_TD.split(size), labels_T.split(size), strict=True)
-    ]
-    return torch.stack(losses).sum()
-
-
 def next_token_loss(model: Any, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Summed cross-entropy over all labels (float32, differentiable), and the model's named training losses."""
     inputs, labels = inputs_and_labels(tokens_BN, lengths_B)
-    config = getattr(model, "config", None)
-    if getattr(config, "model_type", "") == "glassmoe" and labels.numel() * config.vocab_size > MOST_LOGITS:
+    config: Any = getattr(model, "config", None)
+    ours = getattr(config, "model_type", "") == "glassmoe"
+    if ours and labels.numel() * config.vocab_size > chunked_loss.MOST_LOGITS:
         output = model(input_ids=inputs, use_cache=False, targets=labels)
         return output.loss, output.losses
     output = model(input_ids=inputs, use_cache=False)

@@ -37,8 +37,8 @@ from glassmoe.layers.peer import peer
 from glassmoe.registry import LAYER_REGISTRY
 
 from .attention import causal_attention
+from .chunked_loss import summed_loss
 from .configuration import GlassConfig
-from .loss import summed_loss
 from .rotary import Turns, rotary_turns, turn
 
 
