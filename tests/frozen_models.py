@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -106,3 +109,13 @@ def drawn_coders(
             coder.y_rms.fill_(0.6)
         coders[f"{layer}/{kind}-k6"] = coder, subject.place(layer, "mlp")
     return coders
+
+
+def random_model(config_class: str, settings: dict[str, Any]) -> Any:
+    """A causal language model of transformers with random weights."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**settings)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.3)
+    return model

@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fault_driver import accesses, killed_at
 from glassmoe.cli.main import main
 from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder, save_coder
 from glassmoe.coders.formats import export_coder, export_coders, import_coder
 from glassmoe.coders.layouts import place
 from glassmoe.inspect.readers import open_coders
+from glassmoe.locks import LOCK
 from glassmoe.measure.fidelity import evaluate_fidelity
 from glassmoe.model.subject import load_subject
 from glassmoe.training.language import train
@@ -521,6 +523,37 @@ def test_nothing_is_written_over(model: Path, tmp_path: Path) -> None:
     assert import_coder(folder, str(model), None, tmp_path / "empty") == tmp_path / "empty"
     with pytest.raises(ValueError, match="there is no format 'onnx'; known: saelens, sparsify"):
         export_coder(tmp_path / "coder", tmp_path / "x", "onnx")
+
+
+def test_a_killed_import_or_export_begins_again(model: Path, tmp_path: Path) -> None:
+    folder = exported(tmp_path, "topk", "saelens", model)
+    work = {
+        "in": lambda out: import_coder(folder, str(model), None, out),
+        "saelens": lambda out: export_coder(tmp_path / "coder", out, "saelens"),
+        "sparsify": lambda out: export_coders(tmp_path / "coder", out, "sparsify"),
+    }
+    for name, act in work.items():
+        out = tmp_path / f"killed-{name}"
+        act(tmp_path / name)
+        whole = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*")}
+        total, killed = accesses(lambda act=act: act(tmp_path / "count"), tmp_path / "count"), 0
+        shutil.rmtree(tmp_path / "count")
+        for at in range(1, total + 1):
+            killed += killed_at(lambda act=act, out=out: act(out), out, at) == "killed"
+            try:
+                act(out)
+            except ValueError as error:  # the kill came after the last file
+                assert "is there already and not empty" in str(error)
+            assert {path.relative_to(out) for path in out.rglob("*")} - {Path(LOCK)} == whole
+            shutil.rmtree(out)
+        assert killed > 3
+    # The files of others stay.
+    (tmp_path / "mine").mkdir()
+    for file in ("import.json", "notes.txt"):
+        (tmp_path / "mine" / file).write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        import_coder(folder, str(model), None, tmp_path / "mine")
+    assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
 def test_a_place_by_path_and_a_model_that_is_not_at_hand(tmp_path: Path) -> None:

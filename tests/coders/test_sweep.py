@@ -7,6 +7,7 @@ import pytest
 from coder_twins import parameter_count
 from glassmoe.coders.configuration import learning_rate
 from glassmoe.coders.sweep import sweep
+from glassmoe.data.corpus import Corpus
 from text_files import jsonl, made_up_texts, prepared, random_gpt2
 
 
@@ -69,6 +70,21 @@ def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_pat
     totals = [parameter_count(coder, 16) for coder in found.coders]
     assert all(400 * 33 + 16 - 33 < total <= 400 * 33 + 16 for total in totals)
     assert found.coders[4].features < found.coders[0].features
+
+
+def test_a_corpus_without_a_validation_document_at_one_percent_takes_ten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(tmp_path / "text", made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", tmp_path / "text"))
+    data = tmp_path / "small.jsonl"
+    data.write_text(jsonl(made_up_texts(123, seed=0)))
+    found = sweep(model, layers=[1], coders=["sae-topk"], ks=[4], data=str(data), out=tmp_path / "out", context=32)
+    assert "none of the 123 documents was drawn for validation at a share of 1%: taking 10%" in capsys.readouterr().err
+    corpus = Corpus.open(tmp_path / "out/text")
+    documents = {split: len(corpus.split(split).offsets) - 1 for split in ("train", "valid")}
+    assert documents["train"] + documents["valid"] == 123 and 3 <= documents["valid"] <= 30
+    assert found.data.path == str(tmp_path / "out/text")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,38 @@ def test_measures_of_other_steps_are_left_out_and_counted(run: Path) -> None:
         (run / f"measures/{name}.json").unlink()
     assert "1 measures of other training steps than that of these weights were left out." in card
     assert "0.432" in card and "on 7 games" in card and "license: unknown" in card
+
+
+def test_the_card_leaves_out_what_a_measure_does_not_know(run: Path) -> None:
+    loaded = load_subject(str(run), "cpu", own=True)
+    assert main(["eval", "ppl", str(run)]) == 0
+    kept = (run / "measures/ppl.json").read_text()
+    record = json.loads(kept)
+    record.pop("checksum", None)
+    names = ("ppl", "ppl-a", "ppl-b", "boards")
+
+    def card(**values: dict[str, Any]) -> str:
+        for name in names:
+            measure = {**record, "values": values.get(name.replace("-", "_"), {})}
+            (run / f"measures/{name}.json").write_text(json.dumps(measure))
+        return write_card(loaded.model, loaded.kind(), run, loaded.config, "unknown")
+
+    try:
+        empty = card()
+        half = card(
+            ppl={"perplexity": 3.5, "bits_per_byte": 1.25},
+            ppl_a={"perplexity": 2.0, "source": "a.txt", "last_word": {"perplexity": 4.0}},
+            boards={"games": None, "layers": [{"layer": 0, "coverage": 0.4}]},
+        )
+        loss = card(ppl={"loss": 1.5, "tokens": 1200})
+    finally:
+        for name in names:
+            (run / f"measures/{name}.json").unlink()
+        (run / "measures/ppl.json").write_text(kept)
+    assert "## Held-out loss" not in empty and "None" not in empty + half + loss
+    assert "perplexity 3.500, 1.2500 bits a byte, on the validation split." in half
+    assert "a: a.txt" in half and "| 4.0" in half and "random weights." in half
+    assert "1.5000 nats a token, on 1,200 tokens of the validation split." in loss
 
 
 def test_generation_after_import_alone(run: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
+from frozen_models import random_model
 from glassmoe.cli.main import main
 from glassmoe.coders.sweep import sweep
 from glassmoe.data.corpus import Corpus, Rows
@@ -66,15 +66,6 @@ MIXTURES = {
     "mixtral": ("MixtralConfig", {**MIXTURE, "num_local_experts": 4}),
     "olmoe": ("OlmoeConfig", {**MIXTURE, "num_experts": 4, "pad_token_id": 0}),
 }
-
-
-def random_model(config_class: str, settings: dict[str, Any]) -> Any:
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**settings)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(0, 0.3)
-    return model
 
 
 def of_family(family: str) -> Any:

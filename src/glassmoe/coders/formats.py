@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from glassmoe import config as configuration
-from glassmoe.atomic import write_text
+from glassmoe.atomic import TEMPORARY, flush, write_text
 from glassmoe.checksums import Damaged, save_tensors, verify_tensors
 from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.domains import domain_of
@@ -30,6 +30,7 @@ from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_d
 from glassmoe.text.gguf import from_pretrained
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
+from .files import WEIGHTS as CODER
 from .files import coder_folders, load_coder, save_coder
 from .kinds import build_coder
 from .layouts import (
@@ -48,6 +49,8 @@ from .sweep import CONTEXT
 FORMATS = tuple(WEIGHTS)
 RECEIPT = "import.json"
 """File that records where an imported coder came from, and its `cfg.json`."""
+UNFINISHED = f"{CFG}.tmp"
+"""Name of `cfg.json` until the rest of an export is written."""
 
 
 def export_coders(path: str | Path, out: str | Path, format: str) -> tuple[list[Path], dict[str, str]]:
@@ -60,37 +63,51 @@ def export_coders(path: str | Path, out: str | Path, format: str) -> tuple[list[
     they read, such as `h.8.mlp`: one lies in `out`/PLACE, those of a sweep in `out`/KIND-kK/PLACE.
     """
     path, out = Path(path), Path(out)
-    _require_free(out)
+    with writing(out):
+        return _exported(path, out, format)
+
+
+def _exported(path: Path, out: Path, format: str) -> tuple[list[Path], dict[str, str]]:
     configs = {folder: load_coder(folder, "cpu")[1] for folder in coder_folders(path)}
+    targets = {folder: out / _inside(path, folder, config, format) for folder, config in configs.items()}
+    for target in targets.values():
+        _sweep_export(out, target, format)
+    _require_free(out)
     reasons = {folder: refusal(config.coder, format) for folder, config in configs.items()}
     if all(reasons.values()):
         for folder, config in configs.items():
             _require_a_name(folder, config, format)
-    written = []
-    for folder, config in configs.items():
-        if reasons[folder]:
-            continue
-        inside = Path() if folder == path else folder.relative_to(path)
-        if format == "sparsify":
-            inside = Path("" if folder == path else folder.name, _hookpoint(config))
-        written.append(export_coder(folder, out / inside, format))
+    written = [export_coder(folder, target, format) for folder, target in targets.items() if not reasons[folder]]
     return written, {str(folder): reason for folder, reason in reasons.items() if reason}
+
+
+def _inside(path: Path, folder: Path, config: FitConfig, format: str) -> Path:
+    """Where the export of the coder in `folder` lies below that of `path`."""
+    if format == "sparsify":
+        return Path("" if folder == path else folder.name, _hookpoint(config))
+    return Path() if folder == path else folder.relative_to(path)
 
 
 def export_coder(folder: Path, out: Path, format: str) -> Path:
     """Write one coder into the folder `out` itself. ValueError as for `export_coders`; OSError when the disk refuses
     it."""
     with writing(out):
+        _sweep_export(out, out, format)
         _require_free(out)
         coder, config = load_coder(folder, "cpu")
         _require_a_name(folder, config, format)
         cfg, tensors = to_saelens(coder, config) if format == "saelens" else to_sparsify(coder)
-        path = out / WEIGHTS[format]
+        path, unfinished = out / WEIGHTS[format], out / UNFINISHED
         try:
+            # The file of settings has a temporary name until the weights are there: it marks what a kill left.
+            unfinished.write_text(json.dumps(cfg, indent=1) + "\n", encoding="utf-8")
+            flush(unfinished)
             save_tensors(path, tensors, save_file)
+            unfinished.replace(out / CFG)
+            flush(out)
         except OSError as error:
+            unfinished.unlink(missing_ok=True)
             raise OSError(f"could not write {path}: {error}; free some space and start again") from error
-        write_text(out / CFG, json.dumps(cfg, indent=1) + "\n")
     return out
 
 
@@ -111,6 +128,7 @@ def import_coder(
     """
     folder, out = Path(folder), Path(out)
     with writing(out):
+        _sweep_killed(out, RECEIPT, "config.yaml", last=CODER)
         _require_free(out)
         format, cfg, tensors = _open(folder)
         read = from_saelens if format == "saelens" else from_sparsify
@@ -189,6 +207,28 @@ def _open(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
 def _require_free(out: Path) -> None:
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK}):
         raise ValueError(f"{out} is there already and not empty; give another --out")
+
+
+def _sweep_export(out: Path, target: Path, format: str) -> None:
+    """Deletes what a killed export of one coder left in its folder `target`, and then this folder and its parents up to
+    `out`, where they are empty."""
+    if format not in WEIGHTS or not target.is_dir():
+        return
+    with writing(target):
+        _sweep_killed(target, UNFINISHED, WEIGHTS[format], last=CFG)
+    while target != out and not any(target.iterdir()):
+        target.rmdir()
+        target = target.parent
+
+
+def _sweep_killed(out: Path, marker: str, *others: str, last: str) -> None:
+    """Deletes what a killed export or import left in `out`: its first file `marker`, `others` and temporary files,
+    without the `last` file. Whatever holds another file is left as it is. The caller holds the lock."""
+    names = {path.name for path in out.iterdir()} - {LOCK} if out.is_dir() else set()
+    temporary = {name for name in names if TEMPORARY.fullmatch(name)}
+    if last not in names and names <= {marker, *others} | temporary and (marker in names or names <= temporary):
+        for name in names:
+            (out / name).unlink()
 
 
 def _require_a_name(folder: Path, config: FitConfig, format: str) -> None:

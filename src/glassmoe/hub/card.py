@@ -129,12 +129,12 @@ def _measures(run: Path) -> list[str]:
     if "ppl" in measures:
         ppl = measures["ppl"].result(PerplexityResult)
         bits = {"byte": ppl.bits_per_byte, "character": ppl.bits_per_character}
-        words = next((f", {value:.4f} bits a {per}" for per, value in bits.items() if value is not None), "")
-        parts += [
-            "## Held-out loss",
-            f"{ppl.loss:.4f} nats a token, perplexity {ppl.perplexity:.3f}{words}, on {ppl.tokens:,} tokens of "
-            "the validation split.",
-        ]
+        figures = [_shown(ppl.loss, "{:.4f} nats a token"), _shown(ppl.perplexity, "perplexity {:.3f}")]
+        figures += [_shown(value, f"{{:.4f}} bits a {per}") for per, value in bits.items() if value is not None][:1]
+        known = ", ".join(figure for figure in figures if figure is not None)
+        if known:
+            tokens = _shown(ppl.tokens, " {:,} tokens of") or ""
+            parts += ["## Held-out loss", f"{known}, on{tokens} the validation split."]
     texts = {
         name.removeprefix(PPL): record.result(TextPerplexity)
         for name, record in measures.items()
@@ -158,11 +158,15 @@ def _measures(run: Path) -> list[str]:
 def _perplexities(texts: dict[str, TextPerplexity]) -> list[str]:
     lines, read = [], []
     for name, one in texts.items():
-        word, last = one.word_perplexity, one.last_word
-        figures = [f"{one.perplexity:.2f}", None if word is None else f"{word:.1f}", f"{one.bits_per_byte:.4f}"]
-        ends = None if not last or last.perplexity is None else f"{last.perplexity:.1f} ({last.accuracy:.1%})"
-        lines.append([name, *figures, f"{one.tokens:,}", one.window, one.stride, ends])
-        read.append(f"{name}: {one.source}, sha256 {one.sha256[:16]}, {one.about}")
+        last = one.last_word
+        figures = [_shown(one.perplexity, "{:.2f}"), _shown(one.word_perplexity, "{:.1f}")]
+        figures += [_shown(one.bits_per_byte, "{:.4f}"), _shown(one.tokens, "{:,}")]
+        ends = None
+        if last is not None and last.perplexity is not None:
+            ends = f"{last.perplexity:.1f}{_shown(last.accuracy, ' ({:.1%})') or ''}"
+        lines.append([name, *figures, one.window, one.stride, ends])
+        about = [one.source, one.sha256 and f"sha256 {one.sha256[:16]}", one.about]
+        read.append(f"{name}: {', '.join(each for each in about if each) or 'not known'}")
     header = ["text", "per token", "per word", "bits per byte", "tokens", "window", "stride", "last word (accuracy)"]
     return [
         markdown_table(header, lines),
@@ -172,13 +176,14 @@ def _perplexities(texts: dict[str, TextPerplexity]) -> list[str]:
 
 def _boards(boards: BoardsResult) -> list[str]:
     rows = []
-    for layer in boards.layers:
+    for layer in boards.layers or []:
         scores = [(one.coverage, one.held_out_coverage, one.reconstruction) for one in (layer, layer.random) if one]
         rows.append([layer.layer, *sum(scores, ()), *([None] * 3 if layer.random is None else [])])
     names = ["coverage", "held-out", "reconstruction"]
     about = (
         "How well single features track properties of the board (1 is best), beside the same architecture with "
-        f"random weights; on {boards.games:,} games to choose features and as many to test them."
+        "random weights"
+        f"{_shown(boards.games, '; on {:,} games to choose features and as many to test them') or ''}."
     )
     return [about, markdown_table(["layer", *names, *(f"random {name}" for name in names)], rows)]
 
@@ -195,7 +200,12 @@ def _command(words: list[str]) -> str:
 
 
 def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
+    return _shown(share, "{:.1%}")
+
+
+def _shown(number: float | None, form: str) -> str | None:
+    """A number as text; None for one that is not known, as a saved measure may lack any."""
+    return None if number is None else form.format(number)
 
 
 def _load(load: list[float] | None) -> str | None:

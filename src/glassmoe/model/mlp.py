@@ -130,12 +130,18 @@ def _output(mlp: nn.Module, x_TD: Tensor) -> Tensor:
     was_training = mlp.training
     mlp.eval()
     try:
-        zero = {"residual": torch.zeros_like(x_TD)} if "residual" in inspect.signature(mlp.forward).parameters else {}
+        names = list(inspect.signature(mlp.forward).parameters.values())[1:]
+        stream = [each.name for each in names if each.name == "residual" or _is_required(each)]
+        zero = {name: torch.zeros_like(x_TD) for name in stream}
         y: Any = mlp(x_TD, **zero)
     finally:
         mlp.train(was_training)
     output: Tensor = y[0] if isinstance(y, tuple) else y
     return output
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
 
 
 def mlp_form(mlp: nn.Module, settings: Any, width: int) -> MlpForm:

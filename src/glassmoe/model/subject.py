@@ -32,7 +32,17 @@ from .families import MLPS, context_of, text_settings
 from .importing import FAMILIES
 from .loading import OWN, foreign_settings, load_foreign, load_own, tokenizer_of
 from .mlp import MlpForm, mlp_form
-from .modules import first_tensor, mlp_like, nearest, residual_of, stream_path, takes_residual, try_module
+from .modules import (
+    RESIDUAL,
+    Bypass,
+    first_tensor,
+    mlp_like,
+    nearest,
+    residual_of,
+    stream_path,
+    takes_residual,
+    try_module,
+)
 
 Site = Literal["stream", "mlp", "mlp-out"]
 
@@ -45,7 +55,9 @@ class Place:
     module: str
     site: Site
     residual: bool = False
-    """Whether the module adds the stream, its argument `residual`, to what it computes; what it computes is meant."""
+    """Whether the module adds the stream, one of its arguments, to what it computes; what it computes is meant."""
+    argument: str = RESIDUAL
+    """Name of this argument."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +257,8 @@ def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> P
     if path not in dict(model.named_modules()) or not path:
         raise ValueError(f"this model has no module {path!r}; did you mean {nearest(model, path, width)}?")
     if module is not None:
-        _check_module(model, path, site, width, layers)
+        argument = _check_module(model, path, site, width, layers)
+        return Place(path, site) if argument is None else Place(path, site, True, argument)
     return Place(path, site, site != "stream" and takes_residual(model.get_submodule(path)))
 
 
@@ -261,21 +274,46 @@ def _unknown(model: Any, layers: int, width: int) -> NoReturn:
     raise ValueError(f"the MLPs of a {model.config.model_type} model are not known by name; {advice}")
 
 
-def _check_module(model: Any, path: str, site: Site, width: int, layers: int) -> None:
-    """ValueError for a module that coders cannot read or replace."""
-    reads, writes, input_added = try_module(model, path)
-    if writes != width or (site == "mlp" and reads != width):
-        read = f"reads {reads} numbers per token and writes {writes}" if site == "mlp" else f"writes {writes} numbers"
+def _check_module(model: Any, path: str, site: Site, width: int, layers: int) -> str | None:
+    """Name of the argument by which a module is given the stream that it adds; None where it adds none. ValueError for
+    a module that coders cannot read or replace."""
+    trial = try_module(model, path)
+    if trial.writes != width or (site == "mlp" and trial.reads != width):
+        both = f"reads {trial.reads} numbers per token and writes {trial.writes}"
+        read = both if site == "mlp" else f"writes {trial.writes} numbers"
         fitting = " or ".join(mlp_like(model, width, layers)[:3])
         raise ValueError(
             f"the module {path} {read}; a coder needs one width, the {width} of the residual stream"
             + (f": name another module, such as {fitting}" if fitting else "; name another module")
         )
-    if site != "stream" and input_added is not None:
+    if site == "stream":
+        return None
+    if trial.changes:
         raise ValueError(
-            f"the module {path} adds its own input to its output, so that it cannot be replaced by what it adds; name "
-            f"the module inside it that computes this: {input_added}"
+            f"the module {path} changes its arguments in place, so that what it reads and adds cannot be told apart "
+            f"after it; name another module"
         )
+    if trial.refused is not None:
+        raise _mixed(model, path, site, width, trial.refused)
+    return trial.bypasses[0].argument if trial.bypasses else None
+
+
+def _mixed(model: Any, path: str, site: Site, width: int, bypass: Bypass) -> ValueError:
+    """The refusal of a module that does not return what it adds."""
+    if bypass.is_input:
+        what = "adds its own input to its output" + ("" if bypass.is_added else " and normalises or scales the sum")
+    elif bypass.is_added:
+        what = f"adds its argument {bypass.argument} and another one to its output"
+    else:
+        what = f"does more with its argument {bypass.argument} than add it to its output (such as a norm of the sum)"
+    source = bypass.computed_by
+    if source is None:
+        advice = "name the module inside it that computes what is added"
+    elif site == "mlp" and try_module(model, source).reads != width:
+        advice = f"give autoencoders with --site mlp-out and the module inside it that computes this: {source}"
+    else:
+        advice = f"name the module inside it that computes this: {source}"
+    return ValueError(f"the module {path} {what}, so that it cannot be replaced by what it adds; {advice}")
 
 
 class Activations(NamedTuple):
@@ -370,7 +408,7 @@ def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | Non
         entering = _first(args, kwargs)
         several = isinstance(out, tuple)
         leaving = out[0] if several else out
-        stream = residual_of(module, args, kwargs) if place.residual else None
+        stream = residual_of(module, args, kwargs, place.argument) if place.residual else None
         replacement = act(entering, leaving if stream is None else leaving - stream)
         if replacement is None:
             return None
@@ -387,5 +425,10 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _rows(x: Tensor, tokens_BS: Tensor) -> Tensor:
-    """(B, S, D): glassmoe's own layers have all tokens of a batch in one row."""
+    """(B, S, D): glassmoe's own layers have all tokens of a batch in one row. ValueError for positions before rows."""
+    if x.ndim == 3 and x.shape[:2] not in (tokens_BS.shape, (1, tokens_BS.numel())):
+        raise ValueError(
+            f"the model writes {tuple(x.shape)} for {tuple(tokens_BS.shape)} tokens, positions before rows; glassmoe "
+            f"reads models with rows before positions"
+        )
     return x.view(*tokens_BS.shape, x.shape[-1])
