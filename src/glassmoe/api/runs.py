@@ -40,7 +40,8 @@ def prepare_chess(
             these, or - for standard input.
         out: Folder to write.
         tokens: What a token is: a character of the game's text, or a move.
-        trust: Convert the text only and do not check that moves are legal (faster).
+        trust: Convert the text only and do not check that moves are legal (faster). Check marks stay as written; `++`,
+            which is double check or mate, becomes `+`.
         workers: Number of processes (default: one a core).
         max_games: Stop after this many games.
         valid_share: Share of the games that is kept for validation.
