@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .inspect.model import Model
     from .layers.features import Features, FeedForward
     from .layers.routers import ROUTERS
-    from .model.transformer import FEED_FORWARD
+    from .model.feed_forwards import FEED_FORWARD
     from .papers.moex.suites import ROWS
     from .results import Result
     from .tracing.graph import Graph
@@ -51,7 +51,7 @@ _HOMES = {
     "inspect.model": ("Model",),
     "layers.features": ("Features", "FeedForward"),
     "layers.routers": ("ROUTERS",),
-    "model.transformer": ("FEED_FORWARD",),
+    "model.feed_forwards": ("FEED_FORWARD",),
     "papers.moex.suites": ("ROWS",),
     "results": ("Result",),
     "tracing.graph": ("Graph",),

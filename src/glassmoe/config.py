@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 MOST_PARAMETERS = 10**12
 """Parameters of a model, at most: a mistyped size is refused before it asks for memory."""
+UNLESS_NONE = {"omit_none": True}
+"""Of a field that files leave out while it is None, so that those without it stay as they were."""
 Config = TypeVar("Config")
 
 
@@ -245,8 +247,8 @@ class StartConfig:
     """Where the initial weights come from."""
 
     source: str | None = None
-    """Trained model whose weights are copied: a run directory, or the folder or hub id of a model of ours, a GPT-2,
-    GPT-NeoX or Llama. A dense feed-forward layer is copied into every expert. Without one, weights are random."""
+    """Trained model whose weights are copied: a run directory, or the folder or hub id of a causal language model. A
+    dense feed-forward layer is copied into every expert. Without one, weights are random."""
     noise: float = 0.1
     """Noise on the encoder of each expert that is copied from a dense layer, as a share of its standard deviation.
     Without noise or redraw the experts are equal, and the sparsity-aware router cannot distinguish them."""
@@ -254,10 +256,32 @@ class StartConfig:
     """Share of the units of each expert copied from a dense layer that are initialised again, at random."""
     shape: Literal["model", "source"] = "model"
     """Where layers, heads, width, norms, positions and the like come from: the section `model`, or the source. The
-    values of the source are written to the section `model` of the run."""
+    values of the source are written to the section `model` of the run. A source that glassmoe did not train always
+    keeps its own shape."""
+    replace_layers: list[int] | None = field(default=None, metadata=UNLESS_NONE)
+    """Of a source that glassmoe did not train: layers whose MLPs are replaced, such as [12, 13] (default: all). The
+    verb `upcycle` also takes --layers 12-19."""
+    module: str | None = field(default=None, metadata=UNLESS_NONE)
+    """Path of the MLP of layer {} in such a source, such as model.layers.{}.mlp, where its family is not known."""
+    learn: Literal["all", "layers"] | None = field(default=None, metadata=UNLESS_NONE)
+    """What learns in such a run: all weights (default), or those of the new layers alone."""
+    objective: Literal["next-token", "distill"] | None = field(default=None, metadata=UNLESS_NONE)
+    """What such a run learns: the next token (default), or to compute what the source computes."""
+    kl: float | None = field(default=None, metadata=UNLESS_NONE)
+    """Weight, in distillation, of the divergence KL(source || model) of the next-token probabilities (default: 1)."""
+    mse: float | None = field(default=None, metadata=UNLESS_NONE)
+    """Weight, in distillation, of the squared error of the new layers' outputs, over the variance of the MLPs'
+    (default: 1)."""
 
     def __post_init__(self) -> None:
-        positive(self, "start", "noise", zero=True)
+        weights = [name for name in ("kl", "mse") if getattr(self, name) is not None]
+        positive(self, "start", "noise", *weights, zero=True)
+        if self.replace_layers is not None and (not self.replace_layers or min(self.replace_layers) < 0):
+            raise ValueError(
+                f"start.replace_layers is {self.replace_layers}; give the numbers of layers, counted from 0"
+            )
+        if self.kl == 0 and self.mse == 0:
+            raise ValueError("start.kl and start.mse are both 0, so distillation has nothing to learn; raise one")
         if not 0 <= self.redraw <= 1:
             raise ValueError(f"start.redraw {self.redraw} is a share of an expert's units: give a number from 0 to 1")
 

@@ -79,7 +79,7 @@ class Registry:
 LAYER_REGISTRY = Registry(
     "feed-forward layer",
     "glassmoe.feed_forward",
-    "glassmoe.model.transformer",
+    "glassmoe.model.feed_forwards",
     "FEED_FORWARD",
     (
         *("gelu", "relu", "relu-topk", "gelu-tanh", "geglu", "swiglu", "reglu", "solu"),

@@ -1,26 +1,30 @@
-"""Runs that begin from a GPT-2, GPT-NeoX or Llama: shape from the source, receipt, verbs on what comes out."""
+"""Recipes that upcycle a GPT-2, GPT-NeoX or Llama, and runs of earlier versions, which converted these families to
+decoders of ours."""
 
-import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from glassmoe import config as configuration
 from glassmoe.cli import main as cli
 from glassmoe.config import ModelConfig, RunConfig, StartConfig
 from glassmoe.data.corpus import Corpus
+from glassmoe.model import GlassForCausalLM
+from glassmoe.model.importing import imported_model
 from glassmoe.model.subject import load_subject
+from glassmoe.model.swapping import own_layers
 from glassmoe.model.upcycle import SHARED
 from glassmoe.training.language import train
 from glassmoe.training.records import read_start
 from glassmoe.training.run import tokenizer_of
-from glassmoe.training.source import load_source, source_settings
+from glassmoe.training.source import source_settings
 from glassmoe.training.start import FEED_FORWARD, complete
 from text_files import made_up_texts, prepared
-from tiny_runs import Interrupt, assert_same_bits, lines, stop_after, tiny
+from tiny_runs import Interrupt, assert_same_bits, stop_after, tiny
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 40, "initializer_range": 0.3}
 FAMILIES = {
@@ -99,12 +103,7 @@ def test_the_recipe_takes_its_shape_from_the_source(
     model = config.model
     assert (model.layers, model.width, model.heads, model.context) == (2, 16, 4 if name == "llama" else 2, 40)
     assert (model.ffn, model.gated, model.activation) == ("moe-x", name == "llama", None)
-    assert (model.positions, model.kv_heads) == (
-        "learned" if name == "gpt2" else "rotary",
-        2 if name == "llama" else None,
-    )
-    assert model.unused_ids == (8 if name == "pythia" else 0)
-    assert (config.start.shape, config.data.rows) == ("model", "packed:40")
+    assert (config.start.shape, config.start.replace_layers, config.data.rows) == ("model", [0, 1], "packed:40")
     loss = receipt.valid_loss
     assert receipt.jump == loss["copied"] - loss["source"] != 0
     assert f"so the function is too: {receipt.jump:+.4f})" in told
@@ -117,75 +116,48 @@ def test_the_recipe_takes_its_shape_from_the_source(
     assert cli.main(given) == 0
     again = ["train", "--config", str(out / "config.yaml"), "--out", str(out)]
     assert cli.main(again) == 0
-    layers = load_subject(str(out), own=True).model.feed_forwards()
-    assert all(layer.expert_hidden == (44 if name == "llama" else 64) for layer in layers)
+    layers = own_layers(load_subject(str(out), own=True).model).values()
+    assert [layer.expert_hidden for layer in layers] == [44 if name == "llama" else 64] * 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_where_the_activation_stays_the_start_is_exact(
-    name: str, sources: dict[str, Path], texts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_of_an_earlier_version_loads_resumes_and_goes_on(
+    name: str, sources: dict[str, Path], texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Switch, whose experts keep the source's activation, and as the dense model itself."""
-    source = load_source(str(sources[name]))
-    ids = torch.randint(0, 320, (3, 40), generator=torch.Generator().manual_seed(1))
-    dense = source.model.config.ffn
-    for ffn, more in (("switch", ["--start.noise", 0]), (dense, [])):
-        out = tmp_path / ffn
-        assert cli.main(words(name, sources, texts, out, "--model.ffn", ffn, "--train.steps", 0, *more)) == 0
-        assert "(the same function)" in capsys.readouterr().err
-        made = load_subject(str(out), own=True)
-        settings, tokenizer = made.model.config, AutoTokenizer.from_pretrained(out)
-        assert settings.eos_token_id == tokenizer.eos_token_id == (ENDS if name == "llama" else settings.bos_token_id)
-        assert settings.bos_token_id == tokenizer.bos_token_id == source.model.config.bos_token_id
-        with torch.no_grad():
-            difference = (made.model(input_ids=ids).logits - source.model(input_ids=ids).logits).abs().max()
-        assert difference < 1e-5
-        receipt = read_start(out)
-        assert receipt is not None and abs(receipt.jump) < 1e-5
-        assert made.kind().tokenizer_sha256 is not None and made.model.config.vocab_size == FAMILIES[name][2]
-
-
-def test_an_upcycled_llama_that_died_goes_on_to_the_same_bits(
-    sources: dict[str, Path], texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny(texts["llama"])
+    """These versions made a decoder of ours of the source. Here it lies in a folder of its own, from which a run
+    starts; its configuration then gets the form that it had."""
+    theirs = AutoModelForCausalLM.from_pretrained(sources[name]).eval()
+    kind, folder, run = Corpus.open(texts[name]).kind, tmp_path / "decoder", tmp_path / "run"
+    unused = theirs.config.vocab_size - kind.size
+    about = {"tokens": "text", "tokenizer_sha256": kind.tokenizer_sha256, "unused_ids": unused}
+    imported = imported_model(theirs.config, theirs.state_dict(), **about, bos_token_id=kind.start, eos_token_id=ENDS)
+    imported.save_pretrained(folder)
+    tokenizer_of(kind, 40).save_pretrained(folder)
+    config = tiny(texts[name])
     config.data = replace(config.data, rows="packed:33", tokens="text")
-    config.model = ModelConfig(ffn="moe-x", num_experts=4)
-    config.start = StartConfig(source=str(sources["llama"]), shape="source")
-    train(config, tmp_path / "whole")
+    config.model, config.start = ModelConfig(num_experts=4), StartConfig(source=str(folder), shape="source")
+    whole = train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(4, patch)
         with pytest.raises(Interrupt):
-            train(config, tmp_path / "broken")
-    train(config, tmp_path / "broken")
-    assert_same_bits(tmp_path / "whole", tmp_path / "broken")
-    assert lines(tmp_path / "whole")[-1]["valid_loss"] < read_start(tmp_path / "whole").valid_loss["start"]
-    # What was made goes on again, with nothing but its name.
-    config.start = StartConfig(source=str(tmp_path / "whole"), shape="source")
-    config.model = ModelConfig(ffn="moe-x", num_experts=4)
+            train(config, run)
+    shutil.rmtree(folder)
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace(str(folder), str(sources[name])))
+    assert "replace_layers" not in file.read_text()
+    assert cli.main(["train", str(file), "--out", str(run)]) == 0
+    assert_same_bits(whole, run)
+    subject = load_subject(str(run), own=True)
+    assert isinstance(subject.model, GlassForCausalLM) and subject.kind().size == kind.size
+    ids = torch.randint(0, 320, (3, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        difference = (imported(input_ids=ids).logits - theirs(input_ids=ids).logits).abs().max()
+    assert difference < 1e-5
+    # It is a source, as every decoder of ours.
+    config.start = StartConfig(source=str(run), shape="source")
     receipt = read_start(train(config, tmp_path / "on"))
     assert receipt is not None and [layer["kind"] for layer in receipt.layers] == ["same", "same"]
-
-
-@pytest.mark.parametrize("name", ["pythia", "llama"])
-def test_a_run_directory_is_a_run_directory(
-    name: str, sources: dict[str, Path], texts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    assert cli.main(words(name, sources, texts, out)) == 0
-    capsys.readouterr()
-    assert cli.main(["eval", "ppl", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["tokens"] > 0
-    assert cli.main(["generate", str(out), "--prompt", "the cat", "--tokens", "5"]) == 0
-    assert capsys.readouterr().out.startswith("the cat")
-    assert cli.main(["report", str(out)]) == 0
-    assert "moe-x" in (out / "report.html").read_text()
-    fit = "--layer 1 --coders transcoder,mxd --features 128 --k 2 --tokens 128 --batch-tokens 64 --context 16"
-    where = ["decompose", str(out), "--data.path", str(texts[name]), "--out", str(tmp_path / "coder")]
-    capsys.readouterr()
-    assert cli.main([*where, *fit.split()]) == 0, capsys.readouterr().err
-    steer = ["--layer", "1", "--feature", "3", "--add", "5", "--prompt", "dog", "--tokens", "4"]
-    assert cli.main(["steer", str(out), *steer]) == 0, capsys.readouterr().err
+    assert receipt.source_config["start"]["source"] == str(sources[name])
 
 
 @torch.no_grad()
@@ -225,19 +197,12 @@ def test_mistakes(
     for file in ("config.json", "model.safetensors"):
         (bare / file).write_bytes((sources["llama"] / file).read_bytes())
     assert "has no tokenizer beside its weights" in said(words("llama", {"llama": bare}, texts, out))
-    settings = json.loads((bare / "config.json").read_text())
-    (bare / "config.json").write_text(json.dumps({**settings, "model_type": "mistral"}))
-    line = said(words("llama", {"llama": bare}, texts, out))
-    assert "bare: a mistral model cannot be imported; supported are GPT-2" in line
-    (bare / "config.json").write_text(json.dumps({**settings, "mlp_bias": True}))
-    assert "mlp_bias True, which glassmoe's decoder cannot express" in said(words("llama", {"llama": bare}, texts, out))
-    small = tmp_path / "small"
-    small.mkdir()
-    for file in sources["llama"].iterdir():
-        (small / file.name).write_bytes(file.read_bytes())
-    (small / "config.json").write_text(json.dumps({**settings, "vocab_size": 300}))
-    assert "has 320 ids, but the model only 300" in said(words("llama", {"llama": small}, texts, out))
     assert not out.exists() or {path.name for path in out.iterdir()} <= {"config.yaml", "state"}
+    decoder = train(
+        replace(tiny(text, "gelu"), data=replace(tiny(text).data, tokens="text", rows="packed:33")), tmp_path / "ours"
+    )
+    given = ["upcycle", str(decoder), "--layers", "1", "--data", str(text), "--out", str(out)]
+    assert "start.replace_layers [1] names layers of a model that glassmoe did not train" in said(given)
 
 
 def test_rows_longer_than_the_context_are_refused(text: Path, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import difflib
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 PathLike = str | Path
 Numbers = int | str | Sequence[int]
-"""Whole numbers: 3, [3, 8] or "3,8"."""
+"""Whole numbers: 3, [3, 8], "3,8" or "3-8"."""
 Names = str | Sequence[str]
 """Names: "mxd", ["mxd", "transcoder"] or "mxd,transcoder"."""
 Device = Literal["auto", "cpu", "cuda"]
@@ -133,10 +134,14 @@ def whole_numbers(value: Numbers | None, name: str) -> list[int] | None:
     if value is None:
         return None
     if isinstance(value, str):
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.removeprefix("-").isdecimal() for part in parts):
-            raise ValueError(f"{name} is {value!r}; expected whole numbers separated by commas, such as 0,3")
-        return [int(part) for part in parts]
+        numbers: list[int] = []
+        for part in value.split(","):
+            bounds = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+            last = None if bounds is None else int(bounds[2] or bounds[1])
+            if bounds is None or last is None or not 0 <= last - int(bounds[1]) < 10_000:
+                raise ValueError(f"{name} is {value!r}; expected whole numbers separated by commas, such as 0,3 or 0-3")
+            numbers += range(int(bounds[1]), last + 1)
+        return numbers
     numbers = [value] if isinstance(value, int) else list(value)
     if not numbers or not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
         raise ValueError(f"{name} is {value!r}; expected whole numbers, such as 3 or [0, 3]")

@@ -12,7 +12,7 @@ from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.locks import writing
 
-from .arguments import Device, PathLike, one_of, paths, public
+from .arguments import Device, Numbers, PathLike, one_of, paths, public, whole_numbers
 from .recipes import configure, find_recipe
 
 if TYPE_CHECKING:
@@ -137,18 +137,21 @@ def upcycle(
     source: PathLike,
     recipe: PathLike | RunConfig | None = None,
     *,
+    layers: Numbers | None = None,
     data: PathLike | None = None,
     out: PathLike | None = None,
     **settings: Any,
 ) -> Path:
     """Turn a trained dense model into a mixture of experts, and train it on.
 
-    Every expert starts as a copy of the dense feed-forward layer. The run directory gets a receipt, start.json, which
-    says what changed and by how much the loss moved.
+    Every expert starts as a copy of the dense feed-forward layer. A model that glassmoe did not train keeps its own
+    transformers class: its MLPs are replaced in place. The run directory gets a receipt, start.json, which says what
+    changed and by how much the loss moved.
 
     Args:
-        source: The dense model: a run directory, or a folder or hub id of a GPT-2, GPT-NeoX (Pythia) or Llama.
+        source: The dense model: a run directory, or a folder or hub id of a causal language model of transformers.
         recipe: Name of a recipe or a YAML file (in Python also a `RunConfig`); default: the defaults of every field.
+        layers: Of a model that glassmoe did not train: layers to replace, such as 15 or "12-19" (default: all).
         data: Prepared data, or raw files, which are prepared into the run directory first.
         out: Run directory (default: runs/RECIPE, or runs/FFN without a recipe).
         settings: Fields of the configuration, as for `train`.
@@ -160,6 +163,8 @@ def upcycle(
     if config.start.source not in (None, str(source)):
         raise ValueError(f"the source is given twice: {source} and start.source {config.start.source}; give one")
     config.start.source = str(source)
+    if layers is not None:
+        config.start.replace_layers = whole_numbers(layers, "layers")
     return _train(config, name, data, out)
 
 

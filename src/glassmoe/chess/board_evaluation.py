@@ -25,7 +25,7 @@ import torch
 
 from glassmoe.console import bar, say
 from glassmoe.data.corpus import Corpus, Sequences
-from glassmoe.data.tokens import Tokens
+from glassmoe.data.tokens import TEXT, Tokens
 from glassmoe.inspect.harvest import Harvest, activations_at, harvests
 from glassmoe.model import FeedForward, GlassForCausalLM
 from glassmoe.model.random_twins import random_coder, random_twin
@@ -70,14 +70,15 @@ def evaluate_boards(
     activations. `brief`: only the headline property, without strategy group, twin and single features, for curves
     during training. ValueError for a layer that does not exist, a context that is too short, and a lack of games.
     """
+    # A model with replaced layers is of another family, and reads text.
+    tokens = getattr(model.config, "tokens", TEXT)
+    if tokens not in TOKENS_READ:
+        raise ValueError(
+            f"the boards measure reads chess games, but this model reads {tokens}; measure it with glassmoe eval ppl"
+        )
     chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
         raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
-    if model.config.tokens not in TOKENS_READ:
-        raise ValueError(
-            f"the boards measure reads chess games, but this model reads {model.config.tokens}; measure it with "
-            f"glassmoe eval ppl"
-        )
     read = TOKENS_READ[model.config.tokens]
     if model.config.context < read:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 import jsonargparse
 
 from glassmoe import config as configuration
+from glassmoe.api.arguments import whole_numbers
 from glassmoe.api.recipes import SECTIONS, TOP, find_recipe
 from glassmoe.config_messages import explain
 
@@ -100,6 +101,8 @@ def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[
                 raise ValueError(f"{verb}: --{name} needs a value; {see}")
             value = waiting.pop(0)
         name = ALIASES.get(name, name)
+        if name == "layers" and "layers" in signature.documented:
+            name, value = "start.replace_layers", str(whole_numbers(value, "layers"))
         if name in signature.positionals:
             places[name] = value
         else:

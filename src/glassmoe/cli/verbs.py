@@ -68,9 +68,12 @@ VERBS: dict[str, Verb] = {
         ),
         Verb(
             "upcycle",
-            "turn a trained dense model into a mixture of experts",
+            "turn a trained dense model, or some of its layers, into mixtures of experts",
             "runs:upcycle",
-            ("upcycle gpt2 moex-from-gpt2 --data data/web --out runs/gpt2-moex",),
+            (
+                "upcycle smollm2/ --layers 12-19 --data data/web --out runs/smollm2-moex",
+                "upcycle runs/dense chess-small --data data/games --out runs/moex",
+            ),
             optional="recipe",
         ),
         Verb(

@@ -16,7 +16,6 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from glassmoe import config as configuration
 from glassmoe.atomic import TEMPORARY, flush, write_text
@@ -25,9 +24,9 @@ from glassmoe.config import DataConfig, TrainConfig
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.locks import LOCK, writing
-from glassmoe.model.families import MLPS
+from glassmoe.model.families import MLPS, family_of
+from glassmoe.model.loading import read_settings
 from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_digest
-from glassmoe.text.gguf import from_pretrained
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import WEIGHTS as CODER
@@ -242,8 +241,8 @@ def _hookpoint(config: FitConfig) -> str:
     """The path of the place below the base model, as sparsify names it. Of a model that is not at hand the blocks are
     taken to be `layers`."""
     try:
-        family = AutoConfig.from_pretrained(**from_pretrained(config.source, trust_remote_code=False)).model_type
-    except (OSError, ValueError):
+        family = family_of(read_settings(config.source))
+    except (OSError, ValueError, LookupError):
         family = ""
     path = (config.module or MLPS.get(family, "model.layers.{}.mlp")).replace("{}", str(config.coder.layer))
     below = path.partition(".")[2]

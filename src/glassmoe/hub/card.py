@@ -18,42 +18,57 @@ from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.measure.perplexity import PerplexityResult
 from glassmoe.measure.saved import SavedMeasure, read_measure
 from glassmoe.measure.text_perplexity import TextPerplexity
-from glassmoe.model import GlassForCausalLM
+from glassmoe.model.families import family_of
+from glassmoe.model.replacing import listed
+from glassmoe.model.swapping import layer_kind, own_layers, path_of
+from glassmoe.model.upcycled import active_parameters
 from glassmoe.results import markdown_table
 from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.records import read_start, seen_before
-from glassmoe.training.tracking import read_metrics
+from glassmoe.training.tracking import by_number, read_metrics
 
 PPL = "ppl-"
 
 
-def write_card(model: GlassForCausalLM, kind: TokenKind, run: Path, config: RunConfig | None, licence: str) -> str:
+def write_card(model: Any, kind: TokenKind, run: Path, config: RunConfig | None, licence: str) -> str:
     """The card's Markdown. `run`: where the model lies; `config`: that of its run, None for a folder that has none,
     whose training then is not told. `licence`: what its field says."""
-    settings = model.config
+    layers, name, numbers = own_layers(model), layer_kind(model), None
+    if not hasattr(model, "feed_forwards"):
+        numbers = model.config.glassmoe["layers"]
+    first = min(layers)
     world = "text" if kind.name == TEXT else "chess"
-    mixture = ["mixture-of-experts"] if model.feed_forwards()[0].num_experts > 1 else []
+    mixture = ["mixture-of-experts"] if layers[first].num_experts > 1 else []
     tags = ", ".join(["glassmoe", "interpretability", world, *mixture])
     start = f"Every {'document' if kind.name == TEXT else 'game'} begins with `{kind.start_token}`"
+    what = "A glassmoe decoder" if numbers is None else f"A `{family_of(model.config)}` model"
+    which = (
+        "Its feed-forward layers are" if numbers is None else f"Its MLPs of layers {listed(numbers)} were replaced by"
+    )
     about = (
-        f"A glassmoe decoder that reads and writes {kind.about}. Its feed-forward layers are `{settings.ffn}`: each "
+        f"{what} that reads and writes {kind.about}. {which} `{name}`: each "
         "has `features(x)`, which says which features fired and how strongly, and `write(features)`, which says what "
         f"they add to the residual stream. {start}, id {kind.start}, which the tokenizer does not add by itself."
     )
+    if numbers is None:
+        layer, opened = "model.feed_forwards()[0]", "import glassmoe.model"
+    else:
+        path = path_of(model.config.glassmoe, first)
+        layer, opened = f'model.get_submodule("{path}").layer', 'glassmoe.load("FOLDER")'
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)\n'
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        "x = ...  # what enters layer 0's feed-forward layer, (tokens, width)\n"
-        "layer = model.feed_forwards()[0]\nfeatures = layer.features(x)\n```\n\n"
-        "The folder carries the model's code; with glassmoe installed, `import glassmoe.model` takes its place."
+        f"x = ...  # what enters layer {first}'s feed-forward layer, (tokens, width)\n"
+        f"layer = {layer}\nfeatures = layer.features(x)\n```\n\n"
+        f"The folder carries the model's code; with glassmoe installed, `{opened}` takes its place."
     )
     about_card = {"library_name": "transformers", "pipeline_tag": "text-generation", "license": licence}
     # A licence may hold anything: only the writer of YAML knows what to quote.
     header = yaml.safe_dump(about_card, sort_keys=False, allow_unicode=True, width=1000)
     parts = [
         f"---\n{header}tags: [{tags}]\n---",
-        f"# {settings.ffn} {world} model",
+        f"# {name} {world} model",
         about,
         code,
     ]
@@ -65,7 +80,7 @@ def write_card(model: GlassForCausalLM, kind: TokenKind, run: Path, config: RunC
     return "\n\n".join(parts) + "\n"
 
 
-def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str]:
+def _training(model: Any, run: Path, config: RunConfig) -> list[str]:
     lines, environment = read_metrics(run / "metrics.jsonl"), _environment(run)
     last, before, receipt = lines[-1] if lines else {}, seen_before(run), read_start(run)
     # A run that was stopped between two lines of metrics has done more steps than its last line says.
@@ -80,7 +95,7 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
         ["tokens", f"{own + before['source_tokens']:,}"],
         ["training FLOPs", f"{done * last.get('flops', 0) + before['source_flops']:.3g}"],
         ["parameters", f"{model.num_parameters():,}"],
-        ["active parameters", f"{model.active_parameters():,}"],
+        ["active parameters", f"{active_parameters(model):,}"],
         ["optimiser", config.optimizer.name],
         ["seed", config.seed],
         ["precision", environment.get("compute_dtype")],
@@ -102,7 +117,7 @@ def _training(model: GlassForCausalLM, run: Path, config: RunConfig) -> list[str
     if layers:
         rows = [
             [at, f"{one['l0']:.1f}", f"{one['alive']:.1%}", _percent(one.get("activity")), _load(one.get("load"))]
-            for at, one in enumerate(layers)
+            for at, one in by_number(layers).items()
         ]
         parts += [
             "## Sparsity",

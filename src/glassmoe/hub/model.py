@@ -1,5 +1,6 @@
 """A model of ours as a folder that transformers opens without glassmoe: weights, configuration, the files of
-`model/` and `layers/` that it is built from (as remote code), its tokenizer and a model card."""
+`model/` and `layers/` that it is built from (as remote code), its tokenizer and a model card. Of a model of another
+family with replaced layers, the code is a subclass of the family's own class, and the files of these layers."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ import glassmoe
 from glassmoe.checksums import seal
 from glassmoe.locks import writing
 from glassmoe.model import FEED_FORWARD
+from glassmoe.model.families import context_of, family_of
+from glassmoe.model.loading import OWN
 from glassmoe.model.subject import load_subject
+from glassmoe.model.swapping import layer_kind
+from glassmoe.model.upcycled import family_classes
 from glassmoe.registry import ROUTER_REGISTRY
 from glassmoe.results import Result, omitted
 from glassmoe.training.run import tokenizer_of
@@ -27,7 +32,36 @@ from .card import write_card
 
 PACKAGE = Path(glassmoe.__file__).parent
 AUTO_MAP = {"AutoConfig": "configuration.GlassConfig", "AutoModelForCausalLM": "transformer.GlassForCausalLM"}
+UPCYCLED_CODE = "modeling.py"
+"""The file of the subclass."""
 UNKNOWN = "unknown"
+SUBCLASS = '''\
+"""A {model} in which glassmoe replaced the MLPs of some layers; section `glassmoe` of config.json says which."""
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, {config}, {model}
+
+from .swapping import swap_layers
+
+
+class Upcycled{config}({config}):
+    model_type = "{type}"
+    glassmoe: dict[str, Any] | None = None
+
+
+class Upcycled{model}({model}):
+    config_class = Upcycled{config}
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        swap_layers(self, config.glassmoe)
+
+
+AutoConfig.register("{type}", Upcycled{config}, exist_ok=True)
+AutoModelForCausalLM.register(Upcycled{config}, Upcycled{model}, exist_ok=True)
+'''
+"""The code of a model with replaced layers, as `model/upcycled.py` makes its class where glassmoe is installed."""
 _BESIDE = re.compile(r"from \.(\w+) import")
 _PACKAGE = re.compile(r"from glassmoe\.(layers\.|)(\w+) import")
 
@@ -74,25 +108,27 @@ def _exported(name: str, out: Path, licence: str) -> Path:
         raise ValueError(f"{out} is there already; give a folder that is not, or remove it")
     loaded = load_subject(name, "cpu", own=True)
     model, kind = loaded.model, loaded.kind()
-    if model.config.ffn not in FEED_FORWARD or not FEED_FORWARD[model.config.ffn].__module__.startswith("glassmoe."):
+    layers, router = layer_kind(model), (getattr(model.config, "glassmoe", None) or vars(model.config)).get("router")
+    if layers not in FEED_FORWARD or not FEED_FORWARD[layers].__module__.startswith("glassmoe."):
         raise ValueError(
-            f"{name} has layers of the kind {model.config.ffn}, which is not glassmoe's own, so their code cannot be "
+            f"{name} has layers of the kind {layers}, which is not glassmoe's own, so their code cannot be "
             f"put beside the weights; load it where that layer is installed"
         )
-    if model.config.router not in (None, *ROUTER_REGISTRY.built_in):
+    if router not in (None, *ROUTER_REGISTRY.built_in):
         raise ValueError(
-            f"{name} has the router {model.config.router}, which is not glassmoe's own, so its code cannot be put "
+            f"{name} has the router {router}, which is not glassmoe's own, so its code cannot be put "
             f"beside the weights; load it where that router is installed"
         )
-    model.config.auto_map = dict(AUTO_MAP)
+    auto_map, code = code_of(model)
+    model.config.auto_map = auto_map
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
-        for name, code in code_files().items():
-            (staging / name).write_text(code, encoding="utf-8")
+        tokenizer_of(kind, context_of(model), model.config.eos_token_id).save_pretrained(staging)
+        for file, text in code.items():
+            (staging / file).write_text(text, encoding="utf-8")
         card = write_card(model, kind, loaded.path, loaded.config, licence)
         (staging / "README.md").write_text(card, encoding="utf-8")
         for weights in staging.glob("*.safetensors"):
@@ -107,11 +143,24 @@ def _exported(name: str, out: Path, licence: str) -> Path:
     return out
 
 
-def code_files() -> dict[str, str]:
-    """File name -> code of what the model is built from: what `model/transformer.py` imports from `model/` and
+def code_of(model: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """The auto classes of an exported model, and file name -> code of what it is built from."""
+    if model.config.model_type == OWN:
+        return dict(AUTO_MAP), code_files()
+    family = family_of(model.config)
+    of_config, of_model = (each.__name__ for each in family_classes(family))
+    subclass = SUBCLASS.format(config=of_config, model=of_model, type=model.config.model_type)
+    module = UPCYCLED_CODE.removesuffix(".py")
+    auto_map = {"AutoConfig": f"{module}.Upcycled{of_config}", "AutoModelForCausalLM": f"{module}.Upcycled{of_model}"}
+    return auto_map, {UPCYCLED_CODE: subclass, **code_files("swapping")}
+
+
+def code_files(*roots: str) -> dict[str, str]:
+    """File name -> code of what modules of `model/` (by default those of our decoder) import from `model/` and
     `layers/`, and so on. Remote code lies in one folder, so imports from `layers/` become imports from beside it."""
     found: dict[str, str] = {}
-    waiting = [PACKAGE / "model" / f"{target.partition('.')[0]}.py" for target in AUTO_MAP.values()]
+    roots = roots or tuple(target.partition(".")[0] for target in AUTO_MAP.values())
+    waiting = [PACKAGE / "model" / f"{root}.py" for root in roots]
     while waiting:
         path = waiting.pop()
         if path.name in found:

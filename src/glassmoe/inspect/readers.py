@@ -13,6 +13,7 @@ from glassmoe.coders.files import coder_folders, header, load_coder
 from glassmoe.model import FeedForward
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import ModelSource, Place, Subject, load_subject, weights_digest
+from glassmoe.model.swapping import layer_kind, own_layers
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def open_readers(
     """A model and everything in it that can be read.
 
     Of a directory of coders these, with `own` also the neurons of the MLPs that they replace; of a model (a run, a
-    folder of transformers files, a hub id, objects) the features of its feed-forward layers. `layers`: these alone.
+    folder of transformers files, a hub id, objects) the features of its feed-forward layers, or of those that were
+    replaced. `layers`: these alone.
     ValueError as for `open_coders`, and when no layer is left.
     """
     subject, readers = open_model(target, source, device)
@@ -89,11 +91,19 @@ def open_readers(
         raise ValueError(f"layer {missing[0]} is not in {name}: it has layers {', '.join(map(str, present))}")
     chosen = [reader for reader in readers.values() if layers is None or reader.number in layers]
     if own or not readers:
-        word = getattr(subject.model.config, "ffn", "neurons")
-        numbers = sorted({reader.number for reader in chosen}) or list(present if layers is None else layers)
+        known = own_layers(subject.model)
+        word = layer_kind(subject.model)
+        # Of a model with replaced layers, these are what is read, unless others are named.
+        numbers = sorted({reader.number for reader in chosen}) or list(layers or known or present)
         module = next((reader.config.module for reader in chosen if reader.config is not None), None)
         chosen += [
-            Reader(f"{n}/{word}", neurons(subject, n, module), subject.place(n, "mlp", module), n) for n in numbers
+            Reader(
+                f"{n}/{word if n in known else 'neurons'}",
+                neurons(subject, n, module),
+                subject.place(n, "mlp", module),
+                n,
+            )
+            for n in numbers
         ]
     return subject, {reader.name: reader for reader in chosen}
 

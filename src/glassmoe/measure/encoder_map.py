@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from glassmoe.model import GlassForCausalLM, MoE
+from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.results import Result, stored_as
 
 PERPLEXITY = 30.0
@@ -78,12 +79,12 @@ def encoder_map(
     `plots`).
     """
     manifold = require_plots("sklearn.manifold", "Drawing a map of encoder rows")
-    layers = model.feed_forwards()
-    if not 0 <= layer < len(layers):
-        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {len(layers) - 1}")
-    mixture = layers[layer]
+    layers, count = own_layers(model), model.config.get_text_config().num_hidden_layers
+    if not 0 <= layer < count:
+        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {count - 1}")
+    mixture = layers.get(layer)
     if not isinstance(mixture, MoE):
-        raise ValueError(f"layer {layer} of a {model.config.ffn} model has no experts; give a switch or moe-x run")
+        raise ValueError(f"layer {layer} of a {layer_kind(model)} model has no experts; give a switch or moe-x run")
     experts, hidden = mixture.num_experts, mixture.expert_hidden
     per_expert = min(rows // experts, hidden)
     if per_expert < 2:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from glassmoe.data.corpus import Corpus
-from glassmoe.model import GlassForCausalLM
 from glassmoe.model.subject import Subject
+from glassmoe.model.upcycled import active_parameters
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.training.records import seen_before
 from glassmoe.training.tracking import read_metrics
@@ -142,7 +142,7 @@ def best_layer(boards: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _training_facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, Any]:
-    model: GlassForCausalLM = loaded.model
+    model = loaded.model
     log = loaded.path / "metrics.jsonl"
     lines = read_metrics(log) if log.is_file() else []
     if not lines and loaded.config is not None and loaded.config.train.steps:
@@ -153,7 +153,7 @@ def _training_facts(loaded: Subject, environment: dict[str, Any]) -> dict[str, A
     return {
         "tokens": last["tokens"] + before["source_tokens"],
         "flops": last["flops"] + before["source_flops"],
-        "active_parameters": model.active_parameters(),
+        "active_parameters": active_parameters(model),
         "total_parameters": model.num_parameters(),
         "train_seconds": last["seconds"],
         "tokens_per_second": rates[len(rates) // 2] if rates else None,

@@ -27,6 +27,7 @@ from torch import Tensor
 from glassmoe.data.corpus import Rows
 from glassmoe.layers.routers import choose, expected_l0
 from glassmoe.model import GlassForCausalLM, MoE
+from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.results import Result
 
 Float64 = npt.NDArray[np.float64]
@@ -111,9 +112,9 @@ def routing(
     """Router scores against true L0 in every mixture layer, on the first rows that hold `max_tokens` tokens. `points`:
     size of the sample, at most. The model is read in evaluation mode and left as it was. ValueError when no layer is a
     mixture of experts."""
-    mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
+    mixtures = {i: layer for i, layer in own_layers(model).items() if isinstance(layer, MoE)}
     if not mixtures:
-        raise ValueError(f"a {model.config.ffn} model has no mixture of experts; give a switch or moe-x run")
+        raise ValueError(f"a {layer_kind(model)} model has no mixture of experts; give a switch or moe-x run")
     scores_and_l0: dict[int, list[tuple[Tensor, Tensor]]] = {i: [] for i in mixtures}
     was_training = model.training
     model.eval()
@@ -167,7 +168,7 @@ def _read(
         inputs: dict[int, Tensor] = {}
 
         def record(index: int, inputs: dict[int, Tensor] = inputs) -> Any:
-            return lambda _, args: inputs.update({index: args[0]})
+            return lambda _, args: inputs.update({index: args[0].flatten(0, -2)})
 
         handles = [layer.register_forward_pre_hook(record(i)) for i, layer in mixtures.items()]
         try:

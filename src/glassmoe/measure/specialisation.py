@@ -28,6 +28,7 @@ from glassmoe.data.tokens import TokenKind
 from glassmoe.layers.routers import choose
 from glassmoe.model import GlassForCausalLM, MoE
 from glassmoe.model.subject import activations, place_in
+from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.results import Result, omitted, stored_as
 
 Int64 = npt.NDArray[np.int64]
@@ -121,9 +122,9 @@ def experts_of(
 ) -> ExpertsResult:
     """Load, sparsity and specialisation of every mixture layer on rows of tokens. `labels_R`: a label of each row's
     document, such as its language. ValueError when no layer is a mixture."""
-    mixtures = {i: layer for i, layer in enumerate(model.feed_forwards()) if isinstance(layer, MoE)}
+    mixtures = {i: layer for i, layer in own_layers(model).items() if isinstance(layer, MoE)}
     if not mixtures:
-        raise ValueError(f"a {model.config.ffn} model has no mixture of experts; give a switch or moe-x run")
+        raise ValueError(f"a {layer_kind(model)} model has no mixture of experts; give a switch or moe-x run")
     chosen, active = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
     properties = properties_of(tokens_RN, lengths_R, kind, labels_R, sources)
     order = np.random.default_rng(seed).permutation(int(lengths_R.sum()))

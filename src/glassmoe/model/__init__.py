@@ -7,7 +7,8 @@ from glassmoe.layers.monet import MonetHD, MonetVD
 from glassmoe.layers.peer import Peer
 
 from .configuration import GlassConfig
-from .transformer import FEED_FORWARD, GlassForCausalLM, GlassModel, build_feed_forward
+from .feed_forwards import FEED_FORWARD, build_feed_forward
+from .transformer import GlassForCausalLM, GlassModel
 
 __all__ = [
     "FEED_FORWARD",

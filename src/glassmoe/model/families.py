@@ -42,6 +42,15 @@ USUAL_WINDOW = 1024
 """Tokens that are read at once where a model does not say how many it can read."""
 
 
+UPCYCLED = "glassmoe-"
+"""What the `model_type` of a model with replaced layers begins with; its family follows."""
+
+
+def family_of(settings: Any) -> str:
+    """The family (`model_type` of transformers) of a configuration, also where layers of the model were replaced."""
+    return str(settings.model_type).removeprefix(UPCYCLED)
+
+
 def text_settings(model: Any) -> Any:
     """The part of a model's configuration that describes its text decoder: all of it, or `text_config`."""
     return model.config.get_text_config()
@@ -58,6 +67,11 @@ def ends_of(model: Any) -> list[int]:
 
 def context_of(model: Any) -> int:
     """How many tokens a model can read at once; `UNBOUNDED` where its configuration does not say."""
-    settings = text_settings(model)
+    return context_in(model.config)
+
+
+def context_in(configuration: Any) -> int:
+    """`context_of` the model that a configuration describes."""
+    settings = configuration.get_text_config()
     sizes = (getattr(settings, name, None) for name in CONTEXTS)
     return next((size for size in sizes if isinstance(size, int) and size > 0), UNBOUNDED)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from glassmoe import config as configuration
@@ -18,6 +18,9 @@ from glassmoe.checksums import verify_tensors
 from glassmoe.config import RunConfig
 from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import load_tokenizer, loading_failure
+
+from .families import UPCYCLED
+from .upcycled import upcycled_classes
 
 OWN = "glassmoe"
 """`model_type` of the models that glassmoe trains."""
@@ -30,7 +33,7 @@ def foreign_settings(name: str) -> Any | None:
     arguments = from_pretrained(name, trust_remote_code=False)
     try:
         with _quiet():
-            settings = AutoConfig.from_pretrained(**arguments)
+            settings = read_settings(name)
     except Exception as error:  # what transformers raises depends on where it stumbles
         if "trust_remote_code" in str(error) or "gguf_file" in arguments:
             raise _not_loaded(name, error) from None
@@ -42,7 +45,22 @@ def foreign_settings(name: str) -> Any | None:
             f"the weights of {name} are quantised ({getattr(method, 'value', method)}); give the model with ordinary "
             f"weights, or as a .gguf file, which is dequantised"
         )
-    return None if settings.model_type == OWN else settings
+    return None if is_own(settings) else settings
+
+
+def is_own(settings: Any) -> bool:
+    """Whether glassmoe trained the model of a configuration: as a decoder of its own, or with layers replaced."""
+    return bool(settings.model_type == OWN or settings.model_type.startswith(UPCYCLED))
+
+
+def read_settings(name: str) -> Any:
+    """The configuration of a model of any kind. Whatever transformers raises when it cannot be read."""
+    arguments = from_pretrained(name, trust_remote_code=False)
+    if "gguf_file" not in arguments:
+        model_type = str(PreTrainedConfig.get_config_dict(name)[0].get("model_type"))
+        if model_type.startswith(UPCYCLED):
+            upcycled_classes(model_type.removeprefix(UPCYCLED))  # known to transformers from now on
+    return AutoConfig.from_pretrained(**arguments)
 
 
 def load_own(name: str) -> tuple[Any, RunConfig | None]:

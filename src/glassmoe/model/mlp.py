@@ -59,6 +59,23 @@ class MlpForm(NamedTuple):
     """What could not be read from the model and was assumed, in words."""
 
 
+class MlpWeights(NamedTuple):
+    """The weights of an MLP; row f of each matrix belongs to hidden unit f. A bias that is missing is None."""
+
+    w_enc: Tensor
+    """(F, D): what each hidden unit reads, in a gated MLP the gate."""
+    w_up: Tensor | None
+    """(F, D): the linear branch of a gated MLP."""
+    w_dec: Tensor
+    """(F, D): what each hidden unit writes."""
+    b_enc: Tensor | None
+    """(F,)"""
+    b_up: Tensor | None
+    """(F,)"""
+    b_dec: Tensor | None
+    """(D,)"""
+
+
 @dataclass(frozen=True)
 class MlpParts:
     """The parts of an MLP that one module computes."""
@@ -74,37 +91,65 @@ class MlpParts:
     gated: bool
     units: int
     """F."""
+    into: tuple[nn.Module, ...]
+    """The maps into the hidden units: one, or the gate and the linear branch, or one for both of these."""
+
+    def weights(self) -> MlpWeights:
+        """The weights, as views of the module's own."""
+        w_dec, b_dec = _rows(self.out).T, getattr(self.out, "bias", None)
+        rows = [_rows(each) for each in self.into]
+        biases = [getattr(each, "bias", None) for each in self.into]
+        if self.gated and len(self.into) == 1:
+            rows = list(rows[0].chunk(2))
+            biases = [None, None] if biases[0] is None else list(biases[0].chunk(2))
+        w_up, b_up = (rows[1], biases[1]) if self.gated else (None, None)
+        return MlpWeights(rows[0], w_up, w_dec, biases[0], b_up, b_dec)
+
+
+def _probe(mlp: nn.Module, width: int) -> Tensor | None:
+    """(1, T, D): a fixed, varied input, so that nothing is drawn from the random state."""
+    example = next(mlp.parameters(), None)
+    if example is None:
+        return None
+    return torch.sin(torch.arange(4 * width, device=example.device).view(1, 4, width) * 0.7).to(example.dtype)
+
+
+@torch.no_grad()
+def returns_tuple(mlp: nn.Module, width: int) -> bool:
+    """Whether a module that reads (1, T, D) returns several values."""
+    try:
+        return isinstance(mlp(_probe(mlp, width)), tuple)
+    except (TypeError, RuntimeError, AttributeError, ValueError):
+        return False
 
 
 @torch.no_grad()
 def mlp_parts(mlp: nn.Module, width: int) -> MlpParts | None:
     """The parts of a module that is an MLP of one of the forms above; None for any other module."""
     act = next((a for name in ACTIVATION_NAMES if callable(a := getattr(mlp, name, None))), None)
-    example = next(mlp.parameters(), None)
-    if act is None or example is None:
+    x_TD = _probe(mlp, width)
+    if act is None or x_TD is None:
         return None
-    # Varied and fixed, so that nothing is drawn from the random state.
-    x_TD = torch.sin(torch.arange(4 * width, device=example.device).view(1, 4, width) * 0.7).to(example.dtype)
-    for hidden, encoder, out, gated in _candidates(mlp, act):
+    for hidden, encoder, out, gated, into in _candidates(mlp, act):
         try:
             f_TF = hidden(x_TD)
             ours, theirs = out(f_TF), _output(mlp, x_TD)
         except (TypeError, RuntimeError, AttributeError, ValueError):
             continue
         if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.std())):
-            return MlpParts(hidden, encoder, out, act, gated, f_TF.shape[-1])
+            return MlpParts(hidden, encoder, out, act, gated, f_TF.shape[-1], into)
     return None
 
 
 def _candidates(mlp: Any, act: Any) -> Any:
-    """The hidden units, encoder, output map and gating of every form whose linear maps the module has."""
+    """Hidden units, encoder, output map, gating and input maps of every form whose linear maps the module has."""
 
     def has(names: tuple[str, ...]) -> bool:
         return all(isinstance(getattr(mlp, name, None), nn.Module) for name in names)
 
     for names in filter(has, GATED):
         gate, up, out = (getattr(mlp, name) for name in names)
-        yield (lambda x, g=gate, u=up: act(g(x)) * u(x)), (lambda g=gate: _rows(g)), out, True
+        yield (lambda x, g=gate, u=up: act(g(x)) * u(x)), (lambda g=gate: _rows(g)), out, True, (gate, up)
     if has(FUSED):
         both, out = (getattr(mlp, name) for name in FUSED)
 
@@ -113,10 +158,10 @@ def _candidates(mlp: Any, act: Any) -> Any:
             strengths: Tensor = act(gate) * up
             return strengths
 
-        yield gated, (lambda: _rows(both).chunk(2)[0]), out, True
+        yield gated, (lambda: _rows(both).chunk(2)[0]), out, True, (both,)
     for pair in filter(has, PLAIN):
         into, out = (getattr(mlp, name) for name in pair)
-        yield (lambda x, i=into: act(i(x))), (lambda i=into: _rows(i)), out, False
+        yield (lambda x, i=into: act(i(x))), (lambda i=into: _rows(i)), out, False, (into,)
 
 
 def _rows(linear: Any) -> Tensor:

@@ -15,6 +15,7 @@ from glassmoe.layers.features import Features
 from . import FeedForward
 from .mlp import MlpParts, mlp_parts
 from .subject import Subject
+from .swapping import own_layers
 
 
 class Neurons(FeedForward):
@@ -42,8 +43,8 @@ class Neurons(FeedForward):
 def neurons(subject: Subject, layer: int, module: str | None = None) -> FeedForward:
     """What the MLP of a layer computes, as features: a layer of ours is one already. `module`: path of the MLP, where
     the family is not known. ValueError for a module that is not a single MLP."""
-    if hasattr(subject.model, "feed_forwards"):
-        own: FeedForward = subject.model.feed_forwards()[layer]
+    own = own_layers(subject.model).get(layer)
+    if own is not None:
         return own
     mlp: Any = subject.model.get_submodule(subject.place(layer, "mlp", module).module)
     parts = mlp_parts(mlp, subject.width)

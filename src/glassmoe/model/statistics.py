@@ -14,6 +14,8 @@ from torch import Tensor
 from glassmoe.layers.features import FeedForward
 from glassmoe.results import Result, omitted
 
+from .swapping import own_layers
+
 
 @dataclass(frozen=True)
 class LayerStatistics(Result):
@@ -53,11 +55,11 @@ def layer_statistics(layer: FeedForward, x: Tensor) -> LayerStatistics:
 
 @torch.no_grad()
 def model_statistics(model: Any, input_ids: Tensor) -> list[LayerStatistics]:
-    """`layer_statistics` of every feed-forward layer of a model on one batch of tokens (B, S)."""
+    """`layer_statistics` of every feed-forward layer of features of a model on one batch of tokens (B, S)."""
     statistics: list[LayerStatistics] = []
     handles = [
         layer.register_forward_pre_hook(lambda layer, args: statistics.append(layer_statistics(layer, args[0])))
-        for layer in model.feed_forwards()
+        for layer in own_layers(model).values()
     ]
     try:
         model(input_ids=input_ids, use_cache=False)

@@ -28,9 +28,8 @@ from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
 from glassmoe.text.tokens import start_of, text_kind
 
-from .families import MLPS, context_of, text_settings
-from .importing import FAMILIES
-from .loading import OWN, foreign_settings, load_foreign, load_own, tokenizer_of
+from .families import MLPS, context_of, family_of, text_settings
+from .loading import OWN, foreign_settings, is_own, load_foreign, load_own, tokenizer_of
 from .mlp import MlpForm, mlp_form
 from .modules import (
     RESIDUAL,
@@ -43,6 +42,7 @@ from .modules import (
     takes_residual,
     try_module,
 )
+from .swapping import own_layers
 
 Site = Literal["stream", "mlp", "mlp-out"]
 
@@ -94,6 +94,7 @@ class Subject:
         """The subject that is this model, which is put into evaluation mode and frozen."""
         settings, sizes = model.config, text_settings(model)
         own = settings.model_type == OWN
+        swapped = getattr(settings, "glassmoe", None) or {}
         return cls(
             name=name,
             model=model.eval().requires_grad_(False),
@@ -102,7 +103,7 @@ class Subject:
             context=context_of(model),
             vocab_size=sizes.vocab_size,
             tokens=settings.tokens if own else TEXT,
-            tokenizer_sha256=settings.tokenizer_sha256 if own else None,
+            tokenizer_sha256=settings.tokenizer_sha256 if own else swapped.get("tokenizer_sha256"),
             tokenizer=tokenizer,
             start=start,
             config=config,
@@ -157,7 +158,7 @@ class Subject:
             raise ValueError(
                 f"the tokenizer of {self.name} has neither a bos nor an eos token to begin texts with; set one of them"
             )
-        if settings.model_type != OWN:
+        if not is_own(settings):
             raise ValueError(
                 f"{self.name} has no tokenizer beside its weights that names a bos or eos token; put its "
                 f"tokenizer.json and tokenizer_config.json there"
@@ -168,11 +169,9 @@ class Subject:
         if not file.is_file():
             raise ValueError(f"{self.name} has no tokenizer.json, so its tokens cannot be read; put it back")
         kind = text_kind(file.read_text(encoding="utf-8"), id_of_start=settings.bos_token_id)
-        if kind.size + settings.unused_ids != settings.vocab_size:
-            raise ValueError(
-                f"{file} has {kind.size} ids and the model {settings.vocab_size - settings.unused_ids}; put back that "
-                f"of its training"
-            )
+        expected = settings.vocab_size - settings.unused_ids if settings.model_type == OWN else kind.size
+        if kind.size != expected:
+            raise ValueError(f"{file} has {kind.size} ids and the model {expected}; put back that of its training")
         return kind
 
     def encode(self, text: str, prompt: bool = False) -> Tokens:
@@ -191,8 +190,8 @@ class Subject:
 
     def mlp_form(self, layer: int, module: str | None = None) -> MlpForm:
         """The hidden layer of the MLP of a layer; 4 units for each entry and GELU for a mixture of our own."""
-        if self.model.config.model_type == OWN and module is None:
-            own = self.model.feed_forwards()[layer]
+        own = own_layers(self.model).get(layer) if module is None else None
+        if own is not None:
             if isinstance(own, Dense | GLU):
                 return MlpForm(own.num_features, isinstance(own, GLU), own.activation)
             return MlpForm(4 * self.width, False, "gelu")
@@ -212,7 +211,7 @@ def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -
     if isinstance(source, tuple):
         source = Subject.from_objects(*source)
     if isinstance(source, Subject):
-        if own and source.model.config.model_type != OWN:
+        if own and not is_own(source.model.config):
             raise _another_maker(source.name, source.model.config.model_type)
         return source
     name = str(source)
@@ -227,8 +226,9 @@ def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -
 
 
 def _another_maker(name: str, family: str) -> ValueError:
-    advice = "; glassmoe upcycle makes one of it" if family in FAMILIES else ""
-    return ValueError(f"{name} is a {family} model; this verb reads models that glassmoe trained{advice}")
+    return ValueError(
+        f"{name} is a {family} model; this verb reads models that glassmoe trained; glassmoe upcycle makes one of it"
+    )
 
 
 def weights_digest(model: Any) -> str:
@@ -244,14 +244,15 @@ def weights_digest(model: Any) -> str:
 def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> Place:
     """`Subject.place` for a bare model. ValueError also for a module that writes, or for `mlp` reads, another number of
     entries than the stream has, and for one that adds its own input."""
-    sizes, family = text_settings(model), model.config.model_type
+    sizes, swapped = text_settings(model), getattr(model.config, "glassmoe", None)
     layers, width = sizes.num_hidden_layers, sizes.hidden_size
+    known = MLPS.get(family_of(model.config)) or (swapped["module"] if swapped else None)
     if not 0 <= layer < layers:
         raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {layers - 1}")
-    if site == "stream" and module is None and family not in MLPS:
+    if site == "stream" and module is None and known is None:
         pattern = stream_path(model, layers) or _unknown(model, layers, width)
     else:
-        pattern = module or MLPS.get(family) or _unknown(model, layers, width)
+        pattern = module or known or _unknown(model, layers, width)
         pattern = pattern.rpartition(".")[0] if site == "stream" else pattern
     path = pattern.replace("{}", str(layer))
     if path not in dict(model.named_modules()) or not path:
@@ -343,7 +344,7 @@ def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[
         if len(caught) == len(wanted):
             raise _Reached
 
-    handles = [_hook(model, place, partial(tap, place)) for place in wanted]
+    handles = [hook_at(model, place, partial(tap, place)) for place in wanted]
     try:
         model(input_ids=tokens_BS, use_cache=False)
     except _Reached:
@@ -393,16 +394,17 @@ def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tenso
     def swap(entering: Tensor, leaving: Tensor) -> Tensor:
         return replace(entering if place.site == "mlp" else leaving, leaving).to(leaving.dtype)
 
-    handle = _hook(model, place, swap)
+    handle = hook_at(model, place, swap)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _hook(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
-    """Call `act` with the input and the output of the module; a tensor that it returns replaces the output. Of modules
-    that return several values, the first is the output. The stream that a module adds is no part of its output."""
+def hook_at(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
+    """Call `act` with the input and the output of a place in every forward pass, until the returned handle is removed.
+    A tensor that it returns replaces the output. Of modules that return several values, the first is the output. The
+    stream that a module adds is no part of its output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         entering = _first(args, kwargs)

@@ -73,20 +73,20 @@ def start_from(
                 f"start.shape source"
             )
     pairs = list(zip(source.feed_forwards(), target.feed_forwards(), strict=True))
-    kinds = [_kind(i, old, new) for i, (old, new) in enumerate(pairs)]
+    kinds = [kind_of_start(i, old, new) for i, (old, new) in enumerate(pairs)]
     for own, theirs in shared:
         own.copy_(theirs)
     for (old, new), kind in zip(pairs, kinds, strict=True):
         if kind == "same":
             new.load_state_dict(old.state_dict())
         else:
-            _copy_into_experts(old, new)  # type: ignore[arg-type]
+            copy_into_experts(old, new)  # type: ignore[arg-type]
     copied = copy.deepcopy(target)
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for (old, new), kind in zip(pairs, kinds, strict=True):
-        redrawn = _break_symmetry(new, noise, redraw, generator) if kind == "experts" else 0  # type: ignore[arg-type]
-        layers.append({"kind": kind, "exact": _unit(old) == _unit(new), "redrawn": redrawn})
+        redrawn = break_symmetry(new, noise, redraw, generator) if kind == "experts" else 0  # type: ignore[arg-type]
+        layers.append({"kind": kind, "exact": unit_of(old) == unit_of(new), "redrawn": redrawn})
     receipt = {
         "layers": layers,
         "noise": noise,
@@ -109,13 +109,18 @@ def describe_start(receipt: Mapping[str, Any]) -> str:
     jump = loss["copied"] - loss["source"]
     experts = sum(layer["kind"] == "experts" for layer in layers)
     exact = all(layer["exact"] for layer in layers)
+    difference, active = receipt.get("difference"), receipt.get("active_parameters")
+    of_these = "" if active is None else f", {active / 1e6:.2f}M of them active"
+    which = "feed-forward layers" if difference is None else "replaced layers"
     lines = [
         f"weights from {receipt['source']}: {receipt['source_parameters'] / 1e6:.2f}M parameters became "
-        f"{receipt['parameters'] / 1e6:.2f}M; {experts} of {len(layers)} feed-forward layers were copied into experts",
+        f"{receipt['parameters'] / 1e6:.2f}M{of_these}; {experts} of {len(layers)} {which} were copied into experts",
         f"validation loss {loss['source']:.4f} of the source, {loss['copied']:.4f} copied "
         + ("(the same function)" if exact else f"(the activation is another, so the function is too: {jump:+.4f})")
         + f", {loss['start']:.4f} at the start",
     ]
+    if difference is not None:
+        lines.append(f"logits of the copied weights differ from those of the source by at most {difference:.2g}")
     if experts:
         redrawn = sum(layer["redrawn"] for layer in layers)
         lines.append(
@@ -144,7 +149,7 @@ def _shared_weights(source: nn.Module, target: nn.Module) -> list[tuple[Tensor, 
     return [(own[name], theirs[name]) for name in own]
 
 
-def _kind(index: int, old: FeedForward, new: FeedForward) -> str:
+def kind_of_start(index: int, old: FeedForward, new: FeedForward) -> str:
     """`same` when a layer can take over the weights as they are, `experts` when it takes a dense layer's many times."""
     same_shapes = {n: t.shape for n, t in old.state_dict().items()} == {n: t.shape for n, t in new.state_dict().items()}
     if type(old) is type(new) and same_shapes:
@@ -174,12 +179,12 @@ def _describe(layer: FeedForward) -> str:
     return f"{type(layer).__name__} ({layer.num_features} features)"
 
 
-def _unit(layer: FeedForward) -> Any:
+def unit_of(layer: FeedForward) -> Any:
     """What decides a hidden unit's strength beside its weights: the activation, and of relu-topk how many are kept."""
     return getattr(layer, "activation", None), getattr(layer, "k", None)
 
 
-def _copy_into_experts(old: Dense | GLU, new: MoE) -> None:
+def copy_into_experts(old: Dense | GLU, new: MoE) -> None:
     for name in ("w_enc", "w_up", "w_dec", "b_enc"):
         own = getattr(new, name)
         if own is not None:
@@ -188,7 +193,8 @@ def _copy_into_experts(old: Dense | GLU, new: MoE) -> None:
         new.b_dec.copy_(old.b_dec)
 
 
-def _break_symmetry(layer: MoE, noise: float, redraw: float, generator: torch.Generator) -> int:
+@torch.no_grad()
+def break_symmetry(layer: MoE, noise: float, redraw: float, generator: torch.Generator) -> int:
     """Make equal experts differ; returns how many units were drawn anew."""
 
     def normal(like: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from glassmoe.atomic import write_text
 from glassmoe.chess.board_results import DetectingFeature, ExampleBoard, TrackedSlot
 from glassmoe.chess.tokens import CHARACTERS, kind_of
 from glassmoe.results import Result
+from glassmoe.training.tracking import by_number
 
 from .boards import board_map, board_position
 from .charts import Line, line_chart, share_bar
@@ -149,24 +150,24 @@ def _sweep(records: Sequence[RunRecord]) -> list[Markup]:
 
 def _inside(record: RunRecord) -> list[tuple[str, Markup]]:
     """Sparsity and load over training, as titled charts."""
-    logged = [line for line in record.lines if "layers" in line]
-    layers = range(len(logged[0]["layers"])) if logged else range(0)
+    logged = [(line["tokens"], by_number(line["layers"])) for line in record.lines if "layers" in line]
+    layers = logged[0][1] if logged else {}
 
     def over_time(key: str, name: str) -> tuple[str, Markup]:
         lines = [
-            Line(f"layer {i}", [(line["tokens"], line["layers"][i][key]) for line in logged], i)
-            for i in layers
-            if key in logged[0]["layers"][i]
+            Line(f"layer {i}", [(tokens, entries[i][key]) for tokens, entries in logged], place)
+            for place, i in enumerate(layers)
+            if key in layers[i]
         ]
         return name, line_chart(lines, "tokens", name, from_zero=True)
 
     charts = [over_time("l0", "active features per token (L0)")]
-    if logged and "activity" in logged[0]["layers"][0]:
+    if any("activity" in entry for entry in layers.values()):
         charts.append(over_time("activity", "active share of the chosen experts' features"))
     else:
         charts.append(over_time("alive", "share of features that fire on any token"))
     for i in layers:
-        loads = [(line["tokens"], line["layers"][i]["load"]) for line in logged if "load" in line["layers"][i]]
+        loads = [(tokens, entries[i]["load"]) for tokens, entries in logged if "load" in entries[i]]
         if loads:
             experts = range(len(loads[0][1]))
             lines = [Line(f"expert {e}", [(tokens, load[e]) for tokens, load in loads], e) for e in experts]

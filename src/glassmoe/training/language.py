@@ -26,6 +26,7 @@ from glassmoe.model.loss import count_labels, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
 from glassmoe.model.subject import Subject
 from glassmoe.model.upcycle import describe_start, start_from
+from glassmoe.model.upcycled import active_parameters
 
 from . import run
 from .building import build_sharded, gather, scatter
@@ -51,10 +52,18 @@ def train(config: RunConfig, out: str | Path) -> Path:
         if group.first:
             run.clean(out)
         resolved, source = resolve(config, out, device, group)
-        task = LanguageTask(resolved, group, source)
+        task = _task(resolved, group, source)
         del source  # the task drops the weights of the source when it has copied them
         run_task(task, resolved.config.train, resolved.config.optimizer, out, group, device)
     return out
+
+
+def _task(resolved: ResolvedRun, group: Processes, source: Subject | None) -> LanguageTask:
+    if not resolved.in_place:
+        return LanguageTask(resolved, group, source)
+    from .inplace import InPlaceTask  # which is a LanguageTask
+
+    return InPlaceTask(resolved, group, source)
 
 
 class LanguageTask:
@@ -67,26 +76,39 @@ class LanguageTask:
         self.micros = step_passes(self.config.train, group)
         torch.manual_seed(self.config.seed)
         if group.count == 1:
-            self.module = GlassForCausalLM(resolved.model).to(self.device)
+            self.module = self.build().to(self.device)
         else:
-            self.module = build_sharded(lambda: GlassForCausalLM(resolved.model), _blocks, group, self.device)
+            self.module = build_sharded(self.build, _blocks, group, self.device)
         self.module.train()
-        for block in _blocks(self.module):
-            block.recompute = self.config.train.recompute
+        if self.config.train.recompute:
+            self.recompute()
         self.compute = torch.compile(self.module) if self.config.train.compile else self.module
         self.fingerprint = self.corpus.fingerprint
         self.tokens_per_step = self.config.train.batch_rows * (self.rows["train"].length - 1)
         with torch.device("meta"):
-            shape = GlassForCausalLM(resolved.model)
-        self.parameters, self.active_parameters = shape.num_parameters(), shape.active_parameters()
-        self.flops_per_token = float(shape.flops_per_token(self.rows["train"].length - 1))
+            shape = self.build()
+        self.parameters, self.active_parameters = shape.num_parameters(), active_parameters(shape)
+        self.flops_per_token = self.flops(shape, self.rows["train"].length - 1)
+
+    def build(self) -> Any:
+        """The model that learns, with random weights."""
+        return GlassForCausalLM(self.resolved.model)
+
+    def recompute(self) -> None:
+        """Makes the model compute the activations of its blocks again in the backward pass."""
+        for block in _blocks(self.module):
+            block.recompute = True
+
+    def flops(self, model: Any, length: int) -> float:
+        """Training FLOPs of one token in rows of this length."""
+        return float(model.flops_per_token(length))
 
     def claim(self) -> None:
         run.claim(self.out, configuration.to_yaml(self.config))
 
     def begin(self) -> None:
         if self.source is not None:
-            self._start(self.source)
+            self.start(self.source)
             self.source = None
         if self.group.first:
             run.write_environment(
@@ -120,10 +142,12 @@ class LanguageTask:
             if not share:  # this process only takes part in gathering the weights
                 micro, lengths = slice(0, 1), torch.zeros_like(lengths)
             with autocast(self.device, self.dtype):
-                loss, named = next_token_loss(
-                    self.compute, tokens[micro].to(self.device).long(), lengths[micro].to(self.device)
-                )
+                loss, named = self.losses(tokens[micro].to(self.device).long(), lengths[micro].to(self.device))
             yield {"loss": loss / labels, **{name: value * share for name, value in named.items()}}
+
+    def losses(self, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some rows, summed over labels, and the named losses beside it."""
+        return next_token_loss(self.compute, tokens_BN, lengths_B)
 
     def before_update(self) -> None:
         pass
@@ -136,9 +160,9 @@ class LanguageTask:
 
     def validate(self) -> dict[str, float]:
         """Mean cross-entropy in nats per token over the first validation rows, the same rows every time."""
-        return {"valid_loss": self._valid_loss(self.compute)}
+        return {"valid_loss": self.valid_loss(self.compute)}
 
-    def _valid_loss(self, model: Any) -> float:
+    def valid_loss(self, model: Any) -> float:
         rows, micro = self.rows["valid"], self.config.train.micro_rows
         passes = share_rows(min(self.config.train.eval_rows, len(rows)), micro, self.group)
         indices = np.arange(passes[0].start, passes[-1].stop)
@@ -169,39 +193,44 @@ class LanguageTask:
             module: GlassForCausalLM = self.module
             return module
         with torch.device("meta"):
-            empty = GlassForCausalLM(self.resolved.model)
+            empty = self.build()
         whole: GlassForCausalLM | None = gather(self.module, empty, self.group)
         return whole
 
     def _indices(self, step: int) -> Any:
         return row_indices(len(self.rows["train"]), self.config.seed, step, self.config.train.batch_rows)
 
-    def _start(self, source: Subject) -> None:
+    def start(self, source: Subject) -> None:
         """Takes the weights of the source, and writes down what changed and by how much the loss moved."""
         start, target = self.config.start, self.module
         if self.group.count > 1:
             torch.manual_seed(self.config.seed)
-            target = GlassForCausalLM(self.resolved.model).to(self.device).train()
+            target = self.build().to(self.device).train()
         started = start_from(source.model, target, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
         models = {"source": source.model, "copied": started.copied, "start": target}
-        loss = {name: self._valid_loss(model) for name, model in models.items()}
+        loss = {name: self.valid_loss(model) for name, model in models.items()}
         if target is not self.module:
             scatter(target, self.module)
+        self.write_receipt(source, loss, **started.receipt)
+
+    def write_receipt(self, source: Subject, loss: dict[str, float], **receipt: Any) -> None:
+        """Writes and reports what became of the source. `loss`: validation losses of the source, of its weights as they
+        were copied, and at the start. `receipt`: the other fields of a `StartReceipt`."""
         log = source.path / METRICS
         lines = read_metrics(log) if log.exists() else []
         earlier = seen_before(source.path)
-        receipt = StartReceipt(
-            source=str(start.source),
+        complete = StartReceipt(
+            source=str(self.config.start.source),
             source_config=None if source.config is None else asdict(source.config),
             source_tokens=(lines[-1].tokens if lines else 0) + earlier["source_tokens"],
             source_flops=(lines[-1].flops if lines else 0) + earlier["source_flops"],
             valid_loss=loss,
             jump=loss["copied"] - loss["source"],
-            **started.receipt,
+            **receipt,
         )
         if self.group.first:
-            write_text(self.out / START, json.dumps(with_checksum(receipt.to_dict()), indent=1) + "\n")
-            say(describe_start(receipt.to_dict()))
+            write_text(self.out / START, json.dumps(with_checksum(complete.to_dict()), indent=1) + "\n")
+            say(describe_start(complete.to_dict()))
 
 
 def build_model(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassForCausalLM:

@@ -90,23 +90,23 @@ def build_optimizers(
     """The optimisers of a run. Each parameter is in exactly one of them. `peak_lr` of a group is its peak learning
     rate.
 
-    With Muon, AdamW updates the embeddings, the routers and all one-dimensional tensors. Weight decay acts on tensors
-    of two or more dimensions, except stacked biases (names that begin with `b_`). `dtype`: type of Muon's iteration.
+    With Muon, AdamW updates the embeddings, the head, the routers and all one-dimensional tensors. Weight decay acts on
+    tensors of two or more dimensions, except stacked biases (names that begin with `b_`). `dtype`: type of Muon's
+    iteration.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     use_muon = config.name == "muon"
-    matrices = [p for name, p in named if use_muon and _is_matrix(name, p)]
+    looked_up = _looked_up(model)
+    matrices = [p for name, p in named if use_muon and id(p) not in looked_up and _is_matrix(name, p)]
     taken = {id(p) for p in matrices}
     rest = [(name, p) for name, p in named if id(p) not in taken]
     decayed = [p for name, p in rest if _decays(name, p)]
     plain = [p for name, p in rest if not _decays(name, p)]
-    adamw = torch.optim.AdamW(
-        [g for g in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if g["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-    optimizers: list[torch.optim.Optimizer] = [adamw]
+    groups = [g for g in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if g["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups:
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        optimizers.append(adamw)
     if matrices:
         optimizers.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dtype))
     for optimizer in optimizers:
@@ -158,8 +158,14 @@ def restore_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], sta
 
 def _is_matrix(name: str, p: Tensor) -> bool:
     last = name.rsplit(".", 1)[-1]
-    looked_up = "tokens." in name or "positions." in name or "lm_head" in name
-    return p.ndim >= 2 and not looked_up and "router" not in name and not last.startswith("b_")
+    return p.ndim >= 2 and "router" not in name and not last.startswith("b_")
+
+
+def _looked_up(model: Any) -> set[int]:
+    """Identities of the parameters of embeddings and of a language model's head."""
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return {id(p) for each in (*tables, head) if each is not None for p in each.parameters()}
 
 
 def _decays(name: str, p: Tensor) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.checksums import read_json
-from glassmoe.results import Result
+from glassmoe.results import Result, omitted
 
 METRICS = "metrics.jsonl"
 """The course of training, one JSON object a line (`tracking.py`)."""
@@ -64,8 +64,8 @@ class StartReceipt(Result):
     jump: float
     """Loss as copied less loss of the source, in nats per token."""
     layers: list[dict[str, Any]]
-    """For each layer its `kind` (same, experts), whether it computes the same function (`exact`), and how many units
-    were `redrawn`."""
+    """For each layer its `kind` (same, experts, new), whether it computes the same function (`exact`), and how many
+    units were `redrawn`; of layers that were replaced in place also the number (`layer`) and the path (`module`)."""
     noise: float
     """Noise on the encoder of each expert, as a share of its standard deviation."""
     redraw: float
@@ -77,7 +77,14 @@ class StartReceipt(Result):
     parameters: int
     """Parameters of the run's model."""
     new_weights: int
-    """Number of weights that are new: those of learned routers."""
+    """Number of weights that are new: those of learned routers, and of layers that could not take over any."""
+    active_parameters: int | None = omitted()
+    """Of a run that replaced layers in place, as the rest: parameters that one token uses."""
+    difference: float | None = omitted()
+    """Greatest difference of the logits from those of the source, of the weights as they were copied, on a few
+    validation rows."""
+    source_sha256: str | None = omitted()
+    """sha256 of the weights of the source."""
 
 
 def read_start(run: str | Path) -> StartReceipt | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,13 +17,13 @@ from glassmoe.data.domains import domain_of, token_kind
 from glassmoe.data.tokens import TokenKind
 from glassmoe.device import compute_dtype
 from glassmoe.model import GlassConfig
-from glassmoe.model.subject import Subject
+from glassmoe.model.subject import Subject, load_subject
 
 from . import run
 from .checkpoint import latest
 from .distributed import Processes, barrier
-from .source import load_source, source_settings
-from .start import complete
+from .source import is_decoder, saved_settings, settings_in_place, source_settings
+from .start import complete, complete_in_place
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class ResolvedRun:
     """The data, with its kind of tokens."""
     rows: dict[str, Rows]
     """Rows of the splits `train` and `valid`."""
-    model: GlassConfig
-    """Settings of the model to build."""
+    model: Any
+    """Settings of the model to build: a `GlassConfig`, or those of a transformers model with replaced layers."""
     device: torch.device
     """Device that computes."""
     dtype: torch.dtype
     """Type in which products are computed; weights are float32."""
+    in_place: bool
+    """Whether the model is a transformers model with replaced layers."""
 
 
 def resolve(config: RunConfig, out: Path, device: torch.device, group: Processes) -> tuple[ResolvedRun, Subject | None]:
@@ -51,22 +54,34 @@ def resolve(config: RunConfig, out: Path, device: torch.device, group: Processes
 
     ValueError when the configuration contradicts the source, the corpus or the run that lies in `out`.
     """
-    name, source, new = config.start.source, None, latest(out / "state") is None
-    if config.start.shape == "source":
-        if name is None:
-            raise ValueError("start.shape is source and start.source is missing; name one: glassmoe upcycle FOLDER")
-        if new:
-            source = load_source(name, device.type)
-        config = complete(config, source_settings(name) if source is None else source.model.config)
+    start, source, in_place = config.start, None, None
+    new = latest(out / "state") is None
+    if start.source is None and start.shape == "source":
+        raise ValueError("start.shape is source and start.source is missing; name one: glassmoe upcycle FOLDER")
+    if start.source is not None and new:
+        source = load_subject(start.source, device.type)
+        if not is_decoder(source):
+            in_place = settings_in_place(source, config)
+    elif not new:
+        in_place = saved_settings(out)
+    if in_place is not None:
+        config = complete_in_place(config, in_place, new)
+    elif start.replace_layers is not None:
+        raise ValueError(
+            f"start.replace_layers {start.replace_layers} names layers of a model that glassmoe did not train; all "
+            f"layers of {start.source or 'a new decoder'} are of one kind: leave it out"
+        )
+    elif start.source is not None and start.shape == "source":
+        config = complete(config, source_settings(start.source) if source is None else source.model.config)
     run.check(out, config)
     corpus = _corpus(config, out, group)
-    if name is not None and new:
-        source = source or load_source(name, device.type)
-        corpus.require(source.model.config.tokens, source.model.config.tokenizer_sha256)
+    if source is not None:
+        own = source.tokenizer_sha256 if in_place is None else in_place.glassmoe["tokenizer_sha256"]
+        corpus.require(source.tokens, own)
     rows = {split: Rows(corpus.split(split), config.data.rows) for split in ("train", "valid")}
-    settings = model_settings(config, rows["train"].length, corpus.kind)
+    settings = model_settings(config, rows["train"].length, corpus.kind) if in_place is None else in_place
     dtype = compute_dtype(config.train.precision, device)
-    return ResolvedRun(config, out, corpus, rows, settings, device, dtype), source
+    return ResolvedRun(config, out, corpus, rows, settings, device, dtype, in_place is not None), source
 
 
 def model_settings(config: RunConfig, row_length: int, kind: TokenKind | None = None) -> GlassConfig:

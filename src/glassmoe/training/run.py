@@ -27,6 +27,9 @@ from glassmoe.config import RunConfig
 from glassmoe.data.domains import domain, domain_names
 from glassmoe.data.tokens import TokenKind
 from glassmoe.locks import LOCK
+from glassmoe.model.families import context_of
+from glassmoe.model.replacing import listed
+from glassmoe.model.swapping import FIELDS
 
 from .checkpoint import latest
 from .records import ENVIRONMENT, METRICS, START, Environment
@@ -44,6 +47,8 @@ MAY_CHANGE = (
 )
 """Settings with another value of which a run resumes."""
 
+SIZES = ("layers", "heads", "width", "context")
+"""Settings of a model's shape that its card shows where layers were replaced."""
 UNSTARTED = {CONFIG, ENVIRONMENT, LOCK, METRICS, START, "snapshots", "state"}
 """What a run directory may hold before its first checkpoint, beside a corpus that was made for the run."""
 
@@ -107,7 +112,7 @@ def publish(out: Path, model: Any, config: RunConfig, step: int, kind: TokenKind
     transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(staging)
-        tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
+        tokenizer_of(kind, context_of(model), model.config.eos_token_id).save_pretrained(staging)
         (staging / "README.md").write_text(model_card(config, step, kind), encoding="utf-8")
         _complete(staging)
         for path in sorted(staging.iterdir()):
@@ -134,7 +139,7 @@ def snapshot(out: Path, model: Any, step: int, kind: TokenKind) -> Path:
     try:
         model.save_pretrained(staging)
         if kind.tokenizer is not None:
-            tokenizer_of(kind, model.config.context, model.config.eos_token_id).save_pretrained(staging)
+            tokenizer_of(kind, context_of(model), model.config.eos_token_id).save_pretrained(staging)
         _complete(staging)
         # A killed run reaches this step again, with the same weights.
         publish_folder(staging, path)
@@ -185,13 +190,23 @@ def tokenizer_of(kind: TokenKind, context: int, eos: int | list[int] | None = No
 
 def model_card(config: RunConfig, step: int, kind: TokenKind) -> str:
     model, world = asdict(config.model), kind.domain
+    what, code = (
+        "glassmoe decoder",
+        (
+            "import glassmoe.model\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")'
+        ),
+    )
+    if config.start.replace_layers is not None:
+        model = {name: model[name] for name in (*SIZES, *FIELDS)}
+        what = f"model whose layers {listed(config.start.replace_layers)} were replaced by glassmoe"
+        code = 'import glassmoe\nmodel = glassmoe.load(".")  # model.torch_model is the transformers model'
     return (
         f"---\nlibrary_name: transformers\ntags: [glassmoe, interpretability, {world}]\n---\n\n"
         f"# {config.model.ffn} {world} model\n\n"
-        f"A glassmoe decoder that reads and writes {kind.about}. "
+        f"A {what} that reads and writes {kind.about}. "
         f"It was trained for {step} of {config.train.steps} steps.\n\n"
-        "```python\nimport glassmoe.model\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        'model = AutoModelForCausalLM.from_pretrained(".")\ntokenizer = AutoTokenizer.from_pretrained(".")\n```\n\n'
+        f"```python\n{code}\n```\n\n"
         "| setting | value |\n| --- | --- |\n"
         + "".join(f"| {key} | {value} |\n" for key, value in model.items() if value is not None)
         + "\nThe whole configuration is in `config.yaml`, the course of training in `metrics.jsonl`, and what "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ def read_metrics(path: str | Path) -> list[MetricsLine]:
             f"file"
         )
     return lines
+
+
+def by_number(layers: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Statistics of layers by the number of their layer, which is their place where they do not name it."""
+    return {int(entry.get("layer", place)): entry for place, entry in enumerate(layers)}
 
 
 def _read(path: Path) -> tuple[list[MetricsLine], list[int]]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from glassmoe.inspect.store import FeatureStore
 from glassmoe.measure.saved import saved_values
 from glassmoe.results import Result
-from glassmoe.training.tracking import read_metrics
+from glassmoe.training.tracking import by_number, read_metrics
 
 from .explored import ExploredLayer
 from .records import Number, Recorder, rounded
@@ -94,9 +94,9 @@ def load_of(layer: ExploredLayer) -> list[float] | None:
     log = layer.run / "metrics.jsonl"
     if not layers and log.is_file():
         layers = next((line["layers"] for line in reversed(read_metrics(log)) if "layers" in line), None)
-    if layer.reader.folder is not None or not layers or layer.reader.number >= len(layers):
+    if layer.reader.folder is not None or not layers:
         return None
-    load = layers[layer.reader.number].get("load")
+    load = by_number(layers).get(layer.reader.number, {}).get("load")
     return load if load and len(load) == layer.experts else None
 
 

@@ -20,6 +20,7 @@ from glassmoe.measure.probing import encoded
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.measure.specialisation import DEALS, LayerExperts, TokenSources, experts_of
 from glassmoe.model.subject import Subject, load_subject
+from glassmoe.model.swapping import layer_kind
 from glassmoe.pages.plots import COLOURS, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.text.labelled import Labelled, labelled
@@ -130,7 +131,7 @@ def experts(
         say(f"experts of {Path(path).name}")
         tokens_RN, lengths_R, known, read = _rows(subject, texts, data, tokens)
         measured = experts_of(subject.model, tokens_RN, lengths_R, subject.kind(), **known)
-        about = {"name": Path(path).name, "ffn": subject.model.config.ffn, "read": read, "token": subject.kind().one}
+        about = {"name": Path(path).name, "ffn": layer_kind(subject.model), "read": read, "token": subject.kind().one}
         rows.append(ExpertsRow.from_dict({**about, **measured.to_dict()}))
     names = [Path(path).name for path in runs]
     return ExpertsResults(command=f"glassmoe reproduce experts {' '.join(names)}", entries=rows, **origin(device)).save(

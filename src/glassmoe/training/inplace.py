@@ -1,0 +1,187 @@
+"""Training a transformers model in which layers were replaced: what it takes over, what it learns, and what learns.
+
+In distillation a second copy of the source, the teacher, reads the same rows. The model learns its next-token
+probabilities (KL) and the outputs of the MLPs that were replaced (MSE).
+
+Legend: B rows, N tokens of a row, T positions with a label, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glassmoe.layers.moe import MoE
+from glassmoe.model.chunked_loss import IGNORED
+from glassmoe.model.families import family_of
+from glassmoe.model.loss import inputs_and_labels, next_token_loss
+from glassmoe.model.replacing import take_over
+from glassmoe.model.subject import Place, Subject, hook_at, load_subject, place_in, weights_digest
+from glassmoe.model.swapping import own_layers, path_of, take_losses
+from glassmoe.model.upcycle import break_symmetry
+from glassmoe.model.upcycled import active_parameters, greatest_difference, upcycled_classes
+
+from .distributed import Processes
+from .language import STATISTICS_ROWS, LanguageTask
+from .records import read_start
+from .resolve import ResolvedRun
+from .source import save_settings
+
+
+class InPlaceTask(LanguageTask):
+    """Next-token prediction by a model with replaced layers, or distillation from its source."""
+
+    def __init__(self, resolved: ResolvedRun, group: Processes, source: Subject | None = None):
+        if group.count > 1:
+            family = family_of(resolved.model)
+            raise ValueError(
+                f"layers of a {family} model are replaced in one process, and {group.count} were started; run the same "
+                f"command without torchrun"
+            )
+        self.teacher: Any = None
+        if resolved.config.start.objective == "distill":
+            self.teacher = (_teacher(resolved) if source is None else source).model
+        super().__init__(resolved, group, source)
+        self.places = [place_in(self.module, number, "mlp-out") for number in own_layers(self.module)]
+
+    def build(self) -> Any:
+        settings = self.resolved.model
+        module = upcycled_classes(family_of(settings))[1](settings)
+        if self.config.start.learn == "layers":
+            module.requires_grad_(False)
+            for layer in own_layers(module).values():
+                layer.requires_grad_(True)
+        return module
+
+    def recompute(self) -> None:
+        self.module.activation_checkpointing_enable()
+
+    def flops(self, model: Any, length: int) -> float:
+        """2 for each active weight and pass: forward, backward to the inputs, backward to the weights; where only the
+        new layers learn, backward reaches from the head to the first of them. Attention counts as in our decoder. The
+        teacher adds a forward pass."""
+        sizes = model.config.get_text_config()
+        layers, active = sizes.num_hidden_layers, active_parameters(model)
+        attention: float = 4 * layers * sizes.hidden_size * length
+        backward, learning = 1.0, float(active)
+        if self.config.start.learn == "layers":
+            own = own_layers(model)
+            backward = 1 - min(own) / layers
+            learning = float(sum(layer.active_parameters() for layer in own.values()))
+        total: float = (2 * active + attention) + backward * (2 * active + 2 * attention) + 2 * learning
+        return total + (0 if self.teacher is None else 2 * active_parameters(self.teacher) + attention)
+
+    def losses(self, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.teacher is None:
+            loss, _ = next_token_loss(self.compute, tokens_BN, lengths_B)
+            return loss, take_losses(self.module)
+        kl, mse = (1.0 if each is None else each for each in (self.config.start.kl, self.config.start.mse))
+        divergence, error = distillation(self.compute, self.teacher, self.module, self.places, tokens_BN, lengths_B)
+        return kl * divergence, {"mse": mse * error, **take_losses(self.module)}
+
+    def statistics(self, step: int) -> dict[str, Any]:
+        layers = super().statistics(step)["layers"]
+        return {"layers": [{"layer": n, **entry} for n, entry in zip(own_layers(self.module), layers, strict=True)]}
+
+    def start(self, source: Subject) -> None:
+        if self.group.first:
+            save_settings(self.resolved.model, self.out)
+        start, settings = self.config.start, self.module.config.glassmoe
+        loss = {"source": self.valid_loss(source.model)}
+        replaced = take_over(source.model, self.module)
+        loss["copied"] = self.valid_loss(self.module)
+        difference = self._difference(source.model)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        layers, new_weights = [], 0
+        for number, kind, exact in replaced:
+            layer = own_layers(self.module)[number]
+            redrawn = 0
+            if kind == "experts":
+                assert isinstance(layer, MoE)
+                redrawn = break_symmetry(layer, start.noise, start.redraw, generator)
+                new_weights += 0 if layer.router is None else sum(p.numel() for p in layer.router.parameters())
+            elif kind == "new":
+                new_weights += sum(p.numel() for p in layer.parameters())
+            layers.append({"layer": number, "module": path_of(settings, number), "kind": kind, "exact": exact})
+            layers[-1]["redrawn"] = redrawn
+        loss["start"] = self.valid_loss(self.module)
+        inside = sum(p.numel() for layer in own_layers(self.module).values() for p in layer.parameters())
+        self.write_receipt(
+            source,
+            loss,
+            layers=layers,
+            noise=start.noise,
+            redraw=start.redraw,
+            copied_weights=self.module.num_parameters() - inside,
+            source_parameters=source.model.num_parameters(),
+            parameters=self.module.num_parameters(),
+            new_weights=new_weights,
+            active_parameters=self.active_parameters,
+            difference=difference,
+            source_sha256=weights_digest(source.model),
+        )
+
+    def _difference(self, source: Any) -> float:
+        rows = self.rows["valid"]
+        tokens, _ = rows.batch(range(min(STATISTICS_ROWS, len(rows))))
+        self.module.eval()
+        difference = greatest_difference(source, self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())
+        self.module.train()
+        return difference
+
+
+def _teacher(resolved: ResolvedRun) -> Subject:
+    """The source of a run that is resumed. ValueError when it has other weights than at the start."""
+    name = str(resolved.config.start.source)
+    source, receipt = load_subject(name, resolved.device.type), read_start(resolved.out)
+    if receipt is not None and receipt.source_sha256 not in (None, weights_digest(source.model)):
+        raise ValueError(
+            f"cannot resume {resolved.out}: {name} has other weights than when the run began, and the run learns to "
+            f"compute what these computed; put them back"
+        )
+    return source
+
+
+def distillation(
+    compute: Any, teacher: Any, student: Any, places: Sequence[Place], tokens_BN: Tensor, lengths_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far a student is from its teacher on rows of tokens: the divergence KL(teacher || student) of the next-token
+    probabilities in nats, summed over labels, and the squared error of the outputs at `places` over the variance of the
+    teacher's outputs, averaged over places. `compute`: the student, or its compiled form."""
+    inputs_BN, labels_BN = inputs_and_labels(tokens_BN, lengths_B)
+    labelled_BN = labels_BN != IGNORED
+    with torch.no_grad(), _outputs(teacher, places) as expected:
+        target_TV = torch.log_softmax(teacher(input_ids=inputs_BN, use_cache=False).logits[labelled_BN].float(), -1)
+    with _outputs(student, places) as outputs:
+        logits_TV = compute(input_ids=inputs_BN, use_cache=False).logits[labelled_BN].float()
+    divergence = F.kl_div(torch.log_softmax(logits_TV, -1), target_TV, reduction="sum", log_target=True)
+    errors = []
+    for place in places:
+        x_TD, y_TD = (each[place][labelled_BN].float() for each in (outputs, expected))
+        variance = (y_TD - y_TD.mean(0)).square().sum().clamp_min(1e-12)
+        errors.append((x_TD - y_TD).square().sum() / variance)
+    return divergence, torch.stack(errors).mean()
+
+
+@contextmanager
+def _outputs(model: Any, places: Sequence[Place]) -> Iterator[dict[Place, Tensor]]:
+    """Within it, a forward pass of a model leaves the outputs (B, N, D) at these places in the dictionary."""
+    caught: dict[Place, Tensor] = {}
+
+    def keep(place: Place) -> Any:
+        def act(_: Tensor, leaving: Tensor) -> None:
+            caught[place] = leaving
+
+        return act
+
+    handles = [hook_at(model, place, keep(place)) for place in places]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
