@@ -8,7 +8,7 @@ Gao et al. 2025 ("Weight-sparse transformers have interpretable circuits").
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -217,6 +217,7 @@ def traced_row(
     parts = {each: (reader.layer, reader.place) for each, reader in model.layers.items()}
     tracer = Tracer(model.subject, parts, coder)
     graphs: list[Graph] = []
+    no_rows = np.zeros(0, dtype=np.int64)
     losses: list[float] = []
     pairs: list[ActedPair] = []
     agreements: list[float] = []
@@ -231,7 +232,8 @@ def traced_row(
         if graph.check is not None and graph.check.sign_agreement is not None:
             pairs += graph.check.pairs
             agreements.append(graph.check.sign_agreement)
-        graphs.append(graph)
+        # The arrays of a hundred graphs are gigabytes.
+        graphs.append(replace(graph, nodes=graph.nodes.select(no_rows), edges=graph.edges.select(no_rows)))
         say(f"{name}: prompt {number} of {len(prompts)}, {graph.nodes_for_80} nodes hold 80% ({graph.seconds:.1f} s)")
     together = compared(pairs)
     return TraceRow(
