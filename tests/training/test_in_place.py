@@ -25,6 +25,7 @@ from glassmoe.measure.specialisation import experts_of
 from glassmoe.model.replacing import replacement_settings
 from glassmoe.model.subject import load_subject, place_in
 from glassmoe.text.tokens import load_tokenizer, text_kind
+from glassmoe.training.inplace import distillation
 from glassmoe.training.records import read_start
 from glassmoe.training.run import tokenizer_of
 from text_files import made_up_texts, prepared
@@ -197,6 +198,33 @@ def test_distillation_learns_what_the_source_computes_and_only_the_new_layers_le
     receipt = read_start(tmp_path / "mixture")
     assert receipt is not None and {part["kind"] for part in receipt.layers} == {"experts"}
     assert receipt.difference < 1e-5 and list(glassmoe.load(tmp_path / "mixture")) == ["0/moe-x", "2/moe-x"]
+
+
+def test_the_loss_of_distillation_is_its_definition(sources: Callable[..., Path], tmp_path: Path) -> None:
+    """Against the definitions on positions with a label, and with its gradient."""
+    assert upcycle(sources("llama"), tmp_path / "run", "--layers", "0,2", "--steps", "0") == 0
+    teacher, student = (load_subject(str(path)).model for path in (sources("llama"), tmp_path / "run"))
+    weight = student.model.layers[2].mlp.layer.w_dec.requires_grad_()
+    places = [place_in(student, layer, "mlp-out") for layer in (0, 2)]
+    tokens = torch.randint(0, 320, (3, 9), generator=torch.Generator().manual_seed(1))
+    divergence, error = distillation(student, teacher, student, places, tokens, torch.tensor([9, 5, 1]))
+    found = torch.autograd.grad(divergence + error, weight)
+    kl, squares, variances = 0.0, [0.0, 0.0], [0.0, 0.0]
+    outputs: dict[Any, list[torch.Tensor]] = {}
+    for model in (teacher, student):
+        for layer in (0, 2):
+            kept = outputs.setdefault((model is student, layer), [])
+            model.model.layers[layer].mlp.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out[0]))
+    for row, count in ((tokens[:1, :8], 8), (tokens[1:2, :4], 4)):
+        p, q = (torch.softmax(model(input_ids=row).logits[0], -1) for model in (teacher, student))
+        assert len(p) == count
+        kl = kl + (p * (p / q).log()).sum()
+    for at, layer in enumerate((0, 2)):
+        y, x = (torch.cat(outputs[mine, layer]) for mine in (False, True))
+        squares[at], variances[at] = ((x - y) ** 2).sum(), ((y - y.mean(0)) ** 2).sum()
+    expected = (squares[0] / variances[0] + squares[1] / variances[1]) / 2
+    torch.testing.assert_close((divergence, error), (kl, expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, torch.autograd.grad(kl + expected, weight), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gpt2", "bloom"])
