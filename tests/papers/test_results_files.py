@@ -1,4 +1,5 @@
-"""Committed results files: all load, and their pages are what the present code makes of them."""
+"""Committed results files: all load, and their pages are what the present code makes of them. (`scale-cpu` is written
+by a test, `bench-*` by the benchmarks.)"""
 
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from glassmoe.papers.mxd.frontier import FrontierResults
 from glassmoe.papers.results import CLASSES, read_results
 
 RESULTS = Path(__file__).parents[2] / "results"
-FILES = sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith("bench-"))
+FILES = sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith(("bench-", "scale-")))
 BENCHES = sorted(RESULTS.glob("bench-*.json"))
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glassmoe import config as configuration
 from glassmoe.config import SCHEMA_VERSION, RunConfig
@@ -109,11 +110,19 @@ ENVIRONMENT = {
 LINE = {"step": 2, "tokens": 8160, "flops": 2.1e10, "seconds": 1.5, "loss": 3.4, "balance": 1.0, "grad_norm": 0.7}
 
 
-def test_config_of_the_first_version_loads_and_is_written_the_same(tmp_path: Path) -> None:
+def test_config_of_the_first_version_loads_and_keeps_its_values(tmp_path: Path) -> None:
+    """Settings that later versions added have their defaults."""
     (tmp_path / "config.yaml").write_text(CONFIG)
     config = configuration.load(tmp_path / "config.yaml")
     assert config.model.ffn == "relu" and config.data.synthetic_games == 300
-    assert configuration.to_yaml(config) == CONFIG
+    old, written = yaml.safe_load(CONFIG), yaml.safe_load(configuration.to_yaml(config))
+    defaults = yaml.safe_load(configuration.to_yaml(configuration.RunConfig()))
+    assert list(old) == list(written)
+    for section, values in old.items():
+        if isinstance(values, dict):
+            added = {name: defaults[section][name] for name in written[section].keys() - values.keys()}
+            values = {**values, **added}
+        assert written[section] == values, section
     assert configuration.load(str(tmp_path / "config.yaml")) == config
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from glassmoe.measure.results_file import ResultsFile
 
 CLASSES = {
-    "figure8": ("moex.figure8", "Figure8Results"),
-    "chess-explained": ("moex.chess_explained", "ChessExplainedResults"),
-    "experts": ("moex.experts", "ExpertsResults"),
-    "steering-games": ("moex.steering_games", "SteeringGamesResults"),
-    "mxd-frontier": ("mxd.frontier", "FrontierResults"),
-    "mxd-probe": ("mxd.probe", "ProbeResults"),
-    "mxd-steering": ("mxd.steering", "SteeringResults"),
+    "figure8": (".moex.figure8", "Figure8Results"),
+    "chess-explained": (".moex.chess_explained", "ChessExplainedResults"),
+    "experts": (".moex.experts", "ExpertsResults"),
+    "steering-games": (".moex.steering_games", "SteeringGamesResults"),
+    "trace": ("glassmoe.measure.traces", "TraceResults"),
+    "mxd-frontier": (".mxd.frontier", "FrontierResults"),
+    "mxd-probe": (".mxd.probe", "ProbeResults"),
+    "mxd-steering": (".mxd.steering", "SteeringResults"),
 }
 """Name of a suite that trains no rows -> module and class of its results. Every other suite has `TableResults`."""
 
@@ -29,7 +30,7 @@ def read_results(path: str | Path) -> ResultsFile:
     kind: type[ResultsFile]
     if suite in CLASSES:
         module, kind_name = CLASSES[suite]
-        kind = getattr(import_module(f".{module}", __package__), kind_name)
+        kind = getattr(import_module(module, __package__), kind_name)
     elif suite is None:
         from glassmoe.measure.results import RunTable as kind
     else:
