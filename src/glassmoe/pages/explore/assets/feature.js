@@ -77,7 +77,7 @@ const feature = (() => {
         el("tbody", {}, record.near[name].map(([id, cosine, words]) => el("tr", {},
           el("th", { scope: "row" }, el("a", { href: `#${id}` }, String(id))),
           el("td", { class: "label-cell" }, label(words)), el("td", {}, show.score(cosine)),
-          el("td", {}, el("a", { href: `#${record.id},${id}`, title: "both side by side" }, "compare")))))))));
+          el("td", {}, el("a", { href: `#${record.id},${id}`, title: "both side by side", "aria-label": `compare with ${id}` }, "\u21c4")))))))));
   }
 
   function view(id, meta, record) {
