@@ -30,8 +30,9 @@ check: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: $(READY)  ## docs/api.md from the docstrings of the public API
+docs: $(READY)  ## docs/api.md from the docstrings of the public API, and the memory table of docs/scale.md
 	$(BIN)/python docs/build_api.py
+	$(BIN)/python docs/build_fits.py
 
 bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer; half an hour, keep the machine quiet
 	$(BIN)/python -m benchmarks --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \

@@ -6,19 +6,20 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
 from glassmoe.locks import writing
 
-from .arguments import Device, Numbers, PathLike, one_of, paths, public, whole_numbers
+from .arguments import Device, Numbers, PathLike, above_zero, one_of, paths, public, whole_numbers
 from .recipes import configure, find_recipe
 
 if TYPE_CHECKING:
     from glassmoe.chess.board_results import BoardsResult
     from glassmoe.data.prepared import PreparedCorpus
     from glassmoe.inspect.model import Generated, Model
+    from glassmoe.training.memory import MemoryPlan
 
 
 @public(tokens=one_of("characters", "moves"))
@@ -108,13 +109,43 @@ def prepare_text(
     )
 
 
+@overload
 def train(
     recipe: PathLike | RunConfig | None = None,
     *,
     data: PathLike | None = None,
     out: PathLike | None = None,
+    dry_run: Literal[False] = False,
+    processes: int = 1,
+    memory: float | None = None,
     **settings: Any,
-) -> Path:
+) -> Path: ...
+
+
+@overload
+def train(
+    recipe: PathLike | RunConfig | None = None,
+    *,
+    data: PathLike | None = None,
+    out: PathLike | None = None,
+    dry_run: Literal[True],
+    processes: int = 1,
+    memory: float | None = None,
+    **settings: Any,
+) -> MemoryPlan: ...
+
+
+@public(memory=above_zero)
+def train(
+    recipe: PathLike | RunConfig | None = None,
+    *,
+    data: PathLike | None = None,
+    out: PathLike | None = None,
+    dry_run: bool = False,
+    processes: int = 1,
+    memory: float | None = None,
+    **settings: Any,
+) -> Path | MemoryPlan:
     """Train a model into a run directory, or resume the run that is there.
 
     A run is resumed to the same bits when `out` already holds it. Without data, synthetic chess games are made.
@@ -123,13 +154,24 @@ def train(
         recipe: Name of a recipe or a YAML file (in Python also a `RunConfig`); default: the defaults of every field.
         data: Prepared data, or raw files, which are prepared into the run directory first.
         out: Run directory (default: runs/RECIPE, or runs/FFN without a recipe).
+        dry_run: Compute only the memory that it needs.
+        processes: Number of processes of the dry run; torchrun says how many train.
+        memory: Memory of the dry run for one process, in GiB (default: that of the device).
         settings: Fields of the configuration, by their full name or, where it is unique, the last part of it:
             `steps=200`, `ffn="gelu"`, `**{"model.width": 256}`, or a section as a dictionary.
 
     Returns:
-        The run directory. Load it with `glassmoe.load`.
+        The run directory, which `glassmoe.load` opens; of a dry run, the parts of the memory.
     """
     config, name = configure(recipe, settings)
+    if dry_run:
+        from glassmoe.training.memory import plan_memory
+
+        if data is not None:
+            config.data.path = str(data)
+        return plan_memory(config, processes, memory)
+    if processes != 1 or memory is not None:
+        raise ValueError("processes and memory belong to a dry run; set dry_run, or start processes with torchrun")
     return _train(config, name, data, out)
 
 

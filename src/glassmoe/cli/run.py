@@ -73,7 +73,8 @@ def _choose_streaming(arguments: dict[str, Any], as_json: bool) -> None:
 
 
 COMMON = {
-    *("help", "help_all", "json", "recipe", "source", "data", "out", "seed", "data.rows", "data.tokens"),
+    *("help", "help_all", "recipe", "source", "data", "out", "seed", "data.rows", "data.tokens"),
+    "dry_run",
     *(f"model.{name}" for name in ("ffn", "layers", "heads", "width", "active_width", "num_experts")),
     *("model.experts_per_token", "model.options", "optimizer.name", "optimizer.lr", "optimizer.muon_lr"),
     *(f"train.{name}" for name in ("steps", "batch_rows", "micro_rows", "device", "precision", "eval_every")),

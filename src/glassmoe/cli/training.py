@@ -29,6 +29,8 @@ GROUPS = {
 }
 """Docstrings of the sections, by which jsonargparse names groups of options -> what the help calls them."""
 ALIASES = {"config": "recipe", "data": "data.path"}
+DRY_RUN: dict[str, type] = {"dry_run": bool, "processes": int, "memory": float, "json": bool}
+"""Options of a dry run and their types; those of type bool need no value."""
 
 
 def build_training(signature: Signature) -> Any:
@@ -49,6 +51,10 @@ def build_training(signature: Signature) -> Any:
         nargs = "?" if name == signature.verb.optional else None
         parser.add_argument(name, type=str, nargs=nargs, help=signature.documented.get(name))
     parser.add_argument("--out", type=str, help=signature.documented.get("out"))
+    for name, kind in _own(signature).items():
+        default = signature.parameters[name].default if name in signature.parameters else False
+        about = signature.documented.get(name, "Print the result as JSON.")
+        parser.add_argument(f"--{name}", type=kind, default=default, help=about)
     parser.add_argument("--recipe_file", action="config", help=argparse.SUPPRESS)
     configuration.add_arguments(parser)
     for group in parser._action_groups:
@@ -79,7 +85,13 @@ def parse_training(signature: Signature, parser: Any, words: Sequence[str]) -> d
     fields = {name: values[name] for name in (*SECTIONS, *TOP)}
     out = values["out"] or f"runs/{recipe.stem if recipe else fields['model'].ffn}"
     source = {"source": places["source"]} if "source" in places else {}
-    return {**source, "recipe": configuration.RunConfig(**fields), "out": out}
+    own = {name: values[name] for name in _own(signature)}
+    return {**source, "recipe": configuration.RunConfig(**fields), "out": out, **own}
+
+
+def _own(signature: Signature) -> dict[str, type]:
+    """Options that are no fields of a run, and their types, where the function has a dry run."""
+    return DRY_RUN if "dry_run" in signature.parameters else {}
 
 
 def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -96,7 +108,9 @@ def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[
             bare.append(word)
             continue
         name, equals, value = word[2:].partition("=")
-        if not equals:
+        if not equals and _own(signature).get(name.replace("-", "_")) is bool:
+            value = waiting.pop(0) if waiting and waiting[0] in ("true", "false") else "true"
+        elif not equals:
             if not waiting or re.match("--[a-z]", waiting[0]):
                 raise ValueError(f"{verb}: --{name} needs a value; {see}")
             value = waiting.pop(0)
@@ -106,7 +120,8 @@ def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[
         if name in signature.positionals:
             places[name] = value
         else:
-            options.append(f"--{_field(name)}={value}")
+            own = name.replace("-", "_")
+            options.append(f"--{own if own in _own(signature) else _field(name)}={value}")
     for name in signature.positionals:
         if name not in places and bare:
             places[name] = bare.pop(0)

@@ -63,7 +63,11 @@ VERBS: dict[str, Verb] = {
             "train",
             "train a model, or resume a run",
             "runs:train",
-            ("train chess-small --data data/games --out runs/moex", "train chess-small --ffn gelu --steps 200"),
+            (
+                "train chess-small --data data/games --out runs/moex",
+                "train chess-small --ffn gelu --steps 200",
+                "train fineweb-s --dry-run --processes 8 --memory 80",
+            ),
             optional="recipe",
         ),
         Verb(

@@ -21,7 +21,14 @@ def greatest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row (the last dimension) of `s`, largest first, and their indices, as `Tensor.topk`
     returns them; the choice among equal values may differ. Values must be finite. No gradient."""
     n = s.shape[-1]
-    if s.device.type != "cpu" or s.dtype != torch.float32 or n > LONGEST_ROW or torch.get_num_threads() > MOST_THREADS:
+    plain = type(s) is Tensor  # other kinds, such as tensors without data, have nothing that numpy can read
+    if (
+        not plain
+        or s.device.type != "cpu"
+        or s.dtype != torch.float32
+        or n > LONGEST_ROW
+        or torch.get_num_threads() > MOST_THREADS
+    ):
         values, places = s.topk(k, dim=-1)
         return values, places
     wide = s.double().contiguous()

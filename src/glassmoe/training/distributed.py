@@ -52,14 +52,21 @@ def processes(device: torch.device, replicas: int = 1) -> Processes:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
-    if count % replicas:
-        raise ValueError(f"train.replicas is {replicas}, but {count} processes cannot form {replicas} equal groups")
+    replicas = replica_groups(count, replicas)
     if not dist.is_initialized():
         # Small values are summed where they are, which is the CPU for some of them.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         # A process that trains several models joins once: FSDP2 keeps the group beyond a model.
         atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size(), replicas)
+
+
+def replica_groups(count: int, replicas: int) -> int:
+    """Number of copies of the model that `count` processes hold: `replicas`, or 1 for one process. ValueError when the
+    processes cannot be divided equally."""
+    if count > 1 and count % replicas:
+        raise ValueError(f"train.replicas is {replicas}, but {count} processes cannot form {replicas} equal groups")
+    return replicas if count > 1 else 1
 
 
 def share_rows(rows: int, most: int, group: Processes) -> list[slice]:
