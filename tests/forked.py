@@ -136,6 +136,7 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, erro
     sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1) for n in (1, 2))
     sys.argv = ["glassmoe", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     multiprocessing.process._parent_process = None  # it is no worker of a pool
 
     import torch
