@@ -1,4 +1,4 @@
-"""What the largest edges and nodes of a graph are told besides: the heads that move an edge, why these look where they
+"""Details of the largest edges and nodes of a graph: the heads that move an edge, why these look where they
 do, and why experts were chosen.
 
 Legend: N nodes, E edges, K targets, D width.
@@ -22,7 +22,7 @@ from .pruning import influence, kept
 from .routes import margins
 
 NODE_SHARE, EDGE_SHARE, MOST_EDGES = 0.9, 0.98, 100_000
-"""Heads are told of the edges that pruning to these shares keeps, at most so many."""
+"""Heads are computed for the edges that pruning to these shares keeps, up to this number."""
 MOST_LOOKS, MOST_PAIRS = 12, 10
 MOST_ROUTES, MOST_EFFECTS = 60, 20
 
