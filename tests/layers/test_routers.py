@@ -172,3 +172,24 @@ def test_router_arithmetic_stays_in_float32_under_autocast(router: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer.scores(x), exact)
     assert exact.dtype == torch.float32
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_an_update_that_no_version_shows_is_seen(gradient: bool) -> None:
+    """The fused AdamW changes weights but not their version counter."""
+    torch.manual_seed(0)
+    layer = MoE(8, 16, num_experts=4, router_gradient=gradient)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    x = torch.randn(12, 8)
+    with torch.no_grad():
+        before = layer.encoder_statistics()
+        assert layer.encoder_statistics() is before
+    layer(x)[0].square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        after, fresh = layer.encoder_statistics(), encoder_statistics(layer.w_enc)
+    assert not torch.equal(before[0], after[0])
+    assert all(torch.equal(a, b) for a, b in zip(after, fresh, strict=True))

@@ -141,11 +141,14 @@ class MoE(FeedForward):
         """Mean and variance over the rows of each expert's encoder, as `routers.encoder_statistics` returns them. With
         gradients where the router's gradient reaches the encoders."""
         w_enc, b_enc = self.w_enc, self.b_enc
-        if torch.is_grad_enabled() and self.router_gradient:
-            return encoder_statistics(w_enc, b_enc)
+        if torch.is_grad_enabled():
+            # An update of the weights may follow. The fused kernels of optimizers, and gathering of shards, change
+            # weights but not their version, so that the version alone would not show it.
+            self._statistics = None
+            with torch.set_grad_enabled(self.router_gradient):
+                return encoder_statistics(w_enc, b_enc)
         # Without this cache, generation and evaluation would read all encoder weights at every token.
         key = (w_enc.data_ptr(), w_enc._version, 0 if b_enc is None else b_enc._version)
         if self._statistics is None or self._statistics[0] != key:
-            with torch.no_grad():
-                self._statistics = key, encoder_statistics(w_enc, b_enc)
+            self._statistics = key, encoder_statistics(w_enc, b_enc)
         return self._statistics[1]

@@ -23,22 +23,50 @@ from .distributed import held, is_sharded, local
 
 # Jordan's quintic is steepest at zero, so that small singular values grow fast. They end near 1, not at 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+GRAM_FROM = 2
+"""Matrices at least this many times as long as they are wide are iterated through their Gram matrix."""
 
 
-def orthogonalize(g_ERC: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalize(g_ERC: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """A matrix (R, C), or each matrix of a stack (E, R, C), with all singular values near 1 (0.7 to 1.2)."""
-    a, b, c = NEWTON_SCHULZ
     tall = g_ERC.shape[-2] > g_ERC.shape[-1]
     x = g_ERC.to(dtype)
     # One contiguous copy and fused sums take a quarter less time for a stack than plain operators.
     x = (x.mT if tall else x).contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(steps):
-        xxt = x @ x.mT
-        x = add_product(x, add_product(xxt, xxt, xxt, beta=b, alpha=c), x, beta=a)
+    long = x.shape[-1] >= GRAM_FROM * x.shape[-2]
+    x = _iterate(_iterate(x, 3), 2) if long else _iterate_plain(x, 5)
     orthogonal: Tensor = (x.mT if tall else x).to(g_ERC.dtype)
     return orthogonal
+
+
+def _iterate_plain(x: Tensor, steps: int) -> Tensor:
+    """Newton-Schulz: X <- p(X X^T) X with p(G) = a + b G + c G^2."""
+    a, b, c = NEWTON_SCHULZ
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _iterate(x: Tensor, steps: int) -> Tensor:
+    """The same on the small side: G <- P G P with P = p(G), and the product of all P times X at the end.
+
+    A long matrix is then multiplied twice for all steps, not twice for each. In bf16 the errors of G grow with each
+    step, so that five steps go in two parts: the second starts from its own X.
+    """
+    a, b, c = NEWTON_SCHULZ
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    gram, product = x @ x.mT, None
+    for step in range(steps):
+        p = add_product(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        if step < steps - 1:
+            gram = p @ (gram @ p)
+        product = p if product is None else p @ product
+    assert product is not None
+    return product @ x
 
 
 class Muon(torch.optim.Optimizer):
@@ -105,7 +133,8 @@ def build_optimizers(
     groups = [g for g in ({"params": decayed}, {"params": plain, "weight_decay": 0.0}) if g["params"]]
     optimizers: list[torch.optim.Optimizer] = []
     if groups:
-        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        # Fused: one pass over the memory instead of ten, a sixth of the time on a CPU.
+        adamw = torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)
         optimizers.append(adamw)
     if matrices:
         optimizers.append(Muon(matrices, config.muon_lr, config.momentum, config.weight_decay, dtype))
@@ -152,8 +181,7 @@ def restore_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], sta
         for group in optimizer.param_groups:
             for p in group["params"]:
                 for entry, value in by_name.get(names[id(p)], {}).items():
-                    # AdamW keeps its step counter on the CPU.
-                    optimizer.state[p][entry] = value.clone() if entry == "step" else value.to(p.device)
+                    optimizer.state[p][entry] = value.to(p.device, copy=True)
 
 
 def _is_matrix(name: str, p: Tensor) -> bool:
