@@ -34,9 +34,9 @@ docs: $(READY)  ## docs/api.md from the docstrings of the public API, and the me
 	$(BIN)/python docs/build_api.py
 	$(BIN)/python docs/build_fits.py
 
-bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer; half an hour, keep the machine quiet
+bench: $(READY)  ## speed as ratios, side by side in one run; NANOGPT=, PEER=, MONET=a checkout each add a peer, CIRCUIT_TRACER=an interpreter that has it; half an hour, keep the machine quiet
 	$(BIN)/python -m benchmarks --quickstart $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEER),--peer-pytorch $(PEER)) \
-	  $(if $(MONET),--monet $(MONET)) --out results/bench-cpu.json
+	  $(if $(MONET),--monet $(MONET)) $(if $(CIRCUIT_TRACER),--circuit-tracer $(CIRCUIT_TRACER)) --out results/bench-cpu.json
 
 clean:
 	rm -rf .venv .venv-peers

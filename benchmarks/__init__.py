@@ -32,6 +32,7 @@ from .steps import step_rows
 from .stores import store_rows
 from .tables import GROUPS, BenchResults
 from .text import text_rows
+from .traces import trace_rows
 
 __all__ = ["GROUPS", "BenchResults", "Sizes", "bench"]
 
@@ -45,14 +46,16 @@ def bench(
     nanogpt: Path | None = None,
     peer_pytorch: Path | None = None,
     monet: Path | None = None,
+    circuit_tracer: Path | None = None,
     pgn: Path | None = None,
     text: Path | None = None,
     quickstart: bool = False,
 ) -> BenchResults:
     """Every line of the groups `only`, with the machine and the settings.
 
-    `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet. `pgn`: a file
-    of games (default: self-played games). `text`: a .jsonl file of documents (default: generated text). `quickstart`:
+    `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet.
+    `circuit_tracer`: the interpreter of an environment with circuit-tracer. `pgn`: a file of games (default:
+    self-played games). `text`: a .jsonl file of documents (default: generated text). `quickstart`:
     also time the quickstart. ValueError for an unknown group and for a path with other contents.
     """
     unknown = [name for name in only if name not in GROUPS]
@@ -79,6 +82,7 @@ def bench(
         "text": lambda: text_rows(sizes, device, dtype, text),
         "boards": lambda: board_rows(sizes),
         "stores": lambda: store_rows(sizes),
+        "traces": lambda: trace_rows(sizes, circuit_tracer),
         "pages": lambda: page_rows(sizes),
         "startup": lambda: startup_rows(sizes, quickstart),
     }

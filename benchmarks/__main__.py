@@ -27,6 +27,9 @@ def main(words: list[str]) -> None:
         parser.add_argument(
             f"--{peer.lower()}", type=Path, metavar="PATH", help=f"a checkout of {peer} to compare with"
         )
+    parser.add_argument(
+        "--circuit-tracer", type=Path, metavar="PYTHON", help="the interpreter of an environment with circuit-tracer"
+    )
     parser.add_argument("--pgn", type=Path, metavar="FILE", help="games to read (default: self-played games)")
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: generated text)"
@@ -40,6 +43,7 @@ def main(words: list[str]) -> None:
     sizes = Sizes(repeats=args.repeats, tokens=args.tokens, widths=widths)
     only = names(args.only, "--only") or GROUPS
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
+    peers["circuit_tracer"] = args.circuit_tracer
     figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
     if args.out:
         figures.save(args.out.parent, args.out.stem, draw=False)

@@ -52,6 +52,11 @@ class Sizes:
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
     memory_steps: int = 3
     memory_games: int = 100
+    trace_width: int = 256
+    trace_layers: int = 8
+    trace_features: int = 2048
+    trace_k: int = 32
+    trace_tokens: int = 16
     page_features: int = 4096
     listed_features: int = 16384
     page_tokens: int = 200_000

@@ -13,7 +13,7 @@ from glassmoe.results import markdown_table, omitted, stored_as
 SCHEMA_VERSION = 2
 GROUPS = (
     *("shapes", "layers", "peers", "steps", "coders", "memory"),
-    *("data", "text", "boards", "stores", "pages", "startup"),
+    *("data", "text", "boards", "stores", "traces", "pages", "startup"),
 )
 SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")
 """Facts that all groups of a file share."""

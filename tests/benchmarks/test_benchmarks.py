@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,11 @@ TOY = Sizes(
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
+    trace_width=16,
+    trace_layers=2,
+    trace_features=64,
+    trace_k=5,
+    trace_tokens=6,
     page_features=64,
     listed_features=128,
     page_tokens=2000,
@@ -128,6 +134,22 @@ def test_nanogpt_computes_what_we_compute() -> None:
     lines = measured("steps", nanogpt=Path(os.environ["NANOGPT"]))
     (line,) = [lines[name] for name in lines if "nanoGPT" in name]
     assert line["loss_difference"] < 1e-5
+
+
+def test_traces_say_what_is_missing() -> None:
+    (line,) = measured("traces").values()
+    assert "--circuit-tracer" in line["skipped"]
+    with pytest.raises(ValueError, match=r"cannot run circuit-tracer: .*; install it there"):
+        measured("traces", circuit_tracer=Path(sys.executable))
+
+
+@pytest.mark.skipif(
+    "CIRCUIT_TRACER" not in os.environ, reason="CIRCUIT_TRACER does not name an interpreter that has it"
+)
+def test_edges_are_those_of_circuit_tracer() -> None:
+    (line,) = measured("traces", circuit_tracer=Path(os.environ["CIRCUIT_TRACER"])).values()
+    # Tokens, features and errors of 5 tokens, and the features of layer 0 of these.
+    assert line["edges"] > 200 and line["edge_difference"] < 1e-4
 
 
 @pytest.mark.parametrize("name", ["gelu", "moe-x", "switch", "monet-hd", "monet-vd", "peer"])
