@@ -1,11 +1,10 @@
 """The pages in a headless Chromium, opened from disk as a reader opens them: what one sees, types and clicks."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.browser import Page, chromium, find_chromium
+from benchmarks.browser import Page, find_chromium
 
 from explored import MARKUP, chess_run, explain, text_run
 from glassmoe.pages.explore.prompts import live_prompts
@@ -36,26 +35,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text_run(folder)
     build_site([run, folder / "text"], folder / "site")
     return folder / "site"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    with chromium() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser: Page) -> Iterator[Page]:
-    """The one page, as new: whatever a test does, it must not leave the folder nor complain."""
-    browser.size(1280, 800)
-    browser.dark(False)
-    browser.errors.clear()
-    browser.requests.clear()
-    yield browser
-    browser.call("Runtime.evaluate", expression="try { localStorage.clear() } catch {}")
-    assert browser.errors == []
-    allowed = ("file:", "http://127.0.0.1:", "data:,", "about:blank")
-    assert browser.requests and all(each.startswith(allowed) for each in browser.requests)
 
 
 def layer(site: Path, name: str = "1-moe-x") -> str:

@@ -2,13 +2,12 @@
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.browser import Page, chromium, find_chromium
+from benchmarks.browser import Page, find_chromium
 
 from explored import MARKUP, SCRIPTS, chess_run, examples, explain
 from glassmoe.pages.explore.site import build_site
@@ -78,25 +77,6 @@ def plain() -> Graph:
     route = Route(*about, gate=0.7, score=2.0, margin=0.4, nodes=[0, 3], weights=[0.3, -0.2])
     look = HeadLook(1, 0, 14, 5, 0.61, 3.0, [[0, 3, 1.5], [-1, 3, -0.5]])
     return replace(graph, labels=labels, routes=[route], looks=[look])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    with chromium() as page:
-        yield page
-
-
-@pytest.fixture
-def page(browser: Page) -> Iterator[Page]:
-    """The one page, as new: whatever a test does, it must not leave the disk nor complain."""
-    browser.size(1440, 900)
-    browser.dark(False)
-    browser.errors.clear()
-    browser.requests.clear()
-    yield browser
-    browser.call("Runtime.evaluate", expression="try { localStorage.clear() } catch {}")
-    assert browser.errors == []
-    assert all(each.startswith(("file:", "data:", "blob:", "about:blank")) for each in browser.requests)
 
 
 def ready(page: Page, folder: Path, name: str = "plain", fragment: str = "") -> None:
@@ -382,7 +362,12 @@ def test_cards(page: Page, folder: Path) -> None:
     href = page.run("document.querySelector('#side a').href")
     assert href.endswith(f"/1-moe-x/index.html#{int(graph.nodes.feature[nodes[0]])}")
     page.open(href)
-    page.wait("document.querySelector('.tiles')")
+    page.wait("document.querySelector('.graphs a')")
+    back = page.run("[...document.querySelectorAll('.graphs a')].map(a => [a.textContent, a.href])")
+    assert [f"token {graph.nodes.position[nodes[0]]}", f"file://{folder}/cards/index.html#at={nodes[0]}"] in back
+    page.run("document.querySelector('.graphs a').click()")
+    page.wait("document.querySelector('#side .logits')")
+    assert heading(page) == MARKUP and "/cards/index.html" in page.run("location.href")
 
 
 def test_markup_is_text(page: Page, folder: Path) -> None:

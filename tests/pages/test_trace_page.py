@@ -14,7 +14,8 @@ from glassmoe.inspect.readers import open_readers
 from glassmoe.pages.explore.site import build_site
 from glassmoe.pages.trace import site
 from glassmoe.pages.trace.cards import open_examples
-from glassmoe.pages.trace.site import boards_at, effects_of, labelled, pages_of, small, write_trace_site
+from glassmoe.pages.trace.links import pages_of
+from glassmoe.pages.trace.site import boards_at, effects_of, labelled, small, write_trace_site
 from glassmoe.pages.trace.summary import notes, sums, tiles
 from glassmoe.tracing.agreement import TraceCheck
 from glassmoe.tracing.graph import Graph
@@ -131,6 +132,31 @@ def test_cards_labels_and_links(run: Path, tmp_path: Path) -> None:
     named = labelled(graph, examples(run))
     fives = np.flatnonzero((graph.nodes.source == 0) & (graph.nodes.feature == 5))
     assert all(named.labels[node] == "black king on g8" for node in fives)
+
+
+def test_pages_of_features_link_back(run: Path, tmp_path: Path) -> None:
+    build_site([run], tmp_path / "site")
+    (page,) = (tmp_path / "site").glob("*/1-moe-x")
+    assert data_of(page, "graphs") == []
+    explored = examples(run)
+    graph = made_graph(features=80, experts=1)
+    for _ in range(2):  # the same folder once more has one entry
+        write_trace_site(graph, tmp_path / "traces/one", explored=explored, site=tmp_path / "site")
+    (page / "graphs.js").rename(page / "moved")
+    write_trace_site(graph, tmp_path / "two", explored=explored, site=tmp_path / "site")
+    (other,) = data_of(page, "graphs")  # sites of earlier versions have no such file
+    (page / "moved").rename(page / "graphs.js")
+    write_trace_site(graph, tmp_path / "two", explored=explored, site=tmp_path / "site")
+    one, two = data_of(page, "graphs")
+    assert one["page"] == "../../../traces/one/index.html" and (page / one["page"]).resolve().is_file()
+    assert two == other and two["page"] == "../../../two/index.html" and two["prompt"] == graph.prompt
+    nodes = np.flatnonzero(graph.nodes.source == 1)
+    places = {int(node): (str(graph.nodes.feature[node]), int(graph.nodes.position[node])) for node in nodes}
+    said = {node: (feature, at) for feature, pairs in two["nodes"].items() for node, at in pairs}
+    assert said == places
+    # A page of other layers knows nothing of these features.
+    (first,) = (tmp_path / "site").glob("*/0-moe-x")
+    assert set(data_of(first, "graphs")[0]["nodes"]) != set(two["nodes"])
 
 
 def test_examples_that_are_missing_or_of_other_weights(

@@ -102,6 +102,7 @@ def write_layer(
     write_data(target, "experts", experts)
     write_data(target, "prompts", [prompt_record(recorder, prompt) for prompt in prompts])
     write_data(target, "live", False)  # `explore --serve` says true
+    write_data(target, "graphs", [])  # `trace --site` adds its graphs
     write_data(target, "meta", _meta(layer, site_layer, boards, experts, order, len(prompts)))
     title = f"{layer.title} of {layer.name}"
     page = render("layer.html", root="../" * (place.count("/") + 1), title=title)

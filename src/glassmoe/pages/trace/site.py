@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +34,7 @@ from glassmoe.pages.html import SHARED_STYLES, render, style_sheet
 from glassmoe.tracing.graph import KINDS, LOGIT, Columns, Graph, Numbers
 
 from .cards import Cards, cards_of, how_of, layers_of
+from .links import link_back, pages_of, relative
 from .results import Packed, PageGraph, PageSource, PageTarget, TraceSiteResult
 from .summary import notes, sums, tiles
 
@@ -63,8 +62,8 @@ def write_trace_site(
 
     `node`, `edge`: shares of the influence whose nodes and edges are shown at first. `explored`: layers or coders with
     examples and explanations; sources of the graph of the same name get cards. `site`: folder of pages of `explore`, to
-    which features are linked. A graph too large for a page is pruned first (`small`). ValueError for a folder that
-    holds anything else, and for a site that is none.
+    whose features the page links, and which link back. A graph too large for a page is pruned first (`small`).
+    ValueError for a folder that holds anything else, and for a site that is none.
     """
     out = Path(out)
     links = {} if site is None else pages_of(Path(site), [layer.name for layer in explored])
@@ -73,8 +72,7 @@ def write_trace_site(
         graph.save(folder)
         cards = cards_of(graph, explored)
         files = _write_cards(cards, folder)
-        base = out.resolve()
-        pages = {name: os.path.relpath(page.resolve(), base).replace(os.sep, "/") for name, page in links.items()}
+        pages = {name: relative(page, out) for name, page in links.items()}
         write_data(folder, "graph", page_graph(graph, whole, explored, files, pages, {"node": node, "edge": edge}))
         viewer = graph.to_circuit_tracer()
         write_data(folder, "viewer", viewer)
@@ -83,6 +81,7 @@ def write_trace_site(
             (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         _write_assets(folder / "assets")
         (folder / "index.html").write_text(_page(graph), encoding="utf-8", errors="backslashreplace")
+    link_back(graph, out, links)
     return TraceSiteResult(str(out / "index.html"), len(graph.nodes), len(graph.edges), len(cards), graph.warnings())
 
 
@@ -105,18 +104,6 @@ def labelled(graph: Graph, explored: Sequence[ExploredLayer]) -> Graph:
             board = layer.board(int(feature))
             labels[node] = layer.explanation(int(feature)) or (board.property if board else "")
     return replace(graph, labels=labels) if any(labels) else graph
-
-
-def pages_of(site: Path, runs: Sequence[str] = ()) -> dict[str, Path]:
-    """Name of a layer or coder -> its page in a site of `explore`; of several runs those named in `runs` come first.
-    ValueError for a folder that is no such site."""
-    found: list[tuple[bool, str, Path]] = []
-    for file in sorted(site.glob("*/*/meta.js")):
-        meta = json.loads(re.sub(r'^glass\.got\("meta",|\);\s*$', "", file.read_text(encoding="utf-8")))
-        found.append((meta["run"] not in runs, meta["reader"], file.with_name("index.html")))
-    if not found:
-        raise ValueError(f"{site} holds no pages of features; write them with: glassmoe explore RUN --out {site}")
-    return {name: page for _, name, page in sorted(found, key=lambda entry: entry[0], reverse=True)}
 
 
 def page_graph(

@@ -52,6 +52,8 @@ def tiles(graph: Graph) -> list[Tile]:
             f"correlation of predicted and measured changes ({len(check.pairs)} changes of single nodes, "
             f"{share(check.sign_agreement)} with the predicted sign)"
         )
+        if check.following is not None:
+            about += f"; {check.following:.2f} when the prediction counts that the scales of norms follow"
         found.append(Tile(f"{check.correlation:.2f}", about, check.disagrees))
     features = int((graph.nodes.kind == FEATURE).sum())
     about = f"features here, of {graph.active:,} that are active in the prompt"

@@ -15,7 +15,10 @@ const feature = (() => {
   async function load(id) {
     const meta = await glass.load("meta");
     if (id >= meta.of || (meta.shown && !meta.shown.includes(id))) return [meta, null];
-    const records = await glass.load(`features-${Math.floor(id / meta.shard)}`);
+    const [records] = await Promise.all([
+      glass.load(`features-${Math.floor(id / meta.shard)}`),
+      glass.load("graphs").catch(() => null), // sites of earlier versions have none
+    ]);
     return [meta, records[id]];
   }
 
@@ -80,6 +83,14 @@ const feature = (() => {
           el("td", {}, el("a", { href: `#${record.id},${id}`, title: "both side by side", "aria-label": `compare with ${id}` }, "\u21c4")))))))));
   }
 
+  // The graphs of `trace` in which the feature is a node.
+  function graphs(id) {
+    const rows = (glass.values.get("graphs") || []).filter((each) => each.nodes[id]).map((each) =>
+      el("li", {}, isolated(each.prompt), each.nodes[id].flatMap(([node, position], place) =>
+        [place ? ", " : ": ", el("a", { href: `${each.page}#at=${node}` }, `token ${position}`)])));
+    return rows.length ? card("Graphs", "Traced predictions of which this feature is a part, and the tokens at which it is.", el("ul", { class: "plain graphs" }, rows)) : null;
+  }
+
   function view(id, meta, record) {
     if (!record) {
       return [el("h1", {}, `Feature ${id} is not here`),
@@ -121,7 +132,7 @@ const feature = (() => {
         el("aside", {},
           record.histogram.counts.length ? card("Distribution of strengths", `Number of ${meta.unit}s by the strength of the feature, on a logarithmic axis.`,
             histogram(record.histogram, meta.edges, meta.unit)) : null,
-          sayings(record), logits(record, meta), nearest(record, meta))),
+          sayings(record), logits(record, meta), graphs(id), nearest(record, meta))),
     ];
   }
 
