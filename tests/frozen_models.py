@@ -14,9 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPTNeoXCo
 
 from glassmoe.coders.configuration import CoderConfig
 from glassmoe.coders.kinds import build_coder
+from glassmoe.config import ModelConfig
 from glassmoe.layers.features import FeedForward
 from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.model.replacing import replacement_settings
 from glassmoe.model.subject import Place, Subject
+from glassmoe.model.swapping import own_layers
+from glassmoe.model.upcycled import upcycled_config
 from glassmoe.tracing.frozen import FrozenModel
 
 KINDS = {
@@ -90,6 +94,20 @@ def foreign_subject(family: str, seed: int = 0) -> Subject:
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<s>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return Subject.of(family, model, tokenizer.to_str(), "<s>")
+
+
+def upcycled_subject(family: str, ffn: str, replaced: tuple[int, ...] = (0, 2)) -> Subject:
+    """The same model with mixtures in the place of some of its MLPs."""
+    source = foreign_subject(family)
+    wanted = ModelConfig(ffn=ffn, num_experts=4, experts_per_token=2)
+    settings = upcycled_config(source.model.config, replacement_settings(source.model, wanted, list(replaced)))
+    model = AutoModelForCausalLM.from_config(settings)
+    model.load_state_dict(source.model.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in own_layers(model).values():
+            for parameter in layer.parameters():
+                parameter.normal_(0, 0.3)
+    return Subject.of(family, model, source.tokenizer, source.start)
 
 
 def drawn_coders(

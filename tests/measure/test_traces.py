@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import glassmoe as gm
-from glassmoe.measure.traces import TraceMean, TraceResults, chosen_prompts
+from glassmoe.measure.traces import TraceMean, TraceResults, chosen_prompts, opened_corpus
 from glassmoe.training.language import train
 from tiny_runs import tiny
 
@@ -16,12 +16,17 @@ def run(noise_games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_prompts_are_beginnings_of_held_out_sequences(run: Path) -> None:
     model = gm.load(run)
-    prompts = chosen_prompts(model, None, 12, (5, 9), seed=3)
+    corpus = opened_corpus(model, None)
+    prompts = chosen_prompts(model, corpus, 12, (5, 9), seed=3)
     assert len(prompts) == 12 and {len(ids) for ids, _ in prompts} <= set(range(5, 10))
     assert len({len(ids) for ids, _ in prompts}) > 1 and all(ids[0] == 15 for ids, _ in prompts)
-    assert prompts == chosen_prompts(model, None, 12, (5, 9), seed=3) != chosen_prompts(model, None, 12, (5, 9), seed=4)
+    assert (
+        prompts
+        == chosen_prompts(model, corpus, 12, (5, 9), seed=3)
+        != chosen_prompts(model, corpus, 12, (5, 9), seed=4)
+    )
     with pytest.raises(ValueError, match="do not fit into the context of"):
-        chosen_prompts(model, None, 2, (900, 950), seed=0)
+        chosen_prompts(model, corpus, 2, (900, 950), seed=0)
 
 
 def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) -> None:
@@ -30,10 +35,19 @@ def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) ->
     assert row.name == "moex" and row.kind == "moe-x" and row.prompts == 3 and row.changes == 12
     assert row.nodes_for_80 == TraceMean.of(row.nodes) and len(row.nodes) == 3 and min(row.nodes) >= 1
     assert row.sign_agreement is not None and 0 <= row.sign_agreement.mean <= 1 and row.replacement.mean == 1
+    held = {each.held: each for each in row.holding or []}
+    assert held["nothing"].both is not None and held["nothing"].both.value == pytest.approx(row.correlation)
+    assert set(held) >= {"norms", "experts", "all but norms", "all but experts and gates"}
     file = json.loads((tmp_path / "trace-moex.json").read_text())
     assert file["command"] == "glassmoe reproduce trace moex --prompts 3" and file["rows"][0]["nodes"] == row.nodes
     page = (tmp_path / "trace-moex.md").read_text()
-    assert "| moex" in page and "nodes for 80%" in page
+    assert "| moex" in page and "nodes for 80%" in page and "| all but norms" in page
+    assert f"data {results.data_sha256[:16]}; " in page
+    TraceResults(**{**vars(results), "data_sha256": "another"}).changed(files=None).save(
+        tmp_path / "other", "trace-moex"
+    )
+    with pytest.raises(ValueError, match="holds results with data_sha256 another"):
+        gm.reproduce("trace", [run], prompts=1, lengths="5,9", check=0, results=tmp_path / "other", device="cpu")
     again = gm.reproduce("trace", [run], prompts=2, lengths="5,9", check=0, results=tmp_path, device="cpu")
     assert [row.prompts for row in TraceResults.read(tmp_path / "trace-moex.json").entries] == [2]
     assert again.entries[0].correlation is None and again.entries[0].sign_agreement is None

@@ -1,15 +1,23 @@
 """Graphs of whole prompts: complete at every node, also of coders; what is left out is counted; mistakes are answered
 in one sentence."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from frozen_models import drawn_coders, foreign_subject, made_model
+import glassmoe as gm
+from frozen_models import drawn_coders, foreign_subject, made_model, upcycled_subject
+from glassmoe.cli.main import main as cli
 from glassmoe.inspect.model import Model
 from glassmoe.model.subject import Subject
+from glassmoe.model.swapping import own_layers
 from glassmoe.tracing.graph import FEATURE, LOGIT, Graph
 from glassmoe.tracing.tracer import Tracer
+from made_coders import bare_gpt2, made_coder
 
 PROMPT = ";1.e4 e5 2."
 
@@ -89,6 +97,66 @@ def test_graphs_through_coders_are_complete_with_errors(family: str, kind: str) 
         assert set(graph.held) == set(graph.sources) and all(0 <= share <= 1 for share in graph.held.values())
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
+@pytest.mark.parametrize("ffn", ["moe-x", "switch"])
+def test_layers_replaced_in_a_model_of_transformers_are_traced_without_errors(family: str, ffn: str) -> None:
+    subject = upcycled_subject(family, ffn, (0, 1, 2))
+    graph = Tracer(subject, {}).trace("w1 w5 w2 w9", target="w3", check=3)
+    with torch.no_grad():
+        logits = subject.model(input_ids=torch.tensor([graph.token_ids])).logits[0, -1]
+    size = float(logits.abs().max())
+    assert graph.targets[0].value == pytest.approx(float(logits[4] - logits.mean()), abs=2e-4 * size)
+    assert_complete(graph)
+    assert graph.sources == [f"{n}/{ffn}" for n in range(3)] and graph.kinds == [ffn] * 3
+    assert not len(graph.where("error")) and graph.replacement == graph.completeness == 1
+    feature = graph.where("feature")
+    hidden = own_layers(subject.model)[0].expert_hidden
+    assert (graph.nodes.expert[feature] == graph.nodes.feature[feature] // hidden).all()
+    assert graph.check is not None and len(graph.check.pairs) == 6
+
+
+def test_mlps_that_were_not_replaced_are_errors_and_may_have_coders() -> None:
+    subject = upcycled_subject("llama", "moe-x", (0, 2))
+    graph = Tracer(subject, {}).trace("w1 w5 w2")
+    assert_complete(graph)
+    assert graph.sources == ["0/moe-x", "2/moe-x"] and set(graph.nodes.layer[graph.where("error")]) == {1}
+    graph = Tracer(subject, drawn_coders(subject, layers=(1,))).trace("w1 w5 w2")
+    assert graph.sources == ["0/moe-x", "1/transcoder-k6", "2/moe-x"]
+    assert graph.kinds == ["moe-x", "transcoder", "moe-x"]
+    assert_complete(graph)
+
+
+def test_a_change_in_an_upcycled_model_does_what_the_check_says() -> None:
+    """The check changes the imported decoder; here the same change is made in the model of transformers."""
+    subject = upcycled_subject("llama", "moe-x", (0, 2))
+    graph = Tracer(subject, {}).trace("w1 w5 w2 w9", target="w3", check=4)
+    assert graph.check is not None and len({pair.measured for pair in graph.check.pairs}) == 8
+    ids = torch.tensor([graph.token_ids])
+
+    @torch.no_grad()
+    def value() -> float:
+        logits = subject.model(input_ids=ids).logits[0, -1]
+        return float(logits[4] - logits.mean())
+
+    before = value()
+    for pair in graph.check.pairs:
+        block, feature, position = (
+            int(getattr(graph.nodes, name)[pair.node]) for name in ("layer", "feature", "position")
+        )
+        strength = float(graph.nodes.activation[pair.node]) * (1 if pair.change == "double" else -1)
+        layer = own_layers(subject.model)[block]
+        written_D = strength * layer.w_dec.flatten(0, 1)[feature]
+
+        def add(_: object, __: object, y_BSD: torch.Tensor, at: int = position, d: torch.Tensor = written_D) -> object:
+            changed_BSD = y_BSD.clone()
+            changed_BSD[0, at] += d
+            return changed_BSD
+
+        handle = subject.model.model.layers[block].mlp.register_forward_hook(add)
+        assert value() - before == pytest.approx(pair.measured, rel=1e-3, abs=1e-4)
+        handle.remove()
+
+
 def test_a_layer_without_a_coder_is_error_of_another_family_and_itself_of_ours() -> None:
     subject = foreign_subject("llama")
     graph = Tracer(subject, drawn_coders(subject, layers=(1,))).trace("w1 w5 w2")
@@ -116,7 +184,6 @@ def test_effects_add_up_and_are_what_the_check_predicts(kind: str) -> None:
 
 
 def test_a_trained_model_is_complete(noise_games, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    import glassmoe as gm
     from glassmoe.training.language import train
     from tiny_runs import tiny
 
@@ -177,7 +244,35 @@ def test_coders_that_do_not_stand_for_mlps_are_refused() -> None:
 def test_weights_that_are_not_finite_are_refused() -> None:
     subject = own()
     subject.model.model.layers[1].ffn.w_dec[0, 0] = torch.nan
-    refused("what the MLP of layer 1 writes is not finite, because the model's weights hold NaN", subject)
+    refused("the outputs of the MLP of layer 1 are not all finite, because the model's weights hold NaN", subject)
+    subject = own()
+    subject.model.model.norm.weight[3] = torch.inf
+    refused("the logits are not all finite, because the model's weights hold NaN or infinite numbers", subject)
+    foreign = foreign_subject("llama")
+    for name in ("w_enc", "w_dec"):
+        coders = drawn_coders(foreign)
+        getattr(coders["1/transcoder-k6"][0], name)[:] = torch.nan
+        refused(
+            "the outputs of the coder 1/transcoder-k6 are not all finite, because the coder's", foreign, "w1 w2", coders
+        )
+
+
+def test_coders_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder records the digest of the weights that its coders were fitted to."""
+    source = bare_gpt2(tmp_path / "gpt2")
+    made_coder(tmp_path / "coders/1/transcoder-k5", "transcoder", source)
+    other = shutil.copytree(source, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(other)
+    model.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1
+    model.save_pretrained(other)
+    with pytest.raises(
+        ValueError, match=r"fitted to other weights than .*other holds; give its model as source"
+    ) as error:
+        gm.trace(tmp_path / "coders", prompt="w1", source=other, device="cpu")
+    assert "\n" not in str(error.value)
+    assert cli(["trace", str(tmp_path / "coders"), "--prompt", "w1", "--source", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert "fitted to other weights" in said and "Traceback" not in said
 
 
 def test_models_opened_for_reading_trace() -> None:

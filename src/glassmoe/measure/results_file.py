@@ -52,6 +52,12 @@ class ResultsFile(Result):
         """The Markdown blocks of the page below its title; None and empty blocks are left out."""
         raise NotImplementedError
 
+    def opening(self) -> str:
+        """Where the numbers come from: command, data where all rows share them, hardware and commit."""
+        data = getattr(self, "data_sha256", None)
+        read = f"data {data[:16]}; " if data else ""
+        return f"By `{self.command}`; {read}{self.hardware}; commit {self.commit}."
+
     def draw(self, path: Path) -> list[Path]:  # noqa: ARG002
         """Draw the figures of the file `path` (without ending); returns the files written."""
         return []

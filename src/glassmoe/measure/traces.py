@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from glassmoe.inspect.readers import open_readers
 from glassmoe.model.subject import Subject
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.tracing.acting import compared
-from glassmoe.tracing.agreement import ActedPair
+from glassmoe.tracing.agreement import TraceCheck
 from glassmoe.tracing.graph import Graph
 from glassmoe.tracing.tracer import Tracer
 
 from .intervals import interval, plus_minus
-from .results_file import ResultsFile, merged, origin
+from .results_file import ResultsFile, merged, origin, section
+from .trace_holds import HeldAgreement, TraceInterval, agreements, holds_of
 
 CHESS_LENGTHS, TEXT_LENGTHS = (16, 60), (8, 16)
 """Tokens of a prompt, from the shortest to the longest, where none are given."""
@@ -72,6 +73,8 @@ class TraceRow(Result):
     completeness: TraceMean
     correlation: float | None
     """Correlation of predicted and measured changes, over all prompts together."""
+    following: float | None = None
+    """The same, with predictions in which the scales of norms follow the stream."""
     sign_agreement: TraceMean | None
     """Share of the changes whose direction was predicted, by prompt."""
     changes: int
@@ -80,6 +83,8 @@ class TraceRow(Result):
     """Time of a graph."""
     nodes: list[int] = field(default_factory=list)
     """`nodes_for_80` of each prompt."""
+    holding: list[HeldAgreement] | None = omitted()
+    """The agreement with some patterns held in the model; None in files of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +94,14 @@ class TraceResults(ResultsFile):
     suite: str = "trace"
     command: str
     commit: str | None
+    data_sha256: str | None = None
+    """Fingerprint of the corpus whose validation split the prompts begin."""
     hardware: str
     entries: list[TraceRow] = stored_as("rows", default_factory=list)
     remarks: list[str] | None = stored_as("notes", omit_none=True)
     files: list[str] | None = omitted()
+
+    SHARED: ClassVar[tuple[str, ...]] = ("data_sha256",)
 
     def joined(self, old: Self, path: Path) -> Self:
         entries = merged(old.entries, self.entries, lambda row: row.name)
@@ -110,6 +119,7 @@ class TraceResults(ResultsFile):
                 row.nodes_for_80.text(0),
                 row.direct_for_80.text(0),
                 None if row.correlation is None else f"{row.correlation:.2f}",
+                None if row.following is None else f"{row.following:.2f}",
                 None if row.sign_agreement is None else row.sign_agreement.text(2),
                 row.replacement.text(2),
                 row.completeness.text(2),
@@ -119,19 +129,44 @@ class TraceResults(ResultsFile):
         ]
         columns = [
             *("model", "features", "prompts", "loss (nats)", "active", "nodes for 80%", "direct for 80%"),
-            *("correlation", "same direction", "replacement", "completeness", "seconds"),
+            *("correlation", "with norms", "same direction", "replacement", "completeness", "seconds"),
         ]
         return [
-            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            self.opening(),
             markdown_table(columns, lines),
             "Means over prompts with half of the 95% interval. Loss: of the token after the prompt. Active: features "
             "per token and layer. Nodes for 80%: the fewest nodes besides the logits that hold 80% of the influence on "
             "the targets (the likeliest tokens, together 95%); fewer are easier to read. Correlation and same "
             "direction: the features of most influence are switched off and doubled in the model, patterns free, and "
-            "the change of the likeliest token's logit is compared with the graph's prediction. Replacement and "
-            "completeness are 1 for models without coders, by construction.",
+            "the change of the likeliest token's logit is compared with the graph's prediction; with norms: with the "
+            "prediction in which the scales of norms follow the stream, to first order. Replacement and completeness "
+            "are 1 for models without coders, by construction.",
             *(self.remarks or []),
+            *section(
+                "Which pattern decides the agreement",
+                "The same changes, with some of the patterns that a graph holds also held in the model. Correlation of "
+                "predicted and measured changes, with the 95% interval over prompts, over all changes, and over those "
+                "of each kind; slope: measured change for each unit of predicted change. Held `norms`: the scales of "
+                "norms. `experts`: which experts a token takes; `gates`: which and by how much. `units`: which units "
+                "are active (of coders: the coder with its error stands for the MLP). With all patterns held the "
+                "model does what the graph predicts.",
+                ["model", "held", "correlation", "switched off", "doubled", "same direction", "slope"],
+                [
+                    [
+                        row.name,
+                        each.held,
+                        *(None if number is None else number.text() for number in _numbers(each)),
+                        None if each.slope is None else f"{each.slope:.2f}",
+                    ]
+                    for row in self.entries
+                    for each in row.holding or []
+                ],
+            ),
         ]
+
+
+def _numbers(row: HeldAgreement) -> list[TraceInterval | None]:
+    return [row.both, row.ablate, row.double, row.same_direction]
 
 
 def traces(
@@ -156,24 +191,30 @@ def traces(
     written: TraceResults | None = None
     for path in runs:
         model = Model(*open_readers(path, own=False, device=device), Path(path))
-        asked = chosen_prompts(model, data, prompts, lengths, seed)
+        corpus = opened_corpus(model, data)
+        asked = chosen_prompts(model, corpus, prompts, lengths, seed)
         row = traced_row(model, Path(path).name, asked, coder, features, check)
-        facts = TraceResults(command=command, entries=[row], **origin(device))
+        facts = TraceResults(command=command, data_sha256=corpus.fingerprint, entries=[row], **origin(device))
         written = facts.save(results, f"trace-{name or names[0]}")
     assert written is not None
     return written
 
 
+def opened_corpus(model: Model, data: str | Path | None) -> Corpus:
+    """The data of the prompts: `data`, or else those that the model was trained on. ValueError where it records none,
+    and for data of other tokens."""
+    folder = data or _recorded(model)
+    if folder is None:
+        raise ValueError(f"{model.subject.name} does not record its training data; give --data")
+    return Corpus.open(str(folder), model.subject.tokens).require(model.subject.tokens, model.subject.tokenizer_sha256)
+
+
 def chosen_prompts(
-    model: Model, data: str | Path | None, count: int, lengths: tuple[int, int] | None, seed: int
+    model: Model, corpus: Corpus, count: int, lengths: tuple[int, int] | None, seed: int
 ) -> list[tuple[list[int], int]]:
     """Beginnings of sequences of the validation split, spread evenly over it, each with the token that follows. The
     length of each is drawn. ValueError where there are no sequences that are long enough."""
     subject = model.subject
-    folder = data or _recorded(model)
-    if folder is None:
-        raise ValueError(f"{subject.name} does not record its training data; give --data")
-    corpus = Corpus.open(str(folder), subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
     sequences = corpus.split("valid")
     shortest, longest = lengths or (TEXT_LENGTHS if subject.tokens == TEXT else CHESS_LENGTHS)
     longest = min(longest, subject.context)
@@ -195,7 +236,8 @@ def chosen_prompts(
             return found
     if not found:
         raise ValueError(
-            f"the validation split of {folder} has no sequence of more than {shortest} tokens; give shorter --lengths"
+            f"the validation split of {corpus.path} has no sequence of more than {shortest} tokens; give shorter "
+            f"--lengths"
         )
     return found
 
@@ -219,10 +261,10 @@ def traced_row(
     graphs: list[Graph] = []
     no_rows = np.zeros(0, dtype=np.int64)
     losses: list[float] = []
-    pairs: list[ActedPair] = []
-    agreements: list[float] = []
+    checks: list[TraceCheck] = []
+    holds = holds_of(tracer.patterns())
     for number, (ids, following) in enumerate(prompts, start=1):
-        graph = tracer.trace(ids, features=features, check=check, details=False)
+        graph = tracer.trace(ids, features=features, check=check, holds=list(holds.values()), details=False)
         with torch.no_grad():
             device = next(model.subject.model.parameters()).device
             logits_V = model.subject.model(input_ids=torch.tensor([ids], device=device)).logits[0, -1]
@@ -230,12 +272,12 @@ def traced_row(
             float(torch.nn.functional.cross_entropy(logits_V.float(), torch.tensor(following, device=device)))
         )
         if graph.check is not None and graph.check.sign_agreement is not None:
-            pairs += graph.check.pairs
-            agreements.append(graph.check.sign_agreement)
+            checks.append(graph.check)
         # The arrays of a hundred graphs are gigabytes.
         graphs.append(replace(graph, nodes=graph.nodes.select(no_rows), edges=graph.edges.select(no_rows)))
         say(f"{name}: prompt {number} of {len(prompts)}, {graph.nodes_for_80} nodes hold 80% ({graph.seconds:.1f} s)")
-    together = compared(pairs)
+    together = compared([pair for each in checks for pair in each.pairs])
+    signs = [each.sign_agreement for each in checks if each.sign_agreement is not None]
     return TraceRow(
         name=name,
         kind=", ".join(dict.fromkeys(kind for graph in graphs for kind in graph.kinds)),
@@ -248,8 +290,10 @@ def traced_row(
         replacement=TraceMean.of([graph.replacement for graph in graphs]),
         completeness=TraceMean.of([graph.completeness for graph in graphs]),
         correlation=together.correlation,
-        sign_agreement=TraceMean.of(agreements) if agreements else None,
-        changes=len(pairs),
+        following=together.following,
+        sign_agreement=TraceMean.of(signs) if signs else None,
+        changes=len(together.pairs),
         seconds=TraceMean.of([graph.seconds or 0.0 for graph in graphs]),
         nodes=[graph.nodes_for_80 or 0 for graph in graphs],
+        holding=agreements(checks, list(holds)),
     )

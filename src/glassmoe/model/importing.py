@@ -10,12 +10,15 @@ Legend: D model width, F hidden units, H heads, C width of a head, N layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from glassmoe.layers.features import FeedForward
 
 from .configuration import GlassConfig
+from .families import family_of
 from .rotary import SCALING
 from .transformer import GlassForCausalLM
 
@@ -32,7 +35,7 @@ _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu", "relu": "reglu"}
 def imported_settings(foreign: Any) -> Settings:
     """The fields of `GlassConfig`, but for the tokens', that make our decoder the model which `foreign`, a
     configuration of transformers, describes. ValueError, in one sentence, for a family or option that it cannot be."""
-    family = foreign.model_type
+    family = family_of(foreign)
     if family not in FAMILIES:
         raise ValueError(f"a {family} model cannot be imported; supported are {SUPPORTED}")
     if getattr(foreign, "quantization_config", None) is not None:
@@ -44,22 +47,34 @@ def imported_settings(foreign: Any) -> Settings:
         "context": foreign.max_position_embeddings,
         "vocab_size": foreign.vocab_size,
         "tie_word_embeddings": foreign.tie_word_embeddings,
-        **FAMILIES[family][0](foreign),
+        **FAMILIES[family].settings(foreign),
     }
 
 
 @torch.no_grad()
-def imported_model(foreign: Any, weights: Mapping[str, Tensor], **tokens: Any) -> GlassForCausalLM:
-    """Our decoder with the weights (by transformers' names) of the model that `foreign` describes. `tokens`: the fields
-    of `GlassConfig` that say what a token is. ValueError as `imported_settings`."""
+def imported_model(
+    foreign: Any, weights: Mapping[str, Tensor], replaced: Mapping[int, FeedForward] | None = None, **tokens: Any
+) -> GlassForCausalLM:
+    """Our decoder with the weights (by transformers' names) of the model that `foreign` describes. `replaced`: layers
+    that stand in the place of MLPs, by number; they are shared, not copied. `tokens`: the fields of `GlassConfig` that
+    say what a token is. ValueError as `imported_settings`."""
+    replaced = replaced or {}
     config = GlassConfig(**{**imported_settings(foreign), **tokens})
-    renamed = FAMILIES[foreign.model_type][1](config, weights)
+    _, decoder_weights, mlp_weights = FAMILIES[family_of(foreign)]
+    renamed = decoder_weights(config, weights)
+    for i in set(range(config.layers)) - set(replaced):
+        renamed |= {f"model.layers.{i}.ffn.{name}": weight for name, weight in mlp_weights(weights, i).items()}
     if config.tie_word_embeddings:
         renamed["lm_head.weight"] = renamed["model.tokens.weight"]
     # On the meta device nothing is drawn that would be overwritten.
     with torch.device("meta"):
         model = GlassForCausalLM(config)
+    blocks: Any = model.model.layers
+    for i in replaced:
+        blocks[i].ffn = nn.Identity()
     model.load_state_dict({name: weight.contiguous() for name, weight in renamed.items()}, assign=True)
+    for i, layer in replaced.items():
+        blocks[i].ffn = layer
     model.tie_weights()
     model.eval()
     return model
@@ -156,11 +171,17 @@ def _gpt2_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights
         for part, name in (("c_attn", "qkv"), ("c_proj", "out")):
             renamed[f"{ours}.attention.{name}.weight"] = weights[f"{its}.attn.{part}.weight"].T
             renamed[f"{ours}.attention.{name}.bias"] = weights[f"{its}.attn.{part}.bias"]
-        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.c_fc.weight"].T
-        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.c_proj.weight"]
-        renamed[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.c_fc.bias"]
-        renamed[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.c_proj.bias"]
     return renamed
+
+
+def _gpt2_mlp(weights: Mapping[str, Tensor], layer: int) -> Weights:
+    mlp = f"transformer.h.{layer}.mlp"
+    return {
+        "w_enc": weights[f"{mlp}.c_fc.weight"].T,
+        "w_dec": weights[f"{mlp}.c_proj.weight"],
+        "b_enc": weights[f"{mlp}.c_fc.bias"],
+        "b_dec": weights[f"{mlp}.c_proj.bias"],
+    }
 
 
 def _neox_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights:
@@ -175,11 +196,17 @@ def _neox_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights
         for name, fused in _renamed(weights, f"{its}.attention.query_key_value", f"{ours}.attention.qkv").items():
             by_head = fused.view(config.heads, 3, -1, *fused.shape[1:])
             renamed[name] = by_head.transpose(0, 1).reshape(fused.shape)
-        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.dense_h_to_4h.weight"]
-        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.dense_4h_to_h.weight"].T
-        renamed[f"{ours}.ffn.b_enc"] = weights[f"{its}.mlp.dense_h_to_4h.bias"]
-        renamed[f"{ours}.ffn.b_dec"] = weights[f"{its}.mlp.dense_4h_to_h.bias"]
     return renamed
+
+
+def _neox_mlp(weights: Mapping[str, Tensor], layer: int) -> Weights:
+    mlp = f"gpt_neox.layers.{layer}.mlp"
+    return {
+        "w_enc": weights[f"{mlp}.dense_h_to_4h.weight"],
+        "w_dec": weights[f"{mlp}.dense_4h_to_h.weight"].T,
+        "b_enc": weights[f"{mlp}.dense_h_to_4h.bias"],
+        "b_dec": weights[f"{mlp}.dense_4h_to_h.bias"],
+    }
 
 
 def _llama_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weights:
@@ -193,15 +220,30 @@ def _llama_weights(config: GlassConfig, weights: Mapping[str, Tensor]) -> Weight
         queries, keys, values = (_renamed(weights, f"{its}.self_attn.{part}_proj", "qkv") for part in "qkv")
         for name in queries:
             renamed[f"{ours}.attention.{name}"] = torch.cat([queries[name], keys[name], values[name]])
-        renamed[f"{ours}.ffn.w_enc"] = weights[f"{its}.mlp.gate_proj.weight"]
-        renamed[f"{ours}.ffn.w_up"] = weights[f"{its}.mlp.up_proj.weight"]
-        renamed[f"{ours}.ffn.w_dec"] = weights[f"{its}.mlp.down_proj.weight"].T
     return renamed
 
 
-FAMILIES: dict[str, tuple[Callable[[Any], Settings], Callable[[GlassConfig, Mapping[str, Tensor]], Weights]]] = {
-    "gpt2": (_gpt2_settings, _gpt2_weights),
-    "gpt_neox": (_neox_settings, _neox_weights),
-    "llama": (_llama_settings, _llama_weights),
+def _llama_mlp(weights: Mapping[str, Tensor], layer: int) -> Weights:
+    mlp = f"model.layers.{layer}.mlp"
+    return {
+        "w_enc": weights[f"{mlp}.gate_proj.weight"],
+        "w_up": weights[f"{mlp}.up_proj.weight"],
+        "w_dec": weights[f"{mlp}.down_proj.weight"].T,
+    }
+
+
+class Family(NamedTuple):
+    """How a configuration and the weights of a family become ours. `mlp`: those of the MLP of one layer, by our
+    names."""
+
+    settings: Callable[[Any], Settings]
+    weights: Callable[[GlassConfig, Mapping[str, Tensor]], Weights]
+    mlp: Callable[[Mapping[str, Tensor], int], Weights]
+
+
+FAMILIES = {
+    "gpt2": Family(_gpt2_settings, _gpt2_weights, _gpt2_mlp),
+    "gpt_neox": Family(_neox_settings, _neox_weights, _neox_mlp),
+    "llama": Family(_llama_settings, _llama_weights, _llama_mlp),
 }
-"""`model_type` -> how its configuration and its weights become ours."""
+"""`model_type` of transformers -> its family."""

@@ -12,6 +12,9 @@ HALF, SAME_SIGN = 0.5, 0.7
 direction of a smaller share of the changes than the second."""
 
 
+Change = Literal["ablate", "double"]
+
+
 @dataclass(frozen=True)
 class ActedPair(Result):
     """One change of one node in the model, beside what the graph predicts."""
@@ -19,11 +22,13 @@ class ActedPair(Result):
     node: int
     """Number of the node in the traced graph."""
     name: str
-    change: Literal["ablate", "double"]
+    change: Change
     predicted: float
     """Predicted change of the first target, in logits."""
     measured: float
     """Change in the model, patterns free."""
+    following: float | None = None
+    """Predicted change when the scales of norms follow the stream, to first order; None in older files."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class TraceCheck(Result):
     sign_agreement: float | None
     """Share of the changes whose direction was predicted."""
     pairs: list[ActedPair] = field(default_factory=list)
+    following: float | None = None
+    """The correlation with predictions in which the scales of norms follow the stream."""
+    holding: list[list[float]] = field(default_factory=list)
+    """For each of the sets of patterns that were asked for: the measured changes of the pairs with these held."""
 
     @property
     def disagrees(self) -> bool:
@@ -49,7 +58,8 @@ class TraceCheck(Result):
     def notes(self) -> list[str]:
         if self.correlation is None or self.sign_agreement is None:
             return ["The changes do not vary, so that they cannot be compared."]
+        follows = "" if self.following is None else f" With norms that follow the stream it is {self.following:.3f}."
         return [
             f"Correlation of predicted and measured changes {self.correlation:.3f}; same direction "
-            f"{self.sign_agreement:.0%} of {len(self.pairs)}."
+            f"{self.sign_agreement:.0%} of {len(self.pairs)}.{follows}"
         ]

@@ -10,7 +10,8 @@ width of a head, L blocks, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,31 +25,48 @@ from .active import ActiveFeatures, active_features
 
 @dataclass(frozen=True)
 class HeldNorm:
-    """A norm with its scale held. `centred`: whether it subtracts the mean (LayerNorm)."""
+    """A norm with its scale held. `centred`: whether it subtracts the mean (LayerNorm). `unit_SD`: what it makes of the
+    prompt, without gain and bias. `follows`: whether its gradient counts that the scale follows the stream."""
 
     gain_D: Tensor
     bias_D: Tensor | None
     scale_S: Tensor
+    unit_SD: Tensor
     centred: bool
+    follows: bool = False
 
     @classmethod
     def of(cls, norm: nn.Module, x_SD: Tensor) -> HeldNorm:
         """The norm on the tokens of a prompt (S, D)."""
         if isinstance(norm, nn.RMSNorm):
             eps = torch.finfo(x_SD.dtype).eps if norm.eps is None else norm.eps
-            return cls(norm.weight, None, (x_SD.square().mean(1) + eps).rsqrt(), False)
+            scale_S = (x_SD.square().mean(1) + eps).rsqrt()
+            return cls(norm.weight, None, scale_S, x_SD * scale_S.unsqueeze(1), False)
         assert isinstance(norm, nn.LayerNorm)
         scale_S = (x_SD.var(1, correction=0) + norm.eps).rsqrt()
-        return cls(norm.weight, norm.bias, scale_S, True)
+        unit_SD = (x_SD - x_SD.mean(1, keepdim=True)) * scale_S.unsqueeze(1)
+        return cls(norm.weight, norm.bias, scale_S, unit_SD, True)
 
     def backward(self, g_RPD: Tensor) -> Tensor:
         """Gradient of what the norm reads, from that of what it writes, at the first P positions."""
-        return self.back_at(g_RPD, self.scale_S[: g_RPD.shape[-2]])
+        return self.back_at(g_RPD, slice(0, g_RPD.shape[-2]))
 
-    def back_at(self, g_RD: Tensor, scale_R: Tensor) -> Tensor:
-        """The same where the scale is that of chosen positions."""
-        g_RD = g_RD * self.gain_D * scale_R.unsqueeze(-1)
-        return g_RD - g_RD.mean(-1, keepdim=True) if self.centred else g_RD
+    def back_at(self, g_RD: Tensor, position: Tensor | slice) -> Tensor:
+        """The same at chosen positions."""
+        g_RD = g_RD * self.gain_D * self.scale_S[position].unsqueeze(-1)
+        if self.centred:
+            g_RD = g_RD - g_RD.mean(-1, keepdim=True)
+        if self.follows:
+            unit_RD = self.unit_SD[position]
+            g_RD = g_RD - unit_RD * (g_RD * unit_RD).mean(-1, keepdim=True)
+        return g_RD
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """The norm of other streams at all positions, its scale held."""
+        if self.centred:
+            x_BSD = x_BSD - x_BSD.mean(-1, keepdim=True)
+        y_BSD = x_BSD * self.gain_D * self.scale_S.unsqueeze(-1)
+        return y_BSD if self.bias_D is None else y_BSD + self.bias_D
 
     def forward_at(self, w_ND: Tensor, position_N: Tensor) -> Tensor:
         """What the norm makes of vectors at these positions, without its bias."""
@@ -108,7 +126,7 @@ class HeldAttention:
         w_v_HCD = w_v_GCD.repeat_interleave(self.heads // len(w_v_GCD), dim=0)
         back_HND = torch.bmm(values_HPRC.flatten(1, 2), w_v_HCD)
         back_HPRD = back_HND.view(*values_HPRC.shape[:3], -1)
-        return self.norm.back_at(back_HPRD.permute(2, 1, 0, 3), self.norm.scale_S[: g_RPD.shape[1], None])
+        return self.norm.backward(back_HPRD.permute(2, 0, 1, 3)).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -160,8 +178,10 @@ class FrozenModel:
             entering_SD = x_SD if block.parallel else attended_SD
             norm, read_SD = HeldNorm.of(block.ffn_norm, entering_SD), block.ffn_norm(entering_SD)
             y_SD = block.ffn(read_SD)[0]
-            _finite(y_SD, number)
+            _finite(y_SD, f"the outputs of the MLP of layer {number}")
             name, layer = layers.get(number, (f"{number}/{config.ffn}", block.ffn if own else None))
+            if layer is not None and layer is not block.ffn:
+                _finite(layer.write(layer.features(read_SD)), f"the outputs of the coder {name}", "the coder's")
             active = None if layer is None else active_features(layer, read_SD, name)
             bias_SD, error_SD = torch.zeros_like(y_SD), None
             if layer is None:
@@ -177,11 +197,26 @@ class FrozenModel:
             self.streams.append(x_SD)
         self.norm = HeldNorm.of(decoder.norm, x_SD)
         self.logits_V = model.lm_head(decoder.norm(x_SD[-1:]))[0]
-        _finite(self.logits_V, None)
+        _finite(self.logits_V, "the logits")
 
     @property
     def length(self) -> int:
         return len(self.ids_S)
+
+    def following(self) -> FrozenModel:
+        """The same, but gradients count that the scales of norms follow the stream. The sum of all edges is then no
+        longer the input."""
+        other = copy(self)
+        other.norm = replace(self.norm, follows=True)
+        other.blocks = [
+            replace(
+                block,
+                norm=replace(block.norm, follows=True),
+                attention=replace(block.attention, norm=replace(block.attention.norm, follows=True)),
+            )
+            for block in self.blocks
+        ]
+        return other
 
     @torch.no_grad()
     def logits_from(self, block: int, x_BSD: Tensor) -> Tensor:
@@ -194,12 +229,11 @@ class FrozenModel:
         return logits_BV
 
 
-def _finite(x: Tensor, layer: int | None) -> None:
+def _finite(x: Tensor, what: str, whose: str = "the model's") -> None:
     if not bool(torch.isfinite(x).all()):
-        where = "the logits" if layer is None else f"what the MLP of layer {layer} writes"
         raise ValueError(
-            f"this prompt cannot be traced: {where} is not finite, because the model's weights hold NaN or infinite "
-            f"numbers; give a checkpoint with finite weights"
+            f"this prompt cannot be traced: {what} are not all finite, because {whose} weights hold NaN or infinite "
+            f"numbers; give finite weights"
         )
 
 

@@ -314,8 +314,8 @@ class Graph(Result):
             lines.append("Most of the influence comes from errors of the coders, which the graph does not explain.")
         if self.check is not None and self.check.disagrees:
             lines.append(
-                "The model reacts to changes of features otherwise than the graph predicts, because attention or other "
-                "features change too: do not read its edges as causes."
+                "The model reacts to changes of features otherwise than the graph predicts, mostly because the scales "
+                "of norms change too: do not read its edges as causes."
             )
         return lines
 

@@ -172,7 +172,7 @@ def backward(frozen: FrozenModel, targets: Targets, reached: object = None, thro
     def read(norm: object, into_RPD: Tensor, first: int, last: int) -> None:
         """Add the gradients of targets number `first` to `last` - 1 at their positions."""
         at = position_R[first:last]
-        back = norm.back_at(targets.reads_RD[first:last], norm.scale_S[at])  # type: ignore[attr-defined]
+        back = norm.back_at(targets.reads_RD[first:last], at)  # type: ignore[attr-defined]
         into_RPD[torch.arange(first, last, device=device), at] += back
 
     top = len(frozen.blocks)

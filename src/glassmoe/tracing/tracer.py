@@ -12,24 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from glassmoe.coders.base import Coder
 from glassmoe.coders.mxd import MxD
 from glassmoe.layers.features import FeedForward
+from glassmoe.layers.moe import MoE
+from glassmoe.model.families import family_of
 from glassmoe.model.importing import FAMILIES, imported_model
 from glassmoe.model.loading import OWN
 from glassmoe.model.subject import Place, Subject
+from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.text.spelling import Spelling
 
 from .acting import act
 from .active import decided_by_context
-from .agreement import TraceCheck
 from .assembly import Assembly
 from .details import detailed
 from .expansion import Expansion
 from .frozen import FrozenModel
 from .graph import Graph
+from .holding import PATTERNS, Pattern
 from .prompts import choose_targets, read_prompt
 from .rows import RowMaker
 
@@ -41,7 +43,8 @@ Layers = dict[int, tuple[str, FeedForward]]
 
 class Tracer:
     """A model opened for tracing. `parts`: name -> what reads, and where: the feed-forward layers of a model of ours,
-    or coders that stand for the MLPs of a model.
+    or coders that stand for the MLPs of a model. Of a model of transformers in which layers were replaced, these are
+    traced, and its other MLPs are errors.
 
     ValueError, in one sentence, for a model without features, a model of a family whose attention and norms cannot be
     held, and coders that do not stand for MLPs.
@@ -49,12 +52,14 @@ class Tracer:
 
     def __init__(self, subject: Subject, parts: Mapping[str, tuple[FeedForward, Place]], coder: str | None = None):
         self.subject = subject
-        family, own = subject.model.config.model_type, subject.model.config.model_type == OWN
+        family, own = family_of(subject.model.config), subject.model.config.model_type == OWN
         coders = {name: each for name, each in parts.items() if isinstance(each[0], Coder)}
-        if not own and not coders:
+        replaced = {} if own else own_layers(subject.model)
+        if not own and not coders and not replaced:
             raise ValueError(
                 f"{subject.name} has no features to trace: its MLPs are dense; fit coders to all of its layers with "
-                f"glassmoe decompose (--coders transcoder --layers all), or make a mixture of it with glassmoe upcycle"
+                f"glassmoe decompose (--coders transcoder --layers 0-{subject.layers - 1}), or make a mixture of it "
+                f"with glassmoe upcycle"
             )
         if not own and family not in FAMILIES:
             raise ValueError(
@@ -65,8 +70,11 @@ class Tracer:
         self.layers = _by_block(subject, coders, coder)
         self.model: Any = subject.model
         if not own:
-            self.model = imported_model(subject.model.config, subject.model.state_dict())
+            self.model = imported_model(subject.model.config, subject.model.state_dict(), replaced)
             self.model.requires_grad_(False)
+        word = layer_kind(subject.model)
+        for number, layer in replaced.items():
+            self.layers.setdefault(number, (f"{number}/{word}", layer))
 
     def trace(
         self,
@@ -76,6 +84,7 @@ class Tracer:
         against: str | int | None = None,
         features: int = FEATURES,
         check: int = 0,
+        holds: Sequence[frozenset[Pattern]] = (),
         details: bool = True,
         tell: Callable[[int], None] = lambda _: None,
     ) -> Graph:
@@ -83,9 +92,9 @@ class Tracer:
 
         `target`: the token whose logit is explained, as text or id (default: the likeliest ones). `against`: the token
         whose logit is subtracted. `features`: whose rows are made, at most. `check`: the number of features that are
-        switched off and doubled in the model. `details`: whether edges say which head moves them, and routes and looks
-        are computed. `tell`: is called with the number of features traced so far. ValueError for a prompt or token that
-        cannot be traced.
+        switched off and doubled in the model; `holds`: once more with each of these sets of patterns held. `details`:
+        whether edges say which head moves them, and routes and looks are computed. `tell`: is called with the number of
+        features traced so far. ValueError for a prompt or token that cannot be traced.
         """
         began = time.perf_counter()
         kind = self.subject.kind()
@@ -103,7 +112,10 @@ class Tracer:
         if details:
             graph = detailed(assembly, graph, targets_KD)
         if check:
-            graph = replace(graph, check=self._check(assembly, graph, targets_KD, chosen.readout_KV[0], check))
+            features_to_change = assembly.top_features(graph, check)
+            logit = assembly.rows.of_logits(targets_KD[:1])
+            readout_V = chosen.readout_KV[0].to(head.device)
+            graph = replace(graph, check=act(frozen, logit, readout_V, features_to_change, holds))
         return replace(
             graph,
             model=self.subject.name,
@@ -112,21 +124,22 @@ class Tracer:
             seconds=time.perf_counter() - began,
         )
 
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The patterns that a graph of this model holds."""
+        own = enumerate(self.model.feed_forwards() if self.own else ())
+        layers = {**dict(own), **{number: layer for number, (_, layer) in self.layers.items()}}
+        mixtures = any(isinstance(layer, MoE) for layer in layers.values())
+        return PATTERNS if mixtures else ("attention", "norms", "units")
+
     def _names(self, frozen: FrozenModel) -> list[tuple[str, str]]:
         """Name and kind of what is traced in each block; empty where all is error."""
-        word = str(getattr(self.model.config, "ffn", ""))
-        own = (word, word) if self.own else ("", "")
+        word = layer_kind(self.subject.model) or ""
         names = []
         for block in frozen.blocks:
-            name, layer = self.layers.get(block.number, (f"{block.number}/{own[0]}" if self.own else "", None))
-            names.append((name, layer.config.kind if isinstance(layer, Coder) else own[1]))
+            name, layer = self.layers.get(block.number, (f"{block.number}/{word}" if self.own else "", None))
+            own = word if name else ""
+            names.append((name, layer.config.kind if isinstance(layer, Coder) else own))
         return names
-
-    def _check(self, assembly: Assembly, graph: Graph, targets_KD: Tensor, readout_V: Tensor, count: int) -> TraceCheck:
-        """Act on the `count` features of most influence."""
-        chosen = assembly.top_features(graph, count)
-        target = assembly.rows.of_logits(targets_KD[:1])
-        return act(assembly.frozen, target, readout_V.to(targets_KD.device), chosen)
 
     def _held(self, frozen: FrozenModel) -> dict[str, float] | None:
         shares = {

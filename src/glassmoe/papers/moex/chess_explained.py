@@ -76,7 +76,7 @@ class ChessExplainedResults(ResultsFile):
         ]
         first = rows[0]
         return [
-            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            self.opening(),
             markdown_table(header, lines),
             f"Features whose best board property is detected with at least that F1 on {first.games:,} games "
             f"({first.boards:,} boards{', synthetic' if first.synthetic else ''}; {first.data_sha256[:12]}); as many "

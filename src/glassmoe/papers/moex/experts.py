@@ -88,7 +88,7 @@ class ExpertsResults(ResultsFile):
         read = "; ".join(f"{row.name}: {row.read}, {row.tokens:,} {row.token}s" for row in self.entries)
         columns = [*(PROPERTIES[key] for key in named), *([DEALT] if "source" in named else [])]
         return [
-            f"By `{self.command}`; {self.hardware}; commit {self.commit}. Read: {read}.",
+            f"{self.opening()} Read: {read}.",
             markdown_table(["model", "layer", "load of an expert", "entropy", "L0", "activity"], load),
             "Load: share of all choices, smallest and largest expert. Entropy: that of the load, in bits. L0: units "
             "above "

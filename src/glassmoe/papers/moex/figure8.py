@@ -142,7 +142,7 @@ class Figure8Results(ResultsFile):
         shown = [index for index in range(len(_HEADER)) if any(line[index] != "-" for line in lines)]
         data = ", ".join(sorted({f"{row.corpus} ({row.data_sha256[:12]})" for row in rows}))
         return [
-            f"By `{self.command}`; {self.hardware}; commit {self.commit}.",
+            self.opening(),
             markdown_table([_HEADER[i] for i in shown], [[line[i] for i in shown] for line in lines]),
             f"Means over features drawn at random, without silent ones, with half the 95% interval. Judged by "
             f"{self.judge['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "

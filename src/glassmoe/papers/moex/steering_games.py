@@ -62,7 +62,7 @@ class SteeringGamesResults(ResultsFile):
             means = [plus_minus(*interval(values), 3) for values in scores]
             lines.append([row.name, row.features, f"{row.times:g}", len(row.steered), f"{row.legal:.3f}", *means])
         return [
-            f"By `{self.command}`; data {self.data_sha256[:16]}; {self.hardware}; commit {self.commit}.",
+            self.opening(),
             markdown_table(
                 ["model", "features", "times", "n", "legal", "legal, raised", "another move", "shift"], lines
             ),

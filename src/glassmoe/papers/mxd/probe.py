@@ -74,9 +74,8 @@ class CoderResults(ResultsFile):
     """Name of the folder of the coders."""
 
     def opening(self) -> str:
-        return (
-            f"Features of {self.coders}, in {self.model}, by `{self.command}`; {self.hardware}; commit {self.commit}."
-        )
+        opening = super().opening()
+        return f"Features of {self.coders}, in {self.model}, {opening[0].lower()}{opening[1:]}"
 
 
 @dataclass(frozen=True, kw_only=True)
