@@ -9,6 +9,7 @@ import torch
 
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli import main as cli
+from glassmoe.measure import specialisation
 from glassmoe.measure.specialisation import (
     DEALS,
     TokenSources,
@@ -31,12 +32,13 @@ def test_mutual_information_by_hand() -> None:
     assert mutual_information(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])) == pytest.approx(expected)
 
 
-def test_properties_by_hand() -> None:
+def test_properties_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specialisation, "LEAST_IN_PLACE", 2)  # 6 tokens are in 3 places of a row of 4
     tokens = np.array([[15, 6, 4, 23], [15, 6, 0, 0]])
     found = properties_of(tokens, np.array([4, 2]), CHARACTERS, ["x", "a"])
     assert found["token"].tolist() == [15, 6, 4, 23, 15, 6]
     assert found["before"].tolist() == [32, 15, 6, 4, 32, 15]
-    assert found["place"].tolist() == [0, 2, 4, 6, 0, 2]
+    assert found["place"].tolist() == [0, 0, 1, 2, 0, 0]
     assert found["document"].tolist() == [1, 1, 1, 1, 0, 0]
     assert CHARACTERS.classes is not None
     names = sorted(set(CHARACTERS.classes))

@@ -31,9 +31,11 @@ from glassmoe.model.subject import activations, place_in
 from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.results import Result, omitted, stored_as
 
+from .position import PositionVariance, losses_without_position, relative
+
 Int64 = npt.NDArray[np.int64]
-PLACES = 8
-"""Equally long parts of a row; each is a place."""
+LEAST_IN_PLACE = 100
+"""Tokens in a place of the row, on average. A place is one position, or several where there are fewer tokens."""
 LEAST = 20
 """Occurrences of a token, at least, before it is listed as a favourite of an expert."""
 DEALS = 10
@@ -82,6 +84,13 @@ class LayerExperts(Result):
     tokens: list[list[list[Any]]]
     """For each expert a list of [token, ratio]: the tokens whose share of its choices most exceeds its load, with the
     ratio of the two."""
+    stream_by_position: float | None = omitted()
+    """Share of the variance of the layer's input that the position in the row explains (`PositionVariance.share`)."""
+    scores_by_position: float | None = omitted()
+    """The same for the router's scores, minus their mean over experts."""
+    without_position: float | None = omitted()
+    """Loss in nats when the mean of each position is subtracted from the scores of this layer alone, minus
+    `ExpertsResult.loss`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +107,10 @@ class ExpertsResult(Result):
     """Labels of the rows' documents; None without labels."""
     sources: dict[str, int] | None
     """Source -> its tokens; None if sources are unknown."""
+    places: int
+    """Parts of a row that count as different places."""
+    loss: float
+    """Mean next-token loss on the rows, in nats."""
     layers: list[LayerExperts]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -125,7 +138,9 @@ def experts_of(
     mixtures = {i: layer for i, layer in own_layers(model).items() if isinstance(layer, MoE)}
     if not mixtures:
         raise ValueError(f"a {layer_kind(model)} model has no mixture of experts; give a switch or moe-x run")
-    chosen, active = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
+    chosen, active, stream, scores = _read(model, mixtures, tokens_RN, lengths_R, micro_rows)
+    means = {i: each.means() for i, each in scores.items()}
+    loss, without = losses_without_position(model, mixtures, means, tokens_RN, lengths_R, micro_rows)
     properties = properties_of(tokens_RN, lengths_R, kind, labels_R, sources)
     order = np.random.default_rng(seed).permutation(int(lengths_R.sum()))
     dealt = dealt_documents(sources, lengths_R, seed) if sources and "source" in properties else []
@@ -154,6 +169,9 @@ def experts_of(
                 activity=l0 / (layer.experts_per_token * layer.expert_hidden),
                 information=information,
                 tokens=_favourites(experts_TK, properties["token"], load_E, kind),
+                stream_by_position=stream[i].share(),
+                scores_by_position=scores[i].share(),
+                without_position=without[i] - loss,
             )
         )
     counts = np.bincount(properties.get("source", np.zeros(0, np.int64))).tolist()
@@ -162,8 +180,15 @@ def experts_of(
         rows_read=len(tokens_RN),
         labels=None if labels_R is None else sorted(set(labels_R)),
         sources={sources.names[number]: count for number, count in enumerate(counts) if count} if sources else None,
+        places=places(lengths_R, tokens_RN.shape[1]),
+        loss=loss,
         layers=layers,
     )
+
+
+def places(lengths_R: Int64, length: int) -> int:
+    """Number of equally long parts of rows of `length` tokens that count as places."""
+    return max(1, min(length, int(lengths_R.sum()) // LEAST_IN_PLACE))
 
 
 def dealt_documents(sources: TokenSources, lengths_R: Int64, seed: int = 0) -> list[Int64]:
@@ -207,7 +232,8 @@ def properties_of(
     token_RN = tokens_RN.astype(np.int64)
     # The first token of a row has no token before it: an extra value.
     before_RN = np.concatenate([np.full((len(token_RN), 1), kind.size), token_RN[:, :-1]], axis=1)
-    place_RN = np.broadcast_to(np.arange(tokens_RN.shape[1]) * PLACES // tokens_RN.shape[1], tokens_RN.shape)
+    length = tokens_RN.shape[1]
+    place_RN = np.broadcast_to(np.arange(length) * places(lengths_R, length) // length, tokens_RN.shape)
     properties = {"token": token_RN[inside_RN], "before": before_RN[inside_RN], "place": place_RN[inside_RN]}
     names = kind.classes
     if names is not None:
@@ -227,22 +253,28 @@ def properties_of(
 @torch.no_grad()
 def _read(
     model: GlassForCausalLM, mixtures: Mapping[int, MoE], tokens_RN: Any, lengths_R: Int64, micro_rows: int
-) -> tuple[dict[int, list[Int64]], dict[int, float]]:
-    """For each layer the chosen experts of all tokens, (T, K) in parts, and the number of units above 0."""
+) -> tuple[dict[int, list[Int64]], dict[int, float], dict[int, PositionVariance], dict[int, PositionVariance]]:
+    """For each layer the chosen experts of all tokens, (T, K) in parts; the number of units above 0; and how much its
+    input and its router's scores depend on the position."""
     chosen: dict[int, list[Int64]] = {i: [] for i in mixtures}
     active = dict.fromkeys(mixtures, 0.0)
+    stream, by_scores = ({i: PositionVariance(tokens_RN.shape[1]) for i in mixtures} for _ in range(2))
     device = next(model.parameters()).device
-    places = {i: place_in(model, i, "mlp") for i in mixtures}
+    modules = {i: place_in(model, i, "mlp") for i in mixtures}
     for start in range(0, len(tokens_RN), micro_rows):
         part = slice(start, start + micro_rows)
         tokens = torch.from_numpy(tokens_RN[part].astype(np.int64)).to(device)
         inside = torch.from_numpy(np.arange(tokens_RN.shape[1]) < lengths_R[part, None]).to(device)
-        read = activations(model, list(places.values()), tokens)
+        position_T = torch.arange(tokens_RN.shape[1], device=device).expand_as(tokens)[inside]
+        read = activations(model, list(modules.values()), tokens)
         for i, layer in mixtures.items():
-            x_TD: Tensor = read[places[i]].x[inside]
-            chosen[i].append(choose(layer.scores(x_TD), layer.experts_per_token)[1].cpu().numpy())
+            x_TD: Tensor = read[modules[i]].x[inside]
+            scores_TE = layer.scores(x_TD)
+            stream[i].add(x_TD, position_T)
+            by_scores[i].add(relative(scores_TE), position_T)
+            chosen[i].append(choose(scores_TE, layer.experts_per_token)[1].cpu().numpy())
             active[i] += float((layer.features(x_TD).values > 0).sum())
-    return chosen, active
+    return chosen, active, stream, by_scores
 
 
 def _information(

@@ -34,6 +34,8 @@ PROPERTIES = {
     "source": "the document's source",
 }
 DEALT = "random groups of documents"
+FORMER_PLACES = 8
+"""Places of a row in results of versions that did not write their number."""
 NAMED = 20
 """Sources that are named, at most."""
 AGAIN = "prepare it again with glassmoe data text"
@@ -59,6 +61,10 @@ class ExpertsRow(Result):
     """Classes of labelled texts, None for validation rows."""
     sources: dict[str, int] | None = None
     """Source of a document -> its tokens, None for a corpus that keeps none."""
+    places: int = FORMER_PLACES
+    """Parts of a row that count as different places."""
+    loss: float | None = omitted()
+    """Mean next-token loss on the rows, in nats."""
     layers: list[LayerExperts] = field(default_factory=list)
 
 
@@ -99,7 +105,9 @@ class ExpertsResults(ResultsFile):
             "share of the experts' entropy: 1 where the property decides the expert, 0 where the two are independent. "
             "A "
             "token decides its class, so the first column is never far below the second.",
+            _places(self.entries),
             _sources(self.entries) if "source" in named else None,
+            *_position(self.entries),
             *(self.remarks or []),
             figure(name),
             "## Tokens that are sent to an expert more often than to others",
@@ -183,6 +191,36 @@ def _sources(rows: Sequence[ExpertsRow]) -> str:
         f"Tokens by source: {largest(counts, NAMED)}. Random groups of documents: the same for random groups as "
         f"large as the sources (mean of {DEALS}). Only what exceeds it is due to the sources."
     )
+
+
+def _places(rows: Sequence[ExpertsRow]) -> str:
+    numbers = sorted({row.places for row in rows})
+    return f"A row is divided into {' or '.join(map(str, numbers))} places."
+
+
+def _position(rows: Sequence[ExpertsRow]) -> list[str]:
+    """How much of the stream and of the scores depends on the position, and whether the loss needs it."""
+    lines = [
+        [row.name, layer.layer, *map(_number, (layer.stream_by_position, layer.scores_by_position)), without]
+        for row in rows
+        for layer in row.layers
+        if layer.without_position is not None
+        for without in [f"{layer.without_position:+.4f}"]
+    ]
+    if not lines:
+        return []
+    losses = "; ".join(f"{row.name} {row.loss:.4f}" for row in rows if row.loss is not None)
+    return [
+        "## Position",
+        markdown_table(["model", "layer", "variance of the input", "variance of the scores", "loss without"], lines),
+        "Variance: share that the position in the row explains, of the layer's input and of the router's scores (minus "
+        "their mean over experts). Loss without: change of the loss, in nats, when the mean of each position is "
+        f"subtracted from the scores of that layer alone. Loss: {losses}.",
+    ]
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
 
 
 def _favourites(row: ExpertsRow) -> str:
