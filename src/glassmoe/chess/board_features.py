@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from glassmoe.inspect.harvest import Harvest
 
 from .board_counts import Float64
-from .board_labels import boards_at_dots, dot_positions
+from .board_labels import dot_positions, placements_at_dots
 from .board_properties import HEADLINE, PROPERTIES, slot_name
 from .board_results import DetectingFeature, ExampleBoard, FeatureReading, SquareMark, TrackedSlot
 from .boards import Coverage, always_on_f1
@@ -155,11 +155,11 @@ def _examples(
     examples = []
     for n in picked:
         game, dot = divmod(n, dots)
-        text, board = texts[game], boards_at_dots(texts[game], dots)[dot]
+        text = texts[game]
         examples.append(
             ExampleBoard(
                 text=kind_of(text).first(text, dot_positions(text, dots)[dot] + 1),
-                board=board.board_fen(),
+                board=placements_at_dots(text, dots)[dot],
                 strength=float(strength_N[n]),
                 true=bool(true_N[[n], :].sum()),
             )

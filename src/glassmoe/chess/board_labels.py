@@ -14,7 +14,7 @@ Array legend: N boards (games x dots), C kept classes of a property, B slots.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,13 @@ def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
     A final move that is cut off is ignored. ValueError for any other move that is not legal.
     """
     return [board.copy() for board in _walk(text, limit)]
+
+
+@lru_cache(maxsize=4096)
+def placements_at_dots(text: str, limit: int = 20) -> tuple[str, ...]:
+    """The pieces on their squares, as the first field of a FEN, at the first `limit` dots; errors as
+    `boards_at_dots`. Cached, because many features have examples in the same games."""
+    return tuple(board.board_fen() for board in _walk(text, limit))
 
 
 def _walk(text: str, limit: int) -> Iterator[chess.Board]:

@@ -35,7 +35,7 @@ PROPERTIES = {
 }
 DEALT = "random groups of documents"
 FORMER_PLACES = 8
-"""Places of a row in results of versions that did not write their number."""
+"""Places of a row in files that do not have their number."""
 NAMED = 20
 """Sources that are named, at most."""
 AGAIN = "prepare it again with glassmoe data text"
@@ -61,8 +61,8 @@ class ExpertsRow(Result):
     """Classes of labelled texts, None for validation rows."""
     sources: dict[str, int] | None = None
     """Source of a document -> its tokens, None for a corpus that keeps none."""
-    places: int = FORMER_PLACES
-    """Parts of a row that count as different places."""
+    places: int | None = omitted()
+    """Parts of a row that count as different places; None in files of earlier versions, which had `FORMER_PLACES`."""
     loss: float | None = omitted()
     """Mean next-token loss on the rows, in nats."""
     layers: list[LayerExperts] = field(default_factory=list)
@@ -194,7 +194,7 @@ def _sources(rows: Sequence[ExpertsRow]) -> str:
 
 
 def _places(rows: Sequence[ExpertsRow]) -> str:
-    numbers = sorted({row.places for row in rows})
+    numbers = sorted({row.places or FORMER_PLACES for row in rows})
     return f"A row is divided into {' or '.join(map(str, numbers))} places."
 
 
