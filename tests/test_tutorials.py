@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import forked
+from text_files import jsonl, made_up_texts, prepared, random_llama
 
 ROOT = Path(__file__).parents[1]
 # What makes a command small enough for a test; the command itself stays as the tutorial gives it.
@@ -16,13 +17,24 @@ SMALL = {
     "explain": "--tokens 4000 --games 5 --silent 10 --per-decile 1",
     "explore": "--features 10",
     "steer": "--samples 2",
+    "decompose": "--tokens 256 --batch-tokens 128",
 }
+
+
+def small_smollm2(folder: Path) -> None:
+    """What the second part of the tutorial begins with: a folder `smollm2`, here a Llama of as many layers with random
+    weights, and documents."""
+    texts = [f"{text} The capital of France is Paris and not London." for text in made_up_texts(60)]
+    prepared(folder / "words", texts, "train:400", valid_share=0.2)
+    random_llama(folder / "smollm2", folder / "words", layers=30)
+    (folder / "texts.jsonl").write_text(jsonl(texts))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tutorial-trace"])
 def test_a_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    small_smollm2(tmp_path)
     names: dict[str, object] = {}
     blocks = re.findall(r"```(\w*)\n(.*?)```", (ROOT / f"docs/{name}.md").read_text(), re.S)
     ran = 0

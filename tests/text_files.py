@@ -57,6 +57,26 @@ def random_gpt2(folder: Path, corpus: Path, layers: int = 3) -> Path:
     return folder
 
 
+def random_llama(folder: Path, corpus: Path, layers: int = 3) -> Path:
+    """The same as a Llama of context 140."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from glassmoe.data.corpus import Corpus
+    from glassmoe.training.run import tokenizer_of
+
+    kind = Corpus.open(corpus).kind
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, intermediate_size=24,
+        vocab_size=kind.size, max_position_embeddings=140, initializer_range=0.3, bos_token_id=kind.start,
+        eos_token_id=kind.start,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer_of(kind, 140).save_pretrained(folder)
+    return folder
+
+
 def text_run(out: Path, corpus: Path, ffn: str = "gelu", **settings: object) -> Path:
     """A run of a few steps on a prepared text, rows of 33 tokens."""
     from glassmoe.config import DataConfig

@@ -8,7 +8,7 @@ Gao et al. 2025 ("Weight-sparse transformers have interpretable circuits").
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,6 @@ from glassmoe.model.subject import Subject
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.tracing.acting import compared
 from glassmoe.tracing.agreement import TraceCheck
-from glassmoe.tracing.graph import Graph
 from glassmoe.tracing.tracer import Tracer
 
 from .intervals import interval, plus_minus
@@ -252,48 +251,84 @@ def _recorded(model: Model) -> str | None:
     return next((each.data.path for each in configs if each is not None and each.data.path), None)
 
 
+@dataclass(frozen=True)
+class TracedPrompt(Result):
+    """What a row counts of the graph of one prompt."""
+
+    tokens: int
+    kinds: list[str]
+    loss: float
+    active: float
+    """Per token and layer."""
+    nodes_for_80: int
+    direct_for_80: int
+    replacement: float
+    completeness: float
+    seconds: float
+    check: TraceCheck | None
+
+
 def traced_row(
     model: Model, name: str, prompts: Sequence[tuple[list[int], int]], coder: str | None, features: int, check: int
 ) -> TraceRow:
     """Trace these prompts of one model."""
     parts = {each: (reader.layer, reader.place) for each, reader in model.layers.items()}
     tracer = Tracer(model.subject, parts, coder)
-    graphs: list[Graph] = []
-    no_rows = np.zeros(0, dtype=np.int64)
-    losses: list[float] = []
-    checks: list[TraceCheck] = []
-    holds = holds_of(tracer.patterns())
+    traced = []
     for number, (ids, following) in enumerate(prompts, start=1):
-        graph = tracer.trace(ids, features=features, check=check, holds=list(holds.values()), details=False)
-        with torch.no_grad():
-            device = next(model.subject.model.parameters()).device
-            logits_V = model.subject.model(input_ids=torch.tensor([ids], device=device)).logits[0, -1]
-        losses.append(
-            float(torch.nn.functional.cross_entropy(logits_V.float(), torch.tensor(following, device=device)))
-        )
-        if graph.check is not None and graph.check.sign_agreement is not None:
-            checks.append(graph.check)
-        # The arrays of a hundred graphs are gigabytes.
-        graphs.append(replace(graph, nodes=graph.nodes.select(no_rows), edges=graph.edges.select(no_rows)))
-        say(f"{name}: prompt {number} of {len(prompts)}, {graph.nodes_for_80} nodes hold 80% ({graph.seconds:.1f} s)")
+        traced.append(traced_prompt(tracer, ids, following, features, check))
+        said = f"{traced[-1].nodes_for_80} nodes hold 80% ({traced[-1].seconds:.1f} s)"
+        say(f"{name}: prompt {number} of {len(prompts)}, {said}")
+    return row_of(name, traced, list(holds_of(tracer.patterns())))
+
+
+def traced_prompt(tracer: Tracer, ids: list[int], following: int, features: int, check: int) -> TracedPrompt:
+    """Trace one prompt, whose next token is `following`. The changes are also made with patterns held (`holds_of`)."""
+    holds = list(holds_of(tracer.patterns()).values())
+    graph = tracer.trace(ids, features=features, check=check, holds=holds, details=False)
+    with torch.no_grad():
+        device = next(tracer.subject.model.parameters()).device
+        logits_V = tracer.subject.model(input_ids=torch.tensor([ids], device=device)).logits[0, -1]
+    loss = torch.nn.functional.cross_entropy(logits_V.float(), torch.tensor(following, device=device))
+    return TracedPrompt(
+        tokens=len(graph.tokens),
+        kinds=list(dict.fromkeys(graph.kinds)),
+        loss=float(loss),
+        active=graph.active / len(graph.tokens) / max(1, len(graph.sources)),
+        nodes_for_80=graph.nodes_for_80 or 0,
+        direct_for_80=graph.direct_for_80 or 0,
+        replacement=graph.replacement,
+        completeness=graph.completeness,
+        seconds=graph.seconds or 0.0,
+        check=graph.check,
+    )
+
+
+def row_of(name: str, traced: Sequence[TracedPrompt], holds: Sequence[str]) -> TraceRow:
+    """The row of these prompts. `holds`: names of what was held."""
+
+    def mean(field_name: str) -> TraceMean:
+        return TraceMean.of([getattr(each, field_name) for each in traced])
+
+    checks = [each.check for each in traced if each.check is not None and each.check.sign_agreement is not None]
     together = compared([pair for each in checks for pair in each.pairs])
     signs = [each.sign_agreement for each in checks if each.sign_agreement is not None]
     return TraceRow(
         name=name,
-        kind=", ".join(dict.fromkeys(kind for graph in graphs for kind in graph.kinds)),
-        prompts=len(graphs),
-        tokens=TraceMean.of([len(graph.tokens) for graph in graphs]),
-        loss=TraceMean.of(losses),
-        active=TraceMean.of([graph.active / len(graph.tokens) / max(1, len(graph.sources)) for graph in graphs]),
-        nodes_for_80=TraceMean.of([graph.nodes_for_80 or 0 for graph in graphs]),
-        direct_for_80=TraceMean.of([graph.direct_for_80 or 0 for graph in graphs]),
-        replacement=TraceMean.of([graph.replacement for graph in graphs]),
-        completeness=TraceMean.of([graph.completeness for graph in graphs]),
+        kind=", ".join(dict.fromkeys(kind for each in traced for kind in each.kinds)),
+        prompts=len(traced),
+        tokens=mean("tokens"),
+        loss=mean("loss"),
+        active=mean("active"),
+        nodes_for_80=mean("nodes_for_80"),
+        direct_for_80=mean("direct_for_80"),
+        replacement=mean("replacement"),
+        completeness=mean("completeness"),
         correlation=together.correlation,
         following=together.following,
         sign_agreement=TraceMean.of(signs) if signs else None,
         changes=len(together.pairs),
-        seconds=TraceMean.of([graph.seconds or 0.0 for graph in graphs]),
-        nodes=[graph.nodes_for_80 or 0 for graph in graphs],
-        holding=agreements(checks, list(holds)),
+        seconds=mean("seconds"),
+        nodes=[each.nodes_for_80 for each in traced],
+        holding=agreements(checks, holds),
     )
