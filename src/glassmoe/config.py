@@ -60,6 +60,9 @@ class DataConfig:
     tokens: str = "characters"
     """What a token is: characters or moves of games, text, or a kind of your own domain. The prepared data
     must hold it."""
+    document_mask: bool = False
+    """Packed rows: whether attention and positions stay within a document, as if each were read alone. Without it a
+    token also sees the documents before it in its row."""
     synthetic_games: int = 6000
     """Number of synthetic games (or other sequences) to make without a path."""
 

@@ -40,6 +40,15 @@ def _keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def moved(values: Any, device: torch.device) -> torch.Tensor:
+    """A numpy array or a tensor of the host as a tensor on the device. A GPU copies it from pinned memory, and the host
+    does not wait."""
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
+    if device.type == "cpu":
+        return tensor
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
 def fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 faster than float32. A CPU with AVX512-bf16 or AMX was measured at four
     times the speed of float32; a CPU without them emulates bf16, at a third of that speed."""

@@ -98,7 +98,8 @@ def evaluate_ppl(
     subject = load_subject(_path(run), device, own=True)
     corpus = _corpus_of(subject, data)
     cut = cut or usual_cut(subject.model, subject.config, corpus)
-    result = evaluate_perplexity(subject.model, corpus, cut, max_rows=rows)
+    masked = subject.config is not None and subject.config.data.document_mask
+    result = evaluate_perplexity(subject.model, corpus, cut, max_rows=rows, document_mask=masked)
     _record(subject, corpus, "ppl", result, results, row)
     return result
 

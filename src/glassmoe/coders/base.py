@@ -288,14 +288,18 @@ class ListedCoder(Coder):
     def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
         if not self.auxiliary:
             return {}
-        dead_F = self.dead_F
-        among = min(coded.x.shape[1] // 2, int(dead_F.sum()))
-        if not among:
-            return {"auxiliary": torch.zeros((), dtype=coded.y.dtype, device=coded.y.device)}
+        dead_F, none = self.dead_F, torch.zeros((), dtype=coded.y.dtype, device=coded.y.device)
+        among = min(coded.x.shape[1] // 2, self.num_features)
+        if dead_F.device.type == "cpu":
+            among = min(among, int(dead_F.sum()))
+            if not among:
+                return {"auxiliary": none}
+        # A GPU, which would have to be waited for, may choose among more than are dead: these have strength 0.
         dead_TA, ids_TA = coded.chosen_by.masked_fill(~dead_F, -torch.inf).topk(among, dim=1)
         dead = replace(self._listed(coded.x, ids_TA, F.relu(dead_TA)), context=coded.features.context)
         missing_TD = (coded.y - coded.rebuilt).detach()
-        return {"auxiliary": self.auxiliary * self._size(missing_TD - self._help(dead), coded.y)}
+        loss = self.auxiliary * self._size(missing_TD - self._help(dead), coded.y)
+        return {"auxiliary": torch.where(dead_F.any(), loss, none)}
 
     def _help(self, dead: Features) -> Tensor:
         """(T, D): what the dead features of the auxiliary loss write."""
@@ -312,6 +316,5 @@ def fired(features: Features) -> Tensor:
     active = features.values > 0
     if features.ids is None:
         return active.reshape(-1, features.width).any(0)
-    fired_F = torch.zeros(features.width, dtype=torch.bool, device=active.device)
-    fired_F[features.ids[active]] = True
-    return fired_F
+    fired_F = torch.zeros(features.width, dtype=torch.int32, device=active.device)
+    return fired_F.scatter_add_(0, features.ids.flatten(), active.flatten().int()) > 0

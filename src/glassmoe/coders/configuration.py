@@ -310,6 +310,11 @@ class _Fit:
         positive(self, "", "pool")
         if self.train.compile:
             raise ValueError("train.compile is true; a coder is not compiled: leave it out")
+        if self.data.document_mask:
+            raise ValueError(
+                "data.document_mask is true, but coders learn from rows that the model reads as a whole; give rows of "
+                "one document each: --data.rows documents:N"
+            )
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,7 @@ from glassmoe.atomic import write_text
 from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
-from glassmoe.device import autocast, compute_dtype, describe
+from glassmoe.device import autocast, compute_dtype, describe, moved
 from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject, weights_digest
 from glassmoe.text.tokens import text_kind
 from glassmoe.training import run
@@ -243,11 +243,14 @@ class CoderTask:
         for start in starts:
             rows = slice(start, start + starts.step)
             # The last token of a full row is only predicted: the model never learned to read it there.
-            inputs = torch.from_numpy(tokens_BN[rows, :-1]).to(self.device).long()
+            inputs = moved(tokens_BN[rows, :-1], self.device).long()
             with autocast(self.device, self.dtype):
                 read = activations(self.subject.model, self.places, inputs)
-            inside_BN = torch.from_numpy(np.arange(inputs.shape[1]) < lengths_B[rows, None]).to(self.device)
-            found.append({place: Activations(*(v[inside_BN] for v in each)) for place, each in read.items()})
+            # Positions that are not padding, found on the host: the number of a mask's would have to be waited for.
+            inside_T = moved(np.flatnonzero(np.arange(inputs.shape[1]) < lengths_B[rows, None]), self.device)
+            found.append(
+                {place: Activations(*(v.flatten(0, 1)[inside_T] for v in each)) for place, each in read.items()}
+            )
         if len(found) == 1:
             return found[0]
         return {

@@ -272,7 +272,7 @@ class Rows:
         self.sequences = sequences
         self.cut = cut
         self.length = int(match[2])
-        packed = match[1] == "packed"
+        packed = self.packed = match[1] == "packed"
         # Packed rows of a tokenizer's tokens lie end to end.
         self._filled = sequences.data.size // self.length if packed and sequences.kind.tokenizer is not None else None
         # First sequence of each row; None when row and sequence have the same number, or rows begin anywhere.
@@ -302,6 +302,10 @@ class Rows:
         tokens[np.arange(self.length) >= lengths[:, None]] = 0
         return tokens, lengths
 
+    def lengths(self, indices: npt.ArrayLike) -> Int64:
+        """int64 [R]: the lengths of rows, without reading them."""
+        return self._starts(indices)[1]
+
     def documents(self, indices: npt.ArrayLike) -> Int64:
         """int64 [R, N]: the number of the sequence in which each token of rows stands, an index into
         `sequences.sources`; -1 where `batch` pads. A packed row may hold several."""
@@ -313,6 +317,11 @@ class Rows:
 
     def _places(self, indices: npt.ArrayLike) -> tuple[Int64, Int64]:
         """`(places in data [R, N], lengths [R])` of rows; beyond a row's length places mean nothing."""
+        starts, lengths = self._starts(indices)
+        return starts[:, None] + np.arange(self.length), lengths
+
+    def _starts(self, indices: npt.ArrayLike) -> tuple[Int64, Int64]:
+        """`(place in data of the first token [R], lengths [R])` of rows."""
         rows = np.asarray(indices, dtype=np.int64)
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
             raise IndexError(f"rows are numbered 0..{len(self) - 1}, in one flat sequence")
@@ -324,7 +333,7 @@ class Rows:
             starts = self.sequences.offsets[first].astype(np.int64)
             if self._first is None:
                 lengths = np.minimum(lengths, self.sequences.offsets[first + 1].astype(np.int64) - starts)
-        return starts[:, None] + np.arange(self.length), lengths
+        return starts, lengths
 
 
 def _packed_starts(offsets: UInt64, length: int) -> Int64:

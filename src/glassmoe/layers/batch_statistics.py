@@ -21,8 +21,6 @@ def several_processes() -> bool:
 def mean_over_processes(mean_N: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """Means over the tokens of all processes (N,), float64, and the number of these tokens, from the means over this
     process's `tokens` tokens. Every process must call it, and each gets the same bits. No gradient flows through it."""
-    sums = torch.cat(
-        [mean_N.detach().double() * tokens, torch.full((1,), tokens, dtype=torch.float64).to(mean_N.device)]
-    )
+    sums = torch.cat([mean_N.detach().double() * tokens, mean_N.new_full((1,), tokens, dtype=torch.float64)])
     dist.all_reduce(sums)
     return sums[:-1] / sums[-1], sums[-1]

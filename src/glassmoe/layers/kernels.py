@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dense import ACTIVATIONS
+from .top import count_each
 
 
 class Slots(NamedTuple):
@@ -46,7 +47,7 @@ def sort_slots(experts_TK: Tensor, num_experts: int, multiple: int = 1) -> Slots
     tokens, choices = experts_TK.shape
     flat = experts_TK.flatten()
     entry_S = torch.argsort(flat, stable=True)
-    counts_E = torch.bincount(flat, minlength=num_experts)
+    counts_E = count_each(flat, num_experts)
     slot = torch.arange(len(flat), device=flat.device)
     place = torch.empty_like(entry_S)
     if multiple == 1:
@@ -97,11 +98,15 @@ def expert_mlp(
         w_up_EFD = None if w_up_EFD is None else w_up_EFD.to(dtype)
     slots = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0])
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
-    aligned = all(size * x_SD.element_size() % 16 == 0 for size in w_enc_EFD.shape[1:])
-    kernel = _grouped if x_TD.is_cuda and aligned else _loop
+    kernel = _grouped if _can_group(x_SD, w_enc_EFD) else _loop
     y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD)
     y_TD: Tensor = _Combine.apply(y_SD, gates_TK, slots)  # type: ignore[no-untyped-call]
     return y_TD
+
+
+def _can_group(x_SD: Tensor, w_EFD: Tensor) -> bool:
+    """Whether grouped products can be used: on a GPU, with rows of a multiple of 16 bytes."""
+    return x_SD.device.type != "cpu" and all(size * x_SD.element_size() % 16 == 0 for size in w_EFD.shape[1:])
 
 
 def expert_values(
@@ -115,6 +120,9 @@ def expert_values(
     """(T, K, F): s(W_enc x + b_enc) of the chosen experts, times W_up x for gated experts, before the router's gate."""
     slots, entries = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0]), experts_TK.numel()
     x_SD = x_TD[slots.token_S]
+    if _can_group(x_SD, w_enc_EFD):
+        h_SF = _grouped_values(x_SD, w_enc_EFD, b_enc_EF, slots, activation, w_up_EFD)
+        return h_SF[slots.place_TK]
     counts = slots.counts_E.tolist()
     values = None
     for e, (rows_SD, entry_S) in enumerate(zip(x_SD.split(counts), slots.entry_S.split(counts), strict=True)):
@@ -244,14 +252,32 @@ def _grouped(
     activation: str,
     w_up_EFD: Tensor | None = None,
 ) -> Tensor:
-    ends_E = slots.counts_E.cumsum(0).to(torch.int32)
+    h_SF = _grouped_values(x_SD, w_enc_EFD, b_enc_EF, slots, activation, w_up_EFD)
+    return F.grouped_mm(h_SF, w_dec_EFD, offs=_ends(slots))
+
+
+def _grouped_values(
+    x_SD: Tensor,
+    w_enc_EFD: Tensor,
+    b_enc_EF: Tensor | None,
+    slots: Slots,
+    activation: str,
+    w_up_EFD: Tensor | None,
+) -> Tensor:
+    """(S, F): the values of the units of each slot's expert."""
+    ends_E = _ends(slots)
     z_SF = F.grouped_mm(x_SD, w_enc_EFD.transpose(1, 2), offs=ends_E)
     if b_enc_EF is not None:
         z_SF = z_SF + torch.repeat_interleave(b_enc_EF, slots.counts_E, dim=0, output_size=len(x_SD))
     h_SF = ACTIVATIONS[activation](z_SF)
     if w_up_EFD is not None:
         h_SF = h_SF * F.grouped_mm(x_SD, w_up_EFD.transpose(1, 2), offs=ends_E)
-    return F.grouped_mm(h_SF, w_dec_EFD, offs=ends_E)
+    return h_SF
+
+
+def _ends(slots: Slots) -> Tensor:
+    """(E,) int32: the end of each expert's slots."""
+    return slots.counts_E.cumsum(0).to(torch.int32)
 
 
 def _loop(

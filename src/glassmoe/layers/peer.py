@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
     """
     ranks = min(k, s_2HTn.shape[-1])
     top_2HTm, index_2HTm = greatest(s_2HTn, ranks)
-    a_P, b_P = (torch.tensor(rank_P, device=s_2HTn.device) for rank_P in _candidates(ranks, k))
+    a_P, b_P = _candidates(ranks, k, s_2HTn.device)
     # One view of the ranks for all rows: along the last dimension `index_select` copies number by number.
     rows = s_2HTn.shape[1:-1]
     _, best_HTK = greatest(
@@ -171,10 +171,15 @@ def best_pairs(s_2HTn: Tensor, k: int) -> Tensor:
     return chosen_2HTK
 
 
-@lru_cache(maxsize=64)
-def _candidates(ranks: int, k: int) -> tuple[list[int], list[int]]:
-    pairs = [(a, b) for a in range(ranks) for b in range(ranks) if (a + 1) * (b + 1) <= k]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+def _candidates(ranks: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pairs of ranks (a, b) below `ranks` with (a + 1)(b + 1) <= k, in order, as two tensors (P,). The device
+    computes them, because a copy from the host would wait for it."""
+    counts = [min(ranks, k // (a + 1)) for a in range(ranks)]
+    entry_P = torch.arange(sum(counts), device=device)
+    count_R = torch.div(k, torch.arange(1, ranks + 1, device=device), rounding_mode="floor").clamp_max(ranks)
+    end_R = count_R.cumsum(0)
+    a_P = torch.searchsorted(end_R, entry_P, right=True)
+    return a_P, entry_P - (end_R - count_R)[a_P]
 
 
 class Pairs:

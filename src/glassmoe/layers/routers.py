@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .top import count_each
+
 VARIANCE_FLOOR = 1e-12
 
 
@@ -175,5 +177,5 @@ def balance_loss(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
     """E * sum_j f_j P_j (Fedus et al. 2021): f_j the share of slots sent to expert j, P_j the mean over tokens of the
     softmax over all E scores. 1 when perfectly balanced; only P carries a gradient."""
     num_experts = scores_TE.shape[1]
-    share_E = torch.bincount(experts_TK.flatten(), minlength=num_experts).float() / experts_TK.numel()
+    share_E = count_each(experts_TK.flatten(), num_experts).float() / experts_TK.numel()
     return num_experts * (share_E * torch.softmax(scores_TE, dim=-1).mean(0)).sum()

@@ -1,4 +1,5 @@
-"""The largest values of many short rows: `torch.topk`, or on a CPU with few threads one vectorised sort.
+"""The largest values of many short rows (`torch.topk`, or on a CPU with few threads one vectorised sort), and counts of
+small numbers.
 
 torch's CPU kernel sorts row by row and moves pairs of value and index. numpy sorts plain numbers with vector
 instructions. Here the lowest bits of a wider number store the index, where it decides only between equal values.
@@ -37,3 +38,12 @@ def greatest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     best = wide[..., n - k :].flip(-1)
     # Rounding to float32 removes the index again.
     return best.float(), best.view(torch.int64) & ((1 << SPARE_BITS) - 1)
+
+
+def count_each(numbers_S: Tensor, count: int) -> Tensor:
+    """How often each of the numbers 0 to `count - 1` occurs: int64 (count,). A GPU does not wait for the result, as it
+    would for `torch.bincount`, which looks for the largest number first."""
+    if numbers_S.device.type == "cpu":
+        return torch.bincount(numbers_S, minlength=count)
+    counts = torch.zeros(count, dtype=torch.int64, device=numbers_S.device)
+    return counts.scatter_add_(0, numbers_S, torch.ones_like(numbers_S))

@@ -63,12 +63,20 @@ class PerplexityResult(Result):
 
 
 def evaluate_perplexity(
-    model: Any, corpus: Corpus, cut: str, *, max_rows: int | None = None, micro_rows: int = 16
+    model: Any,
+    corpus: Corpus,
+    cut: str,
+    *,
+    max_rows: int | None = None,
+    micro_rows: int = 16,
+    document_mask: bool = False,
 ) -> PerplexityResult:
     """The loss of a model on the validation split of a corpus, or on its first `max_rows` rows. `cut`: how rows are
-    cut (`usual_cut`)."""
+    cut (`usual_cut`). `document_mask`: whether attention stays within the documents of packed rows."""
     ratio = bytes_per_token(corpus, "valid") if corpus.tokens == TEXT else None
-    return replace(perplexity(model, Rows(corpus.split("valid"), cut), max_rows, micro_rows, ratio), cut=cut)
+    rows = Rows(corpus.split("valid"), cut)
+    masked = document_mask and rows.packed
+    return replace(perplexity(model, rows, max_rows, micro_rows, ratio, masked), cut=cut)
 
 
 def usual_cut(model: Any, config: RunConfig | None, corpus: Corpus) -> str:
@@ -88,6 +96,7 @@ def perplexity(
     max_rows: int | None = None,
     micro_rows: int = 16,
     bytes_per_token: float | None = None,
+    document_mask: bool = False,
 ) -> PerplexityResult:
     """The loss of a model on the first `max_rows` rows, `micro_rows` at a time.
 
@@ -97,7 +106,7 @@ def perplexity(
     kind = rows.sequences.kind
     count = len(rows) if max_rows is None else min(max_rows, len(rows))
     parts = [
-        total_loss(model, rows, np.arange(start, min(start + micro_rows, count)), micro_rows)
+        total_loss(model, rows, np.arange(start, min(start + micro_rows, count)), micro_rows, 0, document_mask)
         for start in range(0, count, micro_rows)
     ]
     loss_P, labels_P = (np.array(values, dtype=np.float64) for values in zip(*parts, strict=True))

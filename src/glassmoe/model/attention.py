@@ -58,5 +58,23 @@ class _CausalAttention(torch.autograd.Function):
         return dq_NSD.view_as(dout_BHSD), dk_NSD.view_as(dout_BHSD), dv_NSD.view_as(dout_BHSD)
 
 
+def within_documents(documents_BS: Tensor) -> dict[str, Tensor]:
+    """What makes a decoder of glassmoe read each document of packed rows as if it stood alone: `attention_mask`
+    (B, 1, S, S), True where a query sees a key, and `position_ids` (B, S), counted from the first token of a document
+    in its row. `documents_BS`: a number for each token that its neighbours in other documents do not have."""
+    place_S = torch.arange(documents_BS.shape[1], device=documents_BS.device)
+    same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
+    mask_BSS = same_BSS & (place_S >= place_S.unsqueeze(1)).T
+    return {"attention_mask": mask_BSS.unsqueeze(1), "position_ids": document_positions(documents_BS)}
+
+
+def document_positions(documents_BS: Tensor) -> Tensor:
+    """(B, S): how many tokens of the same document come before each token in its row."""
+    place_S = torch.arange(documents_BS.shape[1], device=documents_BS.device)
+    begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
+    begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+    return place_S - torch.where(begins_BS, place_S, 0).cummax(1).values
+
+
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]

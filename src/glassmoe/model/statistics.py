@@ -5,6 +5,7 @@ Legend: T tokens, D model width, F features, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from glassmoe.layers.features import FeedForward
+from glassmoe.layers.top import count_each
 from glassmoe.results import Result, omitted
 
 from .swapping import own_layers
@@ -35,6 +37,12 @@ class LayerStatistics(Result):
 @torch.no_grad()
 def layer_statistics(layer: FeedForward, x: Tensor) -> LayerStatistics:
     """Statistics of one layer on tokens of its own input (..., D)."""
+    return _read([_measure(layer, x)])[0]
+
+
+def _measure(layer: FeedForward, x: Tensor) -> Tensor:
+    """L0, share of alive features, and for a mixture the activity and the load of each expert, as one vector. It stays
+    on the device, so that those of all layers are copied to the host at once."""
     x_TD = x.reshape(-1, x.shape[-1])
     features = layer.features(x_TD)
     active = layer.active(features)
@@ -42,28 +50,40 @@ def layer_statistics(layer: FeedForward, x: Tensor) -> LayerStatistics:
     if ids is None:
         fired_F = active.any(0)
     else:
-        fired_F = torch.zeros(features.width, dtype=torch.bool, device=x.device)
-        fired_F[ids[active]] = True
-    load = activity = None
-    if layer.num_experts > 1 and ids is not None:
-        expert = ids // (layer.num_features // layer.num_experts)
-        load_E = torch.bincount(expert.flatten(), minlength=layer.num_experts) / expert.numel()
-        load = [round(float(share), 4) for share in load_E]
-        activity = float(active.float().mean())
-    return LayerStatistics(float(active.sum() / len(active)), float(fired_F.float().mean()), load, activity)
+        fired_F = torch.zeros(features.width, dtype=torch.int32, device=x.device)
+        fired_F = fired_F.scatter_add_(0, ids.flatten(), active.flatten().int()) > 0
+    sparsity = torch.stack([active.sum() / len(active), fired_F.float().mean()])
+    if layer.num_experts == 1 or ids is None:
+        return sparsity
+    expert = ids // (layer.num_features // layer.num_experts)
+    load_E = count_each(expert.flatten(), layer.num_experts) / expert.numel()
+    return torch.cat([sparsity, active.float().mean().unsqueeze(0), load_E])
+
+
+def _read(measured: Sequence[Tensor]) -> list[LayerStatistics]:
+    if not measured:
+        return []
+    values, statistics = torch.cat(list(measured)).tolist(), []
+    for size in map(len, measured):
+        l0, alive, *mixture = values[:size]
+        load = [round(share, 4) for share in mixture[1:]] or None
+        statistics.append(LayerStatistics(l0, alive, load, mixture[0] if mixture else None))
+        values = values[size:]
+    return statistics
 
 
 @torch.no_grad()
-def model_statistics(model: Any, input_ids: Tensor) -> list[LayerStatistics]:
-    """`layer_statistics` of every feed-forward layer of features of a model on one batch of tokens (B, S)."""
-    statistics: list[LayerStatistics] = []
+def model_statistics(model: Any, input_ids: Tensor, **inputs: Tensor) -> list[LayerStatistics]:
+    """`layer_statistics` of every feed-forward layer of features of a model on one batch of tokens (B, S). `inputs`:
+    what else the model takes, such as masks."""
+    measured: list[Tensor] = []
     handles = [
-        layer.register_forward_pre_hook(lambda layer, args: statistics.append(layer_statistics(layer, args[0])))
+        layer.register_forward_pre_hook(lambda layer, args: measured.append(_measure(layer, args[0])))
         for layer in own_layers(model).values()
     ]
     try:
-        model(input_ids=input_ids, use_cache=False)
+        model(input_ids=input_ids, use_cache=False, **inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return statistics
+    return _read(measured)

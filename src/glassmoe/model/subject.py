@@ -379,7 +379,7 @@ def inputs_at(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
 def require_finite(place: Place, *read: Tensor) -> None:
     """RuntimeError when activations at a place are not all finite."""
     # A sum is not finite when any of what is added is not.
-    if not all(bool(torch.isfinite(each.sum())) for each in read):
+    if not bool(torch.isfinite(torch.stack([each.sum() for each in read])).all()):
         raise RuntimeError(
             f"the activations at {place.module} are not all finite; the model's weights or the precision are to "
             f"blame: check them, or use --precision fp32"

@@ -219,8 +219,7 @@ class GlassModel(GlassPreTrainedModel):
                 f"{seen + length} tokens are more than this model's context of {self.config.context}; "
                 f"give it at most {self.config.context - seen} here"
             )
-        if position_ids is None:
-            position_ids = torch.arange(seen, seen + length, device=x_BSD.device).unsqueeze(0)
+        # transformers looks for several documents in positions that it gets, and the host would wait for the answer.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x_BSD,
@@ -228,6 +227,8 @@ class GlassModel(GlassPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + length, device=x_BSD.device).unsqueeze(0)
         turns = None
         if self.positions is not None:
             x_BSD = x_BSD + self.positions(position_ids)

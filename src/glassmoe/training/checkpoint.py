@@ -107,7 +107,6 @@ def restore(
     all. ValueError when checkpoints exist and none can be used, and when one has a newer schema.
     """
     group, problems = group or Processes(), []
-    device = next(model.parameters()).device
     for path in reversed(_all(folder)):
         problem = None
         try:
@@ -119,7 +118,7 @@ def restore(
             raise
         except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError, RecursionError) as error:
             problem = f"{path.name}: " + (f"it lacks {error}" if isinstance(error, KeyError) else str(error))
-        if any_process(problem is not None, group, device):
+        if any_process(problem is not None, group):
             problems.append(problem or f"{path.name}: another process cannot read it")
             continue
         if problems:

@@ -153,11 +153,11 @@ def sum_gradients(model: nn.Module, group: Processes) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, largest: float, group: Processes, *, own: bool = False) -> float:
-    """Scales the gradient so that its norm is at most `largest`; returns the norm before. `own`: whether the processes
-    hold different modules, whose gradients are not summed."""
+def clip_gradients(model: nn.Module, largest: float, group: Processes, *, own: bool = False) -> Tensor:
+    """Scales the gradient so that its norm is at most `largest`; returns the norm before, on the device. `own`: whether
+    the processes hold different modules, whose gradients are not summed."""
     if group.count == 1:
-        return float(torch.nn.utils.clip_grad_norm_(model.parameters(), largest))
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), largest)
     found = [p.grad for p in model.parameters() if p.grad is not None]
 
     def squares(divided: bool) -> Tensor:
@@ -166,9 +166,11 @@ def clip_gradients(model: nn.Module, largest: float, group: Processes, *, own: b
 
     # Every copy of the model adds the same squares.
     divided = sum_values(squares(True), group) / group.replicas
-    norm = math.sqrt(float(divided + squares(False)))
-    if norm > largest:
-        torch._foreach_mul_([local(g) for g in found], largest / (norm + 1e-6))
+    norm = (divided + squares(False)).sqrt()
+    if largest < math.inf:
+        # Decided on the device, so that the host does not wait for the norm.
+        share = torch.where(norm > largest, largest / (norm + 1e-6), 1.0)
+        torch._foreach_mul_([local(g) for g in found], share.to(found[0].dtype))
     return norm
 
 
@@ -179,9 +181,10 @@ def sum_values(values: Tensor, group: Processes) -> Tensor:
     return values
 
 
-def any_process(flag: bool, group: Processes, device: torch.device) -> bool:
-    """Whether the flag is set in any process: a signal may reach only one of them."""
-    return bool(sum_values(torch.tensor(float(flag), device=device), group) > 0)
+def any_process(flag: bool, group: Processes) -> bool:
+    """Whether the flag is set in any process: a signal may reach only one of them. The processes ask each other on the
+    CPU, and wait for no GPU."""
+    return bool(sum_values(torch.tensor(float(flag)), group) > 0)
 
 
 def barrier(group: Processes) -> None:

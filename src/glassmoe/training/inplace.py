@@ -16,16 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glassmoe.device import moved
 from glassmoe.layers.moe import MoE
-from glassmoe.model.chunked_loss import IGNORED
 from glassmoe.model.families import family_of
-from glassmoe.model.loss import inputs_and_labels, next_token_loss
+from glassmoe.model.loss import mask_inputs, next_token_loss
 from glassmoe.model.replacing import take_over
 from glassmoe.model.subject import Place, Subject, hook_at, load_subject, place_in, weights_digest
 from glassmoe.model.swapping import own_layers, path_of, take_losses
 from glassmoe.model.upcycle import break_symmetry
 from glassmoe.model.upcycled import active_parameters, greatest_difference, upcycled_classes
 
+from .batches import PassRows, labelled_positions
 from .distributed import Processes
 from .language import STATISTICS_ROWS, LanguageTask
 from .records import read_start
@@ -47,6 +48,8 @@ class InPlaceTask(LanguageTask):
         if resolved.config.start.objective == "distill":
             self.teacher = (_teacher(resolved) if source is None else source).model
         super().__init__(resolved, group, source)
+        if self.document_mask:
+            _require_document_masks(self.module)
         self.places = [place_in(self.module, number, "mlp-out") for number in own_layers(self.module)]
 
     def build(self) -> Any:
@@ -76,12 +79,12 @@ class InPlaceTask(LanguageTask):
         total: float = (2 * active + attention) + backward * (2 * active + 2 * attention) + 2 * learning
         return total + (0 if self.teacher is None else 2 * active_parameters(self.teacher) + attention)
 
-    def losses(self, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, rows: PassRows) -> tuple[Tensor, dict[str, Tensor]]:
         if self.teacher is None:
-            loss, _ = next_token_loss(self.compute, tokens_BN, lengths_B)
+            loss, _ = next_token_loss(self.compute, rows.tokens_BN, rows.lengths_B, rows.documents_BN)
             return loss, take_losses(self.module)
         kl, mse = (1.0 if each is None else each for each in (self.config.start.kl, self.config.start.mse))
-        divergence, error = distillation(self.compute, self.teacher, self.module, self.places, tokens_BN, lengths_B)
+        divergence, error = distillation(self.compute, self.teacher, self.module, self.places, rows)
         return kl * divergence, {"mse": mse * error, **take_losses(self.module)}
 
     def statistics(self, step: int) -> dict[str, Any]:
@@ -130,9 +133,31 @@ class InPlaceTask(LanguageTask):
         rows = self.rows["valid"]
         tokens, _ = rows.batch(range(min(STATISTICS_ROWS, len(rows))))
         self.module.eval()
-        difference = greatest_difference(source, self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())
+        difference = greatest_difference(source, self.module, moved(tokens[:, :-1], self.device).long())
         self.module.train()
         return difference
+
+
+@torch.no_grad()
+def _require_document_masks(model: Any) -> None:
+    """ValueError when a model does not keep documents apart by their positions. It is asked: what it says of the second
+    of two documents must not depend on the first."""
+    device = next(model.parameters()).device
+    documents_BS = torch.tensor([[0, 0, 0, 1, 1, 1]] * 2, device=device)
+    tokens_BS = torch.tensor([[1, 2, 3, 1, 2, 3], [3, 2, 1, 1, 2, 3]], device=device)
+    training = model.training
+    try:
+        logits = model.eval()(input_ids=tokens_BS, use_cache=False, **mask_inputs(model, documents_BS)).logits
+        apart = torch.allclose(logits[0, 3:], logits[1, 3:], rtol=1e-4, atol=1e-5)
+        apart = apart and not torch.allclose(logits[0, :3], logits[1, :3], rtol=1e-4, atol=1e-5)
+    except (TypeError, ValueError):  # it takes no positions
+        apart = False
+    model.train(training)
+    if not apart:
+        raise ValueError(
+            f"data.document_mask is true, but a {family_of(model.config)} model reads all documents of a row together; "
+            f"leave it out, or give rows of one document each: --data.rows documents:N"
+        )
 
 
 def _teacher(resolved: ResolvedRun) -> Subject:
@@ -148,24 +173,30 @@ def _teacher(resolved: ResolvedRun) -> Subject:
 
 
 def distillation(
-    compute: Any, teacher: Any, student: Any, places: Sequence[Place], tokens_BN: Tensor, lengths_B: Tensor
+    compute: Any, teacher: Any, student: Any, places: Sequence[Place], rows: PassRows
 ) -> tuple[Tensor, Tensor]:
     """How far a student is from its teacher on rows of tokens: the divergence KL(teacher || student) of the next-token
     probabilities in nats, summed over labels, and the squared error of the outputs at `places` over the variance of the
     teacher's outputs, averaged over places. `compute`: the student, or its compiled form."""
-    inputs_BN, labels_BN = inputs_and_labels(tokens_BN, lengths_B)
-    labelled_BN = labels_BN != IGNORED
+    inputs_BN = rows.tokens_BN[:, :-1]
+    masks = {} if rows.documents_BN is None else mask_inputs(student, rows.documents_BN[:, :-1])
+    # Positions with a label, found on the host: a mask on a GPU would make the host wait for their number.
+    labelled_T = moved(labelled_positions(rows.host_lengths_B, inputs_BN.shape[1]), inputs_BN.device)
+
+    def labelled(x_BND: Tensor) -> Tensor:
+        return x_BND.flatten(0, 1).index_select(0, labelled_T).float()
+
     with torch.no_grad(), _outputs(teacher, places) as expected:
-        target_TV = teacher(input_ids=inputs_BN, use_cache=False).logits[labelled_BN].float()
+        target_TV = labelled(teacher(input_ids=inputs_BN, use_cache=False, **masks).logits)
         p_TV = torch.softmax(target_TV, -1)
         entropy = target_TV.logsumexp(-1).sum() - torch.linalg.vecdot(p_TV, target_TV).sum()
     with _outputs(student, places) as outputs:
-        logits_TV = compute(input_ids=inputs_BN, use_cache=False).logits[labelled_BN].float()
+        logits_TV = labelled(compute(input_ids=inputs_BN, use_cache=False, **masks).logits)
     # kl_div would take more than twice as long, for the exponentials of a whole vocabulary.
     divergence = F.cross_entropy(logits_TV, p_TV, reduction="sum") - entropy
     errors = []
     for place in places:
-        x_TD, y_TD = (each[place][labelled_BN].float() for each in (outputs, expected))
+        x_TD, y_TD = (labelled(each[place]) for each in (outputs, expected))
         variance = (y_TD - y_TD.mean(0)).square().sum().clamp_min(1e-12)
         errors.append((x_TD - y_TD).square().sum() / variance)
     return divergence, torch.stack(errors).mean()

@@ -19,16 +19,17 @@ from glassmoe.config import RunConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.corpus import row_indices
 from glassmoe.data.tokens import TokenKind
-from glassmoe.device import autocast, describe, pick_device
+from glassmoe.device import autocast, describe, moved, pick_device
 from glassmoe.locks import writing
 from glassmoe.model import GlassForCausalLM
-from glassmoe.model.loss import count_labels, next_token_loss, total_loss
+from glassmoe.model.loss import mask_inputs, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
 from glassmoe.model.subject import Subject
 from glassmoe.model.upcycle import describe_start, start_from
 from glassmoe.model.upcycled import active_parameters
 
 from . import run
+from .batches import AHEAD, HostRows, PassRows, ReadAhead, pass_rows, read_rows
 from .building import build_sharded, gather, scatter
 from .distributed import Processes, processes, share_rows, sum_values
 from .loop import Batch, run_task
@@ -74,6 +75,10 @@ class LanguageTask:
         self.out, self.corpus, self.rows = resolved.out, resolved.corpus, resolved.rows
         self.device, self.dtype = resolved.device, resolved.dtype
         self.micros = step_passes(self.config.train, group)
+        # Rows of one document each need no mask.
+        self.document_mask = self.config.data.document_mask and self.rows["train"].packed
+        self.own = slice(self.micros[0].start, self.micros[-1].stop)
+        self.host_rows = ReadAhead(self._read, 0 if self.device.type == "cpu" else AHEAD)
         torch.manual_seed(self.config.seed)
         if group.count == 1:
             self.module = self.build().to(self.device)
@@ -131,23 +136,24 @@ class LanguageTask:
         )
 
     def batch(self, step: int) -> Batch:
-        tokens, lengths = (torch.from_numpy(array) for array in self.rows["train"].batch(self._indices(step)))
-        # Every process divides by the labels of the whole batch, so that its gradients sum to those of one process.
-        labels = count_labels(lengths)
-        return Batch(labels, self._passes(tokens, lengths, labels))
+        rows = self.host_rows(step)
+        return Batch(rows.labels, self._passes(rows))
 
-    def _passes(self, tokens: Tensor, lengths: Tensor, labels: int) -> Iterator[dict[str, Tensor]]:
+    def _read(self, step: int) -> HostRows:
+        return read_rows(self.rows["train"], self._indices(step), self.own, self.device, self.document_mask)
+
+    def _passes(self, rows: HostRows) -> Iterator[dict[str, Tensor]]:
         for micro in self.micros:
-            share = (micro.stop - micro.start) / len(tokens)
-            if not share:  # this process only takes part in gathering the weights
-                micro, lengths = slice(0, 1), torch.zeros_like(lengths)
+            share = (micro.stop - micro.start) / self.config.train.batch_rows
+            part = slice(micro.start - self.own.start, micro.stop - self.own.start)
             with autocast(self.device, self.dtype):
-                loss, named = self.losses(tokens[micro].to(self.device).long(), lengths[micro].to(self.device))
-            yield {"loss": loss / labels, **{name: value * share for name, value in named.items()}}
+                loss, named = self.losses(pass_rows(rows, part, self.device))
+            # Every process divides by the labels of the whole batch, so that its gradients sum to those of one process.
+            yield {"loss": loss / rows.labels, **{name: value * share for name, value in named.items()}}
 
-    def losses(self, tokens_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, rows: PassRows) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some rows, summed over labels, and the named losses beside it."""
-        return next_token_loss(self.compute, tokens_BN, lengths_B)
+        return next_token_loss(self.compute, rows.tokens_BN, rows.lengths_B, rows.documents_BN)
 
     def before_update(self) -> None:
         pass
@@ -167,14 +173,18 @@ class LanguageTask:
         passes = share_rows(min(self.config.train.eval_rows, len(rows)), micro, self.group)
         indices = np.arange(passes[0].start, passes[-1].stop)
         with autocast(self.device, self.dtype):
-            total, labels = total_loss(model, rows, indices, micro, len(passes))
-        summed = sum_values(torch.tensor([total, labels], dtype=torch.float64).to(self.device), self.group)
+            total, labels = total_loss(model, rows, indices, micro, len(passes), self.document_mask)
+        summed = sum_values(torch.tensor([total, labels], dtype=torch.float64), self.group)
         return float(summed[0] / summed[1])
 
     def statistics(self, step: int) -> dict[str, Any]:
         """Statistics of the layers on a few rows of this step."""
-        tokens, _ = self.rows["train"].batch(self._indices(step)[:STATISTICS_ROWS])
-        layers = model_statistics(self.module, torch.from_numpy(tokens[:, :-1]).to(self.device).long())
+        rows, indices = self.rows["train"], self._indices(step)[:STATISTICS_ROWS]
+        tokens, _ = rows.batch(indices)
+        masks = {}
+        if self.document_mask:
+            masks = mask_inputs(self.module, moved(rows.documents(indices)[:, :-1], self.device))
+        layers = model_statistics(self.module, moved(tokens[:, :-1], self.device).long(), **masks)
         return {"layers": [layer.to_dict() for layer in layers]}
 
     def publish(self, step: int) -> None:

@@ -158,14 +158,25 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
     began, logged_at, tokens_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
     progress = bar(steps, "train", "step", initial=s.start, show=group.first)
     said_at = time.perf_counter()
+    previous: StepValues | None = None
     for step in range(s.start, steps):
         done = step + 1
-        line, tokens = _step(s, step)
+        values, tokens = _step(s, step)
         tokens_since += tokens
         progress.update()
 
         validating = done % settings.eval_every == 0 or done == steps
         logging = validating or done % settings.log_every == 0
+        stopping = any_process(bool(stop), group)
+        copying = settings.snapshot_every > 0 and done % settings.snapshot_every == 0
+        saving = done % settings.checkpoint_every == 0 or done == steps or stopping
+        # Where no bar is drawn, a long wait is no silence.
+        quiet = progress.disable and time.perf_counter() - said_at >= SILENCE
+        # Otherwise the values of a step are read when the next step is on its way, so that a GPU never waits.
+        if previous is not None:
+            previous.read()
+        previous = values
+        line = values.read() if logging or copying or saving or quiet else {}
         if logging:
             now = time.perf_counter()
             line["tokens_per_second"] = round(tokens_since / (now - logged_at), 1)
@@ -174,8 +185,6 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             progress.set_postfix(loss=f"{line['loss']:.3f}")
         if validating:
             line |= task.validate()
-        # Where no bar is drawn, a long wait is no silence.
-        quiet = progress.disable and time.perf_counter() - said_at >= SILENCE
         if group.first and (validating or quiet):
             said_at = time.perf_counter()
             left = (said_at - began) / done * (steps - done) / 60
@@ -185,10 +194,9 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             seen, seconds = done * task.tokens_per_step, round(time.perf_counter() - began, 2)
             log.write(step=done, tokens=seen, flops=seen * task.flops_per_token, seconds=seconds, **line)
 
-        stopping = any_process(bool(stop), group, s.device)
-        if settings.snapshot_every and done % settings.snapshot_every == 0:
+        if copying:
             task.snapshot(done)  # before the checkpoint: a run that is killed between the two does this step again
-        if done % settings.checkpoint_every == 0 or done == steps or stopping:
+        if saving:
             _save(s, done, time.perf_counter() - began)
             barrier(group)
         if stopping and done < steps:
@@ -205,30 +213,56 @@ def _save(s: Session, done: int, seconds: float) -> None:
     s.task.publish(done)
 
 
-def _step(s: Session, step: int) -> tuple[dict[str, Any], int]:
+class StepValues:
+    """The losses, the gradient norm and the learning rates of a step. On a GPU they are on their way to the host until
+    they are read."""
+
+    def __init__(self, s: Session, step: int, names: list[str], summed: Tensor, norm: Tensor):
+        self.s, self.step, self.names = s, step, [*names, "grad_norm"]
+        self.rates: dict[str, float] = {}
+        self.values = torch.cat([summed.double(), norm.detach().double().reshape(1)])
+        self.copied: torch.cuda.Event | None = None
+        if self.values.device.type != "cpu":
+            host = torch.empty(self.values.shape, dtype=self.values.dtype).pin_memory()
+            self.values = host.copy_(self.values, non_blocking=True)
+            if s.device.type == "cuda":
+                self.copied = torch.cuda.Event()
+                self.copied.record()
+
+    def read(self) -> dict[str, Any]:
+        """Values to log. `Diverged` when the loss or the gradient norm is not finite."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        line: dict[str, Any] = dict(zip(self.names, self.values.tolist(), strict=True))
+        norm = line.pop("grad_norm")
+        if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
+            raise Diverged(_divergence_message(self.step, line["loss"], norm, self.s.out))
+        return {**line, "learning_rate": self.rates, "grad_norm": norm}
+
+
+def _step(s: Session, step: int) -> tuple[StepValues, int]:
     """One optimiser step. Returns values to log, and the number of tokens that it learned from."""
     batch = s.task.batch(step)
     sums: dict[str, Tensor] = {}
     for parts in batch.passes:
         for name, part in parts.items():
-            # In double precision, and copied to the host once a step.
+            # In double precision, on the device.
             sums[name] = sums.get(name, 0.0) + part.detach().double()
         torch.stack(list(parts.values())).sum().backward()
     sum_gradients(s.task.module, s.group)
-    summed = sum_values(torch.stack(list(sums.values())).float(), s.group).tolist()
-    line: dict[str, Any] = dict(zip(sums, summed, strict=True))
-
+    summed = sum_values(torch.stack(list(sums.values())).float(), s.group)
     norm = clip_gradients(s.task.module, s.optimizer.clip or math.inf, s.group)
-    if not (math.isfinite(line["loss"]) and math.isfinite(norm)):
-        raise Diverged(_divergence_message(step, line["loss"], norm, s.out))
+    values = StepValues(s, step, list(sums), summed, norm)
+    if s.device.type == "cpu":
+        values.read()  # nothing is updated by a gradient that is not finite
     set_learning_rate(s.optimizers, schedule(step, s.settings.steps, s.optimizer))
     s.task.before_update()
     for optimizer in s.optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     s.task.after_update(step)
-    rates = {type(o).__name__.lower(): o.param_groups[0]["lr"] for o in s.optimizers}
-    return {**line, "learning_rate": rates, "grad_norm": norm}, batch.tokens
+    values.rates = {type(o).__name__.lower(): o.param_groups[0]["lr"] for o in s.optimizers}
+    return values, batch.tokens
 
 
 @contextmanager
