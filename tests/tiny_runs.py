@@ -35,7 +35,7 @@ def tiny(
     )
 
 
-TIMED = ("seconds", "tokens_per_second")
+TIMED = ("seconds", "tokens_per_second", "mfu")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -45,9 +45,19 @@ def flush(path: Path) -> None:
 
 def follow_umask(path: Path) -> None:
     """Gives a file the permissions of a new file. `safetensors` makes files that only their owner may read."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The umask of this process. Linux tells it; elsewhere it can only be read by setting it, which other threads see
+    for an instant."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
+    except (OSError, StopIteration, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 def publish_folder(new: Path, path: Path) -> None:

@@ -229,9 +229,17 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     keep: int = 2
     """Number of checkpoints that are kept."""
+    async_checkpoints: bool = False
+    """Copy what a checkpoint and the model files hold, and write the copy while training goes on. It takes the memory of
+    weights and optimiser states again, on the host."""
     recompute: bool = False
     """Compute the activations of each block again in the backward pass, instead of keeping them: the memory of one
     block's activations, for a third more time."""
+    profile: bool = False
+    """Write a trace of a few steps, after the first ones, to RUN/profile: a file for chrome://tracing or Perfetto for
+    each process."""
+    mirror: Literal["wandb", "trackio"] | None = None
+    """Tracker that gets a copy of metrics.jsonl; an optional package."""
     replicas: int = 1
     """Several processes: number of copies of the model. The processes of one copy share its weights; 1 divides them
     among all, which needs the least memory, and one copy a node needs the least traffic between nodes."""

@@ -15,7 +15,7 @@ import jsonargparse
 from glassmoe import config as configuration
 from glassmoe.api.arguments import whole_numbers
 from glassmoe.api.recipes import SECTIONS, TOP, find_recipe
-from glassmoe.config_messages import explain
+from glassmoe.config_messages import explain, hint_of
 
 from .parser import Formatter, Signature, description, usage
 
@@ -110,9 +110,11 @@ def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[
         name, equals, value = word[2:].partition("=")
         if not equals and _own(signature).get(name.replace("-", "_")) is bool:
             value = waiting.pop(0) if waiting and waiting[0] in ("true", "false") else "true"
-        elif not equals:
-            if not waiting or re.match("--[a-z]", waiting[0]):
+        elif not equals and not (waiting and not re.match("--[a-z]", waiting[0])):
+            if name in signature.documented or not _is_switch(name):
                 raise ValueError(f"{verb}: --{name} needs a value; {see}")
+            value = "true"
+        elif not equals:
             value = waiting.pop(0)
         name = ALIASES.get(name, name)
         if name == "layers" and "layers" in signature.documented:
@@ -131,6 +133,11 @@ def _split(signature: Signature, words: Sequence[str]) -> tuple[list[str], dict[
     if bare:
         raise ValueError(f"{verb}: unexpected {bare[0]!r}; {see}")
     return options, places
+
+
+def _is_switch(name: str) -> bool:
+    """Whether an option is a field that is true or false, which needs no value to be turned on."""
+    return hint_of(_field(ALIASES.get(name, name)), configuration.RunConfig) is bool
 
 
 def _field(name: str) -> str:

@@ -10,6 +10,7 @@ Legend: B rows, N tokens of a row, T tokens that are not padding, D width of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from glassmoe.training.checkpoint import latest
 from glassmoe.training.distributed import Processes, sum_values
 from glassmoe.training.language import step_passes
 from glassmoe.training.loop import Batch
+from glassmoe.training.writing import Writer
 
 from .base import Coder
 from .configuration import FitConfig, SweepConfig
@@ -214,14 +216,19 @@ class CoderTask:
                 lines[name] |= {"p": float(coder.exponent()), "penalty_weight": float(coder.weight)}
         return lines.get("", {"coders": lines})
 
-    def publish(self, step: int) -> None:
+    def publish(self, step: int, writer: Writer) -> None:
         if not self.group.first:
             return
-        for name, part in self.parts.items():
-            if name:
-                part.folder.mkdir(parents=True, exist_ok=True)
-                write_text(part.folder / "config.yaml", configuration.to_yaml(part.config))
-            save_coder(part.folder, part.coder, step, self.digest)
+        coders = {name: deepcopy(part.coder) if writer.threaded else part.coder for name, part in self.parts.items()}
+
+        def write() -> None:
+            for name, part in self.parts.items():
+                if name:
+                    part.folder.mkdir(parents=True, exist_ok=True)
+                    write_text(part.folder / "config.yaml", configuration.to_yaml(part.config))
+                save_coder(part.folder, coders[name], step, self.digest)
+
+        writer.write(write)
 
     def snapshot(self, step: int) -> None:
         if not self.group.first:

@@ -92,7 +92,7 @@ def gather(model: Any, empty: Any, group: Processes) -> Any:
     for name, tensor in model.state_dict(keep_vars=True).items():
         whole = tensor.full_tensor() if is_sharded(tensor) else tensor
         if group.first:
-            state[name] = whole.detach().cpu()
+            state[name] = whole.detach().to("cpu", copy=True)
     if not group.first:
         return None
     empty.load_state_dict(state, assign=True)

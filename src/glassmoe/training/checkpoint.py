@@ -23,9 +23,10 @@ from glassmoe.checksums import save_tensors
 from glassmoe.config import NewerSchema, check_version
 from glassmoe.console import say
 
-from .distributed import Processes, any_process, held, local
+from .distributed import Processes, any_process, barrier, held, local
 from .optimizer import named_state, restore_state
-from .parts import Stored, like, open_stored, verify, write_part
+from .parts import Stored, like, open_stored, own_part, verify, write_part
+from .writing import Writer
 
 SCHEMA_VERSION = 1
 KEEP = 2
@@ -40,13 +41,15 @@ def save(
     extra: dict[str, Any],
     group: Processes | None = None,
     keep: int = KEEP,
+    writer: Writer | None = None,
 ) -> Path:
     """Writes `folder/step-N.safetensors`, or with several processes, which all call this, `folder/step-N/`; deletes all
-    but the newest `keep`. `extra`: plain values that `restore` returns. Returns the path.
+    but the newest `keep`. `extra`: plain values that `restore` returns. `writer`: does the writing; one with a thread
+    gets copies, and the checkpoint exists when it has written. Returns the path.
 
     OSError, with the reason and the last good checkpoint, when the file cannot be written.
     """
-    group = group or Processes()
+    group, writer = group or Processes(), writer or Writer()
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     tensors |= {f"model/{name}": b for name, b in model.named_buffers()}
@@ -58,21 +61,33 @@ def save(
     header = {"schema_version": str(SCHEMA_VERSION), "step": str(step), "extra": json.dumps(extra)}
     name = f"step-{step:08d}"
     path = folder / name if group.count > 1 else folder / f"{name}.safetensors"
-    try:
-        if group.count > 1:
-            write_part(path, tensors, random, header, group)
-        else:
-            whole = {name: t.contiguous() for name, t in {**tensors, **random}.items()}
-            save_tensors(path, whole, save_file, header)
-    except OSError as error:
-        last = latest(folder)
-        raise OSError(
-            f"cannot write the checkpoint {path}: {error}; "
-            + (f"the last good one is {last}" if last else "there is no earlier one")
-            + "; free some space and run the same command again"
-        ) from error
-    for old in _all(folder)[:-keep] if group.first else ():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    if group.count > 1:
+        kept, metadata = own_part(tensors, group)
+    else:
+        kept, metadata = {name: t.contiguous() for name, t in tensors.items()}, header
+    if writer.threaded:
+        kept = {name: t.to("cpu", copy=True) for name, t in kept.items()}
+    kept |= random
+
+    def write() -> None:
+        try:
+            if group.count > 1:
+                write_part(path, kept, metadata, header, group)
+            else:
+                save_tensors(path, kept, save_file, metadata)
+        except OSError as error:
+            last = latest(folder)
+            raise OSError(
+                f"cannot write the checkpoint {path}: {error}; "
+                + (f"the last good one is {last}" if last else "there is no earlier one")
+                + "; free some space and run the same command again"
+            ) from error
+        for old in _all(folder)[:-keep] if group.first else ():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+    writer.write(write)
+    if not writer.threaded:
+        barrier(group)
     return path
 
 

@@ -36,6 +36,7 @@ from .loop import Batch, run_task
 from .records import METRICS, START, StartReceipt, seen_before
 from .resolve import ResolvedRun, model_settings, resolve
 from .tracking import read_metrics
+from .writing import Writer
 
 STATISTICS_ROWS = 4
 """Number of rows for the layer statistics in a line of metrics."""
@@ -187,19 +188,20 @@ class LanguageTask:
         layers = model_statistics(self.module, moved(tokens[:, :-1], self.device).long(), **masks)
         return {"layers": [layer.to_dict() for layer in layers]}
 
-    def publish(self, step: int) -> None:
-        model = self._whole()
+    def publish(self, step: int, writer: Writer) -> None:
+        model = self._whole(copy=writer.threaded)
         if model is not None:
-            run.publish(self.out, model, self.config, step, self.corpus.kind)
+            writer.write(lambda: run.publish(self.out, model, self.config, step, self.corpus.kind))
 
     def snapshot(self, step: int) -> None:
         model = self._whole()
         if model is not None:
             run.snapshot(self.out, model, step, self.corpus.kind)
 
-    def _whole(self) -> GlassForCausalLM | None:
-        """The model with all weights on the CPU, in the first process; None in the others."""
-        if self.group.count == 1:
+    def _whole(self, copy: bool = False) -> GlassForCausalLM | None:
+        """The model with all weights, in the first process; None in the others. It is on the CPU where there are several
+        processes, or as a `copy`."""
+        if self.group.count == 1 and not copy:
             module: GlassForCausalLM = self.module
             return module
         with torch.device("meta"):

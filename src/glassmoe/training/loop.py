@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,9 +25,13 @@ from glassmoe.device import fast_bf16
 
 from . import checkpoint
 from .distributed import Processes, any_process, barrier, clip_gradients, sum_gradients, sum_values
+from .mirrors import Mirror, require_tracker
 from .optimizer import build_optimizers, schedule, set_learning_rate
+from .profiling import traced_steps
 from .records import METRICS
 from .tracking import MetricsLog
+from .utilisation import peak_flops
+from .writing import Writer
 
 SILENCE = 30.0
 """Seconds without a line where no bar is drawn, at most, unless a step takes longer."""
@@ -62,7 +66,8 @@ class Task(Protocol):
     """What the loop trains. All processes call all methods.
 
     `module`: the module that is trained; a checkpoint holds its parameters and buffers. `fingerprint`: hash of the
-    data, which must be the same when a run is resumed. `tokens_per_step` and `flops_per_token` are logged.
+    data, which must be the same when a run is resumed. `tokens_per_step` and `flops_per_token` are logged. `dtype`: the
+    type of products.
     """
 
     module: nn.Module
@@ -94,8 +99,10 @@ class Task(Protocol):
     def statistics(self, step: int) -> dict[str, Any]:
         """More values for a line of metrics."""
 
-    def publish(self, step: int) -> None:
-        """Writes the model after `step` steps as users read it."""
+    dtype: torch.dtype
+
+    def publish(self, step: int, writer: Writer) -> None:
+        """Lets the writer write the model after `step` steps as users read it; a threaded one gets a copy."""
 
     def snapshot(self, step: int) -> None:
         """Saves a copy of the model of this step, which later steps do not replace."""
@@ -114,6 +121,7 @@ class Session:
     optimizers: list[torch.optim.Optimizer]
     start: int
     seconds: float
+    writer: Writer = field(default_factory=Writer)
 
 
 def run_task(
@@ -137,12 +145,19 @@ def run_task(
     if group.first:
         task.claim()
     barrier(group)
-    s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"])
-    with stop_signals() as stop:
-        _loop(s, restored is None, stop)
+    require_tracker(settings.mirror)
+    writer = Writer(settings.async_checkpoints)
+    s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"], writer)
+    tracing = traced_steps(settings.profile, out, settings.steps - start, group, device)
+    try:
+        with stop_signals() as stop, tracing as stepped:
+            _loop(s, restored is None, stop, stepped)
+    finally:
+        writer.wait()
+    barrier(group)
 
 
-def _loop(s: Session, new: bool, stop: list[int]) -> None:
+def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -> None:
     task, settings, steps, group = s.task, s.settings, s.settings.steps, s.group
     if new:
         task.begin()
@@ -150,9 +165,10 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
         resuming = "" if new else f"; resuming at step {s.start}"
         say(f"{task.announce()}; {steps} steps, {steps * task.tokens_per_step / 1e6:.1f}M tokens{resuming}")
         log = MetricsLog(s.out / METRICS, s.start)
+        mirror = Mirror(settings.mirror, s.out)
     if not new:
         # The run may have been killed between the checkpoint and the model files.
-        task.publish(s.start)
+        task.publish(s.start, s.writer)
     elif not steps:
         _save(s, 0, 0.0)
     began, logged_at, tokens_since = time.perf_counter() - s.seconds, time.perf_counter(), 0
@@ -179,7 +195,9 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
         line = values.read() if logging or copying or saving or quiet else {}
         if logging:
             now = time.perf_counter()
-            line["tokens_per_second"] = round(tokens_since / (now - logged_at), 1)
+            rate = tokens_since / (now - logged_at)
+            line["tokens_per_second"] = round(rate, 1)
+            line["mfu"] = round(rate * task.flops_per_token / (group.count * peak_flops(s.device, task.dtype)), 4)
             logged_at, tokens_since = now, 0
             line |= task.statistics(step)
             progress.set_postfix(loss=f"{line['loss']:.3f}")
@@ -192,25 +210,32 @@ def _loop(s: Session, new: bool, stop: list[int]) -> None:
             say(f"step {done}/{steps}  loss {line['loss']:.4f}  {valid}{left:.1f} min left")
         if logging and group.first:
             seen, seconds = done * task.tokens_per_step, round(time.perf_counter() - began, 2)
-            log.write(step=done, tokens=seen, flops=seen * task.flops_per_token, seconds=seconds, **line)
+            line = {"step": done, "tokens": seen, "flops": seen * task.flops_per_token, "seconds": seconds, **line}
+            log.write(**line)
+            mirror.log(line)
 
         if copying:
             task.snapshot(done)  # before the checkpoint: a run that is killed between the two does this step again
         if saving:
             _save(s, done, time.perf_counter() - began)
-            barrier(group)
+        stepped()
         if stopping and done < steps:
             progress.close()
             raise Stopped(
                 f"stopped at step {done} of {steps}; the same command resumes from there", (stop or [signal.SIGTERM])[0]
             )
     progress.close()
+    if group.first:
+        mirror.finish()
 
 
 def _save(s: Session, done: int, seconds: float) -> None:
     extra = {"data": s.task.fingerprint, "seconds": seconds}
-    checkpoint.save(s.out / "state", done, s.task.module, s.optimizers, extra, s.group, s.settings.keep)
-    s.task.publish(done)
+    s.writer.wait()
+    checkpoint.save(s.out / "state", done, s.task.module, s.optimizers, extra, s.group, s.settings.keep, s.writer)
+    s.task.publish(done, s.writer)
+    if not s.writer.threaded:
+        barrier(s.group)
 
 
 class StepValues:

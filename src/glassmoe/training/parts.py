@@ -21,7 +21,7 @@ from torch import Tensor
 from glassmoe.atomic import publish_folder, write_text
 from glassmoe.checksums import read_json, save_tensors, verify_tensors, with_checksum
 
-from .distributed import Processes, barrier, held, is_sharded, local
+from .distributed import Processes, held, is_sharded, local
 
 INDEX = "index.json"
 RANDOM = "random/"
@@ -54,26 +54,29 @@ def like(parameter: Tensor, part: Tensor) -> Tensor:
     return whole
 
 
-def write_part(
-    path: Path, tensors: dict[str, Tensor], random: dict[str, Tensor], header: dict[str, str], group: Processes
-) -> None:
-    """Writes this process's file of the folder `path`; the first process then completes the folder. All processes
-    return when it is complete."""
-    staging = path.with_name(path.name + ".partial")
-    staging.mkdir(exist_ok=True)
+def own_part(tensors: dict[str, Tensor], group: Processes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What this process writes of tensors, and the metadata of its file."""
     parts: dict[str, list[int]] = {}
-    kept = dict(random)
+    kept = {}
     for name, tensor in tensors.items():
         dim, start, _ = held(tensor)
         # Of copies, the first is written.
         if group.rank < group.shards if is_sharded(tensor) else group.first:
             kept[name] = local(tensor).contiguous()
             parts[name] = [dim, start, tensor.shape[dim] if tensor.ndim else 1]
-    save_tensors(staging / _file(group.rank), kept, save_file, {"parts": json.dumps(parts)})
-    barrier(group)
+    return kept, {"parts": json.dumps(parts)}
+
+
+def write_part(
+    path: Path, kept: dict[str, Tensor], metadata: dict[str, str], header: dict[str, str], group: Processes
+) -> None:
+    """Writes this process's file of the folder `path`; the first process also waits for the other files and completes
+    the folder. Processes meet in the file system alone, so that a thread can do this."""
+    staging = path.with_name(path.name + ".partial")
+    staging.mkdir(exist_ok=True)
+    save_tensors(staging / _file(group.rank), kept, save_file, metadata)
     if group.first:
         complete(staging, path, header, group.count)
-    barrier(group)
 
 
 def complete(staging: Path, path: Path, header: dict[str, str], count: int) -> None:

@@ -37,11 +37,14 @@ from .records import ENVIRONMENT, METRICS, START, Environment
 CONFIG = "config.yaml"
 """The configuration of a run."""
 MAY_CHANGE = (
+    "train.async_checkpoints:",
     "data.path:",
     "source:",
     "start_token:",
     "train.eval_every:",
     "train.keep:",
+    "train.mirror:",
+    "train.profile:",
     "train.recompute:",
     "train.replicas:",
 )
@@ -49,7 +52,7 @@ MAY_CHANGE = (
 
 SIZES = ("layers", "heads", "width", "context")
 """Settings of a model's shape that its card shows where layers were replaced."""
-UNSTARTED = {CONFIG, ENVIRONMENT, LOCK, METRICS, START, "snapshots", "state"}
+UNSTARTED = {CONFIG, ENVIRONMENT, LOCK, METRICS, START, "profile", "snapshots", "state", "wandb"}
 """What a run directory may hold before its first checkpoint, beside a corpus that was made for the run."""
 
 

@@ -57,6 +57,12 @@ class MetricsLine(Mapping[str, Any]):
         return self.entries.get("tokens_per_second")
 
     @property
+    def mfu(self) -> float | None:
+        """Model FLOP utilisation since the last line: training FLOPs of a second, as a share of the peak of all devices
+        (`utilisation.peak_flops`); None where it was not measured."""
+        return self.entries.get("mfu")
+
+    @property
     def layers(self) -> list[dict[str, Any]] | None:
         """Statistics of each feed-forward layer on a few rows of the step; None where none were taken."""
         return self.entries.get("layers")
