@@ -230,8 +230,8 @@ class TrainConfig:
     keep: int = 2
     """Number of checkpoints that are kept."""
     async_checkpoints: bool = False
-    """Copy what a checkpoint and the model files hold, and write the copy while training goes on. It takes the memory of
-    weights and optimiser states again, on the host."""
+    """Copy what a checkpoint and the model files hold, and write the copy while training goes on. It takes the memory
+    of weights and optimiser states again, on the host."""
     recompute: bool = False
     """Compute the activations of each block again in the backward pass, instead of keeping them: the memory of one
     block's activations, for a third more time."""

@@ -64,6 +64,13 @@ def test_muon_holds_one_state_of_a_matrix() -> None:
     assert found.states == 4 * (matrices + 2 * (found.parameters - matrices))
 
 
+def test_blocks_share_one_document_mask() -> None:
+    packed = {"data.rows": "packed:17"}
+    masked, plain = (plan(**packed, **{"data.document_mask": each}) for each in (True, False))
+    assert masked.recomputed.activations - plain.recomputed.activations == 7 * 16 * 16
+    assert plan(**{"data.document_mask": True}).total == plan().total  # rows of one document each
+
+
 @pytest.mark.parametrize("processes", [2, 7])
 def test_several_processes_share_weights(processes: int) -> None:
     found, alone = plan(processes=processes), plan()

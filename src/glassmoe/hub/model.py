@@ -31,7 +31,11 @@ from glassmoe.training.run import tokenizer_of
 from .card import write_card
 
 PACKAGE = Path(glassmoe.__file__).parent
-AUTO_MAP = {"AutoConfig": "configuration.GlassConfig", "AutoModelForCausalLM": "transformer.GlassForCausalLM"}
+AUTO_MAP = {
+    "AutoConfig": "configuration.GlassConfig",
+    "AutoModel": "transformer.GlassModel",
+    "AutoModelForCausalLM": "transformer.GlassForCausalLM",
+}
 UPCYCLED_CODE = "modeling.py"
 """The file of the subclass."""
 UNKNOWN = "unknown"

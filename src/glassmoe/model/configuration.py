@@ -30,6 +30,17 @@ class GlassConfig(PreTrainedConfig):
         "num_experts_per_tok": "experts_per_token",
         "initializer_range": "init_std",
     }
+    # Queries, keys and values are one matrix, so that its outputs are gathered before they are divided into heads.
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "layers.*.attention.qkv": "colwise_gather_output",
+        "layers.*.attention.out": "rowwise_split_input",
+    }
+    base_model_pp_plan: ClassVar[dict[str, Any]] = {
+        "tokens": (["input_ids"], ["inputs_embeds"]),
+        "positions": (["position_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "losses"]
 
     tokens: str = "characters"
@@ -70,6 +81,11 @@ class GlassConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("attn_implementation", "glassmoe")
         super().__post_init__(**kwargs)
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Number of key/value heads, under transformers' name."""
+        return self.kv_heads or self.heads
 
     @property
     def expert_hidden(self) -> int:

@@ -9,11 +9,12 @@ Legend: D model width, F hidden units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glassmoe.config import ModelConfig
 from glassmoe.layers.dense import ACTIVATIONS, GLU, Dense, ReluTopK
@@ -24,7 +25,7 @@ from .families import MLPS, family_of, text_settings
 from .mlp import activation_name, mlp_parts, returns_tuple
 from .subject import place_in
 from .swapping import FIELDS, own_layers, path_of
-from .upcycle import copy_into_experts, kind_of_start, unit_of
+from .upcycle import Opened, copy_into_experts, kind_of_start, unit_of
 
 MIXTURES = ("switch", "moe-x")
 PLAIN_LAYERS = {"gelu": "gelu", "gelu-tanh": "gelu-tanh", "relu": "relu", "relu-topk": "relu"}
@@ -165,9 +166,15 @@ class Replaced(NamedTuple):
 
 
 @torch.no_grad()
-def take_over(source: Any, model: Any) -> list[Replaced]:
+def take_over(
+    source: Any, model: Any, put: Callable[[Tensor, Tensor], Any] = Tensor.copy_, opened: Opened = nullcontext
+) -> list[Replaced]:
     """Copy the weights of `source` into a model of its family with replaced layers, in place. ValueError, before
-    anything is copied, for a layer that cannot take over its MLP."""
+    anything is copied, for a layer that cannot take over its MLP.
+
+    For a model that is divided among processes: `put` copies a whole tensor into one of the model, `opened` opens one
+    of its layers. One layer at a time is whole.
+    """
     settings, news = model.config.glassmoe, own_layers(model)
     olds = {number: replaced_layer(source, number, settings["module"]) for number in news}
     kinds = {number: _kind(number, olds[number], new) for number, new in news.items()}
@@ -175,14 +182,17 @@ def take_over(source: Any, model: Any) -> list[Replaced]:
     theirs = source.state_dict()
     for name, own in model.state_dict().items():
         if not name.startswith(replaced):
-            own.copy_(theirs[name])
+            put(own, theirs[name])
     for number, new in news.items():
         old: Any = olds[number]
-        if kinds[number] == "same":
-            new.load_state_dict(old.state_dict())
-        elif kinds[number] == "experts":
-            assert isinstance(new, MoE)
-            copy_into_experts(old, new)
+        if kinds[number] == "new":
+            continue
+        with opened(new) as whole:
+            if kinds[number] == "same":
+                whole.load_state_dict(old.state_dict())
+            else:
+                assert isinstance(whole, MoE)
+                copy_into_experts(old, whole)
     return [
         Replaced(number, kinds[number], kinds[number] != "new" and unit_of(olds[number]) == unit_of(new))
         for number, new in news.items()

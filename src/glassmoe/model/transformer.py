@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -36,6 +36,9 @@ from .chunked_loss import summed_loss
 from .configuration import GlassConfig
 from .feed_forwards import build_feed_forward
 from .rotary import Turns, rotary_turns, turn
+
+SERVED = "attention_instances"
+"""Argument by which vLLM hands its own attention to a model: a call then has tokens of several texts in one row."""
 
 
 def attention(
@@ -70,7 +73,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: GlassConfig, layer: int):
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer_idx = config, layer  # serving software looks for these names
         head, kv_heads = config.width // config.heads, config.kv_heads or config.heads
         # Which of the heads that `qkv` makes are queries, keys and values.
         self.parts = [config.heads, kv_heads, kv_heads]
@@ -81,16 +84,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.width, config.width, bias=bias)
         self.out.into_stream = True  # type: ignore[assignment]
 
-    def forward(self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None, **kwargs: Any
+    ) -> Tensor:
         batch, length, width = x_BSD.shape
         qkv = self.qkv(x_BSD).view(batch, length, sum(self.parts), -1).transpose(1, 2)
         q_BHSD, k_BGSD, v_BGSD = qkv.split(self.parts, dim=1)
         if turns is not None:
             q_BHSD, k_BGSD = turn(q_BHSD, turns), turn(k_BGSD, turns)
         if cache is not None:
-            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, self.layer)
+            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
-        out_BSHD, _ = attend(self, q_BHSD, k_BGSD, v_BGSD, mask)
+        out_BSHD, _ = attend(self, q_BHSD, k_BGSD, v_BGSD, mask, **kwargs)
         return self.out(out_BSHD.reshape(batch, length, width))  # type: ignore[no-any-return]
 
 
@@ -106,11 +111,11 @@ class Block(nn.Module):
         """Whether the backward pass computes the activations again, instead of keeping them."""
 
     def forward(
-        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         arguments = (x_BSD, mask, cache, turns)
         if not (self.recompute and torch.is_grad_enabled()):
-            return self._forward(*arguments)
+            return self._forward(*arguments, **kwargs)
         # The second forward pass must not move running statistics again.
         result: tuple[Tensor, dict[str, Tensor]] = checkpoint(
             self._forward,
@@ -118,13 +123,14 @@ class Block(nn.Module):
             use_reentrant=False,
             preserve_rng_state=False,
             context_fn=lambda: (nullcontext(), _buffers_kept(self)),
+            **kwargs,
         )
         return result
 
     def _forward(
-        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None
+        self, x_BSD: Tensor, mask: Tensor | None, cache: Cache | None, turns: Turns | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        attended_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache, turns)
+        attended_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, cache, turns, **kwargs)
         y_TD, losses = self.ffn(self.ffn_norm(x_BSD if self.parallel else attended_BSD).flatten(0, 1))
         return attended_BSD + y_TD.view_as(x_BSD), losses
 
@@ -206,15 +212,19 @@ class GlassModel(GlassPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool = False,
-        **_: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, Cache | None, dict[str, Tensor]]:
-        """The last hidden state (B, S, D), the cache, and the layers' named losses, averaged over layers."""
+        """The last hidden state (B, S, D), the cache, and the layers' named losses, averaged over layers.
+
+        `kwargs` go to the attention function. Software that serves models gives rows of several texts with their
+        positions, and may leave out modules that run on another device (`base_model_pp_plan`).
+        """
         x_BSD = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = x_BSD.shape[1]
-        if seen + length > self.config.context:
+        if seen + length > self.config.context and SERVED not in kwargs:
             raise ValueError(
                 f"{seen + length} tokens are more than this model's context of {self.config.context}; "
                 f"give it at most {self.config.context - seen} here"
@@ -230,13 +240,14 @@ class GlassModel(GlassPreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(seen, seen + length, device=x_BSD.device).unsqueeze(0)
         turns = None
-        if self.positions is not None:
+        if isinstance(self.positions, nn.Embedding):
             x_BSD = x_BSD + self.positions(position_ids)
-        else:
+        elif self.turning:
             turns = rotary_turns(position_ids, self.turning, self.config.rotary_theta, self.config.rotary_scaling)
         losses: dict[str, list[Tensor]] = {}
         for block in self.layers:
-            x_BSD, named = block(x_BSD, mask, past_key_values, turns)
+            result = block(x_BSD, mask, past_key_values, turns, **kwargs)
+            x_BSD, named = result if isinstance(result, tuple) else (result, {})
             for name, loss in named.items():
                 losses.setdefault(name, []).append(loss)
         mean_losses = {name: torch.stack(per_layer).mean() for name, per_layer in losses.items()}
@@ -271,15 +282,16 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
         targets: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,  # noqa: ARG002 (generation looks for the name, and passes flags that mean nothing here)
+        **kwargs: Any,
     ) -> GlassOutput:
         """Logits (B, S, V). With `labels` (B, S; -100 is left out) also the mean next-token loss in nats, to which the
         layers' training losses are added while training. With `targets` (B, S; the label of each position) instead the
-        summed loss, without logits, which take much memory where the vocabulary is large."""
+        summed loss, without logits, which take much memory where the vocabulary is large. `kwargs` go to the attention
+        function."""
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and not self.training
         hidden_BSD, cache, losses = self.model(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
         )
         if targets is not None:
             return GlassOutput(
@@ -313,4 +325,5 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
 
 
 AutoConfig.register("glassmoe", GlassConfig)
+AutoModel.register(GlassConfig, GlassModel)
 AutoModelForCausalLM.register(GlassConfig, GlassForCausalLM)

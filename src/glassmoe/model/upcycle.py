@@ -13,7 +13,8 @@ Legend: E experts, F hidden units of one expert, D model width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,21 +48,38 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Started:
-    """`copied`: the target as it was before symmetry was broken. `receipt`: plain values, what became of each part."""
+    """`copied`: the target as it was before symmetry was broken, unless it was measured then. `receipt`: plain values,
+    what became of each part."""
 
-    copied: GlassForCausalLM
+    copied: GlassForCausalLM | None
     receipt: dict[str, Any]
+
+
+Opened = Callable[[FeedForward], AbstractContextManager[FeedForward]]
+"""Opens a layer with all its weights, which may be divided among processes, to be changed."""
 
 
 @torch.no_grad()
 def start_from(
-    source: GlassForCausalLM, target: GlassForCausalLM, *, noise: float = 0.1, redraw: float = 0.0, seed: int = 0
+    source: GlassForCausalLM,
+    target: GlassForCausalLM,
+    *,
+    noise: float = 0.1,
+    redraw: float = 0.0,
+    seed: int = 0,
+    put: Callable[[Tensor, Tensor], Any] = Tensor.copy_,
+    opened: Opened = nullcontext,
+    measure: Callable[[], None] | None = None,
 ) -> Started:
     """Fill `target` with the weights of `source`, in place.
 
     Where a dense layer becomes experts, each expert's encoder gets Gaussian noise of `noise` times the encoder's
     standard deviation, and a share `redraw` of its units, others in every expert, is drawn anew (encoder rows and
     decoder row) from Gaussians of the source's own mean and deviation. A learned router keeps its fresh weights.
+    `measure` is called between copying and breaking the symmetry; without it the target of that moment is returned too.
+    For a target that is divided among processes: `put` copies a whole tensor into one of the target, `opened` opens one
+    of its layers. One layer at a time is whole.
+
     ValueError when the shapes do not fit or a layer is of a kind that cannot become experts; nothing is changed then.
     """
     shared = _shared_weights(source, target)
@@ -75,17 +93,21 @@ def start_from(
     pairs = list(zip(source.feed_forwards(), target.feed_forwards(), strict=True))
     kinds = [kind_of_start(i, old, new) for i, (old, new) in enumerate(pairs)]
     for own, theirs in shared:
-        own.copy_(theirs)
+        put(own, theirs)
     for (old, new), kind in zip(pairs, kinds, strict=True):
-        if kind == "same":
-            new.load_state_dict(old.state_dict())
-        else:
-            copy_into_experts(old, new)  # type: ignore[arg-type]
-    copied = copy.deepcopy(target)
+        with opened(new) as whole:
+            if kind == "same":
+                whole.load_state_dict(old.state_dict())
+            else:
+                copy_into_experts(old, whole)  # type: ignore[arg-type]
+    copied = copy.deepcopy(target) if measure is None else measure()
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for (old, new), kind in zip(pairs, kinds, strict=True):
-        redrawn = break_symmetry(new, noise, redraw, generator) if kind == "experts" else 0  # type: ignore[arg-type]
+        redrawn = 0
+        if kind == "experts":
+            with opened(new) as whole:
+                redrawn = break_symmetry(whole, noise, redraw, generator)  # type: ignore[arg-type]
         layers.append({"kind": kind, "exact": unit_of(old) == unit_of(new), "redrawn": redrawn})
     receipt = {
         "layers": layers,

@@ -3,7 +3,9 @@ and one whole weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -75,6 +77,8 @@ def _place(
 ) -> Any:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.to("meta")
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     shard(model, blocks(model), group, device)
     model.to_empty(device=device)
     with torch.no_grad():
@@ -101,10 +105,29 @@ def gather(model: Any, empty: Any, group: Processes) -> Any:
 
 
 @torch.no_grad()
+def put(tensor: Tensor, whole: Tensor) -> None:
+    """Copies a whole tensor, which every process has, into one that may be sharded."""
+    dim, start, size = held(tensor)
+    local(tensor).copy_(whole.narrow(dim, start, size) if whole.ndim else whole)
+
+
+@torch.no_grad()
 def scatter(model: nn.Module, sharded: nn.Module) -> None:
     """Copies the weights of a whole model, which every process has, into a sharded one."""
     whole = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in {**dict(sharded.named_parameters()), **dict(sharded.named_buffers())}.items():
-        dim, start, size = held(tensor)
-        source = whole[name]
-        local(tensor).copy_(source.narrow(dim, start, size) if source.ndim else source)
+        put(tensor, whole[name])
+
+
+@contextmanager
+def opened(layer: Any) -> Iterator[Any]:
+    """A feed-forward layer with all its weights, to be changed: of a sharded one a copy, whose weights go back into it.
+    All processes must change it alike."""
+    if any(is_sharded(p) for p in layer.parameters()):
+        whole = {id(p): nn.Parameter(p.detach().full_tensor(), p.requires_grad) for p in layer.parameters()}
+        copied = deepcopy(layer, whole)
+        yield copied
+        scatter(copied, layer)
+    else:
+        yield layer
+    layer.forget()  # gathered weights change without a new version

@@ -27,6 +27,7 @@ from glassmoe.model.upcycle import break_symmetry
 from glassmoe.model.upcycled import active_parameters, greatest_difference, upcycled_classes
 
 from .batches import PassRows, labelled_positions
+from .building import opened, put
 from .distributed import Processes
 from .language import STATISTICS_ROWS, LanguageTask
 from .records import read_start
@@ -38,12 +39,6 @@ class InPlaceTask(LanguageTask):
     """Next-token prediction by a model with replaced layers, or distillation from its source."""
 
     def __init__(self, resolved: ResolvedRun, group: Processes, source: Subject | None = None):
-        if group.count > 1:
-            family = family_of(resolved.model)
-            raise ValueError(
-                f"layers of a {family} model are replaced in one process, and {group.count} were started; run the same "
-                f"command without torchrun"
-            )
         self.teacher: Any = None
         if resolved.config.start.objective == "distill":
             self.teacher = (_teacher(resolved) if source is None else source).model
@@ -60,6 +55,10 @@ class InPlaceTask(LanguageTask):
             for layer in own_layers(module).values():
                 layer.requires_grad_(True)
         return module
+
+    def blocks(self, model: Any) -> Any:
+        # Layers lie in one list, and the path of an MLP begins with it.
+        return model.get_submodule(str(model.config.glassmoe["module"]).partition(".{}")[0])
 
     def recompute(self) -> None:
         self.module.activation_checkpointing_enable()
@@ -96,7 +95,7 @@ class InPlaceTask(LanguageTask):
             save_settings(self.resolved.model, self.out)
         start, settings = self.config.start, self.module.config.glassmoe
         loss = {"source": self.valid_loss(source.model)}
-        replaced = take_over(source.model, self.module)
+        replaced = take_over(source.model, self.module, put, opened)
         loss["copied"] = self.valid_loss(self.module)
         difference = self._difference(source.model)
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -105,8 +104,9 @@ class InPlaceTask(LanguageTask):
             layer = own_layers(self.module)[number]
             redrawn = 0
             if kind == "experts":
+                with opened(layer) as whole:
+                    redrawn = break_symmetry(whole, start.noise, start.redraw, generator)
                 assert isinstance(layer, MoE)
-                redrawn = break_symmetry(layer, start.noise, start.redraw, generator)
                 new_weights += 0 if layer.router is None else sum(p.numel() for p in layer.router.parameters())
             elif kind == "new":
                 new_weights += sum(p.numel() for p in layer.parameters())

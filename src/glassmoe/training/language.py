@@ -25,12 +25,13 @@ from glassmoe.model import GlassForCausalLM
 from glassmoe.model.loss import mask_inputs, next_token_loss, total_loss
 from glassmoe.model.statistics import model_statistics
 from glassmoe.model.subject import Subject
+from glassmoe.model.swapping import own_layers
 from glassmoe.model.upcycle import describe_start, start_from
 from glassmoe.model.upcycled import active_parameters
 
 from . import run
 from .batches import AHEAD, HostRows, PassRows, ReadAhead, pass_rows, read_rows
-from .building import build_sharded, gather, scatter
+from .building import build_sharded, gather, opened, put
 from .distributed import Processes, processes, share_rows, sum_values
 from .loop import Batch, run_task
 from .records import METRICS, START, StartReceipt, seen_before
@@ -84,7 +85,7 @@ class LanguageTask:
         if group.count == 1:
             self.module = self.build().to(self.device)
         else:
-            self.module = build_sharded(self.build, _blocks, group, self.device)
+            self.module = build_sharded(self.build, self.blocks, group, self.device)
         self.module.train()
         if self.config.train.recompute:
             self.recompute()
@@ -100,9 +101,13 @@ class LanguageTask:
         """The model that learns, with random weights."""
         return GlassForCausalLM(self.resolved.model)
 
+    def blocks(self, model: Any) -> Any:
+        """The parts of a model whose weights are gathered one at a time."""
+        return model.model.layers
+
     def recompute(self) -> None:
         """Makes the model compute the activations of its blocks again in the backward pass."""
-        for block in _blocks(self.module):
+        for block in self.blocks(self.module):
             block.recompute = True
 
     def flops(self, model: Any, length: int) -> float:
@@ -162,7 +167,7 @@ class LanguageTask:
     def after_update(self, step: int) -> None:
         del step
         if self.group.count > 1:
-            for layer in self.module.feed_forwards():
+            for layer in own_layers(self.module).values():
                 layer.forget()  # gathered weights change without a new version
 
     def validate(self) -> dict[str, float]:
@@ -199,8 +204,8 @@ class LanguageTask:
             run.snapshot(self.out, model, step, self.corpus.kind)
 
     def _whole(self, copy: bool = False) -> GlassForCausalLM | None:
-        """The model with all weights, in the first process; None in the others. It is on the CPU where there are several
-        processes, or as a `copy`."""
+        """The model with all weights, in the first process; None in the others. It is on the CPU where there are
+        several processes, or as a `copy`."""
         if self.group.count == 1 and not copy:
             module: GlassForCausalLM = self.module
             return module
@@ -214,15 +219,14 @@ class LanguageTask:
 
     def start(self, source: Subject) -> None:
         """Takes the weights of the source, and writes down what changed and by how much the loss moved."""
-        start, target = self.config.start, self.module
-        if self.group.count > 1:
-            torch.manual_seed(self.config.seed)
-            target = self.build().to(self.device).train()
-        started = start_from(source.model, target, noise=start.noise, redraw=start.redraw, seed=self.config.seed)
-        models = {"source": source.model, "copied": started.copied, "start": target}
-        loss = {name: self.valid_loss(model) for name, model in models.items()}
-        if target is not self.module:
-            scatter(target, self.module)
+        start, loss = self.config.start, {"source": self.valid_loss(source.model)}
+
+        def measure() -> None:
+            loss["copied"] = self.valid_loss(self.module)
+
+        drawn: dict[str, Any] = {"noise": start.noise, "redraw": start.redraw, "seed": self.config.seed}
+        started = start_from(source.model, self.module, **drawn, put=put, opened=opened, measure=measure)
+        loss["start"] = self.valid_loss(self.module)
         self.write_receipt(source, loss, **started.receipt)
 
     def write_receipt(self, source: Subject, loss: dict[str, float], **receipt: Any) -> None:
@@ -258,7 +262,3 @@ def step_passes(settings: TrainConfig, group: Processes) -> list[slice]:
             f"raise train.batch_rows, or start fewer processes"
         )
     return share_rows(settings.batch_rows, settings.micro_rows, group)
-
-
-def _blocks(model: GlassForCausalLM) -> Any:
-    return model.model.layers

@@ -11,7 +11,8 @@ tokens of a forward pass (rows times their length less one) and model width D:
 - weights: 4 P_s, in float32. gradients: 4 P_s. states: 8 P_s where AdamW updates, 4 P_s where Muon does.
 - gathered: 0 alone. Where weights are shared, 4 bytes a parameter of the outermost module, of two blocks (one computes,
   the next is gathered) and of the gradients of one block before they are divided.
-- stream: 4 T D, the input of a block. block: what else a block keeps for its backward pass, in bf16 also a copy of its
+- stream: 4 T D, the input of a block. With `data.document_mask` all blocks share a mask of one byte for each query and
+  key, rows * length^2. block: what else a block keeps for its backward pass, in bf16 also a copy of its
   weights. With `train.recompute` a block keeps its input only, and `backward` holds the rest once.
 - backward: the largest number of bytes that the backward pass of one block adds to these.
 - loss: the same of the final norm, the logits and the cross-entropy, forward and backward. Above
@@ -41,6 +42,7 @@ from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.device import autocast, compute_dtype, pick_device
 from glassmoe.model import GlassConfig, GlassForCausalLM, chunked_loss
+from glassmoe.model.attention import within_documents
 from glassmoe.model.loading import foreign_settings
 from glassmoe.model.rotary import rotary_turns
 from glassmoe.model.transformer import Block, make_norm
@@ -173,6 +175,7 @@ class _ForwardPass:
     rows: int
     length: int
     dtype: torch.dtype
+    document_mask: bool = False
 
     @property
     def stream(self) -> int:
@@ -208,7 +211,8 @@ def plan_memory(config: RunConfig, processes: int = 1, memory: float | None = No
     rows = min(config.train.micro_rows, -(-config.train.batch_rows // processes))
     # SDPA on a GPU keeps no attention weights; on a CPU the model chooses.
     attention = "sdpa" if device == "cuda" else "glassmoe"
-    step = _ForwardPass(_one_layer(settings, attention), rows, length - 1, dtype)
+    masked = config.data.document_mask and config.data.rows.startswith("packed")
+    step = _ForwardPass(_one_layer(settings, attention), rows, length - 1, dtype, masked)
     logits = _loss_bytes(step)
     weights = 4 * sum(parts.values())
     return MemoryPlan(
@@ -307,21 +311,27 @@ def _is_chunked(step: _ForwardPass) -> bool:
 def _block_bytes(step: _ForwardPass, layers: int, logits: int, *, recompute: bool) -> PassMemory:
     """Memory of the passes of `layers` equal blocks."""
 
+    mask: Tensor | None = None
+
     def forward(block: nn.Module, x_BSD: Tensor) -> list[Tensor]:
         turns = None
         if step.model.positions == "rotary":
             positions = torch.arange(step.length).unsqueeze(0)
             turns = rotary_turns(positions, step.model.rotary_size, step.model.rotary_theta, step.model.rotary_scaling)
-        y_BSD, losses = block(x_BSD, None, None, turns)
+        y_BSD, losses = block(x_BSD, mask, None, turns)
         return [y_BSD, *losses.values()]
 
     def build() -> nn.Module:
+        nonlocal mask
+        if step.document_mask:
+            mask = within_documents(torch.zeros(step.rows, step.length, dtype=torch.long))["attention_mask"]
         block = Block(step.model, 0).train()
         block.recompute = recompute
         return block
 
     kept, backward = _measure(step, build, forward)
-    return PassMemory(activations=layers * kept, backward=backward - kept, logits=step.stream + logits)
+    mask_bytes = step.rows * step.length**2 if step.document_mask else 0  # all blocks share it
+    return PassMemory(activations=layers * kept + mask_bytes, backward=backward - kept, logits=step.stream + logits)
 
 
 def _loss_bytes(step: _ForwardPass) -> int:
