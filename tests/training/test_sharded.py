@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import glassmoe
 from glassmoe.config import RunConfig, load, recipes, to_yaml
 from glassmoe.device import describe
 from glassmoe.model import FEED_FORWARD
@@ -91,31 +94,63 @@ def differences(one: Path, other: Path) -> dict[str, float]:
     }
 
 
-def record(precision: str, count: int, found: dict[str, dict[str, float]]) -> None:
-    """Adds rows to the results file `SCALE`, and writes all of them as a table beside it."""
+def record(section: str, found: list[dict[str, Any]], *same: str) -> None:
+    """Adds rows to a section of the results file `SCALE`, in place of those with equal values of `same`, and writes all
+    sections as a page beside it."""
     path = Path(RESULTS)
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in rows if (row["precision"], row["processes"]) != (precision, count)]
-    rows += [{"name": name, "precision": precision, "processes": count, **found[name]} for name in found]
-    command = "SCALE=results/scale-cpu.json make test-slow"
-    about = {"command": command, "commit": commit(), "hardware": describe(torch.device("cpu")), "rows": rows}
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    values = json.loads(path.read_text()) if path.exists() else {}
+    kept = [row for row in values.get(section, []) if not any(all(row[n] == f[n] for n in same) for f in found)]
+    values[section] = kept + found
+    values |= {
+        "command": "SCALE=results/scale-cpu.json make test-slow",
+        "commit": commit(),
+        "hardware": describe(torch.device("cpu")),
+    }
+    path.write_text(json.dumps(values, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(values))
+
+
+def page(values: dict[str, Any]) -> str:
     lines = [
         "# Several processes against one, on a CPU\n",
-        f"`{command}`, commit {about['commit']}, {about['hardware']}. Five steps of 24 rows of 64 characters, two "
-        "layers of width 16, gloo. Each row has the largest difference from one process: of the losses of the steps in "
-        "nats, of the norms of the gradient (relative), and of the weights after the last step. Muon iterates in "
-        "float32. Monet takes its cut-off from the tokens of a pass of all processes, so that its numbers depend on "
-        "their number; the running statistics of PEER are updated once for a pass of all processes.\n",
+        f"`{values['command']}`, commit {values['commit']}, {values['hardware']}. Five steps of 24 rows of 64 "
+        "characters, two layers of width 16, gloo. Each row has the largest difference from one process: of the losses "
+        "of the steps in nats, of the norms of the gradient (relative), and of the weights after the last step. Muon "
+        "iterates in float32. Monet takes its cut-off from the tokens of a pass of all processes, so that its numbers "
+        "depend on their number; the running statistics of PEER are updated once for a pass of all processes.\n",
         "| layer and optimizer | precision | processes | loss | gradient norm | weights |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
             f"| {row['name']} | {row['precision']} | {row['processes']} | {row['loss']:.1e} | {row['grad_norm']:.1e} | "
             f"{row['weights']:.1e} |"
-            for row in rows
+            for row in values.get("rows", [])
+        ),
+        "\n## Resumed by another number of processes\n",
+        "A run of 40 steps on 3 processes (float32), and its continuation from step 5 on other numbers of processes: "
+        "the largest difference of the loss in nats, within each five steps. Gradients are summed in another order, "
+        "which changes their last digits. A dense layer stays within 1e-6. In a mixture a token that is level between "
+        "two experts then goes to the other one: a jump of 1e-5 to 1e-4 in that step, at a step that depends on the "
+        "run. It would only be avoided by sums that have the same bits for any number of processes.\n",
+        "| layer and optimizer | processes | " + " | ".join(f"{n + 1}-{n + 5}" for n in range(5, 40, 5)) + " |",
+        "| --- " * 9 + "|",
+        *(
+            f"| {row['name']} | {row['processes']} | " + " | ".join(f"{each:.1e}" for each in row["loss"]) + " |"
+            for row in values.get("resumed", [])
+        ),
+        "\n## Memory of a process\n",
+        "Two processes, each with its part of the model and its rows: six layers of width 256 with 1,024 active hidden "
+        "units, 16 rows of 256 tokens in a pass, AdamW, float32, freed memory returned at once. `planned` is what "
+        "`train --dry-run --processes 2` computes, `measured` the larger peak of the two above the memory of the "
+        "process before the model was built, in MiB.\n",
+        "| layer | recompute | planned | measured | planned / measured |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['name']} | {'yes' if row['recompute'] else 'no'} | {row['planned'] / 2**20:.0f} | "
+            f"{row['measured'] / 2**20:.0f} | {row['planned'] / row['measured']:.2f} |"
+            for row in values.get("memory", [])
         ),
     ]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def without_newest(run: Path, copy: Path) -> None:
@@ -156,7 +191,9 @@ def test_every_kind_of_layer_learns_on_several_processes_as_on_one(
     for count in (2, 3, 4):
         several = on_processes(count, tmp_path / str(count), configs)
         if RESULTS:
-            record(precision, count, {name: differences(one / name, several / name) for name in configs})
+            common = {"precision": precision, "processes": count}
+            rows = [{"name": name, **common, **differences(one / name, several / name)} for name in configs]
+            record("rows", rows, "precision", "processes")
         for name in configs:
             # Monet's cut-off comes from the tokens of a pass of all processes, which are more than those of one.
             loss, norm = (1e-3, 2e-2) if "monet" in name else ROUNDING[precision]
@@ -167,7 +204,7 @@ def test_every_kind_of_layer_learns_on_several_processes_as_on_one(
 @pytest.mark.slow
 def test_sigkill_of_any_process_loses_nothing(noise_games: Path, tmp_path: Path) -> None:
     settings = {"steps": 40, "checkpoint_every": 1, "eval_every": 20}
-    configs = {"whole": five_steps(noise_games, "moe-x", "muon", **settings)}
+    configs = {"whole": five_steps(noise_games, "gelu", "adamw", **settings)}
     on_processes(3, tmp_path, configs)
     for victim in range(3):
         name = f"killed-{victim}"
@@ -193,7 +230,87 @@ def test_sigkill_of_any_process_loses_nothing(noise_games: Path, tmp_path: Path)
         lines = [read_metrics(tmp_path / run / "metrics.jsonl") for run in (f"{name}-on-two", "whole")]
         assert len(lines[0]) == len(lines[1]) == 40
         for a, b in zip(*lines, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_that_other_numbers_of_processes_resume_stays_close(noise_games: Path, tmp_path: Path) -> None:
+    """Within 1e-6 without experts. With experts within 1e-6 until a token changes its expert, and then close."""
+    settings: dict[str, Any] = {"steps": 40, "checkpoint_every": 5, "eval_every": 40, "keep": 99}
+    kinds = (("gelu", "adamw"), ("gelu", "muon"), ("moe-x", "adamw"), ("moe-x", "muon"))
+    configs = {f"{f}-{o}": five_steps(noise_games, f, o, **settings) for f, o in kinds}
+    on_processes(3, tmp_path, configs)
+    for count in (1, 2, 4):
+        for name in configs:
+            copy = shutil.copytree(tmp_path / name, tmp_path / f"{name}-{count}")
+            for path in (copy / "state").glob("step-*"):
+                if path.stem > "step-00000005":
+                    shutil.rmtree(path)
+        on_processes(count, tmp_path, {f"{name}-{count}": config for name, config in configs.items()})
+        for name in configs:
+            whole, resumed = (read_metrics(tmp_path / run / "metrics.jsonl") for run in (name, f"{name}-{count}"))
+            apart = [abs(a.loss - b.loss) for a, b in zip(whole, resumed, strict=True)]
+            assert len(apart) == 40 and max(apart[:10]) < 1e-6
+            assert max(apart) < (1e-3 if name.startswith("moe-x") else 1e-6), name
+            if RESULTS:
+                row = {"name": name, "processes": count, "loss": [max(apart[n : n + 5]) for n in range(5, 40, 5)]}
+                record("resumed", [row], "name", "processes")
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+import torch
+import glassmoe.device
+glassmoe.device._keep_freed_memory = lambda: None  # the process holds what its tensors need
+from glassmoe.config import load
+from glassmoe.training import loop
+from glassmoe.training.language import train
+torch.set_num_threads(1)
+loop.fast_bf16 = lambda device: False
+folder = Path(sys.argv[1])
+train(load(folder / "small.yaml"), folder / "small")  # libraries that torch loads when they are first used
+before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
+config = load(folder / "large.yaml")
+save, loop._save = loop._save, lambda *_: None  # a checkpoint is gathered after the steps
+train(config, folder / "large")
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) * 1024 - before
+(folder / f"peak-{torch.distributed.get_rank()}").write_text(str(peak))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(("ffn", "recompute"), [("gelu", False), ("moe-x", False), ("moe-x", True)])
+def test_the_peak_of_each_of_two_processes_is_that_of_the_dry_run(
+    ffn: str, recompute: bool, noise_games: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"steps": 2, "eval_every": 2, "eval_rows": 4, "precision": "fp32", "device": "cpu"}
+    large = tiny(noise_games, ffn, batch_rows=64, micro_rows=16, recompute=recompute, **settings)
+    large.optimizer.name, large.data.rows = "adamw", "games:257"
+    large.model = replace(large.model, layers=6, heads=4, width=256, active_width=1024, num_experts=8)
+    (tmp_path / "large.yaml").write_text(to_yaml(large))
+    (tmp_path / "small.yaml").write_text(to_yaml(tiny(noise_games, ffn, recompute=recompute, **settings)))
+    (tmp_path / "measure.py").write_text(MEASURED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # glibc returns freed memory at once.
+    allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "measure.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **allocator},
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = [int((tmp_path / f"peak-{rank}").read_text()) for rank in range(2)]
+    planned = glassmoe.train(large, dry_run=True, processes=2).total
+    if RESULTS:
+        row = {"name": ffn, "recompute": recompute, "planned": planned, "measured": max(measured)}
+        record("memory", [row], "name", "recompute")
+    assert planned == pytest.approx(max(measured), rel=0.15)
 
 
 def environment(pid: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +54,7 @@ class PassRows(NamedTuple):
 
 def read_rows(rows: Rows, indices: Int64, own: slice, device: torch.device, document_mask: bool) -> HostRows:
     """The rows of a step with these numbers, of which a process reads the part `own`."""
-    arrays = [*rows.batch(indices[own])]
+    arrays: list[Any] = [*rows.batch(indices[own])]
     if document_mask:
         arrays.append(_from_zero(rows.documents(indices[own])))
     tensors = [torch.from_numpy(array) for array in arrays]

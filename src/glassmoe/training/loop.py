@@ -122,6 +122,7 @@ class Session:
     start: int
     seconds: float
     writer: Writer = field(default_factory=Writer)
+    mirror: Mirror = field(default_factory=Mirror)
 
 
 def run_task(
@@ -129,9 +130,10 @@ def run_task(
 ) -> None:
     """Trains `task` into the run directory `out`, from its newest checkpoint when it has one.
 
-    ValueError when the checkpoint was made with different data, `Diverged` for a non-finite loss, `Stopped` after
-    SIGTERM, SIGHUP or Ctrl-C.
+    ValueError when the checkpoint was made with different data, or a tracker is not installed, `Diverged` for a
+    non-finite loss, `Stopped` after SIGTERM, SIGHUP or Ctrl-C.
     """
+    require_tracker(settings.mirror)
     optimizers = build_optimizers(task.module, optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     fresh: dict[str, Any] = {"data": task.fingerprint, "seconds": 0.0}
     restored = checkpoint.restore(out / "state", task.module, optimizers, fresh, group)
@@ -145,16 +147,16 @@ def run_task(
     if group.first:
         task.claim()
     barrier(group)
-    require_tracker(settings.mirror)
-    writer = Writer(settings.async_checkpoints)
-    s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"], writer)
+    writer, mirror = Writer(settings.async_checkpoints), Mirror(settings.mirror if group.first else None, out)
+    s = Session(task, settings, optimizer, out, group, device, optimizers, start, extra["seconds"], writer, mirror)
     tracing = traced_steps(settings.profile, out, settings.steps - start, group, device)
     try:
         with stop_signals() as stop, tracing as stepped:
             _loop(s, restored is None, stop, stepped)
     finally:
+        mirror.finish()
         writer.wait()
-    barrier(group)
+    barrier(group)  # no process ends before the first one has completed the last checkpoint
 
 
 def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -> None:
@@ -165,7 +167,6 @@ def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -
         resuming = "" if new else f"; resuming at step {s.start}"
         say(f"{task.announce()}; {steps} steps, {steps * task.tokens_per_step / 1e6:.1f}M tokens{resuming}")
         log = MetricsLog(s.out / METRICS, s.start)
-        mirror = Mirror(settings.mirror, s.out)
     if not new:
         # The run may have been killed between the checkpoint and the model files.
         task.publish(s.start, s.writer)
@@ -212,7 +213,7 @@ def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -
             seen, seconds = done * task.tokens_per_step, round(time.perf_counter() - began, 2)
             line = {"step": done, "tokens": seen, "flops": seen * task.flops_per_token, "seconds": seconds, **line}
             log.write(**line)
-            mirror.log(line)
+            s.mirror.log(line)
 
         if copying:
             task.snapshot(done)  # before the checkpoint: a run that is killed between the two does this step again
@@ -225,8 +226,6 @@ def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -
                 f"stopped at step {done} of {steps}; the same command resumes from there", (stop or [signal.SIGTERM])[0]
             )
     progress.close()
-    if group.first:
-        mirror.finish()
 
 
 def _save(s: Session, done: int, seconds: float) -> None:

@@ -26,9 +26,10 @@ class Mirror:
     """The run in a tracker, a module that has `init`, `log` and `finish` as wandb has them; without one it does
     nothing."""
 
-    def __init__(self, name: str | None, out: Path):
-        self._name, self._tracker = name, None
-        if name is not None:
+    def __init__(self, name: str | None = None, out: Path | None = None):
+        self._name = name
+        self._tracker: Any = None
+        if name is not None and out is not None:
             self._attempt(lambda: self._open(name, out))
 
     def log(self, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,9 @@ def traced_steps(wanted: bool, out: Path, steps: int, group: Processes, device: 
         say(f"a trace of {traced} steps is in {path}; open it in chrome://tracing or https://ui.perfetto.dev")
 
     warmup = min(1, before)
-    schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=traced, repeat=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a run of few steps has none to warm up with
+        schedule = torch.profiler.schedule(wait=before - warmup, warmup=warmup, active=traced, repeat=1)
     with torch.profiler.profile(
         activities=activities, schedule=schedule, on_trace_ready=write, record_shapes=True, acc_events=True
     ) as profiler:
