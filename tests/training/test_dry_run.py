@@ -114,6 +114,12 @@ def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str], tm
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is True and values["memory"] == 64 * GIB and not (tmp_path / "run").exists()
     assert MemoryPlan.from_dict(values).total == values["total"]
+    # A field that is true or false needs no value to be turned on.
+    for given, recompute in ((["--recompute"], True), (["--train.recompute", "false"], False), ([], False)):
+        assert main([*words, *given, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["recompute"] is recompute
+    assert main([*words, "--steps", "--json"]) == 2
+    assert "--steps needs a value" in capsys.readouterr().err
     assert main(["train", "quickstart", "--memory", "3"]) == 2
     assert "belong to a dry run" in capsys.readouterr().err
 

@@ -25,6 +25,7 @@ from glassmoe.measure.specialisation import experts_of
 from glassmoe.model.replacing import replacement_settings
 from glassmoe.model.subject import load_subject, place_in
 from glassmoe.text.tokens import load_tokenizer, text_kind
+from glassmoe.training.batches import PassRows
 from glassmoe.training.inplace import distillation
 from glassmoe.training.records import read_start
 from glassmoe.training.run import tokenizer_of
@@ -207,7 +208,8 @@ def test_the_loss_of_distillation_is_its_definition(sources: Callable[..., Path]
     weight = student.model.layers[2].mlp.layer.w_dec.requires_grad_()
     places = [place_in(student, layer, "mlp-out") for layer in (0, 2)]
     tokens = torch.randint(0, 320, (3, 9), generator=torch.Generator().manual_seed(1))
-    divergence, error = distillation(student, teacher, student, places, tokens, torch.tensor([9, 5, 1]))
+    lengths = torch.tensor([9, 5, 1])
+    divergence, error = distillation(student, teacher, student, places, PassRows(tokens, lengths, lengths))
     found = torch.autograd.grad(divergence + error, weight)
     kl, squares, variances = 0.0, [0.0, 0.0], [0.0, 0.0]
     outputs: dict[Any, list[torch.Tensor]] = {}
