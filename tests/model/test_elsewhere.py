@@ -165,6 +165,8 @@ with torch.no_grad():
     logits = model(input_ids=torch.tensor([[3, 1, 4, 1, 5]]), use_cache=False).logits
 if torch.distributed.get_rank() == 0:
     torch.save({"logits": logits, "part": part.shape[0]}, path + "/found.pt")
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
 """
 
 
