@@ -53,10 +53,10 @@ class Sizes:
     memory_steps: int = 3
     memory_games: int = 100
     trace_width: int = 256
-    trace_layers: int = 8
+    trace_layers: int = 6
     trace_features: int = 2048
     trace_k: int = 32
-    trace_tokens: int = 16
+    trace_tokens: int = 12
     page_features: int = 4096
     listed_features: int = 16384
     page_tokens: int = 200_000

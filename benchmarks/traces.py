@@ -165,6 +165,6 @@ def edge_difference(graph: Graph, theirs: dict[str, torch.Tensor]) -> tuple[floa
     same = matrix[target[both], source[both]]
     compared = np.zeros_like(matrix, dtype=bool)
     compared[target[both], source[both]] = True
-    # What one side has and the other lacks counts as a difference.
+    # What theirs has and ours lacks counts as a difference: the graph is small enough for whole rows to be kept.
     lost = np.abs(np.where(compared, 0, matrix)).max()
     return float(max(np.abs(ours - same).max(), lost) / np.abs(same).max()), int(both.sum())

@@ -17,6 +17,7 @@ SMALL = {
     "explain": "--tokens 4000 --games 5 --silent 10 --per-decile 1",
     "explore": "--features 10",
     "steer": "--samples 2",
+    "data": "--valid-share 0.2",
     "decompose": "--tokens 256 --batch-tokens 128",
 }
 

@@ -64,3 +64,10 @@ def test_older_checks_without_following_predictions() -> None:
         for check in made_checks(4)
     ]
     assert [row.held for row in agreements(checks, [])] == ["nothing"]
+
+
+def test_a_model_that_diverges_has_no_agreement() -> None:
+    checks = made_checks(4)
+    checks[1].holding[0][2] = float("inf")
+    _, _, diverged, other = agreements(checks, ["norms", "units"])
+    assert vars(diverged) == {**dict.fromkeys(vars(diverged)), "held": "norms"} and other.slope is not None

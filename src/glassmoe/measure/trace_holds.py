@@ -37,7 +37,8 @@ class TraceInterval(Result):
 
 @dataclass(frozen=True)
 class HeldAgreement(Result):
-    """Predicted and measured changes with some patterns held."""
+    """Predicted and measured changes with some patterns held. All numbers are None where the outputs of the model are
+    not finite: with norms held, nothing bounds the stream of a deep model."""
 
     held: str
     """Which, in words."""
@@ -100,6 +101,8 @@ def _agreement(
         return _interval(pairs, number)
 
     all_predicted, all_measured = np.concatenate(predicted), np.concatenate(measured)
+    if not np.isfinite(all_measured).all():
+        return HeldAgreement(name, None, None, None, None, None)
     size = float(all_predicted @ all_predicted)
     return HeldAgreement(
         held=name,

@@ -148,7 +148,8 @@ class TraceResults(ResultsFile):
                 "of each kind; slope: measured change for each unit of predicted change. Held `norms`: the scales of "
                 "norms. `experts`: which experts a token takes; `gates`: which and by how much. `units`: which units "
                 "are active (of coders: the coder with its error stands for the MLP). With all patterns held the "
-                "model does what the graph predicts.",
+                "model does what the graph predicts. A dash: outputs are not finite, because without norms nothing "
+                "bounds the stream of a deep model.",
                 ["model", "held", "correlation", "switched off", "doubled", "same direction", "slope"],
                 [
                     [
