@@ -53,6 +53,8 @@ def test_a_tenth_of_the_steps_validates_at_most(steps: int, tmp_path: Path) -> N
     ).train  # fmt: skip
     validations = sum(done % found.eval_every == 0 or done == steps for done in range(1, steps + 1))
     assert found.steps == steps and validations <= max(1, steps / 10 + 1)
+    # Validations read a tenth of the tokens of the fit at most, where a tenth is as much as a row each.
+    assert validations * found.eval_rows <= max(validations, steps / 10)
 
 
 def test_variants_of_one_kind_lie_beside_each_other_and_are_matched_each(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def decompose(
             unless `reference`).
         seed: Seed of the initial weights and of the order of rows.
         device: Where the model and the coders run.
-        precision: Compute type of the model.
+        precision: Compute type of the model, and of large products while coders learn.
 
     Returns:
         A `Model` whose layers are the fitted coders, by names such as `8/mxd-k32`.

@@ -299,7 +299,8 @@ class _Fit:
     optimizer: OptimizerConfig = field(default_factory=_adamw)
     """`clip` applies to the gradient of each coder by itself."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """`precision` is the model's; a coder computes in float32."""
+    """`precision` is that of the model's products, and of large products in the training of coders that list k features
+    (not with `reference`); otherwise a coder computes in float32."""
     schema_version: int = SCHEMA_VERSION
     """Version of this format."""
     start_token: str | None = field(default=None, metadata={"omit_none": True})

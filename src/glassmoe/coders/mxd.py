@@ -78,12 +78,13 @@ class MxD(Transcoder):
 
     def hidden(self, x_TD: Tensor) -> Tensor:
         """(T, H): the hidden units z."""
-        z_TH = self.activation(F.linear(x_TD, self.w_hidden, self.b_hidden))
-        return z_TH * F.linear(x_TD, self.w_linear, self.b_linear) if self.config.glu else z_TH
+        z_TH = self.activation(self._linear(x_TD, self.w_hidden, self.b_hidden))
+        return z_TH * self._linear(x_TD, self.w_linear, self.b_linear) if self.config.glu else z_TH
 
     def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
         features, scores_TF = super()._encode(x_TD)
-        return replace(features, context=self.hidden(x_TD) @ self.w_out), scores_TF
+        u_TD = self._linear(self.hidden(x_TD), self.w_out.t()).to(x_TD.dtype)
+        return replace(features, context=u_TD), scores_TF
 
     def _directions(self, features: Features) -> Tensor:
         u_TD: Tensor = features.context

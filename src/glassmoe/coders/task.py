@@ -9,7 +9,7 @@ Legend: B rows, N tokens of a row, T tokens that are not padding, D width of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from glassmoe import config as configuration
@@ -84,8 +85,11 @@ class CoderTask:
         self.parts = self._build(self.config)
         coders = {name: part.coder for name, part in self.parts.items()}
         self.module: nn.Module = coders[""] if "" in coders else nn.ModuleDict(coders)
-        self.places = list(dict.fromkeys(part.place for part in self.parts.values()))
         self.dtype = compute_dtype(settings.precision, device)
+        for part in self.parts.values():
+            if not part.config.coder.reference:  # the papers' code computes in float32
+                part.coder.product_dtype = self.dtype
+        self.places = list(dict.fromkeys(part.place for part in self.parts.values()))
         self.fingerprint = self.corpus.fingerprint
         # Coders forward and backward; the blocks that are read forward alone, 2 FLOPs a weight.
         last = max(part.config.coder.layer for part in self.parts.values()) + 1
@@ -196,7 +200,11 @@ class CoderTask:
     def validate(self) -> dict[str, Any]:
         """For one coder: the mean squared error over the validation rows (the same every time) and its reconstruction.
         For several: the mean of their normalised errors. Every process computes all of it."""
-        found = self._figures("valid", np.arange(min(self.settings.eval_rows, len(self.rows["valid"]))))
+        indices, micro = np.arange(min(self.settings.eval_rows, len(self.rows["valid"]))), self.settings.micro_rows
+        rows = self.rows["valid"]
+        found = self._measured(
+            self._read(*rows.batch(indices[start : start + micro])) for start in range(0, len(indices), micro)
+        )
         if "" in found:
             one = found[""]
             return {"valid_loss": one.squared_error, **{f"valid_{key}": value for key, value in _brief(one).items()}}
@@ -206,10 +214,10 @@ class CoderTask:
         }
 
     def statistics(self, step: int) -> dict[str, Any]:
-        """The reconstruction on a few rows of this step, the number of dead features, and the exponent of
-        `p-anneal`."""
+        """The reconstruction on a few rows of this step, or on as many tokens of its pool, the number of dead features,
+        and the exponent of `p-anneal`."""
         lines = {}
-        for name, found in self._figures("train", self._indices(step)[:STATISTICS_ROWS]).items():
+        for name, found in self._measured(self._few(step)).items():
             coder = self.parts[name].coder
             lines[name] = {**_brief(found), "dead": int(coder.dead_F.sum())}
             if isinstance(coder, PAnneal):
@@ -287,12 +295,19 @@ class CoderTask:
             )
         return self._pooled[1][step % self.pool]
 
-    def _figures(self, split: str, indices: npt.NDArray[np.int64]) -> dict[str, CoderReconstruction]:
-        sums, micro = {name: ReconstructionSums() for name in self.parts}, self.settings.micro_rows
+    def _few(self, step: int) -> list[dict[Place, Activations]]:
+        """Activations of a step that has been taken, of `STATISTICS_ROWS` rows or as many tokens."""
+        rows = self.rows["train"]
+        if self.pool > 1:  # they are in memory
+            return _cut(self._from_pool(step), STATISTICS_ROWS * (rows.length - 1))[:1]
+        return [self._read(*rows.batch(self._indices(step)[:STATISTICS_ROWS]))]
+
+    def _measured(self, batches: Iterable[dict[Place, Activations]]) -> dict[str, CoderReconstruction]:
+        """The reconstruction by each coder, without rounding."""
+        sums = {name: ReconstructionSums() for name in self.parts}
         was_training = self.module.training
         self.module.eval()
-        for start in range(0, len(indices), micro):
-            read = self._read(*self.rows[split].batch(indices[start : start + micro]))
+        for read in batches:
             for name, part in self.parts.items():
                 sums[name].add(part.coder, *read[part.place])
         self.module.train(was_training)
@@ -322,6 +337,13 @@ def corpus_for(source: str, path: str | None, subject: Subject) -> Corpus:
         raise ValueError(f"{source} is not a run with data of its own; give data.path, {what}")
     corpus = Corpus.open(path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
     advice = f"prepare the text again with --tokenizer {source}"
+    own_ids = 0 if subject.tokenizer is None else Tokenizer.from_str(subject.tokenizer).get_vocab_size()
+    if own_ids > subject.vocab_size and corpus.vocab_size > subject.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {source} has {own_ids:,} tokens and the model rows for {subject.vocab_size:,}, so that "
+            f"a token that was added to it has no embedding; give the tokenizer without it, or resize the model's "
+            f"embeddings (resize_token_embeddings of transformers)"
+        )
     if corpus.vocab_size > subject.vocab_size:
         raise ValueError(
             f"{path} has {corpus.vocab_size:,} different tokens and {source} reads {subject.vocab_size:,}; {advice}"

@@ -16,7 +16,6 @@ import math
 from dataclasses import replace
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from glassmoe.layers.features import Features, empty_parameters
@@ -68,7 +67,7 @@ class SkipTranscoder(Transcoder):
 
     def _encode(self, x_TD: Tensor) -> tuple[Features, Tensor]:
         features, scores_TF = super()._encode(x_TD)
-        return replace(features, context=F.linear(x_TD, self.w_skip)), scores_TF
+        return replace(features, context=self._linear(x_TD, self.w_skip).to(x_TD.dtype)), scores_TF
 
     def _decode(self, features: Features) -> Tensor:
         skip_TD: Tensor = features.context
