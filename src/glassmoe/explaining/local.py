@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from glassmoe.console import bar
+from glassmoe.console import bar, say
 from glassmoe.device import pick_device
 from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import loading_failure
@@ -50,6 +50,11 @@ class LocalChat:
             ) from None
         finally:
             transformers_logging.set_verbosity(verbosity)
+        if not self._tokenizer.chat_template:
+            say(
+                f"{folder} has no chat template, as base models have none: it is asked in plain text; its shuffled "
+                f"control shows whether it can judge"
+            )
         self._model: Any = model.to(pick_device(device)).eval()
         self.folder, self.answers, self.counts = folder, answers, Counts()
         file = gguf_of(folder) or folder / "config.json"
