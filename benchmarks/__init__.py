@@ -24,6 +24,7 @@ from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
 from .memory import memory_rows
+from .model_coders import model_coder_rows
 from .pages import page_rows
 from .peers import peer_rows
 from .shapes import shape_rows
@@ -50,13 +51,18 @@ def bench(
     pgn: Path | None = None,
     text: Path | None = None,
     quickstart: bool = False,
+    model: Path | None = None,
+    layer: int = 0,
+    data: Path | None = None,
 ) -> BenchResults:
     """Every line of the groups `only`, with the machine and the settings.
 
     `nanogpt`, `peer_pytorch`, `monet`: checkouts of nanoGPT, lucidrains/PEER-pytorch and dmis-lab/Monet.
     `circuit_tracer`: the interpreter of an environment with circuit-tracer. `pgn`: a file of games (default:
     self-played games). `text`: a .jsonl file of documents (default: generated text). `quickstart`:
-    also time the quickstart. ValueError for an unknown group and for a path with other contents.
+    also time the quickstart. `model`, `layer`, `data`: a language model as transformers' files, the layer to open, and
+    text prepared for it, for the group `model-coders`. ValueError for an unknown group and for a path with other
+    contents.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown or not only:
@@ -77,6 +83,7 @@ def bench(
         "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
         "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
         "coders": lambda: coder_rows(sizes, device),
+        "model-coders": lambda: model_coder_rows(sizes, model, layer, data),
         "memory": lambda: memory_rows(sizes),
         "data": lambda: data_rows(sizes, pgn),
         "text": lambda: text_rows(sizes, device, dtype, text),

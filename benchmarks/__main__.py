@@ -35,6 +35,9 @@ def main(words: list[str]) -> None:
         "--text", type=Path, metavar="FILE", help="documents to tokenise, .jsonl (default: generated text)"
     )
     parser.add_argument("--quickstart", action="store_true", help="time the quickstart too, which takes minutes")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="a language model whose layer is opened")
+    parser.add_argument("--layer", type=int, default=0, help="the layer of --model")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="text prepared for --model")
     args = parser.parse_args(words)
 
     for option in ("tokens", "repeats"):
@@ -44,7 +47,8 @@ def main(words: list[str]) -> None:
     only = names(args.only, "--only") or GROUPS
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
     peers["circuit_tracer"] = args.circuit_tracer
-    figures = bench(only, sizes, **peers, pgn=args.pgn, text=args.text, quickstart=args.quickstart)
+    given = {name: getattr(args, name) for name in ("pgn", "text", "quickstart", "model", "layer", "data")}
+    figures = bench(only, sizes, **peers, **given)
     if args.out:
         figures.save(args.out.parent, args.out.stem, draw=False)
     sys.stdout.write((json.dumps(figures.to_dict(), indent=1) if args.json else figures.table()) + "\n")

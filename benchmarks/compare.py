@@ -41,6 +41,9 @@ class Sizes:
     coder_k: int = 32
     coder_tokens: int = 4096
     coder_steps: int = 16
+    model_tokens: int = 1024
+    model_steps: int = 32
+    model_features: int = 4608
     read_games: int = 2000
     board_games: int = 1000
     wide_features: int = 16384

@@ -21,6 +21,9 @@ from benchmarks.text import write_text_file
 
 from benchmarks import Sizes, bench
 from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.text.tokens import train_tokenizer
+from made_gguf import random_llama
+from text_files import made_up_texts, prepared
 
 TOY = Sizes(
     repeats=1,
@@ -34,6 +37,9 @@ TOY = Sizes(
     coder_k=4,
     coder_tokens=256,
     coder_steps=2,
+    model_tokens=256,
+    model_steps=4,
+    model_features=512,
     read_games=30,
     board_games=15,
     wide_features=256,
@@ -257,6 +263,25 @@ def test_starting() -> None:
 
 
 @pytest.mark.slow
+def test_fits_to_a_given_model(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(made_up_texts(80), 300)
+    random_llama().save_pretrained(tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").write_text(tokenizer)
+    (tmp_path / "model/tokenizer_config.json").write_text('{"bos_token": "<|endoftext|>"}')
+    prepared(tmp_path / "text", made_up_texts(300), tokenizer=str(tmp_path / "model"), valid_share=0.2)
+    lines = measured("model-coders", model=tmp_path / "model", layer=1, data=tmp_path / "text")
+    of = "tokens per CPU second of the bare forward pass to layer 1"
+    for what in ("harvest", "fit of three coders"):
+        assert lines[f"{what} of {of}"]["tokens_per_second"] > 0
+    assert 0 < lines["validation of CPU seconds of the fit of three coders"]["value"] < 1
+    assert lines["memory of the fit of three coders"]["value"] > 0.1
+    for title in ("topk sae, whole fit", "transcoder, whole fit"):
+        name = next(name for name in lines if name.startswith(f"{title} to a given model"))
+        assert find_spec("sparsify") is not None or "install a peer" in lines[name]["skipped"]
+    (line,) = measured("model-coders").values()
+    assert "--model FOLDER" in line["skipped"]
+
+
 def test_the_quickstart() -> None:
     lines = measured("startup", quickstart=True)
     assert lines["glassmoe quickstart"]["unit"] == "seconds"
