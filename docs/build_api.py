@@ -11,7 +11,9 @@ import glassmoe
 
 PAGE = Path(__file__).parent / "api.md"
 GROUPS = {
-    "Data and training": ("prepare_chess", "prepare_text", "train", "upcycle", "quickstart", "generate"),
+    "Data and training": (
+        *("prepare_chess", "prepare_text", "train", "upcycle", "quickstart", "quickstart_llm", "generate"),
+    ),
     "Opening models": ("load", "Model", "decompose", "export", "import_coder"),
     "Measuring and steering": ("evaluate", "evaluate_ppl", "evaluate_boards", "evaluate_fidelity", "probe", "steer"),
     "Explaining": ("explain", "explore", "report"),

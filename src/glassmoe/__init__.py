@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from .api.models import load
     from .api.papers import reproduce
+    from .api.quickstart import quickstart_llm
     from .api.runs import generate, prepare_chess, prepare_text, quickstart, train, upcycle
     from .api.tracing import trace
     from .coders.kinds import CODERS
@@ -43,6 +44,7 @@ _HOMES = {
     "api.measuring": ("evaluate", "evaluate_boards", "evaluate_fidelity", "evaluate_ppl", "probe", "steer"),
     "api.models": ("load",),
     "api.papers": ("reproduce",),
+    "api.quickstart": ("quickstart_llm",),
     "api.runs": ("generate", "prepare_chess", "prepare_text", "quickstart", "train", "upcycle"),
     "api.tracing": ("trace",),
     "coders.kinds": ("CODERS",),
@@ -86,6 +88,7 @@ __all__ = [
     "prepare_text",
     "probe",
     "quickstart",
+    "quickstart_llm",
     "report",
     "reproduce",
     "steer",

@@ -7,24 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import glassmoe
 from glassmoe.model.loading import foreign_settings
 from glassmoe.model.subject import load_subject
 from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import load_tokenizer, text_kind, train_tokenizer
+from made_gguf import random_llama, write_gguf
 from text_files import jsonl, made_up_texts
-
-WIDTH, LAYERS, HEADS = 32, 2, 4
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS, "vocab_size": 300}
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": 64}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=0, eos_token_id=0, tie_word_embeddings=False))
+    return random_llama()
 
 
 @pytest.fixture(scope="module")
@@ -32,56 +28,8 @@ def tokenizer() -> str:
     return train_tokenizer(made_up_texts(80), 300)
 
 
-def write(path: Path, model: LlamaForCausalLM, tokenizer: str, architecture: str = "llama") -> Path:
-    """The model as a GGUF file in float32, as llama.cpp names and orders it."""
-    gguf = pytest.importorskip("gguf")
-    pytest.importorskip("accelerate")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    described = json.loads(tokenizer)["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    tokens = sorted(described["vocab"], key=described["vocab"].get)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges([each if isinstance(each, str) else " ".join(each) for each in described["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    names |= {
-        f"model.layers.{n}.{ours}": f"blk.{n}.{theirs}"
-        for n in range(LAYERS)
-        for ours, theirs in {
-            "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-            "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-            "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-        }.items()
-    }  # fmt: skip
-    for name, weight in model.state_dict().items():
-        place = name.removesuffix(".weight")
-        values = weight.float()
-        if place.endswith(("q_proj", "k_proj")):  # llama.cpp pairs neighbours where transformers pairs halves
-            values = values.view(HEADS, 2, WIDTH // HEADS // 2, WIDTH).transpose(1, 2).reshape(WIDTH, WIDTH)
-        writer.add_tensor(f"{names[place]}.weight", np.ascontiguousarray(values.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-@pytest.mark.peers
 def test_a_file_and_its_folder_are_the_model(model: LlamaForCausalLM, tokenizer: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "tiny/tiny.gguf", model, tokenizer)
+    file = write_gguf(tmp_path / "tiny/tiny.gguf", model, tokenizer)
     ids = torch.tensor([[0, 5, 9, 40, 200, 7]])
     with torch.no_grad():
         expected = model.eval()(ids).logits
@@ -95,9 +43,8 @@ def test_a_file_and_its_folder_are_the_model(model: LlamaForCausalLM, tokenizer:
     np.testing.assert_array_equal(ours.encode(text), text_kind(tokenizer, "<|endoftext|>").encode(text))
 
 
-@pytest.mark.peers
 def test_coders_of_it_are_fitted_and_opened_again(model: LlamaForCausalLM, tokenizer: str, tmp_path: Path) -> None:
-    file = write(tmp_path / "tiny/tiny.gguf", model, tokenizer)
+    file = write_gguf(tmp_path / "tiny/tiny.gguf", model, tokenizer)
     (tmp_path / "text.jsonl").write_text(jsonl(made_up_texts(400)))
     fitted = glassmoe.decompose(
         file, layers=[1], coders="transcoder,moe-x", k=4, data=tmp_path / "text.jsonl", features=64, tokens=2048,
@@ -109,11 +56,10 @@ def test_coders_of_it_are_fitted_and_opened_again(model: LlamaForCausalLM, token
         glassmoe.decompose(file, layers=[7], data=tmp_path / "text.jsonl", out=tmp_path / "other")
 
 
-@pytest.mark.peers
 def test_an_unknown_architecture_is_refused_in_a_sentence(
     model: LlamaForCausalLM, tokenizer: str, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "odd.gguf", model, tokenizer, "notafamily")
+    file = write_gguf(tmp_path / "odd.gguf", model, tokenizer, "notafamily")
     with pytest.raises(ValueError, match=r"odd.gguf could not be loaded: .*notafamily.*a family that transformers has"):
         load_subject(str(file), "cpu")
 

@@ -41,6 +41,12 @@ VERBS: dict[str, Verb] = {
             ("quickstart", "quickstart --steps 200 --out runs/short"),
             after="the run: {out}\nits page, to open in a browser: {out}/report.html",
         ),
+        Verb(
+            "quickstart-llm",
+            "open a layer of a real language model and write pages of its features",
+            "quickstart:quickstart_llm",
+            ("quickstart-llm", "quickstart-llm --steps 100 --features 50 --out runs/short"),
+        ),
         _group(
             "data",
             "prepare games or text for training",

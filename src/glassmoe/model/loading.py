@@ -4,7 +4,8 @@ beside them."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ def _quiet() -> Iterator[None]:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
-        yield
+        # Its reader of GGUF files draws a bar of its own.
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 

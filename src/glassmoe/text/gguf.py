@@ -30,9 +30,14 @@ def from_pretrained(name: str | Path, **options: Any) -> dict[str, Any]:
     file = gguf_of(name)
     if file is None:
         return {"pretrained_model_name_or_path": str(name), **options}
+    require_packages(str(file))
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, **options}
+
+
+def require_packages(file: str) -> None:
+    """ValueError when a package that reads GGUF files, such as `file`, is missing."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise ValueError(
             f'{file} cannot be read without the package {missing[0]}; install it with: pip install "glassmoe[gguf]"'
         )
-    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, **options}
