@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glassmoe.layers.features import Features, FeedForward, empty_parameters, linear_write
-from glassmoe.layers.peer import Pairs
-from glassmoe.layers.sparse_ops import read_rows, write_rows
+from glassmoe.layers.sparse_ops import linear_in, read_rows, strengths, write_rows
 
 from .configuration import CoderConfig
 
@@ -71,8 +70,7 @@ class Coder(FeedForward):
     uses_k: ClassVar[bool] = False
     unit_rows: bool = True
     product_dtype: torch.dtype | None = None
-    """Type of the products of large matrices in training, for kinds that list k features (default: that of the
-    weights). Weights, sums of listed rows and losses keep their type. Outside training nothing is rounded."""
+    """Type of large products in training, of kinds that list k features (default: that of the weights)."""
 
     step: Tensor
     scale: Tensor
@@ -213,11 +211,7 @@ class Coder(FeedForward):
         return self.training and self.product_dtype not in (None, self.w_dec.dtype)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x weight^T + bias and its gradients, in training computed and returned in `product_dtype`."""
-        if self._rounds:
-            dtype = self.product_dtype
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return F.linear(x, weight, bias)
+        return linear_in(self.product_dtype if self._rounds else None, x, weight, bias)
 
     def _centred(self, x_TD: Tensor) -> Tensor:
         """What the encoder's rows read: an autoencoder subtracts the bias that its decoder adds."""
@@ -273,9 +267,7 @@ class ListedCoder(Coder):
     """Lists the k features of a token with the greatest scores above 0, and revives dead features (Gao et al. 2024,
     A.2): with `auxiliary` above 0, the D / 2 greatest of the dead features learn to rebuild the error, held constant.
 
-    Gradients of encoder and decoder are made from the listed rows alone (`layers.sparse_ops`). A shorter
-    `product_dtype` decides which features are listed, where scores are nearly equal; the strengths of those that are
-    listed are computed again without rounding.
+    Gradients of encoder and decoder are made from the listed rows alone (`layers.sparse_ops`).
     """
 
     uses_k = True
@@ -301,12 +293,8 @@ class ListedCoder(Coder):
     def _listed(self, x_TD: Tensor, ids_TK: Tensor, positive_TK: Tensor) -> Features:
         x_TD = self._centred(x_TD)
         if self._rounds:
-            with torch.no_grad():
-                exact_TK = Pairs(ids_TK, self.num_features).read(x_TD, self.w_enc) + self.b_enc[ids_TK]
-                # Places that only fill a list stay at 0.
-                positive_TK = F.relu(exact_TK) * (positive_TK > 0)
-        values_TK = read_rows(x_TD, self.w_enc, self.b_enc, ids_TK, positive_TK)
-        return Features(values_TK, self.num_features, ids_TK)
+            positive_TK = strengths(x_TD, self.w_enc, self.b_enc, ids_TK, positive_TK)
+        return Features(read_rows(x_TD, self.w_enc, self.b_enc, ids_TK, positive_TK), self.num_features, ids_TK)
 
     def _losses(self, coded: CodingPass) -> dict[str, Tensor]:
         if not self.auxiliary:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -40,6 +41,20 @@ def write_rows(values_TA: Tensor, ids_TA: Tensor, w_FD: Tensor) -> Tensor:
         return _dense(values_TA, ids_TA, len(w_FD)) @ w_FD
     y_TD: Tensor = _WriteRows.apply(values_TA, ids_TA, w_FD)  # type: ignore[no-untyped-call]
     return y_TD
+
+
+@torch.no_grad()
+def strengths(x_TD: Tensor, w_FD: Tensor, b_F: Tensor, ids_TA: Tensor, rounded_TA: Tensor) -> Tensor:
+    """(T, A): relu(<w_f, x> + b_f) of rows that rounded scores chose, again without rounding. Places whose rounded
+    number is 0 only fill a list, and stay at 0."""
+    return F.relu(Pairs(ids_TA, len(w_FD)).read(x_TD, w_FD) + b_F[ids_TA]) * (rounded_TA > 0)
+
+
+def linear_in(dtype: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias and its gradients, computed and returned in `dtype` (None: that of the weight)."""
+    if dtype is not None:
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return F.linear(x, weight, bias)
 
 
 class _ReadRows(torch.autograd.Function):
