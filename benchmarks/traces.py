@@ -28,6 +28,8 @@ from glassmoe.tracing.tracer import Tracer
 from .compare import ROOT, Sizes, ratios, row, skipped
 
 NAME = "graph of a prompt, all active features"
+VOCABULARY = 300
+"""Tokens of the model: not its width, because circuit-tracer tells the axes of the unembedding apart by their sizes."""
 BATCH = 256
 """Rows of a backward pass of circuit-tracer: of 64, 128, 256 and 512 the fastest here."""
 
@@ -74,14 +76,14 @@ def made_tracer(sizes: Sizes, folder: Path) -> tuple[Tracer, list[int]]:
     width, layers, features, k = sizes.trace_width, sizes.trace_layers, sizes.trace_features, sizes.trace_k
     config = LlamaConfig(
         hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=2 * width, vocab_size=256, max_position_embeddings=64, tie_word_embeddings=False,
+        intermediate_size=2 * width, vocab_size=VOCABULARY, max_position_embeddings=64, tie_word_embeddings=False,
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    words = {f"w{number}": number for number in range(256)}
+    words = {f"w{number}": number for number in range(VOCABULARY)}
     subject = Subject.of("llama", model, Tokenizer(WordLevel(words, unk_token="w0")).to_str(), "w0")
     parts, coders = {}, {}
     for layer in range(layers):
@@ -93,11 +95,11 @@ def made_tracer(sizes: Sizes, folder: Path) -> tuple[Tracer, list[int]]:
             parameter.add_(2.0 if name == "b_enc" else 0.0)
             coders[f"{layer}.{name}"] = parameter.data.clone()
         parts[f"{layer}/transcoder-k{k}"] = coder, subject.place(layer, "mlp")
-    ids = [0, *torch.randint(1, 256, (sizes.trace_tokens - 1,)).tolist()]
+    ids = [0, *torch.randint(1, VOCABULARY, (sizes.trace_tokens - 1,)).tolist()]
     save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "model.safetensors")
     save_file(coders, folder / "coders.safetensors")
     shape = {
-        "layers": layers, "width": width, "heads": 4, "kv_heads": 2, "hidden": 2 * width, "context": 64, "vocab": 256,
+        "layers": layers, "width": width, "heads": 4, "kv_heads": 2, "hidden": 2 * width, "context": 64, "vocab": VOCABULARY,
         "theta": float(config.rope_parameters["rope_theta"]), "eps": config.rms_norm_eps, "features": features, "k": k,
         "ids": ids, "batch": BATCH,
     }  # fmt: skip
