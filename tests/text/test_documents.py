@@ -276,35 +276,6 @@ def test_long_lines_are_skipped_and_long_texts_cut(tmp_path: Path, monkeypatch: 
     assert found[:2] == ["before", "after"] and len(found) > 3 and all(len(text) <= 7000 for text in found)
 
 
-def test_parquet_without_pyarrow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "t.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match=r"t.parquet: reading .parquet needs pyarrow.*pip install pyarrow"):
-        prepare_text([tmp_path / "t.parquet"], tmp_path / "c", tokenizer="train:300", progress=False)
-
-
-def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    texts = made_up_texts(600)
-    parquet.write_table(pyarrow.table({"text": [*texts, None], "n": [*range(600), 0]}), tmp_path / "t.parquet")
-    options = {"tokenizer": "train:300", "workers": 1, "valid_share": 0, "progress": False}
-    manifest = prepare_text([tmp_path / "t.parquet"], tmp_path / "c", **options).manifest
-    assert texts_in(Corpus.open(tmp_path / "c")) == texts
-    assert manifest["skipped"]["field 'text' is not text"]["count"] == 1
-    stored = (tmp_path / "t.parquet").read_bytes()
-    assert manifest["inputs"][0] == {
-        "file": str(tmp_path / "t.parquet"),
-        "bytes": len(stored),
-        "sha256": hashlib.sha256(stored).hexdigest(),
-    }
-    for damaged, field in ((stored[:-9], "text"), (stored, "body")):
-        (tmp_path / "bad.parquet").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"no usable document.*unreadable stream"):
-            prepare_text([tmp_path / "bad.parquet"], tmp_path / "d", field=field, **options)
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -316,7 +287,7 @@ def test_parquet(tmp_path: Path) -> None:
         (["t.jsonl", "--tokenizer", "t.jsonl", "--out", "o"], "is a file"),
         (["t.jsonl", "--tokenizer", ".", "--out", "o"], "cannot load --tokenizer"),
         (["t.json", "--tokenizer", "train:300", "--out", "o"], "no such file"),
-        (["t.csv", "--tokenizer", "train:300", "--out", "o"], "expected .jsonl and .txt and .parquet"),
+        (["t.csv", "--tokenizer", "train:300", "--out", "o"], "expected .jsonl and .txt and .parquet and .arrow"),
         (["t.jsonl", "--tokenizer", "train:300", "--out", "t.csv"], "is a file"),
     ],
 )

@@ -79,12 +79,12 @@ def prepare_text(
     """Prepare documents for training: remove duplicates, tokenize, split and store them.
 
     Args:
-        inputs: Files of documents (.jsonl, .txt; also .zst, .bz2, .gz; .parquet with pyarrow), folders of these, or -
-            for standard input.
+        inputs: Files of documents (.jsonl, .txt; also .zst, .bz2, .gz; .parquet and .arrow with pyarrow), folders of
+            these, data sets by name (datasets:NAME:SPLIT, with the package datasets), or - for standard input.
         out: Folder to write.
         tokenizer: train:8192 trains a byte-level BPE with that many ids; otherwise the name or folder of a transformers
             tokenizer.
-        field: Name of the field that holds the text in .jsonl and .parquet files.
+        field: Name of the field that holds the text in .jsonl files and tables.
         source_field: Name of the field that says where a document came from, such as meta.source (default: `source`,
             else the name of the file).
         workers: Number of processes (default: one a core).

@@ -1,4 +1,4 @@
-"""Documents from files (.jsonl, .txt, .parquet) to a prepared corpus of text.
+"""Documents from files (.jsonl, .txt, .parquet, .arrow) and data sets to a prepared corpus of text.
 
 A .jsonl file holds one JSON object a line; its field `text` (or another one) is a document. A .txt file is one
 document, or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped.
@@ -30,6 +30,7 @@ from glassmoe.data.tally import ChunkResult, Tally, gather
 from glassmoe.data.tokens import TokenKind, Tokens
 from glassmoe.data.writer import CorpusWriter, PackedSequences, check_target, hash_texts, of_validation
 
+from .tables import TableError, fingerprint, is_dataset, require_packages, table_lines
 from .tokens import (
     LEAST_IDS,
     SEPARATOR,
@@ -41,7 +42,9 @@ from .tokens import (
     train_tokenizer,
 )
 
-KINDS = {".jsonl": "jsonl", ".txt": "documents", ".parquet": "parquet"}
+KINDS = {".jsonl": "jsonl", ".txt": "documents", ".parquet": "parquet", ".arrow": "arrow"}
+TABLES = ("parquet", "arrow", "dataset")
+"""Kinds of input that are no text."""
 MAX_DOCUMENT_BYTES = 1 << 27
 """A longer line of .jsonl is skipped; a longer document of .txt becomes several."""
 
@@ -69,13 +72,13 @@ def prepare_text(
 ) -> PreparedCorpus:
     """Prepares the corpus `out` from files of documents.
 
-    inputs: .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet files (with pyarrow), folders of them, and
-    `-` for standard input.
+    inputs: .jsonl and .txt files, plain or as .zst, .bz2 or .gz, .parquet and .arrow files (with pyarrow), folders of
+    them, `datasets:NAME` (`tables.py`), and `-` for standard input.
     tokenizer: `train:N` for a byte-level BPE of N ids that is trained on these documents, or the name or directory of a
     transformers tokenizer. It is trained on documents of the training split, drawn by `seed`: at most `SAMPLE_BYTES` in
     all and 2**20 characters of each.
-    field: field of .jsonl and .parquet that holds the text.
-    source_field: field of .jsonl and .parquet that names the source of a document; a document without a name there has
+    field: field of .jsonl and of tables that holds the text.
+    source_field: field of .jsonl and of tables that names the source of a document; a document without a name there has
     the source `no source`. By default the source is the field `source`, or else the name of the file. Documents of .txt
     always have the name of the file.
     workers: number of processes (None: one a CPU); the result does not depend on it.
@@ -91,11 +94,13 @@ def prepare_text(
             f"max_documents is {max_documents}; expected a number of documents of at least 1, or None for all"
         )
     workers = count_workers(workers)
-    names, ignored = discover(inputs, KINDS)
-    if any(kind_of_file(name, KINDS) == "parquet" for name in names):
-        _require_pyarrow(next(name for name in names if kind_of_file(name, KINDS) == "parquet"))
+    names, ignored = _discover(inputs)
+    for name in names:
+        if (table := "dataset" if is_dataset(name) else kind_of_file(name, KINDS)) in TABLES:
+            require_packages(name, table)
     check_target(Path(out), valid_share, overwrite, "documents")
-    size = None if STDIN in names else sum(Path(name).stat().st_size for name in names)
+    are_files = not any(name == STDIN or is_dataset(name) for name in names)
+    size = sum(Path(name).stat().st_size for name in names) if are_files else None
     if tokenizer.startswith("train:"):
         ids = _ids(tokenizer)
         if STDIN in names:
@@ -159,6 +164,18 @@ def prepare_text(
         )
 
 
+def _discover(inputs: str | Path | Sequence[str | Path]) -> tuple[list[str], int]:
+    """The files and data sets that are read, in order, and how many other files the folders hold."""
+    listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    names: list[str] = []
+    ignored = 0
+    for each in listed or [[]]:
+        found, others = ([str(each)], 0) if is_dataset(str(each)) else discover(each, KINDS)  # type: ignore[arg-type]
+        names += found
+        ignored += others
+    return names, ignored
+
+
 class TextFile(InputFile):
     """One input file of documents; see `InputFile`."""
 
@@ -174,9 +191,9 @@ class TextFile(InputFile):
 
     def chunks(self) -> Iterator[Chunk]:
         """Chunks of whole documents: about half a megabyte, or one longer document."""
-        kind = kind_of_file(self.name, KINDS)
-        if kind == "parquet":
-            yield from self._parquet()
+        kind = "dataset" if is_dataset(self.name) else kind_of_file(self.name, KINDS)
+        if kind in TABLES:
+            yield from self._table(kind)
             return
         blocks = one_newline(self.text())
         head = b""
@@ -219,23 +236,19 @@ class TextFile(InputFile):
         if data.strip():
             yield Chunk(self.number, kind, data, self.origin)
 
-    def _parquet(self) -> Iterator[Chunk]:
-        import pyarrow
-        import pyarrow.parquet
-
-        for _ in self.stored():  # for the checksum: parquet is not read from front to back
-            pass
+    def _table(self, kind: str) -> Iterator[Chunk]:
+        texts = table_lines(self.name, kind, self.field, self.source_field)
         try:
-            with pyarrow.parquet.ParquetFile(self.name) as file:
-                if self.field not in file.schema_arrow.names:
-                    self.error = f"has no column {self.field!r}, but {', '.join(file.schema_arrow.names)}"
-                    return
-                for batch in file.iter_batches(batch_size=256, columns=[self.field, self.source_field]):
-                    # A value that JSON cannot hold is neither a text nor a name.
-                    lines = (json.dumps(row, default=lambda _: {}) for row in batch.to_pylist())
-                    yield Chunk(self.number, "jsonl", "\n".join(lines).encode(), self.origin)
-        except (OSError, pyarrow.ArrowException) as error:
-            self.error = f"cannot be read on: {str(error).partition(chr(10))[0]}"
+            if kind == "dataset":
+                for text, self.bytes, self.sha256 in fingerprint(texts):
+                    yield Chunk(self.number, "jsonl", text.encode(), self.origin)
+                return
+            for _ in self.stored():  # for the checksum: tables are not read from front to back
+                pass
+            for text in texts:
+                yield Chunk(self.number, "jsonl", text.encode(), self.origin)
+        except TableError as error:
+            self.error = str(error)
 
 
 def read_chunk(
@@ -399,12 +412,3 @@ def _ids(tokenizer: str) -> int:
             f"train:8192; got {tokenizer!r}"
         )
     return size
-
-
-def _require_pyarrow(name: str) -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise ValueError(
-            f"{name}: reading .parquet needs pyarrow, which is not installed: pip install pyarrow, or pass .jsonl"
-        ) from None
