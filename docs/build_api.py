@@ -16,7 +16,7 @@ GROUPS = {
     ),
     "Opening models": ("load", "Model", "decompose", "export", "import_coder"),
     "Measuring and steering": ("evaluate", "evaluate_ppl", "evaluate_boards", "evaluate_fidelity", "probe", "steer"),
-    "Explaining": ("explain", "explore", "report"),
+    "Explaining": ("explain", "merge", "explore", "report"),
     "Tracing": ("trace", "Graph"),
     "Papers": ("reproduce",),
 }

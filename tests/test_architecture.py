@@ -38,6 +38,7 @@ BELOW = {
     "locks",
     "registry",
     "results",
+    "shards",
     "strict_yaml",
     "__version__",
 }

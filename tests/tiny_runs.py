@@ -107,8 +107,8 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make training die hard (no clean exit) once a checkpoint of `steps` is written."""
     real = checkpoint.save
 
-    def save(folder: Path, step: int, *rest: object) -> Path:
-        path = real(folder, step, *rest)
+    def save(folder: Path, step: int, *rest: object, **more: object) -> Path:
+        path = real(folder, step, *rest, **more)
         if step == steps:
             raise Interrupt
         return path

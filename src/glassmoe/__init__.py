@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api.coders import decompose, export, import_coder
-    from .api.features import explain, explore, report
+    from .api.features import explain, explore, merge, report
     from .api.measuring import (
         evaluate,
         evaluate_boards,
@@ -40,7 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api.coders": ("decompose", "export", "import_coder"),
-    "api.features": ("explain", "explore", "report"),
+    "api.features": ("explain", "explore", "merge", "report"),
     "api.measuring": ("evaluate", "evaluate_boards", "evaluate_fidelity", "evaluate_ppl", "probe", "steer"),
     "api.models": ("load",),
     "api.papers": ("reproduce",),
@@ -84,6 +84,7 @@ __all__ = [
     "generate",
     "import_coder",
     "load",
+    "merge",
     "prepare_chess",
     "prepare_text",
     "probe",

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from .atomic import follow_umask, write_atomically
@@ -26,6 +29,16 @@ CHUNK = 1 << 22
 
 JUST_NOW = 2_000_000_000
 """Nanoseconds after a change in which another one may have the same time."""
+
+NAMES = {
+    np.dtype(dtype): name
+    for name, dtype in (
+        *(("I8", "i1"), ("I16", "<i2"), ("I32", "<i4"), ("I64", "<i8")),
+        *(("U8", "u1"), ("U16", "<u2"), ("U32", "<u4"), ("U64", "<u8")),
+        *(("F16", "<f2"), ("F32", "<f4"), ("F64", "<f8"), ("BOOL", "?")),
+    )
+}
+"""Types of arrays -> their names in safetensors files."""
 
 _verified: dict[Path, tuple[int, ...]] = {}
 """Files that this process has verified -> their stamp then."""
@@ -60,6 +73,57 @@ def save_tensors(
         write_atomically(path, write)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}; free some space and run the same command again") from error
+
+
+def stream_tensors(
+    path: Path,
+    arrays: Mapping[str, tuple[Any, tuple[int, ...]]],
+    parts: Iterable[tuple[str, int, npt.NDArray[Any]]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file with a checksum, as `save_tensors` does, some rows at a time, so that its arrays are
+    never in memory as a whole. `arrays`: type and shape of each. `parts`: name of an array, number of a row, and that
+    row with those that follow it; all rows must come."""
+    header: dict[str, Any] = {"__metadata__": {**(metadata or {}), KEY: EMPTY}}
+    starts, end = {}, 0
+    # The widest first, so that every array begins at a multiple of its width.
+    for name, (dtype, shape) in sorted(arrays.items(), key=lambda entry: (-np.dtype(entry[1][0]).itemsize, entry[0])):
+        starts[name], begin = end, end
+        end += np.dtype(dtype).itemsize * math.prod(shape)
+        header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            file.truncate(8 + len(raw) + end)
+            for name, first, rows in parts:
+                dtype, shape = arrays[name]
+                file.seek(8 + len(raw) + starts[name] + first * np.dtype(dtype).itemsize * math.prod(shape[1:]))
+                file.write(np.ascontiguousarray(rows, dtype).data)
+        seal(temporary)
+
+    write_atomically(path, write)
+
+
+def map_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file, mapped into memory: what is read of them is loaded, and no more. `Damaged` when
+    the file differs from its checksum."""
+    verify_tensors(path)
+    with path.open("rb") as file:
+        header = _header(file, path)
+    kinds = {name: dtype for dtype, name in NAMES.items()}
+    found = {}
+    for name, about in json.loads(header).items():
+        if name == "__metadata__":
+            continue
+        dtype, shape = kinds[about["dtype"]], tuple(about["shape"])
+        place = 8 + len(header) + about["data_offsets"][0]
+        # An empty array cannot be mapped.
+        mapped = np.memmap(path, dtype, "r", place, shape) if math.prod(shape) else np.zeros(shape, dtype)
+        found[name] = np.asarray(mapped)
+    return found
 
 
 def seal(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from chat_server import Reply, said, serving
 from forked import torchrun
@@ -89,29 +90,127 @@ def test_a_chess_run_is_explained_by_the_board(chess_run: Path, capsys: pytest.C
     assert all(line["scores"] == {} for line in lines)
 
 
-def test_processes_share_the_reading(
-    text_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def beside(run: Path) -> dict[str, object]:
+    """Everything that explain and merge made beside a run, by file: lines and values without their order and the paths,
+    arrays as they are, sums of strengths rounded."""
+    found: dict[str, object] = {}
+    for file in sorted([*run.glob("features/**/*"), *run.glob("explanations/**/*")]):
+        name = str(file.relative_to(run))
+        if file.suffix == ".jsonl":
+            found[name] = sorted(file.read_text().splitlines())
+        elif file.suffix == ".json":
+            found[name] = read_json(file)
+        elif file.suffix == ".safetensors":
+            arrays = load_file(file)
+            if "sums_F" in arrays:
+                arrays["sums_F"] = arrays["sums_F"].round(3)
+            found[name] = {key: (each.dtype, each.shape, each.tobytes()) for key, each in arrays.items()}
+        elif file.is_file():
+            found[name] = file.read_bytes()
+    return found
+
+
+@pytest.fixture
+def explained_alone(text_runs: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A run that one process explained, and the words after its path."""
+    words = f"--layer 0 --features 21 {SMALL}".split()
+    bare = shutil.ignore_patterns("features", "explanations")
+    shutil.copytree(text_runs / "moe-x", tmp_path / "alone", ignore=bare)
+    assert main(["explain", str(tmp_path / "alone"), *words]) == 0
+    return tmp_path / "alone", words
+
+
+def test_jobs_make_what_one_process_makes(
+    explained_alone: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first process waits for the others and explains; when the store is there it does so alone."""
-    words = f"explain {text_runs / 'moe-x'} --layer 0 --features 5 {SMALL}".split()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    file = text_runs / "moe-x/explanations/0-moe-x/rules.jsonl"
-    for rank, done in (("1", False), ("0", True)):
-        monkeypatch.setenv("RANK", rank)
-        assert main(words) == 0
-        assert file.exists() is done
-    alone = lines_of(file)
-    file.unlink()
-    file.with_suffix(".json").unlink()
-    monkeypatch.setenv("RANK", "1")
-    assert main(words) == 0 and not file.exists()
-    monkeypatch.setenv("RANK", "0")
-    assert main(words) == 0 and len(lines_of(file)) == 5
+    alone, words = explained_alone
+    bare = shutil.ignore_patterns("features", "explanations")
+    # Each job works in a copy of the run of its own, as in a cloud; then all files are brought together.
+    for job in range(3):
+        shutil.copytree(alone, tmp_path / f"job{job}", ignore=bare)
+        assert main(["explain", str(tmp_path / f"job{job}"), *words, "--shard", f"{job}/3"]) == 0
+        assert f"share {job}/3 of the examples is gathered" in capsys.readouterr().out
+    run = tmp_path / "job0"
+    assert main(["merge", str(run)]) == 2
+    assert "lacks the shares 1/3, 2/3; run these jobs again, then merge" in capsys.readouterr().err
+    for job in (1, 2):
+        shutil.copytree(tmp_path / f"job{job}/features", run / "features", dirs_exist_ok=True)
+    assert main(["merge", str(run)]) == 0
+    assert "| examples | 0-moe-x | 3" in " ".join(capsys.readouterr().out.split())
+    # Now the features are divided, here in one folder.
+    for job in (0, 2):
+        assert main(["explain", str(run), *words, "--shard", f"{job}/3"]) == 0
+        assert "7 features of 0/moe-x" in capsys.readouterr().out
+    assert main(["merge", str(run)]) == 2
+    assert "lacks the share 1/3 of rules; run these jobs again" in capsys.readouterr().err
+    assert main(["explain", str(run), *words, "--shard", "1/3"]) == 0
     capsys.readouterr()
-    first, second = torchrun(2, [*words, "--again"])
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "mean over features" in first.stdout and not second.stdout
-    assert lines_of(file) == alone
+    assert main(["merge", str(run), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["merged"]
+    assert (row["what"], row["name"], row["jobs"], row["features"]) == ("explanations", "0-moe-x, rules", 3, 21)
+    assert beside(run) == beside(alone)
+    assert main(["merge", str(run)]) == 2 and "has nothing to merge" in capsys.readouterr().err
+    # What is there stays; jobs explain the rest.
+    for folder in (alone, run):
+        more = ["explain", str(folder), *words, "--features", "27"]
+        for job in range(2) if folder == run else ():
+            assert main([*more, "--shard", f"{job}/2"]) == 0
+        assert main(["merge", str(run)] if folder == run else more) == 0
+    assert {line["feature"] for line in lines_of(run / "explanations/0-moe-x/rules.jsonl")} == {
+        line["feature"] for line in lines_of(alone / "explanations/0-moe-x/rules.jsonl")
+    }
+    assert beside(run) == beside(alone)
+
+
+@pytest.mark.parametrize(
+    ("shard", "complaint"),
+    [
+        ("3/3", "shard is '3/3'; expected the number of this job and the number of jobs, from 0/16 to 15/16"),
+        ("1", "shard is '1'; expected"),
+        ("-1/3", "shard is '-1/3'; expected"),
+        ("0/2 --again", "shard and again do not go together"),
+        ("0/2 --prompt x", "shard divides the features of a layer, and prompt shows them on one text"),
+    ],
+)
+def test_shards_that_are_none(text_runs: Path, shard: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    option, *more = shard.split()
+    assert main(["explain", str(text_runs / "moe-x"), "--layer", "0", f"--shard={option}", *more]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_shares_that_do_not_fit_are_refused(
+    explained_alone: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = explained_alone
+    shutil.rmtree(run / "explanations")
+    for job, silent in ((0, "6"), (1, "5")):
+        assert main(["explain", str(run), *words, "--silent", silent, "--shard", f"{job}/2"]) == 0
+    assert main(["merge", str(run)]) == 2
+    assert "share 1/2 was made with other settings (protocol) than share 0/2" in capsys.readouterr().err
+    assert main(["explain", str(run), *words, "--shard", "0/3"]) == 0
+    assert main(["merge", str(run)]) == 2
+    assert "holds shares of rules for 2 and of 3 jobs" in capsys.readouterr().err
+    assert not (run / "explanations/0-moe-x/rules.jsonl").exists()
+
+
+def test_processes_share_reading_and_explaining(explained_alone: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Every process of torchrun reads and explains its share; the first one speaks."""
+    alone, words = explained_alone
+    run = tmp_path / "together"
+    shutil.copytree(alone, run, ignore=shutil.ignore_patterns("features", "explanations"))
+    for again in ([], [], ["--again"]):
+        first, second = torchrun(2, ["explain", str(run), *words, *again])
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        assert "mean over features" in first.stdout and not second.stdout
+        assert beside(run) == beside(alone)
+    shutil.rmtree(run / "explanations")
+    # A job may have several processes: together they are four.
+    for job in range(2):
+        results = torchrun(2, ["explain", str(run), *words, "--shard", f"{job}/2"])
+        assert [each.returncode for each in results] == [0, 0], results[0].stderr
+    assert len(list((run / "explanations/0-moe-x").glob("shard-*-of-4/rules.jsonl"))) == 4
+    assert main(["merge", str(run)]) == 0
+    assert beside(run) == beside(alone)
 
 
 def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

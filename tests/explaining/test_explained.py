@@ -11,7 +11,7 @@ from glassmoe.checksums import parse_lines, read_json
 from glassmoe.explaining import explained
 from glassmoe.explaining.asking import chat_judge
 from glassmoe.explaining.chat import Answers, Chat, Endpoint
-from glassmoe.explaining.explained import choose_features, explain_features, read_lines, shuffled
+from glassmoe.explaining.explained import choose_features, controls, explain_features, read_lines, shuffled_features
 from glassmoe.explaining.offline import no_judge, rule_judge
 from glassmoe.explaining.results import DetectedProperty, ExplanationsResult
 from glassmoe.explaining.rules import parse
@@ -113,11 +113,25 @@ def test_features_with_too_few_windows_are_left_out(store: PlantedStore, tmp_pat
     assert "min_windows" not in SMALL.identity()  # explanations of earlier versions resume
 
 
-def test_shuffled_explanations_are_other_ones() -> None:
-    texts = {1: "a", 2: "a", 3: "b", 4: "c"}
-    found = shuffled(texts, 0)
-    assert found.keys() == texts.keys() and all(texts[found[each]] != texts[each] for each in texts)
-    assert shuffled({1: "a", 2: "a"}, 0) == {} == shuffled({}, 0)
+def test_controls_are_other_explanations_and_need_few_of_them() -> None:
+    texts = {1: "a", 2: "a", 3: "b", 4: "c", 5: None}
+    order = shuffled_features(list(texts), 0)
+    found = controls(list(texts), order, texts.get)
+    assert found.keys() == texts.keys() - {5} and all(texts[found[each]] not in (texts[each], None) for each in found)
+    assert controls([1, 2], [1, 2], {1: "a", 2: "a"}.get) == {} == controls([], [], texts.get)
+    # A block of the order asks for little beyond itself, and its controls are those of all features.
+    many = {feature: f"text {feature // 3}" for feature in range(90)}
+    order, asked = shuffled_features(list(many), 1), set()
+    everything = controls(list(many), order, many.get)
+
+    def text_of(feature: int) -> str:
+        asked.add(feature)
+        return many[feature]
+
+    block = order[30:60]
+    assert controls(block, order, text_of) == {feature: everything[feature] for feature in block}
+    assert len(asked - set(block)) <= 3
+    assert len({everything[feature] for feature in many}) > 60  # not always the same one
 
 
 def test_more_features_include_those_of_fewer(store: PlantedStore) -> None:

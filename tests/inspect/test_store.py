@@ -10,10 +10,12 @@ from safetensors.numpy import load_file, save_file
 
 from glassmoe.data.corpus import Corpus, Rows, mix, row_indices
 from glassmoe.explaining.windows import TokenText
-from glassmoe.inspect import examples
+from glassmoe.inspect import examples, merging
 from glassmoe.inspect import gathering as passes
 from glassmoe.inspect.examples import BINS, Gatherer, SmallestKeys, bin_edges, fired
 from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.merging import merge_folder
+from glassmoe.inspect.rows import RowBlock
 from glassmoe.inspect.store import FeatureStore, Gathering, open_store, remove_store, store_path
 from glassmoe.model import Features, GlassConfig, GlassForCausalLM
 from glassmoe.model.neurons import neurons
@@ -160,11 +162,11 @@ def test_stopped_passes_go_on_and_processes_share_one(
     monkeypatch.setattr(passes, "SAVE_SECONDS", 0.0)
     real, calls = passes._Pass._read, []
 
-    def dies(self: object, first: int) -> None:
-        calls.append(first)
+    def dies(self: object, block: RowBlock) -> None:
+        calls.append(block.first)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        real(self, first)
+        real(self, block)
 
     monkeypatch.setattr(passes._Pass, "_read", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -176,9 +178,10 @@ def test_stopped_passes_go_on_and_processes_share_one(
 
     args = (tmp_path / "shared", of, neurons(of, 1), of.place(1, "mlp"), corpus, SMALL, {"reader": "1/x"})
     assert make_store(*args, shard=(1, 2)) is None
-    together = make_store(*args, shard=(0, 2))
-    assert together is not None
-    same(together, whole)
+    with pytest.raises(ValueError, match=r"lacks the share 0/2; run these jobs again, then merge"):
+        merge_folder(tmp_path / "shared")
+    assert make_store(*args, shard=(0, 2)) is None
+    same(merge_folder(tmp_path / "shared"), whole)
     assert not list((tmp_path / "shared").glob("part-*"))
 
     calls.clear()
@@ -212,11 +215,11 @@ def test_files_of_an_abandoned_pass_do_not_join_another(
     longer = Gathering(**{**vars(SMALL), "full": True})
     real, calls = passes._Pass._read, []
 
-    def dies(self: object, first: int) -> None:
-        calls.append(first)
+    def dies(self: object, block: RowBlock) -> None:
+        calls.append(block.first)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        real(self, first)
+        real(self, block)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(passes._Pass, "_read", dies)
@@ -368,7 +371,7 @@ def test_rows_know_the_source_of_their_document(tmp_path: Path) -> None:
 def test_a_full_disk_loses_nothing(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = subject(tmp_path)
     monkeypatch.setattr(passes, "SAVE_SECONDS", 0.0)
-    real, written = passes.save_file, []
+    real, written = merging.save_file, []
 
     def fills_up(arrays: object, path: Path, header: object) -> None:
         written.append(path)
@@ -377,7 +380,7 @@ def test_a_full_disk_loses_nothing(corpus: Corpus, tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device", str(path))
         real(arrays, path, header)
 
-    monkeypatch.setattr(passes, "save_file", fills_up)
+    monkeypatch.setattr(merging, "save_file", fills_up)
     with pytest.raises(OSError, match="No space left"):
         made(tmp_path / "store", of, corpus)
     assert [file.name[:5] + file.name[17:] for file in (tmp_path / "store").iterdir()] == ["part--0-of-1.safetensors"]
@@ -399,7 +402,7 @@ def test_mistakes_are_told(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="feature -1 is not in"):
         store.silent(-1, 5)
     with pytest.raises(ValueError, match="of other weights"):
-        open_store(path, weights_sha256="0" * 64)
+        open_store(path, is_of=lambda digest: digest == "0" * 64)
     for name, wrong in (("each", 0), ("keep", 0), ("read", -1)):
         with pytest.raises(ValueError, match=f"{name} is {wrong}"):
             Gathering(**{name: wrong})

@@ -18,6 +18,7 @@ Names = str | Sequence[str]
 """Names: "mxd", ["mxd", "transcoder"] or "mxd,transcoder"."""
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "bf16", "fp32"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,6 +98,7 @@ CHECKS: dict[str, Check] = {
     "max_cost": above_zero,
     "device": one_of("auto", "cpu", "cuda"),
     "precision": one_of("auto", "bf16", "fp32"),
+    "dtype": one_of("float32", "bfloat16", "float16", "auto"),
     "normalise": one_of("none", "rms"),
 }
 """Parameter name -> its check. A parameter that is None is not checked: it means the default."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from glassmoe.registry import CODER_REGISTRY
 
-from .arguments import Device, Names, Numbers, PathLike, Precision, count, names, one_of, public, whole_numbers
+from .arguments import Device, Dtype, Names, Numbers, PathLike, Precision, count, names, one_of, public, whole_numbers
 from .recipes import find_recipe
 from .targets import check_target, coder_names
 
@@ -43,6 +43,9 @@ def decompose(
     seed: int = 0,
     device: Device = "auto",
     precision: Precision = "auto",
+    dtype: Dtype = "float32",
+    device_map: str | None = None,
+    prefix: bool = False,
 ) -> Model:
     """Fit sparse coders to layers of a pretrained model, all in one pass over it: mixtures of decoders or experts,
     transcoders, autoencoders. A fit that was stopped resumes.
@@ -70,6 +73,9 @@ def decompose(
         seed: Seed of the initial weights and of the order of rows.
         device: Where the model and the coders run.
         precision: Compute type of the model, and of large products while coders learn.
+        dtype: Type of the weights of a model of transformers; auto: as in its files.
+        device_map: Of a model of transformers: over which devices accelerate spreads it, such as auto.
+        prefix: Load a model of transformers up to the last layer that is read, and nothing behind it.
 
     Returns:
         A `Model` whose layers are the fitted coders, by names such as `8/mxd-k32`.
@@ -93,14 +99,17 @@ def decompose(
     folder = Path("runs") / f"{Path(named or recipe or 'model').name}-coders" if out is None else Path(out)
     from glassmoe.coders.fit import fit
     from glassmoe.coders.sweep import sweep
+    from glassmoe.model.loading import Loading
     from glassmoe.model.subject import load_subject
 
+    how = Loading(dtype, device_map, prefix)
     if recipe is not None:
         config = _sweep_of(recipe, named, data, folder, device, precision)
+        subject = load_subject(config.source, device, how=how, last=max(each.layer for each in config.coders))
     else:
         assert model is not None and numbers is not None and kinds is not None and ks is not None
         source: Any = getattr(model, "subject", model)
-        subject = load_subject(source, device)
+        subject = load_subject(source, device, how=how, last=max(numbers))
         config = sweep(
             subject,
             layers=numbers,
@@ -124,12 +133,8 @@ def decompose(
         )
     from .models import load
 
-    if recipe is not None:
-        fit(config, folder)
-        fitted = load(folder, model=config.source, device=device)
-    else:
-        fit(config, folder, subject)
-        fitted = load(folder, model=subject, device=device)
+    fit(config, folder, subject)
+    fitted = load(folder, model=subject, device=device)
     fitted.layers = {name: fitted.layers[name] for name in config.fits()}  # in the order that was asked for
     return fitted
 

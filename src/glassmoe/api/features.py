@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .arguments import Device, Numbers, PathLike, count, count_or_zero, one_of, paths, public, whole_numbers
+from .arguments import Device, Dtype, Numbers, PathLike, count, count_or_zero, one_of, paths, public, whole_numbers
 from .judging import judge_options
 from .targets import check_target
 
 if TYPE_CHECKING:
     from glassmoe.explaining.prompted import PromptResult
-    from glassmoe.explaining.results import ExplanationsResult
+    from glassmoe.explaining.results import ExplanationsResult, GatheredShare, MergedShares
     from glassmoe.pages.explore.results import ExportResult, SiteResult
     from glassmoe.pages.report import ReportResult
 
@@ -41,11 +41,15 @@ def explain(
     full: bool = False,
     seed: int = 0,
     again: bool = False,
+    shard: str | None = None,
     prompt: str | None = None,
     data: PathLike | None = None,
     source: PathLike | None = None,
     device: Device = "auto",
-) -> ExplanationsResult | PromptResult:
+    dtype: Dtype = "float32",
+    device_map: str | None = None,
+    prefix: bool = False,
+) -> ExplanationsResult | PromptResult | GatheredShare:
     """Say what each feature of a layer fires on, and score every explanation on documents that did not make it.
 
     Args:
@@ -71,10 +75,15 @@ def explain(
         full: Store every strength, not examples alone; `explore` with an export needs it.
         seed: Seed of the choice of features and windows.
         again: Gather the examples and explain anew.
+        shard: The share of this job, from 0/16 to 15/16: it gathers its share of the examples or, when `merge` has put
+            those together, explains its share of the features. `merge` then puts the explanations together.
         prompt: Instead show the strongest features of each token of this text, with their explanations, if any.
         data: Prepared data to read (default: that of the run or the fit).
         source: Current path of the coders' model, if it moved.
         device: Where the model runs.
+        dtype: Type of the weights of a model of transformers; auto: as in its files.
+        device_map: Of a model of transformers: over which devices accelerate spreads it, such as auto.
+        prefix: Load a model of transformers up to the last layer that is read, and nothing behind it.
     """
     chosen = [feature] if feature is not None else []
     draw = 1000
@@ -90,12 +99,20 @@ def explain(
         else:
             chosen += numbers
     check_target(path, None if layer is None else [layer], coder, one=True)
+    from glassmoe.shards import Shard
+
+    share = None if shard is None else Shard.parse(shard)
+    if share is not None and prompt is not None:
+        raise ValueError("shard divides the features of a layer, and prompt shows them on one text; leave one out")
     moved = None if source is None else str(source)
+    from glassmoe.model.loading import Loading
+
+    how = Loading(dtype, device_map, prefix)
     if prompt is not None:
         from glassmoe.explaining.opening import explanations_folder, open_layer
         from glassmoe.explaining.prompted import prompt_features, saved_explanations
 
-        subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device)
+        subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device, how=how)
         return prompt_features(subject, opened, prompt, saved_explanations(explanations_folder(path, opened, keep)))
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
@@ -104,7 +121,7 @@ def explain(
     from glassmoe.explaining.explained import explain as explain_layer
     from glassmoe.explaining.opening import open_layer
 
-    subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device)
+    subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device, how=how)
     return explain_layer(
         subject,
         opened,
@@ -121,7 +138,23 @@ def explain(
         data=data,
         seed=seed,
         again=again,
+        shard=share,
     )
+
+
+@public()
+def merge(path: PathLike, *, data: PathLike | None = None) -> MergedShares:
+    """Put together what the jobs of `explain --shard` made: shares of examples to stores, and shares of explanations.
+    No model is loaded. What is complete is merged; then a share that is missing is an error.
+
+    Args:
+        path: A run directory, a folder of transformers files, or what `decompose` made: where `explain` was called.
+        data: Prepared data that the jobs read, if it moved.
+    """
+    check_target(path)
+    from glassmoe.explaining.merging import merge_shares
+
+    return merge_shares(Path(path), data)
 
 
 @public(features=count, export=one_of("neuronpedia", "delphi", "figures"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Device, Numbers, PathLike, public, whole_numbers
+from .arguments import Device, Dtype, Numbers, PathLike, public, whole_numbers
 from .targets import check_target
 
 if TYPE_CHECKING:
@@ -21,6 +21,9 @@ def load(
     neurons: bool = False,
     model: PathLike | Subject | None = None,
     device: Device = "auto",
+    dtype: Dtype = "float32",
+    device_map: str | None = None,
+    prefix: bool = False,
 ) -> Model:
     """Open a model for reading: its features on a text, edits of them, and what it generates.
 
@@ -31,6 +34,10 @@ def load(
         neurons: Of coders: also open the neurons of the MLPs that they replace.
         model: Of coders: current path of the model that they were fitted to, if it moved.
         device: Where the model runs.
+        dtype: Type of the weights of a model of transformers; auto: as in its files.
+        device_map: Of a model of transformers: over which devices accelerate spreads it, such as auto.
+        prefix: Load a model of transformers up to the last of the layers, or of the coders, and nothing behind it. Its
+            features can be read; edits, generation and graphs need the whole model.
 
     Returns:
         A `Model`, a mapping from names such as `1/moe-x` or `8/mxd-k32` to layers of features.
@@ -45,5 +52,8 @@ def load(
 
     if isinstance(source, Model):
         return source
-    subject, opened = open_readers(source, numbers, own=neurons, source=model, device=device)
+    from glassmoe.model.loading import Loading
+
+    how = Loading(dtype, device_map, prefix)
+    subject, opened = open_readers(source, numbers, own=neurons, source=model, device=device, how=how)
     return Model(subject, opened, None if isinstance(source, tuple) else Path(source))

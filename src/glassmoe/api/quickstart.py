@@ -117,6 +117,7 @@ def quickstart_llm(
     from glassmoe.coders.fit import fit
     from glassmoe.config import load_as
     from glassmoe.explaining.explained import explain
+    from glassmoe.explaining.results import ExplanationsResult
     from glassmoe.locks import writing
     from glassmoe.measure.fidelity import evaluate_fidelity
     from glassmoe.model.subject import load_subject
@@ -148,6 +149,7 @@ def quickstart_llm(
         for name in config.fits():
             reader, measured = opened.layers[name], fidelity[name]
             explained = explain(subject, reader, coders, judge="rules", features=features, tokens=tokens, games=0)
+            assert isinstance(explained, ExplanationsResult)  # no share of it was asked for
             lines.append(
                 OpenedCoder(
                     coder=name,

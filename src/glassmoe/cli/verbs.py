@@ -164,6 +164,12 @@ VERBS: dict[str, Verb] = {
             ("explain runs/moex --layer 0", "explain runs/gpt2 --layer 8 --coder mxd-k32 --judge rules"),
         ),
         Verb(
+            "merge",
+            "put together what the jobs of explain --shard made",
+            "features:merge",
+            ("merge runs/moex",),
+        ),
+        Verb(
             "explore",
             "write pages of every feature and expert",
             "features:explore",

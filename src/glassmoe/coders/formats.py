@@ -26,7 +26,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.locks import LOCK, writing
 from glassmoe.model.families import MLPS, family_of
 from glassmoe.model.loading import read_settings
-from glassmoe.model.subject import ModelSource, Subject, load_subject, weights_digest
+from glassmoe.model.subject import ModelSource, Subject, load_subject
 
 from .configuration import LISTED_KINDS, CoderConfig, FitConfig, Site
 from .files import WEIGHTS as CODER
@@ -155,7 +155,7 @@ def import_coder(
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / RECEIPT, json.dumps({"format": format, "folder": str(folder), "cfg": cfg}, indent=1) + "\n")
         write_text(out / "config.yaml", configuration.to_yaml(config))
-        save_coder(out, coder, 0, weights_digest(subject.model))
+        save_coder(out, coder, 0, subject.digest())
         return out
 
 

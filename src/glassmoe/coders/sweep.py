@@ -20,6 +20,7 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import ModelSource, Subject, load_subject
 from glassmoe.registry import CODER_REGISTRY
 from glassmoe.text.documents import prepare_text
+from glassmoe.training.distributed import reading_processes, wait_for_all
 
 from .configuration import (
     MIXTURES,
@@ -162,8 +163,8 @@ def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
     ValueError for text and a model in memory without a tokenizer, and for text without a document for validation."""
     if (Path(data) / "manifest.json").is_file():
         return str(data)
-    folder = out / "text"
-    if not (folder / "manifest.json").is_file():
+    folder, group = out / "text", reading_processes()
+    if group.first and not (folder / "manifest.json").is_file():
         with _tokenizer(model) as tokenizer:
             documents = prepare_text([data], folder, tokenizer=tokenizer, overwrite=True).sequences
             if not documents["valid"] and documents["train"] > 1:
@@ -180,6 +181,7 @@ def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
                 f"<|endoftext|> between those of .txt), prepare them with glassmoe data text {data} --tokenizer {name} "
                 "--valid-share 0.1 --out FOLDER, and pass --data FOLDER"
             )
+    wait_for_all(group)
     return str(folder)
 
 

@@ -27,11 +27,12 @@ from glassmoe.data.corpus import Corpus, Rows, row_indices
 from glassmoe.data.domains import domain_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.device import autocast, compute_dtype, describe, moved
-from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject, weights_digest
+from glassmoe.model.subject import Activations, ModelSource, Place, Subject, activations, load_subject
+from glassmoe.shards import Shard
 from glassmoe.text.tokens import text_kind
 from glassmoe.training import run
 from glassmoe.training.checkpoint import latest
-from glassmoe.training.distributed import Processes, sum_values
+from glassmoe.training.distributed import Processes, gather_values, sum_values
 from glassmoe.training.language import step_passes
 from glassmoe.training.loop import Batch
 from glassmoe.training.writing import Writer
@@ -72,17 +73,28 @@ class CoderTask:
         model: ModelSource | None = None,
     ):
         self.out, self.device, self.group = out, device, group
+        coders_in_all = len(config.coders) if isinstance(config, SweepConfig) else 1
+        # One coder is copied, and the processes divide the rows of a step.
+        self.divided = group.count > 1 and coders_in_all > 1
+        if self.divided and coders_in_all < group.count:
+            raise ValueError(
+                f"{coders_in_all} coders cannot be divided among {group.count} processes; start at most "
+                f"{coders_in_all}, or fit each coder by itself"
+            )
+        self.readers = Processes() if self.divided else group
+        """The processes that divide the rows of a step."""
         self.subject = load_subject(model or config.source, device.type)
-        self.digest = weights_digest(self.subject.model)
+        self.digest = self.subject.digest()
         self.corpus = corpus_for(config.source, config.data.path, self.subject)
         self.rows = {split: Rows(self.corpus.split(split), config.data.rows) for split in ("train", "valid")}
         length, settings = self.rows["train"].length - 1, config.train
         self.settings, self.clip, self.pool = settings, config.optimizer.clip, config.pool
         self.tokens_per_step = settings.batch_rows * length
-        self.micros = [micro for micro in step_passes(settings, group) if micro.stop > micro.start]
+        self.micros = [micro for micro in step_passes(settings, self.readers) if micro.stop > micro.start]
         _check_length(config, length, self.subject)
         self.config = self._complete(config)
         self.parts = self._build(self.config)
+        self.names = list(self.config.fits()) if isinstance(self.config, SweepConfig) else [""]
         coders = {name: part.coder for name, part in self.parts.items()}
         self.module: nn.Module = coders[""] if "" in coders else nn.ModuleDict(coders)
         self.dtype = compute_dtype(settings.precision, device)
@@ -95,7 +107,8 @@ class CoderTask:
         last = max(part.config.coder.layer for part in self.parts.values()) + 1
         weights = sum(p.numel() for p in self.subject.model.parameters())
         learning = 6 * sum(part.coder.active_parameters() for part in self.parts.values())
-        self.flops_per_token = learning + 2 * weights * last / self.subject.layers
+        flops = torch.tensor(learning + 2 * weights * last / (self.subject.blocks or self.subject.layers)).double()
+        self.flops_per_token = float(sum_values(flops, group)) if self.divided else float(flops)
         self._pooled: tuple[int, list[dict[Place, Activations]]] | None = None
 
     def _complete(self, config: FitConfig | SweepConfig) -> Any:
@@ -110,6 +123,11 @@ class CoderTask:
 
     def _build(self, config: FitConfig | SweepConfig) -> dict[str, FittedCoder]:
         fits: Mapping[str, FitConfig] = config.fits() if isinstance(config, SweepConfig) else {"": config}
+        if self.divided:
+            # Neighbouring layers, so that the first processes need not run the last blocks.
+            order = sorted(fits, key=lambda name: fits[name].coder.layer)
+            share = set(Shard(self.group.rank, self.group.count).block(order))
+            fits = {name: each for name, each in fits.items() if name in share}
         steps, parts = config.train.steps, {}
         for name, each in fits.items():
             assert each.coder.site is not None
@@ -124,7 +142,8 @@ class CoderTask:
         if not latest(self.out / "state"):
             return
         for part in self.parts.values():
-            if header(part.folder).get("source_sha256", self.digest) != self.digest:
+            fitted_to = header(part.folder).get("source_sha256")
+            if fitted_to not in (None, self.digest) and not self.subject.has_weights(fitted_to):
                 raise ValueError(
                     f"the coder in {part.folder} was fitted to other weights than {self.config.source} holds now; "
                     f"give the model as it was, or another directory"
@@ -138,6 +157,10 @@ class CoderTask:
         read = self._read(*self.rows["train"].batch(self._indices(0)), pieces)
         for part in self.parts.values():
             part.coder.initialise(*read[part.place])
+        counts = [part.coder.active_parameters() for part in self.parts.values()]
+        counts = [sum(counts), sum(p.numel() for p in self.module.parameters())]
+        if self.divided:
+            counts = [sum(each) for each in zip(*gather_values(counts, self.group), strict=True)]
         if self.group.first:
             run.write_environment(
                 self.out,
@@ -145,8 +168,8 @@ class CoderTask:
                 data_sha256=self.fingerprint,
                 hardware=describe(self.device),
                 dtype=str(self.dtype).removeprefix("torch."),
-                active_parameters=sum(part.coder.active_parameters() for part in self.parts.values()),
-                total_parameters=sum(p.numel() for p in self.module.parameters()),
+                active_parameters=counts[0],
+                total_parameters=counts[1],
             )
 
     def announce(self) -> str:
@@ -156,6 +179,8 @@ class CoderTask:
             for part in self.parts.values()
         ]
         shown = ", ".join(what[:2]) + (f" and {len(what) - 2} others" if len(what) > 2 else "")
+        if self.divided:
+            shown = f"{len(self.names)} coders, divided among {self.group.count} processes: {shown} in the first"
         rows = self.rows["train"]
         return (
             f"{shown}, of {self.config.source}; {len(rows):,} rows of {rows.length} from {self.corpus.path}; "
@@ -165,7 +190,7 @@ class CoderTask:
     def batch(self, step: int) -> Batch:
         if self.pool > 1:
             read = self._from_pool(step)
-            count = int(sum_values(torch.tensor(len(read[self.places[0]].x)).double(), self.group))
+            count = int(sum_values(torch.tensor(len(read[self.places[0]].x)).double(), self.readers))
             return Batch(
                 count, self._passes(iter(_cut(read, self.settings.micro_rows * self.rows["train"].length)), count)
             )
@@ -191,15 +216,15 @@ class CoderTask:
 
     def after_update(self, step: int) -> None:
         for part in self.parts.values():
-            if self.group.count > 1:
+            if self.readers.count > 1:
                 for name in part.coder.counters:
                     counter = getattr(part.coder, name)
-                    counter.copy_(sum_values(counter.double(), self.group))
+                    counter.copy_(sum_values(counter.double(), self.readers))
             part.coder.after_update(step)
 
     def validate(self) -> dict[str, Any]:
         """For one coder: the mean squared error over the validation rows (the same every time) and its reconstruction.
-        For several: the mean of their normalised errors. Every process computes all of it."""
+        For several: the mean of their normalised errors. Every process computes all of it for its coders."""
         indices, micro = np.arange(min(self.settings.eval_rows, len(self.rows["valid"]))), self.settings.micro_rows
         rows = self.rows["valid"]
         found = self._measured(
@@ -208,9 +233,10 @@ class CoderTask:
         if "" in found:
             one = found[""]
             return {"valid_loss": one.squared_error, **{f"valid_{key}": value for key, value in _brief(one).items()}}
+        errors = self._of_all({name: each.normalised_mse for name, each in found.items()})
         return {
-            "valid_loss": float(np.mean([each.normalised_mse for each in found.values()])),
-            "valid_coders": {name: _brief(each) for name, each in found.items()},
+            "valid_loss": float(np.mean(list(errors.values()))),
+            "valid_coders": self._of_all({name: _brief(each) for name, each in found.items()}),
         }
 
     def statistics(self, step: int) -> dict[str, Any]:
@@ -222,10 +248,17 @@ class CoderTask:
             lines[name] = {**_brief(found), "dead": int(coder.dead_F.sum())}
             if isinstance(coder, PAnneal):
                 lines[name] |= {"p": float(coder.exponent()), "penalty_weight": float(coder.weight)}
-        return lines.get("", {"coders": lines})
+        return lines[""] if "" in lines else {"coders": self._of_all(lines)}
+
+    def _of_all(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values of this process's coders -> those of all coders."""
+        together: dict[str, Any] = {}
+        for each in gather_values(values, self.group) if self.divided else [values]:
+            together |= each
+        return {name: together[name] for name in self.names}
 
     def publish(self, step: int, writer: Writer) -> None:
-        if not self.group.first:
+        if not (self.group.first or self.divided):
             return
         coders = {name: deepcopy(part.coder) if writer.threaded else part.coder for name, part in self.parts.items()}
 
@@ -239,7 +272,7 @@ class CoderTask:
         writer.write(write)
 
     def snapshot(self, step: int) -> None:
-        if not self.group.first:
+        if not (self.group.first or self.divided):
             return
         for part in self.parts.values():
             path = part.folder / "snapshots" / f"step-{step:08d}"
@@ -258,13 +291,16 @@ class CoderTask:
         for start in starts:
             rows = slice(start, start + starts.step)
             # The last token of a full row is only predicted: the model never learned to read it there.
-            inputs = moved(tokens_BN[rows, :-1], self.device).long()
+            inputs = moved(tokens_BN[rows, :-1], next(self.subject.model.parameters()).device).long()
             with autocast(self.device, self.dtype):
                 read = activations(self.subject.model, self.places, inputs)
             # Positions that are not padding, found on the host: the number of a mask's would have to be waited for.
             inside_T = moved(np.flatnonzero(np.arange(inputs.shape[1]) < lengths_B[rows, None]), self.device)
             found.append(
-                {place: Activations(*(v.flatten(0, 1)[inside_T] for v in each)) for place, each in read.items()}
+                {
+                    place: Activations(*(v.to(self.device).flatten(0, 1)[inside_T] for v in each))
+                    for place, each in read.items()
+                }
             )
         if len(found) == 1:
             return found[0]

@@ -1,36 +1,46 @@
 """`explain`: explanations of many features, each scored beside a control, written to disk as they are finished.
 
-`JUDGE.jsonl` has one line a feature (`results.FeatureExplanation`). `JUDGE.json` beside it has the settings and, once
-all features are done, the means. An interrupted run resumes after the last whole line. Both files have checksums.
+An interrupted run resumes after the last whole line (`files.py`). Jobs, or the processes of torchrun, may share the
+features: each explains a block of one random order, so that it also explains, but for the last, the features whose
+explanations are its controls.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from glassmoe.atomic import write_text
-from glassmoe.checksums import Damaged, parse_lines, read_json, with_checksum
-from glassmoe.console import bar, say
+from glassmoe.console import bar
 from glassmoe.data.tokens import TokenKind
 from glassmoe.inspect.readers import Reader
-from glassmoe.inspect.store import FeatureStore, Gathering
+from glassmoe.inspect.store import FeatureStore, Gathering, store_path
 from glassmoe.locks import writing
 from glassmoe.model.subject import Subject
+from glassmoe.shards import Shard
+from glassmoe.training.distributed import reading_processes, wait_for_all
 
+from .files import (
+    check_settings,
+    finished,
+    json_line,
+    merge_explanations,
+    read_lines,
+    read_result,
+    remove_shards,
+    resumed,
+    shard_folder,
+    write_chosen,
+)
 from .judges import make_judge
 from .opening import boards_of, explanations_folder, open_examples
-from .results import DetectedProperty, ExplanationsResult, FeatureExplanation, Score
-from .scoring import summary
+from .results import DetectedProperty, ExplanationsResult, FeatureExplanation, GatheredShare, Score
 from .trials import Case, Explanation, ExplanationProtocol, Judge, trial
 from .windows import TokenText
 
-SCHEMA_VERSION = 1
 CHUNK = 16
 """Features that are judged together and then written."""
 IDENTITY = (
@@ -65,7 +75,8 @@ def explain(
     data: str | Path | None = None,
     seed: int = 0,
     again: bool = False,
-) -> ExplanationsResult:
+    shard: Shard | None = None,
+) -> ExplanationsResult | GatheredShare:
     """Say what features of a layer fire on, and score each explanation on documents that did not explain it.
 
     Examples and explanations are stored in the run at `path` (`features/`, `explanations/`) and resumed from there.
@@ -76,12 +87,22 @@ def explain(
     choose board properties, and again that test them (0: none). `keep`: count only the so many greatest features of
     each token, for layers that are not sparse. `full`: keep every strength, for `explore --export delphi`. `data`:
     prepared data to read (default: that of the run). `seed`: of the choice of features and windows. `again`: gather
-    the examples and explain anew. ValueError as for `open_examples` and `explain_features`.
+    the examples and explain anew. `shard`: the share of a job: of the reading while there is no store of examples, and
+    of the features when there is one. ValueError as for `open_examples` and `explain_features`.
     """
     judge = make_judge(judge) if isinstance(judge, str) else judge
     gathering = gathering_for(tokens, per_decile, silent, keep, full)
-    with writing(explanations_folder(path, layer, keep)):
-        examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again)
+    folder = explanations_folder(path, layer, keep)
+    if again and shard is not None:
+        raise ValueError(
+            f"shard and again do not go together, because jobs would delete what others made; delete "
+            f"{store_path(path, folder.name)} and {folder} first, or leave out again"
+        )
+    with writing(shard_folder(folder, shard or Shard()), what=folder):
+        examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again, shard=shard)
+        if examples is None:
+            where = store_path(path, folder.name)
+            return GatheredShare(str(shard), str(where), f"glassmoe merge {path}")
         chosen = choose_features(examples.store, features, seed) if isinstance(features, int) else features
         check_features(examples.store, chosen)
         return explain_features(
@@ -93,6 +114,7 @@ def explain(
             protocol=ExplanationProtocol(per_decile, silent, seed, min_windows),
             boards=boards_of(examples, games) if games else None,
             again=again,
+            shard=shard,
         )
 
 
@@ -128,63 +150,89 @@ def explain_features(
     protocol: ExplanationProtocol | None = None,
     boards: Mapping[int, DetectedProperty] | None = None,
     again: bool = False,
+    shard: Shard | None = None,
 ) -> ExplanationsResult:
     """Explain features of a store and score the explanations, in `folder/JUDGE.jsonl` and `.json`. Features that are
     there stay, or with `again` are explained anew.
 
     `boards`: for chess models, feature -> its board property; with the judge `none` its words are the explanation. The
-    control of a score is the explanation of another feature on the same windows. ValueError for a feature that the
-    layer does not have, and for a file that was made with other settings.
+    control of a score is the explanation of another feature on the same windows. `shard`: of a job that explains its
+    share of the features alone, into a folder of its own (`files.merge_explanations` merges). The processes of torchrun
+    share the features, and all return the whole. ValueError for a feature that the layer does not have, and for a file
+    that was made with other settings.
     """
     protocol = protocol or ExplanationProtocol()
+    features = list(dict.fromkeys(features))
     check_features(store, features)
-    path = folder / f"{judge.name}.jsonl"
-    for old in (path, path.with_suffix(".json")) if again else ():
-        old.unlink(missing_ok=True)
+    group = reading_processes()
+    together = Shard(group.rank, group.count)
+    mine = together if shard is None else shard.divided(together)
+    own = shard_folder(folder, mine)
+    path, main = own / f"{judge.name}.jsonl", folder / f"{judge.name}.jsonl"
+    if again and group.first:
+        for ending in (".json", ".jsonl"):
+            main.with_suffix(ending).unlink(missing_ok=True)
+        remove_shards(folder, judge.name)
+    if shard is None:
+        wait_for_all(group)
     settings = {
         "store": {key: store.manifest.get(key) for key in IDENTITY} | _sources(store),
         "judge": dict(judge.about),
         "protocol": protocol.identity(),
         "boards": boards is not None,
     }
-    done = _resumed(path, settings)
-    missing = [feature for feature in dict.fromkeys(features) if feature not in done]
+    about = {key: store.manifest.get(key) for key in ("reader", "keep", "l0", "read_tokens", "num_features")}
+    known: dict[int, FeatureExplanation] = {}
+    if mine.of > 1:
+        check_settings(main, settings)
+        known = {line.feature: line for line in read_lines(main)}
+        path.with_suffix(".done").unlink(missing_ok=True)
+    done = resumed(path, settings)
+    order = shuffled_features(features, protocol.seed)
+    share = set(mine.block(order))
+    chosen = [feature for feature in features if feature in share]
+    missing = [feature for feature in chosen if feature not in done and feature not in known]
+
     text = TokenText(store, kind)
     explanations = _explanations(text, judge, missing, protocol, boards)
-    # Lines on disk take part in the shuffle, as they did when they were written.
-    texts = {feature: done[feature].explanation for feature in features if feature in done}
-    texts |= {feature: explanation.text for feature, explanation in explanations.items()}
-    others = shuffled({feature: text for feature, text in texts.items() if text is not None}, protocol.seed)
+    texts = {feature: line.explanation for feature, line in (known | done).items()}
+
+    def text_of(feature: int) -> str | None:
+        if feature not in texts:
+            if feature not in explanations:  # of another share, at the end of this one
+                explanations.update(_explanations(text, judge, [feature], protocol, boards))
+            texts[feature] = explanations[feature].text if feature in explanations else None
+        return texts[feature]
+
+    others = controls(missing, order, text_of) if judge.scorers else {}
     with bar(len(missing), f"judge {judge.name}", "feature", lines=True) as progress:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            lines = _lines(text, judge, chunk, explanations, texts, others, protocol, boards)
+            lines = _lines(
+                text,
+                judge,
+                chunk,
+                explanations,
+                {f: text_of(f) for f in (*chunk, *others.values())},
+                others,
+                protocol,
+                boards,
+            )
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_json_line, lines))
+                file.writelines(map(json_line, lines))
             done |= {line.feature: line for line in lines}
             progress.update(len(chunk))
-    chosen = [done[feature] for feature in dict.fromkeys(features)]
-    named: dict[str, Any] = {
-        key: store.manifest.get(key) for key in ("reader", "keep", "l0", "read_tokens", "num_features")
-    }
-    result = ExplanationsResult(
-        schema_version=SCHEMA_VERSION,
-        settings=settings,
-        **named,
-        judge=judge.name,
-        features=len(chosen),
-        silent=sum(line.silent for line in chosen),
-        unexplained=sum(line.explanation is None and not line.silent for line in chosen),
-        scored=sum(bool(line.scores) for line in chosen),
-        scores=summary([line.scores for line in chosen if line.scores]),
-        control=summary([line.control for line in chosen if line.control]),
-        questions=judge.counts() if judge.counts else None,
-        file=str(path),
-        explanations=tuple(done.values()),
-    )
-    saved = {key: value for key, value in result.to_dict().items() if key != "file"}
-    write_text(path.with_suffix(".json"), json.dumps(with_checksum(saved), indent=1, ensure_ascii=False) + "\n")
-    return result
+    counts = judge.counts() if judge.counts else None
+    result = finished(path, about, settings, [(known | done)[f] for f in chosen], done.values(), counts)
+    if mine.of > 1:
+        write_chosen(path, chosen)
+    if mine.of == 1 or shard is not None:
+        return result
+    wait_for_all(group)
+    if group.first:
+        merge_explanations(folder, judge.name, mine.of)
+    wait_for_all(group)
+    return read_result(main)
 
 
 def _sources(store: FeatureStore) -> dict[str, str]:
@@ -193,58 +241,6 @@ def _sources(store: FeatureStore) -> dict[str, str]:
         return {}
     known = json.dumps(store.manifest["source_names"]).encode() + store.sources_R.astype("<u2").tobytes()
     return {"sources_sha256": hashlib.sha256(known).hexdigest()}
-
-
-def _json_line(line: FeatureExplanation) -> str:
-    return json.dumps(with_checksum(line.to_dict()), ensure_ascii=False) + "\n"
-
-
-def read_lines(path: Path) -> list[FeatureExplanation]:
-    """The whole lines of a file of explanations, the newest of each feature; none where there is no file. Damaged lines
-    are reported and left out."""
-    parsed, damaged, _ = parse_lines(path) if path.exists() else ([], [], False)
-    lines: dict[int, FeatureExplanation] = {}
-    for values in parsed:
-        try:
-            lines[int(values["feature"])] = FeatureExplanation.from_dict(values)
-        except (ValueError, TypeError, LookupError):
-            damaged.append(0)
-    if damaged:
-        say(f"{path} is damaged: {len(damaged)} lines are not what was written; they are left out and explained again")
-    return list(lines.values())
-
-
-def _resumed(path: Path, settings: dict[str, Any]) -> dict[int, FeatureExplanation]:
-    """The lines on disk, by feature; ValueError when they were made with other settings. A line that was cut short is
-    removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = path.with_suffix(".json")
-    advice = "give --again to make them anew, or move them away"
-    if record.exists():
-        try:
-            saved = read_json(record)["settings"]
-        except Damaged as error:
-            raise Damaged(f"{error}; {advice}") from None
-        except (ValueError, TypeError, LookupError):
-            raise ValueError(f"{record} was not written by glassmoe explain; move it away") from None
-        differs = [key for key in settings if json.loads(json.dumps(settings[key])) != saved.get(key)]
-        if differs:
-            raise ValueError(
-                f"the explanations in {path} were made with other settings ({', '.join(differs)}); {advice}"
-            )
-    elif path.exists():
-        raise ValueError(f"{path} has no settings beside it ({record.name}); move it away")
-    else:
-        begun = with_checksum({"schema_version": SCHEMA_VERSION, "settings": settings})
-        write_text(record, json.dumps(begun, indent=1) + "\n")
-    lines = read_lines(path)
-    # Without a line that was cut short or damaged, and with a checksum in lines of an earlier version.
-    text = "".join(map(_json_line, lines))
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-        write_text(path, text)
-    if lines:
-        say(f"{path} already has {len(lines):,} features; they stay")
-    return {line.feature: line for line in lines}
 
 
 def _explanations(
@@ -275,13 +271,23 @@ def _explanations(
     return explanations
 
 
-def shuffled(texts: Mapping[int, str], seed: int) -> dict[int, int]:
-    """Feature -> a random other feature whose explanation is a different text; nothing where all texts are equal."""
-    order = np.random.default_rng([seed, len(texts)]).permutation(list(texts)).tolist() if texts else []
+def shuffled_features(features: Sequence[int], seed: int) -> list[int]:
+    """The features in the order in which shares and controls take them."""
+    order: list[int] = np.random.default_rng([seed, len(features)]).permutation(list(features)).tolist()
+    return order
+
+
+def controls(features: Sequence[int], order: Sequence[int], text_of: Callable[[int], str | None]) -> dict[int, int]:
+    """Feature -> the next one in the order whose explanation is a different text; nothing where all texts are equal,
+    and for features without an explanation."""
+    place = {feature: at for at, feature in enumerate(order)}
     others = {}
-    for at, feature in enumerate(order):
-        for other in (*order[at + 1 :], *order[:at]):
-            if texts[other] != texts[feature]:
+    for feature in features:
+        if (own := text_of(feature)) is None:
+            continue
+        for step in range(1, len(order)):
+            other = order[(place[feature] + step) % len(order)]
+            if text_of(other) not in (None, own):
                 others[feature] = other
                 break
     return others

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,8 @@ from glassmoe.chess.board_explanations import explain_boards
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.inspect.gathering import make_store, shard_of_environment
+from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.merging import merge_folder
 from glassmoe.inspect.readers import Reader, one_reader, open_readers
 from glassmoe.inspect.store import (
     MANIFEST,
@@ -21,7 +20,10 @@ from glassmoe.inspect.store import (
     remove_store,
     store_path,
 )
-from glassmoe.model.subject import Subject, weights_digest
+from glassmoe.model.loading import Loading
+from glassmoe.model.subject import Subject
+from glassmoe.shards import Shard
+from glassmoe.training.distributed import reading_processes, wait_for_all
 
 from .results import DetectedProperty
 
@@ -50,14 +52,14 @@ class LayerExamples:
 
 def open_layer(
     path: str | Path, layer: int | None = None, *, coder: str | None = None, source: str | None = None,
-    device: str = "auto",
+    device: str = "auto", how: Loading | None = None,
 ) -> tuple[Subject, Reader]:  # fmt: skip
-    """The model at a local path, and one of its layers or coders. ValueError when there is no such folder or layer, or
-    when several layers fit."""
+    """The model at a local path, and one of its layers or coders. `how`: the model is loaded. ValueError when there is
+    no such folder or layer, or when several layers fit."""
     if not Path(path).is_dir():
         raise ValueError(f"there is no folder {path}; examples are stored beside a run, or what decompose wrote")
     wanted = None if layer is None else [layer]
-    subject, readers = open_readers(str(path), wanted, own=False, source=source, device=device)
+    subject, readers = open_readers(str(path), wanted, own=False, source=source, device=device, how=how)
     return subject, one_reader(readers, coder)
 
 
@@ -69,50 +71,50 @@ def open_examples(
     gathering: Gathering | None = None,
     data: str | Path | None = None,
     again: bool = False,
-) -> LayerExamples:
+    shard: Shard | None = None,
+) -> LayerExamples | None:
     """The store of examples of a layer beside the run at `path`. It is gathered first where there is none.
 
     `gathering`: settings that the store must have; without, any will do, and a new store has the defaults. `again`:
-    gather anew. Under torchrun the processes share the reading. The first waits for the others, which end here
-    (SystemExit), because it holds the lock of what is written next. ValueError when a store has other settings than
-    asked for or belongs to other weights, and when the data is not known.
+    gather anew. Under torchrun the processes share the reading; the first puts the shares together, and all return the
+    store. `shard`: of a job that other jobs run beside; it gathers its share of a store that is not there, which
+    `merging.merge_folder` needs, and None is returned. ValueError when a store has other settings than asked for or
+    belongs to other weights, and when the data is not known.
     """
     wanted = gathering or Gathering()
     name = _name(layer, wanted.keep)
     where = store_path(path, name)
     corpus_path = Path(data or data_of(path, subject, layer))
-    which, processes = shard_of_environment()
-    if again and not which:
+    group = reading_processes()
+    together = Shard(group.rank, group.count)
+    mine = together if shard is None else shard.divided(together)
+    if again and group.first:
         remove_store(where)
-    elif again:
-        _wait(lambda: not (where / MANIFEST).exists() and not any(where.glob(f"part-*-{which}-of-*")))
+    if shard is None:
+        wait_for_all(group)  # all see the same store
     if (where / MANIFEST).is_file():
         command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
-        store = open_store(where, command, weights_digest(subject.model))
-        if which:
-            raise SystemExit(0)
+        store = open_store(where, command, subject.has_weights)
         _check(store, wanted, gathering is not None, data)
     else:
         corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
         say(f"examples of {name} are gathered into {where}")
         about = {"reader": name, "layer": layer.number}
         learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
-        shard = (which, processes)
-        new = make_store(where, subject, layer.layer, layer.place, corpus, wanted, about, shard, learned)
-        if which:
-            raise SystemExit(0)
-        if new is None:  # torchrun ends this process where another one fails
-            _wait((where / MANIFEST).is_file)
+        new = make_store(
+            where, subject, layer.layer, layer.place, corpus, wanted, about, (mine.which, mine.of), learned
+        )
+        if shard is not None:
+            return None
+        if new is None:
+            wait_for_all(group)
+            if group.first:
+                merge_folder(where, corpus_path)
+            wait_for_all(group)
             new = open_store(where)
         store = new
     folder = explanations_folder(path, layer, wanted.keep)
     return LayerExamples(subject, layer, store, name, folder, corpus_path)
-
-
-def _wait(ready: Callable[[], bool]) -> None:
-    """Waits for another process of torchrun."""
-    while not ready():
-        time.sleep(0.1)
 
 
 def explanations_folder(path: str | Path, layer: Reader, keep: int | None = None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -223,6 +223,68 @@ def questions_of(values: Mapping[str, Any] | None) -> Questions | None:
     if not values:
         return None
     return (MeteredQuestions if "prompt_tokens" in values else Questions).from_dict(values)
+
+
+def sum_questions(counts: Sequence[Questions]) -> Questions | None:
+    """The counts of several jobs together; None where no job asked a language model."""
+    if not counts:
+        return None
+    total = counts[0].to_dict()
+    for each in counts[1:]:
+        for name, value in each.to_dict().items():
+            if name == "failed":
+                failed = {**total[name]}
+                for reason, number in value.items():
+                    failed[reason] = failed.get(reason, 0) + number
+                total[name] = failed
+            elif name == "cost":
+                total[name] = None if None in (value, total[name]) else total[name] + value
+            elif isinstance(value, int):
+                total[name] += value
+    return questions_of(total)
+
+
+@dataclass(frozen=True)
+class GatheredShare(Result):
+    """The share of a store of examples that one job has gathered."""
+
+    shard: str
+    """The share, such as `3/16`."""
+    folder: str
+    """Folder of the store, which holds what was gathered."""
+    merge: str
+    """Command that makes the store when all shares are there."""
+
+    def table(self) -> str:
+        return f"share {self.shard} of the examples is gathered: {self.folder}\nwhen all shares are: {self.merge}"
+
+
+@dataclass(frozen=True)
+class MergedFolder(Result):
+    """Shares of several jobs that were put together."""
+
+    what: str
+    """`examples` or `explanations`."""
+    name: str
+    """The layer or coder, as its folder has it; of explanations also the judge."""
+    jobs: int
+    """Number of shares."""
+    features: int
+    """Features of the layer, or features that were explained."""
+    path: str
+    """The store, or the file of explanations."""
+
+
+@dataclass(frozen=True)
+class MergedShares(Result):
+    """Everything beside a run that was put together."""
+
+    merged: list[MergedFolder]
+    """What was merged."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each store and each file of explanations."""
+        return [each.to_dict() for each in self.merged]
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class WindowsPart(NamedTuple):
 
 
 class SmallestKeys:
-    """The windows with the smallest keys of each feature, at most `each`; of equal keys those that came first."""
+    """The windows with the smallest keys of each feature, at most `each`; of equal keys the first windows."""
 
     def __init__(self, features: int, each: int, length: int):
         self.features, self.each = features, each
@@ -145,10 +145,17 @@ class SmallestKeys:
         self.last_F[full] = (rank[first_F[full + 1] - 1] & (2**32 - 1)) - 1
 
     def _sorted(self) -> tuple[Int64, Int64, Int64]:
-        """Which windows stay, by feature, key and when they came; their ranks; (F + 1,) where each feature's begin."""
+        """Which windows stay, by feature, key and window; their ranks; (F + 1,) where each feature's begin."""
         ranks = torch.from_numpy(np.concatenate([part.rank for part in self._parts]))
+        windows = np.concatenate([part.window for part in self._parts])
+        # A pass reads windows in their order; what is merged or resumed comes in another one.
+        by_window = np.argsort(windows, kind="stable") if (np.diff(windows) < 0).any() else None
+        if by_window is not None:
+            ranks = ranks[torch.from_numpy(by_window)]
         # Torch sorts whole numbers by their digits: twice as fast as numpy, and on all threads.
         rank, order = (each.numpy() for each in ranks.sort(stable=True))
+        if by_window is not None:
+            order = by_window[order]
         begins_F = np.searchsorted(rank, np.arange(self.features + 1) << 32)
         counts_F = np.minimum(np.diff(begins_F), self.each)
         first_F = np.concatenate([[0], np.cumsum(counts_F)])

@@ -6,9 +6,6 @@ Legend: R rows, N tokens of a row, T tokens of a batch, F features, Z strengths 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from glassmoe.atomic import sweep, write_text
-from glassmoe.checksums import save_tensors, with_checksum
+from glassmoe.atomic import sweep
+from glassmoe.checksums import save_tensors
 from glassmoe.console import bar, say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
@@ -29,9 +25,10 @@ from glassmoe.model import FeedForward
 from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW
 from glassmoe.model.subject import Place, Subject, inputs_at, require_finite, weights_digest
 
-from .examples import HALVES, PARTS, Arrays, Fired, Gatherer, fired
-from .rows import StoreRows, beginnings, pieces
-from .store import MANIFEST, SCHEMA_VERSION, FeatureStore, Gathering, full_name, load_arrays
+from . import merging
+from .examples import Fired, fired
+from .rows import RowBlock, StoreRows, beginnings, longest, pieces
+from .store import SCHEMA_VERSION, FeatureStore, Gathering, full_name
 
 SAVE_SECONDS = 60.0
 """Seconds between two savings of what was gathered so far."""
@@ -51,17 +48,16 @@ def make_store(
 ) -> FeatureStore | None:
     """Gather the examples of a layer's or coder's features into a folder.
 
-    `about`: what else the manifest says, such as the reader's name. `shard`: (which, of how many) processes share the
-    rows, each with its own call; the one that is done last puts the parts together, the others return None. `context`:
-    tokens of a text that a coder learned to read at once. What was gathered before a stop is gone on from, if model,
-    data and settings are the same. RuntimeError when an activation is not finite, OSError when the disk is full: what
-    was saved before stays.
+    `about`: what else the manifest says, such as the reader's name. `shard`: (which, of how many) processes or jobs
+    share the rows, each with its own call; each writes its share and returns None, and `merging.merge_folder` makes the
+    store. `context`: tokens of a text that a coder learned to read at once. What was gathered before a stop is gone on
+    from, if model, data and settings are the same. RuntimeError when an activation is not finite, OSError when the disk
+    is full: what was saved before stays.
     """
     corpus.require(subject.tokens, subject.tokenizer_sha256)
     window = gathering.window or corpus.kind.window
     sequences = corpus.split(gathering.split)
-    longest = int(np.diff(sequences.offsets.astype(np.int64)).max(initial=0))
-    row = min(subject.context, longest)
+    row = min(subject.context, longest(sequences))
     if subject.config is not None:
         row = min(row, int(subject.config.data.rows.rpartition(":")[2]))
     text = subject.tokens == TEXT
@@ -86,13 +82,13 @@ def make_store(
         **asdict(gathering),
         "window": window,
         "data_sha256": corpus.fingerprint,
-        "weights_sha256": weights_digest(subject.model),
+        "weights_sha256": subject.digest(),
         "feature_weights_sha256": weights_digest(layer),
     }
     path.mkdir(parents=True, exist_ok=True)
-    pass_ = _Pass(path, subject, layer, place, rows, manifest, shard)
+    pass_ = _Pass(path, subject, layer, place, rows, manifest, shard, corpus.path)
     pass_.run()
-    return pass_.finish()
+    return merging.write_store(path, manifest, rows, pass_.gatherer) if shard[1] == 1 else None
 
 
 class _Pass:
@@ -107,32 +103,16 @@ class _Pass:
         rows: StoreRows,
         manifest: dict[str, Any],
         shard: tuple[int, int],
+        data: Path,
     ):
         self.path, self.subject, self.layer, self.place, self.rows = path, subject, layer, place, rows
-        self.manifest, (self.which, self.of) = manifest, shard
-        self.count, self.row, self.window = manifest["rows"], manifest["row"], manifest["window"]
-        self.batch = manifest["batch_rows"]
-        self.windows_R = rows.lengths_R // self.window
+        self.manifest, self.shard, self.data = manifest, shard, data
+        self.which, self.of = shard
+        self.count, self.row, self.batch = manifest["rows"], manifest["row"], manifest["batch_rows"]
         self.skip = subject.tokens == TEXT
-        self.gatherer = self._gatherer()
-        self.identity = json.dumps(manifest, sort_keys=True)
-        self.name = hashlib.sha256(self.identity.encode()).hexdigest()[:12]
-        self.batches = range(self.which * self.batch, self.count, self.batch * self.of)
-
-    def _gatherer(self) -> Gatherer:
-        m = self.manifest
-        a_row = self.row // self.window
-        windows = np.flatnonzero((np.arange(a_row) < self.windows_R[:, None]).flatten())
-        even = windows // a_row % 2 == 0
-        rng = np.random.default_rng([m["seed"], 1])
-        pool = {
-            half: np.sort(rng.choice(among, min(m["pool"], len(among)), replace=False))
-            for half, among in zip(HALVES, (windows[even], windows[~even]), strict=True)
-        }
-        return Gatherer(m["num_features"], self.window, m["each"], m["strongest"], pool, m["seed"])
-
-    def part(self, which: int) -> Path:
-        return self.path / f"part-{self.name}-{which}-of-{self.of}.safetensors"
+        self.gatherer = merging.empty_gatherer(manifest, rows)
+        self.name = merging.name_of(manifest)
+        self.batches = merging.batches_of(manifest, *shard)
 
     def run(self) -> None:
         if not self.which:
@@ -140,10 +120,11 @@ class _Pass:
         done = self._resume()
         start = time.monotonic()
         with bar(len(self.batches), "reading", "batch", initial=done, lines=True) as progress:
-            for number, first in enumerate(self.batches):
-                if number < done:
+            for place, block in enumerate(self.rows.blocks(self.batch)):
+                number, rest = divmod(place - self.which, self.of)
+                if rest or number < done:
                     continue
-                self._read(first)
+                self._read(block)
                 progress.update()
                 if time.monotonic() - start > SAVE_SECONDS:
                     self._save(number + 1)
@@ -160,10 +141,12 @@ class _Pass:
         if self.of == 1:  # other processes may be writing
             sweep(self.path)
 
-    def _read(self, first: int) -> None:
-        tokens_RN, lengths_R = self.rows.batch(slice(first, first + self.batch))
+    def _read(self, block: RowBlock) -> None:
+        tokens_RN, lengths_R = block.tokens(), block.lengths_R
         device = next(self.subject.model.parameters()).device
         x_TD = inputs_at(self.subject.model, self.place, torch.from_numpy(tokens_RN.astype(np.int64)).to(device))
+        device = next((p.device for p in self.layer.parameters()), device)  # with a device map, another one
+        x_TD = x_TD.to(device)
         counted_RN = np.arange(self.row) < lengths_R[:, None]
         if self.skip:
             # What begins every document is no text (delphi leaves it out, too).
@@ -172,9 +155,9 @@ class _Pass:
         features = self.layer.features(x_TD.flatten(0, 1))
         require_finite(self.place, features.values)
         each = fired(features, counted_T, self.manifest["keep"])
-        self.gatherer.add(each, first, len(tokens_RN), self.row, lengths_R, int(counted_RN.sum()))
+        self.gatherer.add(each, block.first, len(tokens_RN), self.row, lengths_R, int(counted_RN.sum()))
         if self.manifest["full"]:
-            self._write_all(first, each)
+            self._write_all(block.first, each)
 
     def _write_all(self, first: int, found: Fired) -> None:
         """Every strength of a batch, sorted by feature (compressed columns)."""
@@ -186,76 +169,16 @@ class _Pass:
             "token": token.astype(np.uint32 if self.count * self.row < 2**32 else np.uint64),
             "strength": found.strength_Z.cpu()[order].to(torch.float16).numpy(),
         }
-        self._write(self.path / full_name(self.name, first), arrays)
+        save_tensors(self.path / full_name(self.name, first), merging.whole(arrays), save_file)
 
     def _save(self, done: int) -> None:
-        self._write(self.part(self.which), self.gatherer.state(), {"done": str(done), "identity": self.identity})
-
-    def _write(self, path: Path, arrays: Arrays, header: dict[str, str] | None = None) -> None:
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_tensors(path, whole, save_file, header)
+        merging.save_part(self.path, self.manifest, self.shard, self.gatherer, done, self.data)
 
     def _resume(self) -> int:
         """Batches that are done, with what they gave."""
-        found = self._load(self.which)
+        found = merging.load_part(self.path, self.manifest, *self.shard)
         if found is None:
             return 0
         done, state = found
         self.gatherer.merge(state)
         return done
-
-    def _load(self, which: int) -> tuple[int, Arrays] | None:
-        """What a process of this same pass has saved."""
-        try:
-            with safe_open(self.part(which), "np") as file:
-                header = file.metadata() or {}
-            if header.get("identity") != self.identity:
-                return None
-            return int(header["done"]), load_arrays(self.part(which))
-        except FileNotFoundError:
-            return None
-        except (OSError, SafetensorError, ValueError, LookupError) as error:
-            say(f"{self.part(which)} cannot be used and is gathered again: {error}")
-            return None
-
-    def finish(self) -> FeatureStore | None:
-        """Put the parts together, if all are done."""
-        whole = self.gatherer if self.of == 1 else self._gatherer()
-        for which in range(self.of) if self.of > 1 else ():
-            found = self._load(which)
-            batches = range(which * self.batch, self.count, self.batch * self.of)
-            if found is None or found[0] < len(batches):
-                return None
-            whole.merge(found[1])
-        state = whole.state()
-        tokens_RN, lengths_R = self.rows.batch(slice(None))
-        documents_R = self.rows.documents_R
-        read: Arrays = {"tokens": tokens_RN, "lengths": lengths_R, "source_rows": documents_R}
-        sources = self.rows.sequences.sources_of(documents_R)
-        self._write(self.path / "rows.safetensors", read | ({"sources": sources[1]} if sources else {}))
-        counted: Arrays = {n: a for n, a in state.items() if n.endswith(("_F", "_FB"))}
-        examples: Arrays = {}
-        for part in PARTS:
-            counted[f"{part}.indptr"] = np.searchsorted(state[f"{part}.feature"], np.arange(whole.features + 1))
-            examples |= {name: state[name] for name in (f"{part}.window", f"{part}.strengths")}
-        for half in HALVES:
-            counted |= {f"pool.{half}": whole.pool[half], f"pool_fired.{half}": whole.pool_fired[half]}
-        self._write(self.path / "features.safetensors", counted)
-        self._write(self.path / "examples.safetensors", examples)
-        manifest = self.manifest | {
-            "read_tokens": whole.read_tokens,
-            "l0": float(whole.counts_F.sum() / max(1, whole.read_tokens)),
-            "alive": int((whole.counts_F > 0).sum()),
-            "skipped_starts": self.skip,
-            "pass": self.name,
-            **({"source_names": sources[0]} if sources else {}),
-        }
-        write_text(self.path / MANIFEST, json.dumps(with_checksum(manifest), indent=1) + "\n")
-        for file in self.path.glob("part-*"):
-            file.unlink(missing_ok=True)
-        return FeatureStore(self.path, manifest)
-
-
-def shard_of_environment() -> tuple[int, int]:
-    """(which, of how many) processes this is, as torchrun says."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -177,6 +177,7 @@ class Model(Mapping[str, FeedForward]):
         Give one change: `add` to their strength, `set` it, `scale` it, or `ablate` (set to 0). `experts`: all features
         of these experts. ValueError for a layer or feature that is not there, and unless exactly one change is given.
         """
+        self.subject.require_whole("an edit")
         target = self.find(name, layer)
         edit = make_edit(target.layer, features, experts, add=add, set=set, scale=scale, ablate=ablate)
         with spliced(self.subject.model, target.layer, target.place, edit):
@@ -196,6 +197,7 @@ class Model(Mapping[str, FeedForward]):
         on_text: Callable[[str], object] | None = None,
     ) -> Generated:
         """Continue a prompt; parameters as for `glassmoe.generate`."""
+        self.subject.require_whole("generation")
         kind = self.subject.kind()
         prompt = kind.prompt if prompt is None else prompt
         self.subject.encode(prompt, prompt=True)  # refuses a token that the model cannot read
@@ -221,6 +223,7 @@ class Model(Mapping[str, FeedForward]):
         doubled in the model, to compare the effect with the graph. ValueError for a model without features, for a
         prompt that is empty or longer than the context, and for what is no single token.
         """
+        self.subject.require_whole("an attribution graph")
         parts = {name: (each.layer, each.place) for name, each in self.layers.items()}
         tracer = Tracer(self.subject, parts, coder)
         return tracer.trace(prompt, target=target, against=against, features=features, check=check)

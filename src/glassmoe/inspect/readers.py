@@ -11,8 +11,9 @@ from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import FitConfig
 from glassmoe.coders.files import coder_folders, header, load_coder
 from glassmoe.model import FeedForward
+from glassmoe.model.loading import Loading
 from glassmoe.model.neurons import neurons
-from glassmoe.model.subject import ModelSource, Place, Subject, load_subject, weights_digest
+from glassmoe.model.subject import ModelSource, Place, Subject, load_subject
 from glassmoe.model.swapping import layer_kind, own_layers
 
 
@@ -36,19 +37,21 @@ class Reader:
 
 
 def open_coders(
-    path: str | Path, source: ModelSource | None = None, device: str = "auto"
+    path: str | Path, source: ModelSource | None = None, device: str = "auto", how: Loading | None = None
 ) -> tuple[Subject, dict[str, Reader]]:
     """The coders in a directory that `fit` made, by name, and the model that they were fitted to. `source`: the model,
-    if it moved. ValueError when one cannot be loaded, or the model has other weights."""
+    if it moved. `how`: the model is loaded. ValueError when one cannot be loaded, or the model has other weights."""
     path = Path(path)
     loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
     config = next(iter(loaded.values()))[1]
-    subject = load_subject(config.source if source is None else source, device)
+    last = max(fit.coder.layer for _, fit in loaded.values())
+    subject = load_subject(config.source if source is None else source, device, how=how, last=last)
     subject = replace(subject, start=config.start_token or subject.start)
-    digest = weights_digest(subject.model)
+    digests = {header(folder).get("source_sha256") for folder in loaded}
+    known = {digest for digest in digests if subject.has_weights(digest)}
     readers = {}
     for folder, (coder, fit) in loaded.items():
-        if header(folder).get("source_sha256") != digest:
+        if header(folder).get("source_sha256") not in known:
             raise ValueError(
                 f"the coder in {folder} was fitted to other weights than {subject.name} holds; give its model as source"
             )
@@ -60,12 +63,17 @@ def open_coders(
 
 
 def open_model(
-    target: ModelSource, source: ModelSource | None = None, device: str = "auto"
+    target: ModelSource,
+    source: ModelSource | None = None,
+    device: str = "auto",
+    how: Loading | None = None,
+    last: int | None = None,
 ) -> tuple[Subject, dict[str, Reader]]:
-    """The coders in a directory with their model, as `open_coders` returns them; or a model alone, without readers."""
+    """The coders in a directory with their model, as `open_coders` returns them; or a model alone, without readers.
+    `how`, `last`: as for `load_subject`."""
     if isinstance(target, str | Path) and Path(target).is_dir() and coder_folders(Path(target), missing=True):
-        return open_coders(target, source, device)
-    return load_subject(target if source is None else source, device), {}
+        return open_coders(target, source, device, how)
+    return load_subject(target if source is None else source, device, how=how, last=last), {}
 
 
 def open_readers(
@@ -75,15 +83,16 @@ def open_readers(
     own: bool = True,
     source: ModelSource | None = None,
     device: str = "auto",
+    how: Loading | None = None,
 ) -> tuple[Subject, dict[str, Reader]]:
     """A model and everything in it that can be read.
 
     Of a directory of coders these, with `own` also the neurons of the MLPs that they replace; of a model (a run, a
     folder of transformers files, a hub id, objects) the features of its feed-forward layers, or of those that were
-    replaced. `layers`: these alone.
+    replaced. `layers`: these alone. `how`: the model is loaded, with `prefix` up to the last of these.
     ValueError as for `open_coders`, and when no layer is left.
     """
-    subject, readers = open_model(target, source, device)
+    subject, readers = open_model(target, source, device, how, max(layers) if layers else None)
     present = sorted({reader.number for reader in readers.values()}) or list(range(subject.layers))
     missing = [layer for layer in layers or () if layer not in present]
     if missing:

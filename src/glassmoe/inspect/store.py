@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from glassmoe.atomic import TEMPORARY
-from glassmoe.checksums import Damaged, open_tensors, verify_tensors, without_checksum
+from glassmoe.checksums import Damaged, map_tensors, open_tensors, verify_tensors, without_checksum
 
 from .examples import HALVES, Arrays, Examples, Float32, Int64, bin_edges
 
@@ -69,14 +70,15 @@ class Gathering:
 class FeatureStore:
     """A finished store. `manifest`: what was read and how. `rows_RN`, `lengths_R`: the tokens of each row, which is the
     beginning of a sequence or a piece of a document; `source_rows_R`: the number of that sequence in the split;
-    `sources_R`: its source, as an index into the manifest's `source_names`, None where that is not kept. `counts_F`,
-    `windows_F`: tokens and windows in which a feature fires; `maxima_F`, `sums_F`: maximum and sum of its strengths;
-    `histogram_FB`: their histogram, with bins between `edges_B`.
+    `sources_R`: its source, as an index into the manifest's `source_names`, None where that is not kept. These are
+    mapped from the file: memory does not grow with the tokens. `counts_F`, `windows_F`: tokens and windows in which a
+    feature fires; `maxima_F`, `sums_F`: maximum and sum of its strengths; `histogram_FB`: their histogram, with bins
+    between `edges_B`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
-        rows, counted = (load_arrays(path / f"{name}.safetensors") for name in ("rows", "features"))
+        rows, counted = map_tensors(path / "rows.safetensors"), load_arrays(path / "features.safetensors")
         self.rows_RN, self.lengths_R, self.source_rows_R = rows["tokens"], rows["lengths"], rows["source_rows"]
         self.counts_F, self.windows_F, self.maxima_F = (counted[f"{n}_F"] for n in ("counts", "windows", "maxima"))
         self.sources_R = rows.get("sources")
@@ -214,9 +216,10 @@ def store_path(model: str | Path, name: str) -> Path:
     return Path(model) / FOLDER / name.replace("/", "-")
 
 
-def open_store(path: Path, make_it: str | None = None, weights_sha256: str | None = None) -> FeatureStore:
+def open_store(path: Path, make_it: str | None = None, is_of: Callable[[str], bool] | None = None) -> FeatureStore:
     """The store in a folder. ValueError, with the command that makes one, when there is none, it is unfinished or
-    damaged, or it was gathered from other weights. `make_it`: that command, where a better one is known."""
+    damaged, or it was gathered from other weights. `make_it`: that command, where a better one is known. `is_of`:
+    whether the digest of weights is that of the model."""
     advice = make_it or MAKE_IT.format(path.parent.parent)
     if not (path / MANIFEST).is_file():
         begun = any(path.glob("part-*.safetensors"))
@@ -234,7 +237,7 @@ def open_store(path: Path, make_it: str | None = None, weights_sha256: str | Non
         raise Damaged(f"the store of examples {path} is damaged: {error}; {advice} --again") from None
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
         raise ValueError(f"the store of examples {path} cannot be read by this glassmoe; {advice} --again") from None
-    if weights_sha256 not in (None, manifest["weights_sha256"]):
+    if is_of is not None and not is_of(manifest["weights_sha256"]):
         raise ValueError(f"the examples in {path} are of other weights than the model's are now; {advice} --again")
     return store
 

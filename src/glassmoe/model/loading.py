@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import load_tokenizer, loading_failure
 
 from .families import UPCYCLED
+from .prefix import load_prefix
 from .upcycled import upcycled_classes
 
 OWN = "glassmoe"
@@ -107,9 +110,49 @@ def load_own(name: str) -> tuple[Any, RunConfig | None]:
     return model, config
 
 
-def load_foreign(name: str) -> Any:
-    """A causal language model of transformers, in float32. ValueError, in one sentence, when it is not all there."""
-    arguments = from_pretrained(name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+@dataclass(frozen=True)
+class Loading:
+    """How a model of transformers is loaded."""
+
+    dtype: str = "float32"
+    """Type of its weights; `auto`: as its files have them."""
+    device_map: str | None = None
+    """Over which devices accelerate spreads it, such as `auto`; None: one device."""
+    prefix: bool = False
+    """Whether it is loaded up to the last layer that is read only."""
+
+    @property
+    def usual(self) -> bool:
+        return self == Loading()
+
+    def options(self) -> dict[str, Any]:
+        """As `from_pretrained` takes them. ValueError where accelerate is missing."""
+        if self.device_map is not None and find_spec("accelerate") is None:
+            raise ValueError(
+                'device_map needs the package accelerate; install it with: pip install "glassmoe[devices]", or leave '
+                "device_map out and load less with prefix"
+            )
+        dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        return {"dtype": dtype, **({} if self.device_map is None else {"device_map": self.device_map})}
+
+
+def load_foreign(name: str, how: Loading | None = None, blocks: int | None = None) -> Any:
+    """A causal language model of transformers, in float32 unless `how` says otherwise. `blocks`: its first blocks
+    alone. ValueError, in one sentence, when it is not all there, or not all of it fits on the devices."""
+    how = how or Loading()
+    options = how.options()
+    if blocks is not None and gguf_of(name) is not None:
+        raise ValueError(f"the blocks of the GGUF file {name} cannot be loaded by themselves; open it without prefix")
+    if blocks is not None:
+        try:
+            with _quiet():
+                model, missing = load_prefix(name, read_settings(name), blocks, options)
+        except ValueError:
+            raise
+        except Exception as error:  # as above
+            raise _not_loaded(name, error) from None
+        return _complete(name, model, missing, how, f"{model.base_model_prefix}.")
+    arguments = from_pretrained(name, **options, trust_remote_code=False, output_loading_info=True)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     try:
@@ -118,9 +161,20 @@ def load_foreign(name: str) -> Any:
     except Exception as error:  # as above
         raise _not_loaded(name, error) from None
     vars(model.config).pop("quantization_config", None)  # its weights are ordinary ones now
-    if missing := report["missing_keys"]:
+    return _complete(name, model, sorted(report["missing_keys"]), how)
+
+
+def _complete(name: str, model: Any, missing: list[str], how: Loading, inside: str = "") -> Any:
+    """The model itself. ValueError when weights are missing, or are on no device."""
+    if missing:
         raise ValueError(
-            f"{name} lacks weights ({min(missing)} and {len(missing) - 1} others); give a folder with all of them"
+            f"{name} lacks weights ({missing[0]} and {len(missing) - 1} others); give a folder with all of them"
+        )
+    away = [key for key, p in model.named_parameters() if p.is_meta and key.startswith(inside)]
+    if away:
+        raise ValueError(
+            f"{name} does not fit on the devices of device_map {how.device_map!r}: {away[0]} and {len(away) - 1} other "
+            f"weights would be moved in and out; load less with prefix, or in a smaller dtype"
         )
     return model
 

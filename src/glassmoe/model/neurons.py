@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glassmoe.layers.features import Features
@@ -33,11 +34,16 @@ class Neurons(FeedForward):
         return self._parts[0].encoder()
 
     def features(self, x_TD: Tensor) -> Features:
-        return Features(self._parts[0].hidden(x_TD), self.num_features)
+        return Features(self._parts[0].hidden(self._as_weights(x_TD)), self.num_features)
 
     def write(self, features: Features) -> Tensor:
-        y_TD: Tensor = self._parts[0].out(features.values)
+        y_TD: Tensor = self._parts[0].out(self._as_weights(features.values))
         return y_TD
+
+    def _as_weights(self, x: Tensor) -> Tensor:
+        """Activations are read in float32, on the device of the coders; the model may be of another type, elsewhere."""
+        weight = next(self._parts[0].out.parameters())
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.device, weight.dtype)
 
 
 def neurons(subject: Subject, layer: int, module: str | None = None) -> FeedForward:

@@ -1,8 +1,5 @@
-"""A frozen causal language model of any family: how it is loaded, and the places in it where activations are read or
-replaced.
-
-The MLPs of the families in `families.MLPS` are known by name. The MLP of any other is named by its module path, for
-example `transformer.h.{}.mlp`, where `{}` stands for the number of the layer.
+"""A frozen causal language model of any family: how it is loaded, and how activations at a place in it (`places.py`)
+are read or replaced.
 
 Legend: B rows, S positions, T = B * S tokens, D width of the stream.
 """
@@ -10,12 +7,12 @@ Legend: B rows, S positions, T = B * S tokens, D width of the stream.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,36 +25,15 @@ from glassmoe.device import pick_device
 from glassmoe.layers.dense import GLU, Dense
 from glassmoe.text.tokens import start_of, text_kind
 
-from .families import MLPS, context_of, family_of, text_settings
-from .loading import OWN, foreign_settings, is_own, load_foreign, load_own, tokenizer_of
+from .families import context_of, text_settings
+from .loading import OWN, Loading, foreign_settings, is_own, load_foreign, load_own, tokenizer_of
 from .mlp import MlpForm, mlp_form
-from .modules import (
-    RESIDUAL,
-    Bypass,
-    first_tensor,
-    mlp_like,
-    nearest,
-    residual_of,
-    stream_path,
-    takes_residual,
-    try_module,
-)
+from .modules import first_tensor, residual_of
+from .places import Place as Place
+from .places import Site as Site
+from .places import place_in as place_in
+from .prefix import loaded_names
 from .swapping import own_layers
-
-Site = Literal["stream", "mlp", "mlp-out"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a model is read: the output of the module at this path (`stream`, `mlp-out`), or its input and its output
-    (`mlp`)."""
-
-    module: str
-    site: Site
-    residual: bool = False
-    """Whether the module adds the stream, one of its arguments, to what it computes; what it computes is meant."""
-    argument: str = RESIDUAL
-    """Name of this argument."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +43,7 @@ class Subject:
     that of its tokenizer's JSON. `tokenizer`: the tokenizer's JSON, where it is another maker's or was given as an
     object. `start`: the token with which its texts begin (`text.tokens.start_of`), where that is known. `config`: that
     of its run, where glassmoe trained it. `in_memory`: whether it was given as objects, so that `name` cannot be
-    loaded."""
+    loaded. `layers`: of the whole model. `blocks`: how many of its first blocks are loaded; None: the whole model."""
 
     name: str
     model: Any
@@ -81,6 +57,7 @@ class Subject:
     config: RunConfig | None
     start: str | None = None
     in_memory: bool = False
+    blocks: int | None = None
 
     @classmethod
     def of(
@@ -137,8 +114,40 @@ class Subject:
 
     def place(self, layer: int, site: Site, module: str | None = None) -> Place:
         """The MLP of a layer, or its block's output. `module`: path of the MLP, where the family is not known, or
-        another is meant. ValueError for a layer or module that is not there."""
+        another is meant. ValueError for a layer or module that is not there, or not loaded."""
+        if self.blocks is not None and self.blocks <= layer < self.layers:
+            raise ValueError(
+                f"layer {layer} of {self.name} is not loaded, but the first {self.blocks} layers only; open the model "
+                f"without prefix, or with this layer"
+            )
         return place_in(self.model, layer, site, module)
+
+    def digest(self) -> str:
+        """Identifies the weights: `weights_digest` and, where only the first N blocks are loaded, `N:` before it."""
+        return weights_digest(self.model) if self.blocks is None else f"{self.blocks}:{self._digest_of(self.blocks)}"
+
+    def has_weights(self, digest: str | None) -> bool:
+        """Whether this model is the one of a digest. ValueError where too little of it is loaded to tell."""
+        blocks, _, hashed = (digest or "").rpartition(":")
+        needed = int(blocks) if blocks else None
+        if self.blocks is not None and (needed is None or needed > self.blocks):
+            what = "the whole model" if needed is None else f"its first {needed} layers"
+            raise ValueError(
+                f"cannot compare the weights of {self.name}, of which the first {self.blocks} layers are loaded, with "
+                f"those that were read, which are of {what}; open it without prefix"
+            )
+        return hashed == (weights_digest(self.model) if needed is None else self._digest_of(needed))
+
+    def require_whole(self, what: str) -> None:
+        """ValueError where the model is not loaded to its end."""
+        if self.blocks is not None:
+            raise ValueError(
+                f"{what} needs the whole model, and only the first {self.blocks} of {self.layers} layers of "
+                f"{self.name} are loaded; open it without prefix"
+            )
+
+    def _digest_of(self, blocks: int) -> str:
+        return weights_digest(self.model, set(loaded_names(self.model, blocks, self.blocks or self.layers)))
 
     def kind(self) -> TokenKind:
         """What its tokens are; of text with the tokenizer beside the weights. ValueError when that is missing, has
@@ -204,10 +213,14 @@ ModelSource = str | Path | Subject | tuple[Any, Any]
 tokenizer)`."""
 
 
-def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -> Subject:
+def load_subject(
+    source: ModelSource, device: str = "auto", own: bool = False, how: Loading | None = None, last: int | None = None
+) -> Subject:
     """The model of a source, in evaluation mode and without gradients; one that is loaded is in float32. `own`: accept
-    only models that glassmoe trained. ValueError, in one sentence, when there is none, its weights are not all there,
-    or it is of another maker and `own` is set."""
+    only models that glassmoe trained. `how` (of other makers' models): type, devices, and whether to load it up to the
+    layer `last` only. ValueError, in one sentence, when there is none, its weights are not all there, it is of another
+    maker and `own` is set, or it is of glassmoe and `how` is not the usual one."""
+    how = how or Loading()
     if isinstance(source, tuple):
         source = Subject.from_objects(*source)
     if isinstance(source, Subject):
@@ -217,12 +230,24 @@ def load_subject(source: ModelSource, device: str = "auto", own: bool = False) -
     name = str(source)
     foreign = foreign_settings(name)
     if foreign is None:
+        if not how.usual:
+            raise ValueError(
+                f"{name} was trained with glassmoe or is no model; dtype, device_map and prefix are for models of "
+                f"transformers, so leave them out"
+            )
         model, config = load_own(name)
         return Subject.of(name, model.to(pick_device(device)), config=config)
     if own:
         raise _another_maker(name, foreign.model_type)
-    model = load_foreign(name).to(pick_device(device))
-    return Subject.of(name, model, *(tokenizer_of(name) or ()))
+    layers = foreign.get_text_config().num_hidden_layers if how.prefix else 0
+    blocks = last + 1 if last is not None and 0 <= last < layers - 1 else None
+    place = pick_device(device)
+    model = load_foreign(name, how, blocks)
+    if how.device_map is None:
+        part = model if blocks is None else getattr(model, model.base_model_prefix)
+        part.to(place)
+    subject = Subject.of(name, model, *(tokenizer_of(name) or ()))
+    return subject if blocks is None else replace(subject, layers=layers, blocks=blocks)
 
 
 def _another_maker(name: str, family: str) -> ValueError:
@@ -231,90 +256,18 @@ def _another_maker(name: str, family: str) -> ValueError:
     )
 
 
-def weights_digest(model: Any) -> str:
-    """sha256 (hex) over a model's parameters and buffers, by name: it identifies the weights to which a coder or store
-    belongs."""
+def weights_digest(model: Any, names: Container[str] | None = None) -> str:
+    """sha256 (hex) over a model's parameters and buffers, by name, or over those called `names`: it identifies the
+    weights to which a coder or store belongs. Numbers of half precision count as the same numbers in float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if names is not None and name not in names:
+            continue
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def place_in(model: Any, layer: int, site: Site, module: str | None = None) -> Place:
-    """`Subject.place` for a bare model. ValueError also for a module that writes, or for `mlp` reads, another number of
-    entries than the stream has, and for one that adds its own input."""
-    sizes, swapped = text_settings(model), getattr(model.config, "glassmoe", None)
-    layers, width = sizes.num_hidden_layers, sizes.hidden_size
-    known = MLPS.get(family_of(model.config)) or (swapped["module"] if swapped else None)
-    if not 0 <= layer < layers:
-        raise ValueError(f"layer {layer} is not in this model: it has layers 0 to {layers - 1}")
-    if site == "stream" and module is None and known is None:
-        pattern = stream_path(model, layers) or _unknown(model, layers, width)
-    else:
-        pattern = module or known or _unknown(model, layers, width)
-        pattern = pattern.rpartition(".")[0] if site == "stream" else pattern
-    path = pattern.replace("{}", str(layer))
-    if path not in dict(model.named_modules()) or not path:
-        raise ValueError(f"this model has no module {path!r}; did you mean {nearest(model, path, width)}?")
-    if module is not None:
-        argument = _check_module(model, path, site, width, layers)
-        return Place(path, site) if argument is None else Place(path, site, True, argument)
-    return Place(path, site, site != "stream" and takes_residual(model.get_submodule(path)))
-
-
-def _unknown(model: Any, layers: int, width: int) -> NoReturn:
-    """ValueError: the MLPs of a family are not known by name."""
-    paths = mlp_like(model, width, layers)
-    advice = (
-        f"give the module path of one with --module, such as {' or '.join(paths[:3])}"
-        if paths
-        else f"no module of a layer is an MLP that reads and writes {width} numbers per token, so only the stream "
-        f"after a block can be read: give autoencoders and --site stream"
-    )
-    raise ValueError(f"the MLPs of a {model.config.model_type} model are not known by name; {advice}")
-
-
-def _check_module(model: Any, path: str, site: Site, width: int, layers: int) -> str | None:
-    """Name of the argument by which a module is given the stream that it adds; None where it adds none. ValueError for
-    a module that coders cannot read or replace."""
-    trial = try_module(model, path)
-    if trial.writes != width or (site == "mlp" and trial.reads != width):
-        both = f"reads {trial.reads} numbers per token and writes {trial.writes}"
-        read = both if site == "mlp" else f"writes {trial.writes} numbers"
-        fitting = " or ".join(mlp_like(model, width, layers)[:3])
-        raise ValueError(
-            f"the module {path} {read}; a coder needs one width, the {width} of the residual stream"
-            + (f": name another module, such as {fitting}" if fitting else "; name another module")
-        )
-    if site == "stream":
-        return None
-    if trial.changes:
-        raise ValueError(
-            f"the module {path} changes its arguments in place, so that what it reads and adds cannot be told apart "
-            f"after it; name another module"
-        )
-    if trial.refused is not None:
-        raise _mixed(model, path, site, width, trial.refused)
-    return trial.bypasses[0].argument if trial.bypasses else None
-
-
-def _mixed(model: Any, path: str, site: Site, width: int, bypass: Bypass) -> ValueError:
-    """The refusal of a module that does not return what it adds."""
-    if bypass.is_input:
-        what = "adds its own input to its output" + ("" if bypass.is_added else " and normalises or scales the sum")
-    elif bypass.is_added:
-        what = f"adds its argument {bypass.argument} and another one to its output"
-    else:
-        what = f"does more with its argument {bypass.argument} than add it to its output (such as a norm of the sum)"
-    source = bypass.computed_by
-    if source is None:
-        advice = "name the module inside it that computes what is added"
-    elif site == "mlp" and try_module(model, source).reads != width:
-        advice = f"give autoencoders with --site mlp-out and the module inside it that computes this: {source}"
-    else:
-        advice = f"name the module inside it that computes this: {source}"
-    return ValueError(f"the module {path} {what}, so that it cannot be replaced by what it adds; {advice}")
 
 
 class Activations(NamedTuple):

@@ -169,8 +169,10 @@ def _discover(inputs: str | Path | Sequence[str | Path]) -> tuple[list[str], int
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     names: list[str] = []
     ignored = 0
-    for each in listed or [[]]:
-        found, others = ([str(each)], 0) if is_dataset(str(each)) else discover(each, KINDS)  # type: ignore[arg-type]
+    if not listed:
+        discover([], KINDS)  # which says what to pass
+    for each in listed:
+        found, others = ([str(each)], 0) if is_dataset(str(each)) else discover(each, KINDS)
         names += found
         ignored += others
     return names, ignored

@@ -42,10 +42,13 @@ def save(
     group: Processes | None = None,
     keep: int = KEEP,
     writer: Writer | None = None,
+    *,
+    own: bool = False,
 ) -> Path:
     """Writes `folder/step-N.safetensors`, or with several processes, which all call this, `folder/step-N/`; deletes all
     but the newest `keep`. `extra`: plain values that `restore` returns. `writer`: does the writing; one with a thread
-    gets copies, and the checkpoint exists when it has written. Returns the path.
+    gets copies, and the checkpoint exists when it has written. `own`: whether the processes hold different modules.
+    Returns the path.
 
     OSError, with the reason and the last good checkpoint, when the file cannot be written.
     """
@@ -62,7 +65,7 @@ def save(
     name = f"step-{step:08d}"
     path = folder / name if group.count > 1 else folder / f"{name}.safetensors"
     if group.count > 1:
-        kept, metadata = own_part(tensors, group)
+        kept, metadata = own_part(tensors, group, own)
     else:
         kept, metadata = {name: t.contiguous() for name, t in tensors.items()}, header
     if writer.threaded:
@@ -114,11 +117,14 @@ def restore(
     optimizers: list[torch.optim.Optimizer],
     extra: dict[str, Any],
     group: Processes | None = None,
+    *,
+    own: bool = False,
 ) -> tuple[int, dict[str, Any]] | None:
     """Restores the newest readable checkpoint, bit for bit. Returns its step and its `extra`; None without a
     checkpoint. All processes call this and restore the same checkpoint.
 
-    `extra`: keys and types that the values of the checkpoint must have. A checkpoint is restored completely or not at
+    `extra`: keys and types that the values of the checkpoint must have. `own`: whether the processes hold different
+    modules, so that a checkpoint has more than this one reads. A checkpoint is restored completely or not at
     all. ValueError when checkpoints exist and none can be used, and when one has a newer schema.
     """
     group, problems = group or Processes(), []
@@ -128,6 +134,8 @@ def restore(
             stored = open_stored(path, group)
             check_version(path, int(stored.header["schema_version"]), SCHEMA_VERSION)
             verify(path, group)
+            if own:
+                stored = stored.of_modules([name for name, _ in model.named_children()])
             step, values, states = _check(path, stored, model, optimizers, extra)
         except NewerSchema:
             raise

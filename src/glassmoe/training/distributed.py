@@ -8,14 +8,21 @@ are small enough (coders) are copied instead, and their gradients summed. One pr
 from __future__ import annotations
 
 import atexit
+import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for the shares of others. The usual limit of torch is half an hour."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,11 @@ def processes(device: torch.device, replicas: int = 1) -> Processes:
         # A process that trains several models joins once: FSDP2 keeps the group beyond a model.
         atexit.register(dist.destroy_process_group)
     return Processes(dist.get_rank(), dist.get_world_size(), replicas)
+
+
+def reading_processes() -> Processes:
+    """The processes that torchrun started, for shares of work that need no gradients."""
+    return processes(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def replica_groups(count: int, replicas: int) -> int:
@@ -181,6 +193,19 @@ def sum_values(values: Tensor, group: Processes) -> Tensor:
     return values
 
 
+def gather_values(value: Any, group: Processes) -> list[Any]:
+    """The plain values (of JSON) of all processes, by their numbers."""
+    if group.count == 1:
+        return [value]
+    raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(group.count)]
+    dist.all_gather(sizes, torch.tensor([len(raw)]))
+    longest = max(int(size) for size in sizes)
+    texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(group.count)]
+    dist.all_gather(texts, torch.cat([raw, raw.new_zeros(longest - len(raw))]))
+    return [json.loads(bytes(text[: int(size)].tolist())) for text, size in zip(texts, sizes, strict=True)]
+
+
 def any_process(flag: bool, group: Processes) -> bool:
     """Whether the flag is set in any process: a signal may reach only one of them. The processes ask each other on the
     CPU, and wait for no GPU."""
@@ -190,3 +215,14 @@ def any_process(flag: bool, group: Processes) -> bool:
 def barrier(group: Processes) -> None:
     if group.count > 1:
         dist.barrier()
+
+
+def wait_for_all(group: Processes) -> None:
+    """A barrier for shares of work that may take very different times."""
+    if group.count > 1:
+        dist.barrier(group=_patient_group())
+
+
+@cache
+def _patient_group() -> Any:
+    return dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -72,6 +72,8 @@ def _task(resolved: ResolvedRun, group: Processes, source: Subject | None) -> La
 class LanguageTask:
     """Next-token prediction on rows of a corpus; `loop.Task` says what each method is for."""
 
+    divided = False
+
     def __init__(self, resolved: ResolvedRun, group: Processes, source: Subject | None = None):
         self.resolved, self.config, self.group, self.source = resolved, resolved.config, group, source
         self.out, self.corpus, self.rows = resolved.out, resolved.corpus, resolved.rows

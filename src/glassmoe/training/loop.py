@@ -24,7 +24,7 @@ from glassmoe.console import bar, say
 from glassmoe.device import fast_bf16
 
 from . import checkpoint
-from .distributed import Processes, any_process, barrier, clip_gradients, sum_gradients, sum_values
+from .distributed import Processes, any_process, barrier, clip_gradients, gather_values, sum_gradients, sum_values
 from .mirrors import Mirror, require_tracker
 from .optimizer import build_optimizers, schedule, set_learning_rate
 from .profiling import traced_steps
@@ -65,12 +65,14 @@ class Batch:
 class Task(Protocol):
     """What the loop trains. All processes call all methods.
 
-    `module`: the module that is trained; a checkpoint holds its parameters and buffers. `fingerprint`: hash of the
+    `module`: the module that is trained; a checkpoint holds its parameters and buffers. `divided`: whether the
+    processes train different modules, each on all rows, so that no gradients are summed. `fingerprint`: hash of the
     data, which must be the same when a run is resumed. `tokens_per_step` and `flops_per_token` are logged. `dtype`: the
     type of products.
     """
 
     module: nn.Module
+    divided: bool
     fingerprint: str
     tokens_per_step: int
     flops_per_token: float
@@ -136,7 +138,7 @@ def run_task(
     require_tracker(settings.mirror)
     optimizers = build_optimizers(task.module, optimizer, torch.bfloat16 if fast_bf16(device) else torch.float32)
     fresh: dict[str, Any] = {"data": task.fingerprint, "seconds": 0.0}
-    restored = checkpoint.restore(out / "state", task.module, optimizers, fresh, group)
+    restored = checkpoint.restore(out / "state", task.module, optimizers, fresh, group, own=task.divided)
     start, extra = restored or (0, fresh)
     if extra["data"] != task.fingerprint:
         raise ValueError(
@@ -231,8 +233,9 @@ def _loop(s: Session, new: bool, stop: list[int], stepped: Callable[[], None]) -
 def _save(s: Session, done: int, seconds: float) -> None:
     extra = {"data": s.task.fingerprint, "seconds": seconds}
     s.writer.wait()
-    checkpoint.save(s.out / "state", done, s.task.module, s.optimizers, extra, s.group, s.settings.keep, s.writer)
-    s.task.publish(done, s.writer)
+    task, folder, keep = s.task, s.out / "state", s.settings.keep
+    checkpoint.save(folder, done, task.module, s.optimizers, extra, s.group, keep, s.writer, own=task.divided)
+    task.publish(done, s.writer)
     if not s.writer.threaded:
         barrier(s.group)
 
@@ -273,10 +276,18 @@ def _step(s: Session, step: int) -> tuple[StepValues, int]:
             # In double precision, on the device.
             sums[name] = sums.get(name, 0.0) + part.detach().double()
         torch.stack(list(parts.values())).sum().backward()
-    sum_gradients(s.task.module, s.group)
-    summed = sum_values(torch.stack(list(sums.values())).float(), s.group)
-    norm = clip_gradients(s.task.module, s.optimizer.clip or math.inf, s.group)
-    values = StepValues(s, step, list(sums), summed, norm)
+    names, summed = list(sums), torch.stack(list(sums.values()))
+    if s.task.divided:
+        # Different modules may have losses of different names.
+        line: dict[str, float] = {}
+        for each in gather_values(dict(zip(names, summed.tolist(), strict=True)), s.group):
+            line |= {name: line.get(name, 0.0) + value for name, value in each.items()}
+        names, summed = list(line), torch.tensor(list(line.values()), device=s.device)
+    else:
+        sum_gradients(s.task.module, s.group)
+        summed = sum_values(summed.float(), s.group)
+    norm = clip_gradients(s.task.module, s.optimizer.clip or math.inf, s.group, own=s.task.divided)
+    values = StepValues(s, step, names, summed, norm)
     if s.device.type == "cpu":
         values.read()  # nothing is updated by a gradient that is not finite
     set_learning_rate(s.optimizers, schedule(step, s.settings.steps, s.optimizer))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +55,17 @@ def like(parameter: Tensor, part: Tensor) -> Tensor:
     return whole
 
 
-def own_part(tensors: dict[str, Tensor], group: Processes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What this process writes of tensors, and the metadata of its file."""
+def own_part(
+    tensors: dict[str, Tensor], group: Processes, own: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What this process writes of tensors, and the metadata of its file. `own`: whether the processes hold different
+    tensors."""
     parts: dict[str, list[int]] = {}
     kept = {}
     for name, tensor in tensors.items():
         dim, start, _ = held(tensor)
         # Of copies, the first is written.
-        if group.rank < group.shards if is_sharded(tensor) else group.first:
+        if group.rank < group.shards if is_sharded(tensor) else own or group.first:
             kept[name] = local(tensor).contiguous()
             parts[name] = [dim, start, tensor.shape[dim] if tensor.ndim else 1]
     return kept, {"parts": json.dumps(parts)}
@@ -102,6 +106,12 @@ class Stored:
     random: dict[str, Tensor]
     files: dict[str, list[tuple[Path, int, int, int]]]
     """Name of a tensor -> the files with its parts, and of each part the dimension, first entry and entries."""
+
+    def of_modules(self, names: Sequence[str]) -> Stored:
+        """What it holds of some modules of the outermost one."""
+        begins = tuple(f"{kind}/{name}." for name in names for kind in ("model", "optimizer"))
+        shapes = {name: shape for name, shape in self.shapes.items() if name.startswith(begins)}
+        return replace(self, shapes=shapes, files={name: self.files[name] for name in shapes})
 
     def read(self, name: str, dim: int, start: int, size: int) -> Tensor:
         """The entries `start` to `start + size` of a tensor along a dimension."""

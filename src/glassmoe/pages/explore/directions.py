@@ -25,6 +25,8 @@ from glassmoe.layers.features import Features, FeedForward
 from glassmoe.model.subject import Place, Subject, activations
 
 BLOCK = 1024
+ROWS = 1 << 12
+"""Rows of a store that are read at once."""
 TOKENS_AT_ONCE = 128
 EXAMPLES = 4
 """Strongest examples over which token-dependent writes are averaged."""
@@ -162,9 +164,11 @@ def moved_logits(subject: Subject, rows_FD: Tensor, count: int, store: FeatureSt
     the store have. Tokens that no text has were all trained in the same way, so that their logits tie and would fill
     both lists."""
     w_VD = subject.model.get_output_embeddings().weight.detach().float()
-    here_RN = np.arange(store.rows_RN.shape[1]) < np.asarray(store.lengths_R)[:, None]
     absent_V = torch.ones(len(w_VD), dtype=torch.bool, device=w_VD.device)
-    absent_V[torch.from_numpy(np.unique(store.rows_RN[here_RN]).astype(np.int64)).to(w_VD.device)] = False
+    for start in range(0, len(store.rows_RN), ROWS):
+        rows_RN, lengths_R = store.rows_RN[start : start + ROWS], store.lengths_R[start : start + ROWS]
+        here = np.unique(rows_RN[np.arange(rows_RN.shape[1]) < lengths_R[:, None]])
+        absent_V[torch.from_numpy(here.astype(np.int64)).to(w_VD.device)] = False
     count = min(count, int((~absent_V).sum()))
     up, down = [], []
     for some_BD in rows_FD.split(BLOCK):

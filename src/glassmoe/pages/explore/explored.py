@@ -7,8 +7,9 @@ Explanations are read leniently: a file, line or field that is missing or has a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from glassmoe.explaining.results import DetectedProperty
 from glassmoe.inspect.readers import Reader, open_readers
 from glassmoe.inspect.store import FOLDER, MANIFEST, FeatureStore, open_store
 from glassmoe.measure.saved import saved_values
-from glassmoe.model.subject import Subject, weights_digest
+from glassmoe.model.subject import Subject
 from glassmoe.pages.run_record import distinct_runs, names_of
 
 HEADLINES = {"detection": "balanced_accuracy", "fuzzing": "balanced_accuracy", "embedding": "auc"}
@@ -196,16 +197,16 @@ def _of_run(run: Path, name: str, layers: Sequence[int] | None, source: str | No
         raise ValueError(f"there are no examples of the features of {what} yet; make them with: {command}")
     if left := len(folders) - len(stored):
         say(f"{name}: {left} stores of examples are left out (unfinished, or of other layers or coders)")
-    digest = weights_digest(subject.model)
+    is_of = cache(subject.has_weights)  # all weights are read for an answer
     ordered = sorted(stored, key=lambda entry: (entry[0].number, entry[1]))
-    return [explored_layer(run, name, title, path, subject, reader, digest) for reader, title, path in ordered]
+    return [explored_layer(run, name, title, path, subject, reader, is_of) for reader, title, path in ordered]
 
 
 def explored_layer(
-    run: Path, name: str, title: str, store: Path, subject: Subject, reader: Reader, digest: str
+    run: Path, name: str, title: str, store: Path, subject: Subject, reader: Reader, is_of: Callable[[str], bool]
 ) -> ExploredLayer:
-    """A layer or coder with the examples in the folder `store` and its explanations. `digest`: of the model's weights.
-    ValueError for examples of other weights."""
+    """A layer or coder with the examples in the folder `store` and its explanations. `is_of`: whether a
+    digest is that of the model's weights. ValueError for examples of other weights."""
     return ExploredLayer(
         run=run,
         name=name,
@@ -213,7 +214,7 @@ def explored_layer(
         subject=subject,
         kind=subject.kind(),
         reader=reader,
-        store=open_store(store, weights_sha256=digest),
+        store=open_store(store, is_of=is_of),
         explained=read_explanations(run / EXPLANATIONS / store.name),
         tracked=_tracked(run, reader),
     )

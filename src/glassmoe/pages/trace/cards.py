@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from glassmoe.console import say
 from glassmoe.inspect.readers import Reader
 from glassmoe.inspect.store import MANIFEST, store_path
-from glassmoe.model.subject import Subject, weights_digest
+from glassmoe.model.subject import Subject
 from glassmoe.pages.explore.directions import HOW, Logits, moved_logits, unit_writes
 from glassmoe.pages.explore.explored import ExploredLayer, explored_layer
 from glassmoe.pages.explore.records import Recorder, Relations, explanation_record, rounded
@@ -27,14 +28,13 @@ Cards = dict[tuple[int, int], CardRecord]
 def open_examples(run: str | Path, subject: Subject, readers: Mapping[str, Reader]) -> list[ExploredLayer]:
     """Those layers or coders of an opened run that have examples. Examples that cannot be read, or are of other
     weights, are left out, and the reason is printed."""
-    found = []
-    digest = weights_digest(subject.model)
+    found, is_of = [], cache(subject.has_weights)  # all weights are read for an answer
     for reader in readers.values():
         store = store_path(run, reader.name)
         if not (store / MANIFEST).is_file():
             continue
         try:
-            found.append(explored_layer(Path(run), Path(run).name, reader.name, store, subject, reader, digest))
+            found.append(explored_layer(Path(run), Path(run).name, reader.name, store, subject, reader, is_of))
         except ValueError as error:
             say(f"the page shows no examples of {reader.name}: {error}")
     return found

@@ -205,6 +205,7 @@ def figure8(
         say(f"{run}, {reader}" + (f", the greatest {k} of a token" if k else ""))
         opened = open_layer(run, layer, coder=reader, device=device)
         examples = open_examples(*opened, run, gathering=replace(usual, keep=k), data=data, again=again)
+        assert examples is not None  # it is no share
         return _explained(examples, run, k, judge, count, protocol, again)
 
     def kind(reader: str) -> str:
