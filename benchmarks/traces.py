@@ -99,9 +99,9 @@ def made_tracer(sizes: Sizes, folder: Path) -> tuple[Tracer, list[int]]:
     save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, folder / "model.safetensors")
     save_file(coders, folder / "coders.safetensors")
     shape = {
-        "layers": layers, "width": width, "heads": 4, "kv_heads": 2, "hidden": 2 * width, "context": 64, "vocab": VOCABULARY,
-        "theta": float(config.rope_parameters["rope_theta"]), "eps": config.rms_norm_eps, "features": features, "k": k,
-        "ids": ids, "batch": BATCH,
+        "layers": layers, "width": width, "heads": 4, "kv_heads": 2, "hidden": 2 * width, "context": 64,
+        "vocab": VOCABULARY, "theta": float(config.rope_parameters["rope_theta"]), "eps": config.rms_norm_eps,
+        "features": features, "k": k, "ids": ids, "batch": BATCH,
     }  # fmt: skip
     (folder / "shape.json").write_text(json.dumps(shape))
     return Tracer(subject, parts), ids

@@ -19,7 +19,8 @@ from glassmoe.config import RunConfig, load
 from glassmoe.model import FEED_FORWARD
 from glassmoe.training import checkpoint
 from glassmoe.training.language import train
-from glassmoe.training.loop import Diverged, Stopped, stop_signals
+from glassmoe.training.loop import Diverged, Stopped
+from glassmoe.training.stopping import stop_signals
 from glassmoe.training.tracking import read_metrics
 from tiny_runs import Interrupt, assert_same_bits, stop_after, tiny, weights
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from .mirrors import Mirror, require_tracker
 from .optimizer import build_optimizers, schedule, set_learning_rate
 from .profiling import traced_steps
 from .records import METRICS
+from .stopping import stop_signals
 from .tracking import MetricsLog
 from .utilisation import peak_flops
 from .writing import Writer
@@ -298,28 +298,6 @@ def _step(s: Session, step: int) -> tuple[StepValues, int]:
     s.task.after_update(step)
     values.rates = {type(o).__name__.lower(): o.param_groups[0]["lr"] for o in s.optimizers}
     return values, batch.tokens
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM, SIGHUP and Ctrl-C in a list that the loop reads after each step; a second signal acts at once.
-    A SIGHUP that is ignored, as under nohup, stays ignored."""
-    caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] == signal.SIG_IGN:
-        del before[signal.SIGHUP]
-
-    def handle(number: int, _: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _divergence_message(step: int, loss: float, norm: float, out: Path) -> str:
