@@ -59,20 +59,16 @@ def write_parquet(rows: list[dict], path: Path) -> list[str]:
     return [str(path / "t.parquet")]
 
 
-def write_arrow(rows: list[dict], path: Path) -> list[str]:
+def write_arrow(rows: list[dict], path: Path, opened: str = "new_file", chunk: int = 77) -> list[str]:
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.ipc.new_file(str(path / "t.arrow"), table.schema) as file:
-        file.write_table(table, max_chunksize=77)
+    with getattr(pyarrow.ipc, opened)(str(path / "t.arrow"), table.schema) as file:
+        file.write_table(table, max_chunksize=chunk)
     return [str(path / "t.arrow")]
 
 
 def write_stream(rows: list[dict], path: Path) -> list[str]:
-    pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.Table.from_pylist(rows)
-    with pyarrow.ipc.new_stream(str(path / "t.arrow"), table.schema) as file:
-        file.write_table(table, max_chunksize=501)
-    return [str(path / "t.arrow")]
+    return write_arrow(rows, path, "new_stream", 501)
 
 
 def write_saved_dataset(rows: list[dict], path: Path) -> list[str]:

@@ -95,8 +95,8 @@ class TokenPattern:
 
 @dataclass(frozen=True)
 class Rule:
-    """Tokens on which a feature fires. Of the fields only one of `what` (with `before`), `end`, `first`, `source` and
-    `within` decides."""
+    """Tokens on which a feature fires. Exactly one of `what` (with `before`), `end`, `first`, `source` and `within`
+    decides."""
 
     what: TokenPattern = TokenPattern()
     """The tokens."""

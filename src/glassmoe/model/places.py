@@ -78,8 +78,8 @@ def _check_module(model: Any, path: str, site: Site, width: int, layers: int) ->
         return None
     if trial.changes:
         raise ValueError(
-            f"the module {path} changes its arguments in place, so that what it reads and adds cannot be told apart "
-            f"after it; name another module"
+            f"the module {path} changes its arguments in place, so that what it reads and what it adds cannot be "
+            f"separated; name another module"
         )
     if trial.refused is not None:
         raise _mixed(model, path, site, width, trial.refused)

@@ -1,5 +1,6 @@
 """The first blocks of a model of transformers. What lies behind the last block that is read is never loaded: no block
-after it, and no output head. Of weights in several files, only those with weights of these blocks are opened.
+after it, and no output head. Where weights lie in several files, only files with weights of these blocks are
+opened.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def load_prefix(name: str, settings: Any, blocks: int, options: dict[str, Any]) 
     head is on the device `meta`: the model can be read, and cannot be run to its end.
 
     `settings`: its configuration. `options`: of `from_pretrained`. ValueError for weights that are no safetensors, and
-    for models whose blocks cannot be told apart.
+    for models whose blocks cannot be identified.
     """
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(settings)
@@ -56,10 +57,10 @@ def load_prefix(name: str, settings: Any, blocks: int, options: dict[str, Any]) 
 
 def loaded_names(model: nn.Module, blocks: int, layers: int) -> Iterable[str]:
     """The names of the weights that `load_prefix` loads, in a model with at least these blocks. `layers`: number of
-    blocks that `model` has. ValueError where the blocks of a model cannot be told apart."""
+    blocks that `model` has. ValueError where the blocks of a model cannot be identified."""
     path, base = stream_path(model, layers), f"{model.base_model_prefix}."
     if path is None:
-        raise ValueError(f"the blocks of a {type(model).__name__} cannot be told apart; open it without prefix")
+        raise ValueError(f"the blocks of a {type(model).__name__} cannot be identified; open it without prefix")
     block = re.compile(re.escape(path.replace("{}", "N")).replace("N", r"(\d+)", 1) + r"\.")
     for name in model.state_dict():
         match = block.match(name)

@@ -356,8 +356,8 @@ def replaced(model: Any, place: Place, replace: Callable[[Tensor, Tensor], Tenso
 
 def hook_at(model: Any, place: Place, act: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
     """Call `act` with the input and the output of a place in every forward pass, until the returned handle is removed.
-    A tensor that it returns replaces the output. Of modules that return several values, the first is the output. The
-    stream that a module adds is no part of its output."""
+    A tensor that it returns replaces the output. Where a module returns several values,
+    the first is the output. The stream that a module adds is no part of its output."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         entering = _first(args, kwargs)
