@@ -43,8 +43,8 @@ Layers = dict[int, tuple[str, FeedForward]]
 
 class Tracer:
     """A model opened for tracing. `parts`: name -> what reads, and where: the feed-forward layers of a model of ours,
-    or coders that stand for the MLPs of a model. Of a model of transformers in which layers were replaced, these are
-    traced, and its other MLPs are errors.
+    or coders that stand for the MLPs of a model. In a model of transformers some of whose MLPs were
+    replaced, the new layers are traced, and the other MLPs are error nodes.
 
     ValueError, in one sentence, for a model without features, a model of a family whose attention and norms cannot be
     held, and coders that do not stand for MLPs.
