@@ -23,6 +23,7 @@ from .coders import coder_rows
 from .compare import Sizes, skipped
 from .data import data_rows
 from .layers import layer_rows
+from .learning import learning_rows
 from .memory import memory_rows
 from .model_coders import model_coder_rows
 from .pages import page_rows
@@ -54,6 +55,8 @@ def bench(
     model: Path | None = None,
     layer: int = 0,
     data: Path | None = None,
+    before: Path | None = None,
+    games: Path | None = None,
 ) -> BenchResults:
     """Every line of the groups `only`, with the machine and the settings.
 
@@ -61,7 +64,8 @@ def bench(
     `circuit_tracer`: the interpreter of an environment with circuit-tracer. `pgn`: a file of games (default:
     self-played games). `text`: a .jsonl file of documents (default: generated text). `quickstart`:
     also time the quickstart. `model`, `layer`, `data`: a language model as transformers' files, the layer to open, and
-    text prepared for it, for the group `model-coders`. ValueError for an unknown group and for a path with other
+    text prepared for it, for the group `model-coders`. `before`, `games`: a checkout of an earlier version, and games
+    prepared as characters, for the group `learning`. ValueError for an unknown group and for a path with other
     contents.
     """
     unknown = [name for name in only if name not in GROUPS]
@@ -82,6 +86,7 @@ def bench(
         "layers": lambda: layer_rows(sizes, device, dtype),
         "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
         "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
+        "learning": lambda: learning_rows(sizes, before, games),
         "coders": lambda: coder_rows(sizes, device),
         "model-coders": lambda: model_coder_rows(sizes, model, layer, data),
         "memory": lambda: memory_rows(sizes),

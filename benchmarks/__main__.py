@@ -38,6 +38,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--model", type=Path, metavar="PATH", help="a language model whose layer is opened")
     parser.add_argument("--layer", type=int, default=0, help="the layer of --model")
     parser.add_argument("--data", type=Path, metavar="PATH", help="text prepared for --model")
+    parser.add_argument("--before", type=Path, metavar="PATH", help="a checkout of an earlier version of glassmoe")
+    parser.add_argument("--games", type=Path, metavar="PATH", help="games prepared as characters, to train on")
     args = parser.parse_args(words)
 
     for option in ("tokens", "repeats"):
@@ -47,7 +49,9 @@ def main(words: list[str]) -> None:
     only = names(args.only, "--only") or GROUPS
     peers = {name: getattr(args, name) for name in ("nanogpt", "peer_pytorch", "monet")}
     peers["circuit_tracer"] = args.circuit_tracer
-    given = {name: getattr(args, name) for name in ("pgn", "text", "quickstart", "model", "layer", "data")}
+    given = {
+        name: getattr(args, name) for name in ("pgn", "text", "quickstart", "model", "layer", "data", "before", "games")
+    }
     figures = bench(only, sizes, **peers, **given)
     if args.out:
         figures.save(args.out.parent, args.out.stem, draw=False)

@@ -13,13 +13,15 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.browser import find_chromium
 from benchmarks.coders import PEERS
-from benchmarks.compare import alternate, ratios, row, skipped
+from benchmarks.compare import ROOT, alternate, ratios, row, skipped
+from benchmarks.learning import seconds_to
 from benchmarks.parts import layer_parts, route
 from benchmarks.steps import LAYERS
 from benchmarks.tables import BenchResults
 from benchmarks.text import write_text_file
 
 from benchmarks import Sizes, bench
+from glassmoe.chess.selfplay import generate
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.text.tokens import train_tokenizer
 from made_gguf import random_llama
@@ -48,6 +50,9 @@ TOY = Sizes(
     store_width=16,
     store_tokens=2048,
     store_tokens_longer=4096,
+    learning_steps=4,
+    learning_every=2,
+    learning_rows=2,
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
@@ -260,6 +265,31 @@ def test_starting() -> None:
     lines = measured("startup")
     assert {"glassmoe --help", "import glassmoe"} <= set(lines)
     assert "--quickstart" in lines["glassmoe quickstart"]["skipped"]
+
+
+def test_the_seconds_to_a_loss() -> None:
+    curve = [(10.0, 3.0), (20.0, 2.0), (30.0, 2.5), (40.0, 1.0)]
+    assert seconds_to(curve, 3.5) == seconds_to(curve, 3.0) == 10.0
+    assert seconds_to(curve, 2.25) == 17.5  # three quarters of the way from 3.0 to 2.0
+    assert seconds_to(curve, 2.0) == 20.0
+    assert seconds_to(curve, 1.75) == 35.0  # halfway from 2.5 to 1.0
+    with pytest.raises(ValueError, match=r"never reaches a loss of 0\.5; its lowest is 1\.0"):
+        seconds_to(curve, 0.5)
+
+
+def test_learning_needs_a_checkout(tmp_path: Path) -> None:
+    (line,) = measured("learning").values()
+    assert "--before CHECKOUT" in line["skipped"]
+    with pytest.raises(ValueError, match="--before takes a checkout of glassmoe"):
+        measured("learning", before=tmp_path, games=tmp_path)
+
+
+@pytest.mark.slow
+def test_learning_beside_another_checkout(tmp_path: Path) -> None:
+    generate(tmp_path, games=60, progress=False)
+    for line in measured("learning", before=ROOT, games=tmp_path).values():
+        before, now = ([loss for _, loss in line[f"curve_{name}"]] for name in ("before", "now"))
+        assert line["step"] == [2, 4] and before == now == sorted(now, reverse=True) and line["loss"] == now[-1]
 
 
 @pytest.mark.slow
