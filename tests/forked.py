@@ -1,8 +1,8 @@
-"""`glassmoe` commands in processes of their own, forked from one that has imported the package already.
+"""`glassmoe` commands and Python programs in processes of their own, forked from one that has imported the package.
 
 An interpreter that starts anew takes four seconds of CPU time to import torch and transformers. A forked process runs
-the same `main` with its own directory, environment, output and signals. What the start of an interpreter does
-(`python -m glassmoe`, torchrun) is tested where it matters.
+the same `main`, or the source of a program, with its own directory, environment, output and signals. What the start of
+an interpreter does (`python -m glassmoe`, torchrun) is tested where it matters.
 """
 
 import multiprocessing.process
@@ -33,11 +33,13 @@ IMPORTED = [
 class Command:
     """A running command, as `subprocess.Popen` shows one: pid, returncode, poll, communicate, send_signal, kill."""
 
-    def __init__(self, words: Sequence[str], cwd: str | Path | None, env: Mapping[str, str] | None):
+    def __init__(
+        self, words: Sequence[str], cwd: str | Path | None, env: Mapping[str, str] | None, program: str | None = None
+    ):
         self.words = list(words)
         self._texts = [Path(tempfile.mkstemp(prefix="glassmoe-forked-")[1]) for _ in range(2)]
         environment = dict(os.environ if env is None else env)
-        arguments = (self.words, str(cwd or os.getcwd()), environment, *map(str, self._texts))
+        arguments = (self.words, str(cwd or os.getcwd()), environment, *map(str, self._texts), program)
         self.process: BaseProcess = _context().Process(target=_run, args=arguments)
         main = sys.modules["__main__"]
         hidden = {name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__}
@@ -80,9 +82,14 @@ class Command:
         self.process.kill()
 
 
-def start(words: Sequence[str], cwd: str | Path | None = None, env: Mapping[str, str] | None = None) -> Command:
-    """Start `glassmoe WORDS`; `env` replaces the environment."""
-    return Command(words, cwd, env)
+def start(
+    words: Sequence[str],
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    program: str | None = None,
+) -> Command:
+    """Start `glassmoe WORDS`, or `python -c PROGRAM WORDS`; `env` replaces the environment."""
+    return Command(words, cwd, env, program)
 
 
 def run(
@@ -91,9 +98,10 @@ def run(
     env: Mapping[str, str] | None = None,
     check: bool = False,
     timeout: float = 300,
+    program: str | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run `glassmoe WORDS` to its end."""
-    command = start(words, cwd, env)
+    """Run `glassmoe WORDS`, or `python -c PROGRAM WORDS`, to its end."""
+    command = start(words, cwd, env, program)
     out, errors = command.communicate(timeout)
     done = subprocess.CompletedProcess(list(words), command.returncode, out, errors)
     if check:
@@ -101,9 +109,11 @@ def run(
     return done
 
 
-def torchrun(processes: int, words: Sequence[str], timeout: float = 300, **environment: str) -> list[Any]:
-    """Run `glassmoe WORDS` as torchrun does, in so many processes that know each other; returns what `run` returns, for
-    each."""
+def torchrun(
+    processes: int, words: Sequence[str], timeout: float = 300, program: str | None = None, **environment: str
+) -> list[Any]:
+    """Run `glassmoe WORDS`, or `python -c PROGRAM WORDS`, as torchrun does, in so many processes that know each other;
+    returns what `run` returns, for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,12 +121,19 @@ def torchrun(processes: int, words: Sequence[str], timeout: float = 300, **envir
         **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
     }  # fmt: skip
-    commands = [start(words, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(processes)]
+    commands = [
+        start(words, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)}, program=program) for i in range(processes)
+    ]
     results = []
     for command in commands:
         out, errors = command.communicate(timeout)
         results.append(subprocess.CompletedProcess(list(words), command.returncode, out, errors))
     return results
+
+
+def script(path: str | Path) -> str:
+    """The program that runs the file of a script."""
+    return f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')"
 
 
 @cache
@@ -126,7 +143,7 @@ def _context() -> Any:
     return context
 
 
-def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, errors: str) -> None:
+def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, errors: str, program: str | None) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -134,14 +151,17 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, erro
         file = os.open(path, os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1) for n in (1, 2))
-    sys.argv = ["glassmoe", *words]
+    sys.argv = ["glassmoe" if program is None else "-c", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
     multiprocessing.process._parent_process = None  # it is no worker of a pool
 
     import torch
 
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
+    if program is not None:
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})
+        return
     from glassmoe.cli.main import main
 
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
     raise SystemExit(main())

@@ -9,7 +9,6 @@ do inside, and products are not autocast.
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 from collections import Counter
@@ -22,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+import forked
 
 NAME = "simulated"
 ATEN = torch.ops.aten
@@ -219,13 +220,7 @@ def on_device(cases: dict[str, Callable[[torch.device], Any]]) -> None:
 
 def results_of(script: Path, *arguments: str) -> dict[str, Any]:
     """What a script printed that calls `on_device`."""
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
-    )
+    done = forked.run(arguments, program=forked.script(script), timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -81,24 +81,20 @@ def test_nothing_heavy_is_imported_before_a_verb_runs(code: str) -> None:
     subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_python_chess_stays_optional() -> None:
-    """Everything but what needs the rules of chess works without the GPL extra."""
+def test_extras_stay_optional() -> None:
+    """Everything works without python-chess, matplotlib and scikit-learn, but what needs the rules of chess."""
     code = (
-        "import sys; sys.modules['chess'] = None\n"
+        "import sys\n"
+        "for name in ('chess', 'matplotlib', 'sklearn'): sys.modules[name] = None\n"
         "import glassmoe.training.language, glassmoe.inspect.harvest, glassmoe.chess.boards, glassmoe.chess.pgn\n"
         "import glassmoe.chess.selfplay, glassmoe.chess.board_evaluation, glassmoe.measure.results\n"
-        "from glassmoe.chess.board_labels import label_games\n"
-        "try: label_games([';1.e4 e5 2.'], ['board_to_pin_state'], dots=1)\n"
-        "except ValueError as error: assert 'glassmoe[chess]' in str(error), error\n"
-        "else: raise AssertionError('no error')\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_matplotlib_and_scikit_learn_stay_optional() -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = sys.modules['sklearn'] = None\n"
         "import glassmoe.papers.moex.tables, glassmoe.papers.moex.figures, glassmoe.measure.encoder_map\n"
+        "from glassmoe.chess.board_labels import dot_positions, label_games\n"
+        "assert dot_positions('1.e4') == [1]\n"
+        "for game in (';1.e4', ';1.e4 e5 2.'):\n"
+        "    try: label_games([game], ['board_to_pin_state'], dots=1)\n"
+        "    except ValueError as error: assert 'glassmoe[chess]' in str(error), error\n"
+        "    else: raise AssertionError('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -2,12 +2,12 @@
 
 import math
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+import forked
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -65,12 +65,6 @@ def test_a_coder_in_one_file_is_fitted_and_measured(noise_games: Path, tmp_path:
     options = (
         f"{source} --layer 1 --site stream --features 24 --tokens 1024 --batch-tokens 256 --out {tmp_path / 'out'}"
     )
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(EXAMPLES / "new_coder.py"), *options.split()],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(options.split(), program=forked.script(EXAMPLES / "new_coder.py"))
     assert done.returncode == 0, done.stderr
     assert "1/sae-fixed-threshold" in done.stdout and "loss" in done.stdout

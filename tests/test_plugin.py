@@ -2,7 +2,6 @@
 ordinary commands."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import glassmoe
+import forked
 
 ROOT = Path(__file__).parents[1]
 SHAPE = "--model.layers 2 --model.heads 2 --model.width 16 --model.active_width 32 --model.num_experts 4"
@@ -31,17 +30,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(commands: list[str], *paths: Path, code: int = 0) -> str:
     """Runs commands of glassmoe in one process with `paths` on the path of Python; what it printed."""
-    script = "import sys; from glassmoe.cli.main import main\nfor line in sys.stdin:\n"
+    script = f"import sys; sys.path[:0] = {[*map(str, paths)]}\nfrom glassmoe.cli.main import main\n"
+    script += "for line in sys.argv[1:]:\n"
     script += "    ended = main(line.split())\n    if ended: raise SystemExit(ended)\n"
-    where = [*map(str, paths), str(Path(glassmoe.__file__).parents[1])]
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input="\n".join(commands),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(where)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(commands, program=script)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 
@@ -79,9 +71,7 @@ def test_an_installed_row_joins_the_table(packages: Path) -> None:
         "print(row.name, row.model, row.ahead_of, make('shifted-relu', ModelConfig()).model)\n"
         "print(make_judge('top-token').name)"
     )
-    where = os.pathsep.join([str(packages), str(Path(glassmoe.__file__).parents[1])])
-    environment = {**os.environ, "PYTHONPATH": where}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = forked.run([], program=f"import sys; sys.path.insert(0, {str(packages)!r})\n{code}", check=True)
     first, second = done.stdout.splitlines()
     assert first == "moe-x-cosine {'ffn': 'moe-x', 'router': 'cosine'} ('gelu',) {'ffn': 'shifted-relu'}"
     assert second == "top-token"

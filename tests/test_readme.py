@@ -1,13 +1,11 @@
 """The README's commands, in the order in which it gives them, on a small PGN of real (self-played) games."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +112,7 @@ def test_an_outsiders_layer_trains_and_is_measured(desk: Path) -> None:
         "--data.path data/mine --out runs/mine --train.steps 2 --train.batch_rows 4 --train.micro_rows 4 "
         "--train.eval_rows 4 --model.layers 1 --model.width 16 --model.active_width 64"
     )
-    done = subprocess.run(
-        [sys.executable, "mine.py", *options.split()], cwd=desk, capture_output=True, text=True, env={**os.environ}
-    )
+    done = forked.run(options.split(), cwd=desk, program=forked.script(Path("mine.py")))
     assert done.returncode == 0, done.stderr
     assert "coverage" in done.stdout and (desk / "runs/mine/model.safetensors").exists()
 

@@ -1,14 +1,12 @@
 """Runs of a few steps on noise, and what tests of training do with them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import forked
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, to_yaml
 from glassmoe.training import checkpoint
 from glassmoe.training.tracking import read_metrics
@@ -80,22 +78,19 @@ for path in sys.argv[1:]:
 """
 
 
-def on_processes(count: int, folder: Path, configs: dict[str, RunConfig], **popen: object) -> Path:
+def on_processes(count: int, folder: Path, configs: dict[str, RunConfig], program: str = PROCESS) -> Path:
     """Trains each configuration into `folder/NAME` on this number of processes. Returns the folder."""
     folder.mkdir(exist_ok=True)
-    (folder / "train.py").write_text(PROCESS)
-    for name, config in configs.items():
-        (folder / f"{name}.yaml").write_text(to_yaml(config))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(folder / "train.py"), *(str(folder / f"{name}.yaml") for name in configs)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=400,
-        **popen,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    paths = [folder / f"{name}.yaml" for name in configs]
+    for path, config in zip(paths, configs.values(), strict=True):
+        path.write_text(to_yaml(config))
+    words = [*map(str, paths)]
+    if count == 1:
+        results = [forked.run(words, program=program, timeout=400)]
+    else:
+        results = forked.torchrun(count, words, program=program, timeout=400, OMP_NUM_THREADS="1")
+    for result in results:
+        assert result.returncode == 0, result.stderr[-5000:]
     return folder
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -74,17 +71,3 @@ def test_label_games_refuses_what_it_cannot_label() -> None:
         label_games([], [HEADLINE])
     with pytest.raises(ValueError, match="at least 1"):
         label_games(GAMES, [HEADLINE], dots=0)
-
-
-def test_without_python_chess_the_error_names_the_extra() -> None:
-    code = (
-        "import sys; sys.modules['chess'] = None\n"
-        "from glassmoe.chess.board_labels import dot_positions, label_games\n"
-        "import glassmoe.chess.boards\n"
-        "assert dot_positions('1.e4') == [1]\n"
-        "try:\n    label_games([';1.e4'], ['board_to_pin_state'], dots=1)\n"
-        "except ValueError as error:\n    assert 'glassmoe[chess]' in str(error)\n"
-        "else:\n    raise SystemExit('no error')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr + done.stdout

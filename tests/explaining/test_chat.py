@@ -1,8 +1,6 @@
 """Chats with a scripted endpoint on loopback: what is sent, what is tried again, what is counted, what is kept."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from chat_server import ChatServer, Reply, said, serving
 from glassmoe.explaining.chat import Answers, Chat, Endpoint, find_json
 from glassmoe.explaining.cost import usage
@@ -229,7 +228,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         "chat.ask([[{'role': 'user', 'content': each}] for each in 'abcd'])\n"
     )
     with serving(answer) as server:
-        run = subprocess.Popen([sys.executable, "-c", code, server.url, str(cache)], stderr=subprocess.DEVNULL)
+        run = forked.start([server.url, str(cache)], program=code)
         assert third.wait(60)
         run.kill()
         run.wait()

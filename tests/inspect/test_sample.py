@@ -2,13 +2,12 @@
 
 import os
 import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import forked
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli.main import main
 from glassmoe.data.tokens import TokenKind
@@ -102,8 +101,9 @@ def test_the_verb(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_in_a_terminal_it_streams_by_itself(run: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "glassmoe", "generate", str(run), "--prompt", "the cat", "--tokens", "6"]
-    done = subprocess.run(command, stdout=theirs, timeout=300)
+    program = f"import sys; sys.stdout = open({os.ttyname(theirs)!r}, 'w')\n"
+    program += "from glassmoe.cli.main import main\nraise SystemExit(main())"
+    done = forked.run(["generate", str(run), "--prompt", "the cat", "--tokens", "6"], program=program)
     shown = os.read(ours, 65536).decode().replace("\r\n", "\n")
     loaded = load_subject(str(run), "cpu", own=True)
     (row,), _ = sampled(loaded.model, "the cat", loaded.kind(), Sampling(6))

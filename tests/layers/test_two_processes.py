@@ -1,27 +1,26 @@
 """Running statistics of two processes: equal in both, and those of one process that has all tokens."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+import forked
 from glassmoe.model import GlassConfig, build_feed_forward
 
 STEPS, TOKENS, WIDTH = 3, 10, 12
 SHARES = (7, 3)
 """Tokens of each process: a single mean of both means would be wrong."""
 KINDS = ("peer", "monet-hd", "monet-vd")
-PROCESS = """
+PROCESS = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch.distributed as dist
 from test_two_processes import KINDS, learn
 rank, folder = sys.argv[1:]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=int(rank), world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{{folder}}/store", rank=int(rank), world_size=2)
 for ffn in KINDS:
-    learn(ffn, int(rank), f"{folder}/{ffn}-{rank}.safetensors")
+    learn(ffn, int(rank), f"{{folder}}/{{ffn}}-{{rank}}.safetensors")
 dist.destroy_process_group()
 """
 
@@ -43,12 +42,7 @@ def learn(ffn: str, rank: int | None, out: str | Path) -> None:
 
 
 def test_running_statistics_are_those_of_all_tokens(tmp_path: Path) -> None:
-    path = os.pathsep.join([*sys.path, os.path.dirname(__file__)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    children = [
-        subprocess.Popen([sys.executable, "-c", PROCESS, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
+    children = [forked.start([str(rank), str(tmp_path)], program=PROCESS) for rank in range(2)]
     for ffn in KINDS:
         learn(ffn, None, tmp_path / f"{ffn}-one.safetensors")
     assert [child.wait(60) for child in children] == [0, 0]

@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+import forked
 from glassmoe.coders.configuration import CoderConfig, FitConfig
 from glassmoe.coders.fit import fit
 from glassmoe.config import DataConfig, TrainConfig, to_yaml
@@ -132,9 +131,9 @@ checkpoint.save_tensors = save
 
 def test_a_kill_while_the_thread_writes_loses_nothing(noise_games: Path, tmp_path: Path) -> None:
     config = tiny(noise_games, "moe-x", async_checkpoints=True)
-    (tmp_path / "train.py").write_text(KILLED + PROCESS.replace("loop.fast_bf16", "# loop.fast_bf16"))
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    done = subprocess.run([sys.executable, str(tmp_path / "train.py"), str(tmp_path / "run.yaml")], capture_output=True)
+    program = KILLED + PROCESS.replace("loop.fast_bf16", "# loop.fast_bf16")
+    done = forked.run([str(tmp_path / "run.yaml")], program=program)
     assert done.returncode == -signal.SIGKILL
     assert names(tmp_path / "run") == ["step-00000002", "step-00000004.safetensors"]
     train(config, tmp_path / "run")
