@@ -38,6 +38,7 @@ def routed(name: str) -> MeasuredRow:
 ROWS = {
     "table1": [row("gelu", 0), row("gelu", 1, coverage=0.3), row("moe-x-upcycled"), coder()],
     "table2": [text_row("gelu", 0, 4.0), text_row("gelu", 1, 4.1), text_row("moe-x", 0, 3.9)],
+    "upcycled": [text_row("source", 0, 3.5), text_row("reglu", 0, 3.9), text_row("moe-x", 0, 3.8)],
     "table3": [row("switch"), row("moe-x-learned-router"), row("moe-x")],
     "table4": [row("gelu"), row("moe-x-upcycled-full", tokens=16_000_000, apart=True)],
     "figure3": [

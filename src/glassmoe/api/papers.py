@@ -32,8 +32,8 @@ def reproduce(name: str, *args: Any, **options: Any) -> ResultsFile:
     """Reproduce a table or figure of the papers: train or read models, measure them, compare with the paper.
 
     Args:
-        name: table1, table2, table3, table4, figure3, figure4, figure5, figure6, figure8, figure9, ablations,
-            calibration, chess-explained, experts, trace, steering-games, mxd-frontier, mxd-probe or
+        name: table1, table2, table3, table4, upcycled, figure3, figure4, figure5, figure6, figure8, figure9,
+            ablations, calibration, chess-explained, experts, trace, steering-games, mxd-frontier, mxd-probe or
             mxd-steering.
         args: What the function of that name takes: runs or a model.
         options: Its options, as `glassmoe reproduce NAME --help` lists them.
@@ -59,6 +59,8 @@ def reproduce_table(
     minutes: float | None = None,
     games: int = 1000,
     processes: int = 1,
+    source: PathLike | None = None,
+    layers: Numbers | None = None,
     out: PathLike = RUNS,
     results: PathLike = RESULTS,
 ) -> ResultsFile:
@@ -68,9 +70,9 @@ def reproduce_table(
 
     Args:
         name: Name of the table or figure.
-        data: Prepared games or, for table2, prepared text.
-        on: For table2: texts to measure perplexity on, with commas between: files, NAME=FILE, or wikitext2,
-            wikitext103, lambada, openwebtext.
+        data: Prepared games or, for table2 and upcycled, prepared text.
+        on: For table2 and upcycled: texts to measure perplexity on, with commas between: files, NAME=FILE, or
+            wikitext2, wikitext103, lambada, openwebtext.
         scale: Size of the models; gpu is the paper's size.
         recipe: Name or YAML file of another recipe than that of the scale.
         rows: Rows to make, such as gelu,moe-x (default: all of the table). A layer or row of your own may join.
@@ -79,6 +81,8 @@ def reproduce_table(
         minutes: Wall-clock budget of the whole suite, instead of tokens.
         games: Games to choose features on, and again to test them on.
         processes: Rows that are made side by side, sharing the cores.
+        source: For upcycled: the pretrained model in which rows replace layers, a folder or hub id.
+        layers: For upcycled: layers whose MLPs are replaced, such as 12-19 (default: all).
         out: Folder of the runs.
         results: Folder of the results files.
     """
@@ -99,6 +103,8 @@ def reproduce_table(
         minutes=minutes,
         games=games,
         processes=processes,
+        source=source,
+        layers=whole_numbers(layers, "layers"),
         out=out,
         results=results,
     )
@@ -334,6 +340,7 @@ TABLES = {
     "table2": "perplexity of language models on several texts",
     "table3": "router and activation, one at a time",
     "table4": "from scratch, continued, upcycled",
+    "upcycled": "layers of a pretrained model, replaced and trained on",
     "figure3": "width against model size",
     "figure4": "coverage against L0",
     "figure5": "sizes of three architectures",

@@ -168,7 +168,7 @@ def _claims(rows: Sequence[MeasuredRow]) -> list[tuple[str, Relation, str, str, 
 def paper_answer(relation: Relation, suite: str, recipe: str, measure: str, name: str, base: str) -> str | None:
     """The answer by the paper's numbers; None where it has none."""
     if measure.startswith(PREFIX):
-        ours, theirs = perplexities(recipe, name), perplexities(recipe, base)
+        ours, theirs = (perplexities(suite, recipe, each) for each in (name, base))
         text = measure.removeprefix(PREFIX)
         # The paper has one MoE-X, with which both of ours are compared.
         if text not in ours or text not in theirs or ours is theirs:

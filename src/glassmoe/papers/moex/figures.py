@@ -361,6 +361,7 @@ FIGURES: dict[str, Mapping[str, Callable[[TableResults], Any]]] = {
     "table2": {"perplexity": _perplexities, "curves": _curves},
     "table3": _TABLE,
     "table4": _TABLE,
+    "upcycled": {"perplexity": _perplexities, "curves": _curves},
     "figure3": {"size": _figure3},
     "figure4": {"l0": _figure4},
     "figure5": {"size": _figure5},

@@ -25,11 +25,14 @@ from glassmoe.measure.saved import read_measure, save_measure
 from glassmoe.measure.text_perplexity import evaluate_texts
 from glassmoe.model import GlassForCausalLM
 from glassmoe.model.statistics import model_statistics
-from glassmoe.model.subject import load_subject
+from glassmoe.model.subject import Subject, load_subject, weights_digest
+from glassmoe.model.swapping import own_layers
+from glassmoe.model.upcycled import active_parameters
 from glassmoe.results import Result, plain
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.training.language import build_model
 from glassmoe.training.records import read_start, seen_before
+from glassmoe.training.run import CONFIG
 from glassmoe.training.tracking import read_metrics
 
 from .rows import MeasuredRow
@@ -113,16 +116,27 @@ def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
     """For text: the validation loss, the sparsity of the layers, and the perplexity on each of the plan's texts. For a
     coder, those of the model with the reconstruction in place."""
     saved, valid = partial(_saved, work, corpus), Rows(corpus.split("valid"), plan.recipe.data.rows)
-    row = _training_facts(work, corpus)
-    if work.row.coder:
+    row = _untrained_facts(work) if work.untrained else _training_facts(work, corpus)
+    if work.untrained:
+        # There is no run that belongs to its measures, only the weights.
+        saved = partial(saved, weights=row.model["weights"])
+    elif work.row.coder:
         row = replace(row, splice=saved("coder", lambda: _coder(work, corpus))["splice"])
     else:
         row = replace(row, sparsity=saved("sparsity", lambda: _sparsity(work, valid))["layers"])
     return replace(
         row,
         ppl=saved("ppl", lambda: _validation(work, corpus, valid)),
-        texts={text.name: _on_text(work, text, valid.length - 1) for text in plan.texts},
+        texts={text.name: _on_text(work, text, valid.length - 1, row.model) for text in plan.texts},
     )
+
+
+def _subject(work: Work) -> Subject:
+    """The model of a row: its run, or the pretrained model as it is."""
+    if work.untrained:
+        assert work.pretrained is not None
+        return load_subject(work.pretrained.source, work.config.train.device)
+    return load_subject(work.path, work.config.train.device, own=True)
 
 
 def _coder(work: Work, corpus: Corpus, **options: Any) -> CoderResult:
@@ -133,9 +147,7 @@ def _coder(work: Work, corpus: Corpus, **options: Any) -> CoderResult:
 def _validation(work: Work, corpus: Corpus, rows: Rows) -> PerplexityResult:
     ratio = bytes_per_token(corpus, "valid")
     if not work.row.coder:
-        return perplexity(
-            load_subject(work.path, work.config.train.device, own=True).model, rows, bytes_per_token=ratio
-        )
+        return perplexity(_subject(work).model, rows, bytes_per_token=ratio)
     subject, readers = open_coders(work.path, device=work.config.train.device)
     reader = one_reader(readers)
     with spliced(subject.model, reader.layer, reader.place):
@@ -143,25 +155,32 @@ def _validation(work: Work, corpus: Corpus, rows: Rows) -> PerplexityResult:
 
 
 def _sparsity(work: Work, rows: Rows) -> dict[str, Any]:
-    """`models.statistics` of the layers on the first validation rows."""
-    model = load_subject(work.path, work.config.train.device, own=True).model
+    """`models.statistics` of the layers, with their numbers, on the first validation rows."""
+    model = _subject(work).model
     tokens, _ = rows.batch(np.arange(min(SPARSITY_ROWS, len(rows))))
     tokens_BS = torch.from_numpy(tokens[:, :-1]).to(next(model.parameters()).device).long()
-    return {"layers": [layer.to_dict() for layer in model_statistics(model, tokens_BS)]}
+    measured = zip(own_layers(model), model_statistics(model, tokens_BS), strict=True)
+    return {"layers": [{"layer": number, **layer.to_dict()} for number, layer in measured]}
 
 
-def _on_text(work: Work, text: EvaluationText, window: int) -> dict[str, Any]:
+def _on_text(work: Work, text: EvaluationText, window: int, model: dict[str, Any]) -> dict[str, Any]:
     """The measure `ppl-NAME` of a finished run, saved or taken now: a saved one must be of this text and the usual
-    windows."""
-    record = read_measure(work.path, f"ppl-{text.name}")
-    request = {"sha256": text.sha256, "window": window, "stride": window}
-    same = record and record.step == work.config.train.steps and {**record.values, **request} == record.values
-    if record is None or not same:
-        subject, readers = open_model(work.path, device=work.config.train.device)
+    windows, and that of a pretrained model of its weights, which are in `model`."""
+    name, device = f"ppl-{text.name}", work.config.train.device
+    record = read_measure(work.path, name)
+    request: dict[str, Any] = {"sha256": text.sha256, "window": window, "stride": window}
+    step = work.config.train.steps
+    if work.untrained:
+        step, request = None, {**request, "weights": model["weights"]}
+    if record is not None and record.step == step and {**record.values, **request} == record.values:
+        values = record.values
+    elif work.untrained:
+        values = evaluate_texts(_subject(work), {}, [text], window=window).texts[0].to_dict() | request
+        save_measure(work.path, name, values, text.sha256)
+    else:
+        subject, readers = open_model(work.path, device=device)
         (result,) = evaluate_texts(subject, readers, [text], window=window, base=not work.row.coder).texts
         values = result.to_dict()
-    else:
-        values = record.values
     return {key: values[key] for key in TEXT_MEASURES if key in values}
 
 
@@ -192,12 +211,27 @@ def _dense_active(work: Work, corpus: Corpus) -> int:
     return dense.active_parameters()
 
 
+def _untrained_facts(work: Work) -> MeasuredRow:
+    """The row of a pretrained model as it is."""
+    subject = _subject(work)
+    return MeasuredRow(
+        name=work.row.name,
+        seed=work.seed,
+        active_parameters=active_parameters(subject.model),
+        total_parameters=sum(p.numel() for p in subject.model.parameters()),
+        model={"family": subject.model.config.model_type, "weights": weights_digest(subject.model)},
+    )
+
+
 def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
     """The row with the facts in the run's files, without measures."""
     environment = read_json(work.path / "environment.json")
     lines = read_metrics(work.path / "metrics.jsonl")
     last, receipt = lines[-1], read_start(work.path)
     before, optimizer = _source_tokens(work), work.config.optimizer
+    config = work.config.coder if work.row.coder else work.config.model
+    if work.pretrained is not None and not work.row.coder:
+        config = configuration.load(work.path / CONFIG).model  # with the shape of the source
     return MeasuredRow(
         name=work.row.name,
         seed=work.seed,
@@ -205,7 +239,9 @@ def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
         own_tokens=last["tokens"],
         flops=last["flops"] + before["source_flops"],
         active_parameters=environment["active_parameters"],
-        active_ratio=None if work.row.coder else environment["active_parameters"] / _dense_active(work, corpus),
+        active_ratio=None
+        if work.row.coder or work.pretrained is not None
+        else environment["active_parameters"] / _dense_active(work, corpus),
         total_parameters=environment["total_parameters"],
         train_seconds=last["seconds"],
         compute_dtype=environment["compute_dtype"],
@@ -214,7 +250,7 @@ def _training_facts(work: Work, corpus: Corpus) -> MeasuredRow:
         curve=[[line["tokens"], round(line["valid_loss"], 4)] for line in lines if "valid_loss" in line],
         apart=work.row.apart,
         ahead_of=None if work.row.ahead_of is None else list(work.row.ahead_of),
-        model=configuration.plain(work.config.coder if work.row.coder else work.config.model),
+        model=configuration.plain(config),
         learning_rate=optimizer.muon_lr if optimizer.name == "muon" else optimizer.lr,
         start=None if receipt is None else {key: getattr(receipt, key) for key in ("valid_loss", "noise", "redraw")},
     )

@@ -87,9 +87,9 @@ def size_of(recipe: str) -> str:
     return "medium" if recipe == "fineweb-m" else "small"
 
 
-def perplexities(recipe: str, name: str) -> dict[str, float]:
-    """Text -> the paper's perplexity for a row of a recipe; empty where it has none."""
-    return PERPLEXITIES[size_of(recipe)].get(name, {})
+def perplexities(suite: str, recipe: str, name: str) -> dict[str, float]:
+    """Text -> the paper's perplexity for a row of a suite and recipe; empty where it has none."""
+    return PERPLEXITIES[size_of(recipe)].get(name, {}) if suite == "table2" else {}
 
 
 ROUTER_CORRELATION = -0.95

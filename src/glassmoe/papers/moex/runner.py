@@ -24,6 +24,7 @@ from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.data.tokens import TEXT
 from glassmoe.text.evaluation import EvaluationText
 
+from .pretrained import Pretrained
 from .suites import CURVE_POINTS, RECIPES, TableRow
 
 SHORT_FIT, SHORT_FIT_LR = 10_000, 3e-3
@@ -48,6 +49,8 @@ class Plan:
     """Processes that label boards; None: one per core."""
     texts: tuple[EvaluationText, ...] = ()
     """Texts that perplexity is measured on, for a suite of text."""
+    pretrained: Pretrained | None = None
+    """The model in which rows replace layers; None: rows are decoders of glassmoe."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,13 @@ class Work:
     """Its run directory."""
     source: Path | None
     """Run directory of the row that it starts from."""
+    pretrained: Pretrained | None = None
+    """The model in which it replaces layers."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether it is the pretrained model as it is."""
+        return self.row.share == 0
 
 
 def recipe_of(scale: str, tokens: str, data: str, chosen: str | None = None) -> tuple[str, RunConfig]:
@@ -98,7 +108,7 @@ def works(plan: Plan, rows: Sequence[TableRow], seeds: Sequence[int]) -> list[Wo
         for row in rows:
             source = None if row.source is None else paths[row.source]
             config = _coder_config(plan, row, seed, source) if row.coder else _run_config(plan, row, seed, source)
-            jobs.append(Work(row, seed, config, paths[row.name], source))
+            jobs.append(Work(row, seed, config, paths[row.name], source, plan.pretrained))
     return jobs
 
 
@@ -108,6 +118,8 @@ def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Ru
     config.seed = seed
     config.model = replace(config.model, **row.model)
     config.start.source = None if source is None else str(source)
+    if plan.pretrained is not None:
+        config.start.source, config.start.replace_layers = plan.pretrained.source, list(plan.pretrained.layers)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, max(1, steps // 10))
     if config.data.tokens == TEXT:
         # Only the loss is measured during training, so `glassmoe train` with these steps makes the same run.
@@ -127,24 +139,26 @@ def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Ru
 def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Any:
     from glassmoe.coders.configuration import CoderConfig, FitConfig
 
-    run = _run_config(plan, row, seed, None)
-    assert source is not None and row.coder is not None
+    run, pretrained = _run_config(plan, row, seed, None), plan.pretrained
+    assert (source is None) == (pretrained is not None) and row.coder is not None
     # The paper fits at layer 5 of 8.
+    layer = run.model.layers * 5 // 8 if pretrained is None else pretrained.middle
     updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
-    coder = CoderConfig(layer=run.model.layers * 5 // 8, kind=row.coder, anneal_updates=updates)
-    fit = FitConfig(seed=seed, source=str(source), data=run.data, coder=coder, train=run.train)
+    coder = CoderConfig(layer=layer, kind=row.coder, anneal_updates=updates)
+    of = str(source) if pretrained is None else pretrained.source
+    fit = FitConfig(seed=seed, source=of, data=run.data, coder=coder, train=run.train)
     # The protocol's 3e-4 is for 36,000 steps.
     fit.optimizer = replace(fit.optimizer, lr=SHORT_FIT_LR if run.train.steps < SHORT_FIT else fit.optimizer.lr)
     return fit
 
 
 def check(jobs: Sequence[Work]) -> None:
-    """ValueError, before anything is trained, if a run directory holds another run. (`fit` checks the configuration of
-    an autoencoder, which is incomplete without its model.)"""
+    """ValueError, before anything is trained, if a run directory holds another run. (The configurations of autoencoders
+    and of replaced layers are incomplete without their model; `fit` and `train` check them.)"""
     from glassmoe.training import run
 
     for work in jobs:
-        if work.row.coder is None:
+        if work.row.coder is None and work.pretrained is None:
             run.check(work.path, work.config)
 
 
@@ -157,12 +171,14 @@ def finished(work: Work) -> bool:
 
 def make(work: Work) -> None:
     """Train the row's model, or fit its coder, up to its last step."""
+    if work.untrained:
+        return
     say(f"{work.row.name}, seed {work.seed}: {work.path}")
     if work.row.coder:
         from glassmoe.coders.fit import fit
 
         fit(work.config, work.path)
-    elif not finished(work):
+    elif work.pretrained is not None or not finished(work):
         from glassmoe.training.language import train
 
         train(work.config, work.path)

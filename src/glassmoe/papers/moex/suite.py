@@ -24,9 +24,13 @@ from glassmoe.data.tokens import TEXT
 from glassmoe.device import pick_device
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.results_file import origin
+from glassmoe.model.replacing import listed
 from glassmoe.text.evaluation import KNOWN, EvaluationText, read_evaluation_texts
 
 from .measured import make_and_measure
+from .pretrained import RECIPES as PRETRAINED_RECIPES
+from .pretrained import SUITE as UPCYCLED
+from .pretrained import Pretrained, open_pretrained
 from .rows import FailedRow, MeasuredRow, TextFacts
 from .runner import Plan, Work, check, recipe_of, run_all, tokens_per_step, works
 from .suites import CURVE_POINTS, SUITES, TableRow
@@ -54,6 +58,8 @@ def reproduce_table(
     minutes: float | None = None,
     games: int = GAMES,
     processes: int = 1,
+    source: str | Path | None = None,
+    layers: Sequence[int] | None = None,
     out: str | Path = "runs/reproduce",
     results: str | Path = "results",
 ) -> TableResults:
@@ -74,13 +80,20 @@ def reproduce_table(
         require_plots("sklearn.manifold", "Mapping experts")
     corpus = Corpus.open(data)
     _check_data(name, data, corpus, on)
+    pretrained = _pretrained(name, source, layers, minutes)
+    if pretrained is not None and config is None:
+        config = PRETRAINED_RECIPES[scale]
     recipe_name, recipe = recipe_of(scale, corpus.tokens, data, None if config is None else str(config))
     if scale == "gpu" and tokens is None and minutes is None:
         raise ValueError("--scale gpu needs a budget: --minutes M for the whole suite, or --tokens T for every row")
-    chosen = suite.rows(recipe.model, rows)
+    shape = recipe.model if pretrained is None else pretrained.shape(recipe.model)
+    chosen = suite.rows(shape, rows)
+    based = [row.name for row in chosen if row.source is not None]
+    if pretrained is not None and based:
+        raise ValueError(f"rows of {name} start from {source}, but {based[0]} starts from another row; leave it out")
     workers = max(1, (os.cpu_count() or 1) // processes) if processes > 1 else None
     texts = tuple(read_evaluation_texts(on)) if on is not None else ()
-    plan = Plan(recipe_name, recipe, recipe.train.steps, out, games, workers, texts)
+    plan = Plan(recipe_name, recipe, recipe.train.steps, out, games, workers, texts, pretrained)
     if minutes is not None:
         budget = out / recipe_name / f"{name}-budget.json"
         tokens = _tokens_in(minutes, plan, chosen, seeds, processes, budget, corpus)
@@ -96,7 +109,7 @@ def reproduce_table(
     jobs = works(plan, chosen, seeds)
     check(jobs)
     file = f"{name}-{recipe_name}"
-    names = [row.name for row in suite.rows(recipe.model) if row.listed]
+    names = [row.name for row in suite.rows(shape) if row.listed]
     names += [row.name for row in chosen if row.listed and row.name not in names]
     table = TableResults(
         suite=name,
@@ -122,6 +135,22 @@ def reproduce_table(
     return replace(table, failed=reasons).save(results, file)
 
 
+def _pretrained(
+    name: str, source: str | Path | None, layers: Sequence[int] | None, minutes: float | None
+) -> Pretrained | None:
+    """The model in which rows replace layers; None for suites without one. ValueError for options of the other
+    suites."""
+    if name != UPCYCLED:
+        if source is not None or layers is not None:
+            raise ValueError(f"--source and --layers belong to {UPCYCLED}; leave them out")
+        return None
+    if source is None:
+        raise ValueError(f"{name} replaces layers of a pretrained model: give --source, such as --source smollm2/")
+    if minutes is not None:
+        raise ValueError(f"{name} takes no --minutes; give --tokens, or neither for those of the recipe")
+    return open_pretrained(str(source), layers)
+
+
 def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
     """ValueError for games in a suite of text, and for text in a suite of chess."""
     if SUITES[name].of_text:
@@ -141,6 +170,8 @@ def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
 def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
     if plan.texts:
         data, measured = "TEXT", f" --on {','.join(text.name for text in plan.texts)}"
+        if plan.pretrained is not None:
+            measured = f" --source MODEL --layers {listed(plan.pretrained.layers).replace(' ', '')}{measured}"
     else:
         data, measured = "GAMES", "" if plan.games == GAMES else f" --games {plan.games}"
     return f"glassmoe reproduce {name} --scale {scale} --data {data} --tokens {plan.steps * per_step}{measured}"

@@ -20,6 +20,8 @@ from glassmoe.config import ModelConfig
 from glassmoe.registry import LAYER_REGISTRY, Registry
 
 from .paper import BASES
+from .pretrained import SUITE as UPCYCLED
+from .pretrained import layer_names
 
 RECIPES = {
     ("cpu", "characters"): "chess-small",
@@ -43,11 +45,11 @@ class TableRow:
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipe's model that differ, such as {"ffn": "moe-x", "router": "learned"}."""
     share: float = 1.0
-    """Share of T, the tokens of the table, in this run alone."""
+    """Share of T, the tokens of the table, in this run alone; 0 for a pretrained model as it is."""
     source: str | None = None
     """Name of the row that it starts from; a mixture is upcycled from a dense source."""
     coder: str | None = None
-    """Kind of sparse autoencoder to fit to `source`; None: train a model."""
+    """Kind of sparse autoencoder to fit to `source`, or to the pretrained model; None: train a model."""
     apart: bool = False
     """Whether the row is shown below the table, because it does not see T tokens."""
     ahead_of: tuple[str, ...] | None = None
@@ -192,6 +194,17 @@ def _named(name: str, **model: Any) -> TableRow:
     return replace(_short(**model), name=name)
 
 
+def _replacing(base: ModelConfig) -> list[TableRow]:
+    same, relu = layer_names(base)
+    return [
+        TableRow({"ffn": same}, share=0, name="source"),
+        TableRow({"ffn": relu}, name=relu),
+        TableRow({"ffn": "switch"}, ahead_of=(relu,), name="switch"),
+        TableRow({"ffn": "moe-x"}, ahead_of=(relu,), name="moe-x"),
+        TableRow(coder="topk", name="sae-topk"),
+    ]
+
+
 ABLATIONS = ("", "-learned-router", "-no-balance", "-frozen-router", "-every-expert")
 ROUTED = ("switch", "moe-x", "moe-x-upcycled")
 
@@ -212,6 +225,7 @@ SUITES: dict[str, Suite] = {
         "from scratch, continued, upcycled",
         ("gelu", "relu", "moe-x", "relu-continued", "moe-x-upcycled", "moe-x-upcycled-full"),
     ),
+    UPCYCLED: Suite("layers of a pretrained model, replaced and trained on", of_text=True, sized=_replacing),
     "figure3": Suite("width against model size, beside a sparse autoencoder", ("sae-topk-short",), sized=_widths),
     "figure4": Suite("coverage against L0: the hidden layer keeps its k greatest units", sized=_sparsities),
     "figure5": Suite("sizes of three architectures", sized=_sizes),

@@ -108,7 +108,7 @@ class TableResults(ResultsFile):
         rows = self.entries
         level, apart = ([row for row in rows if row.apart == aside] for aside in (False, True))
         of_text = self.texts is not None
-        headline = partial(text_tables.headline, self.recipe) if of_text else partial(_headline, self.suite)
+        headline = partial(text_tables.headline, self.suite, self.recipe) if of_text else partial(_headline, self.suite)
         parts = [_opening(self), headline(level), text_tables.legend(self) if of_text else _legend(self)]
         parts += [*_unequal(level), *(self.remarks or []), *_over_seeds(level), *_claims(level, self)]
         if apart:

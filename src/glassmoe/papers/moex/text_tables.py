@@ -5,32 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from glassmoe.layers.dense import gated_hidden
 from glassmoe.measure.results_file import section
+from glassmoe.model.replacing import GATED_LAYERS
 from glassmoe.results import markdown_table
 
-from .paper import PERPLEXITIES, size_of
+from .paper import perplexities, size_of
 from .rows import COST, PREFIX, MeasuredRow, by_name, cost, mean_of, text_measures
 
 if TYPE_CHECKING:
     from .tables import TableResults
 
 
-def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
+def headline(suite: str, recipe: str, rows: Sequence[MeasuredRow]) -> str:
     """One line for each name, with means over its seeds."""
     texts = [each.removeprefix(PREFIX) for each in text_measures(rows)]
-    theirs = PERPLEXITIES[size_of(recipe)]
-    shown = {text: any(text in theirs.get(row.name, {}) for row in rows) for text in texts}
+    theirs = {row.name: perplexities(suite, recipe, row.name) for row in rows}
+    shown = {text: any(text in theirs[row.name] for row in rows) for text in texts}
     header = ["row", "seeds", "loss", "bits per byte"]
     for text in texts:
         header += [text, *(["paper"] if shown[text] else [])]
     header += ["L0", "of", *COST]
     lines = []
     for name, group in by_name(rows).items():
-        perplexities: list[str | None] = []
+        figures: list[str | None] = []
         for text in texts:
-            perplexities.append(_figure(_mean_of(group, text, "perplexity"), 2))
+            figures.append(_figure(_mean_of(group, text, "perplexity"), 2))
             if shown[text]:
-                perplexities.append(_figure(theirs.get(name, {}).get(text), 2))
+                figures.append(_figure(theirs[name].get(text), 2))
         bits = [row.ppl["bits_per_byte"] for row in group if row.ppl]
         lines.append(
             [
@@ -38,7 +40,7 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
                 len(group),
                 _figure(mean_of([row.value("loss") for row in group]), 4),
                 _figure(mean_of(bits), 4),
-                *perplexities,
+                *figures,
                 _figure(mean_of([_l0(row) for row in group]), 0),
                 _width(group[0]),
                 *cost(group),
@@ -50,8 +52,7 @@ def headline(recipe: str, rows: Sequence[MeasuredRow]) -> str:
 def legend(results: TableResults) -> str:
     text = (
         "Numbers are means over seeds. Loss is in nats per token on the validation text, and bits per byte are those "
-        "of "
-        "the same loss. The column of a text has the perplexity per token: windows do not overlap, documents do not "
+        "of the same loss. The column of a text has the perplexity per token: windows do not overlap, documents do not "
         "share windows, and every token is predicted once. For LAMBADA it is that of the whole passage. L0 counts "
         "features above 0 per token, mean over layers. Tokens and FLOPs include those of the source run. Active "
         "parameters are the weights multiplied for one token; the ratio compares them with a dense GELU model of the "
@@ -59,12 +60,11 @@ def legend(results: TableResults) -> str:
     )
     if any(row.splice is not None for row in results.entries):
         text += " An autoencoder has the numbers of the model with the reconstruction in place of its residual stream."
-    size = size_of(results.recipe)
-    if any(row.name in PERPLEXITIES[size] for row in results.entries):
+    if any(perplexities(results.suite, results.recipe, row.name) for row in results.entries):
         text += (
-            f" The paper's ({size.capitalize()}) models saw about 33 billion tokens with a vocabulary of 50,257: "
-            "compare "
-            "the order of the rows, not the values. The paper does not say whether its MoE-X was upcycled."
+            f" The paper's ({size_of(results.recipe).capitalize()}) models saw about 33 billion tokens with a "
+            "vocabulary of 50,257: compare the order of the rows, not the values. The paper does not say whether its "
+            "MoE-X was upcycled."
         )
     lines = [
         [name, each.source, each.sha256[:16], *(f"{count:,}" for count in (each.documents, each.words, each.bytes))]
@@ -104,7 +104,8 @@ def _layers(rows: Sequence[MeasuredRow]) -> list[str]:
             load = layer.get("load")
             spread = None if load is None else f"{min(load):.3f} to {max(load):.3f}"
             activity = None if "activity" not in layer else f"{layer['activity']:.1%}"
-            lines.append([row.name, row.seed, at, f"{layer['l0']:.0f}", f"{layer['alive']:.1%}", activity, spread])
+            number = layer.get("layer", at)
+            lines.append([row.name, row.seed, number, f"{layer['l0']:.0f}", f"{layer['alive']:.1%}", activity, spread])
     about = (
         "Features above 0 per token; share of the features above 0 on at least one token (alive); share of the chosen "
         "experts' units above 0 (activity); share of the token-expert slots of an expert, smallest to largest (load)."
@@ -124,7 +125,10 @@ def _width(row: MeasuredRow) -> str | None:
     if row.splice is not None:
         return None if model.get("features") is None else f"{model['features']:,}"
     if model.get("ffn") in ("switch", "moe-x"):
-        return f"{model['num_experts'] * model['active_width'] // model['experts_per_token']:,}"
+        width = model["active_width"] // model["experts_per_token"]
+        return f"{model['num_experts'] * (gated_hidden(width) if model.get('gated') else width):,}"
+    if model.get("ffn") in GATED_LAYERS:
+        return f"{gated_hidden(model['active_width']):,}"
     return f"{model['active_width']:,}" if model.get("ffn") in ("gelu", "relu") else None
 
 
