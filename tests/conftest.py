@@ -1,6 +1,7 @@
 """Small real things that many tests share."""
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -8,12 +9,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GLASSMOE_CACHE"] = tempfile.mkdtemp(prefix="glassmoe-tests-")
 atexit.register(shutil.rmtree, os.environ["GLASSMOE_CACHE"], ignore_errors=True)
-torch.set_num_threads(int(os.environ.get("GLASSMOE_TEST_THREADS", "1")))
 
 
 QUICK = [
@@ -40,6 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path.relative_to(root).with_suffix("")) in QUICK:
             item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _process() -> None:
+    """The process that only hands out tests to others does not import torch."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("GLASSMOE_TEST_THREADS", "1")))
+    gc.collect()
+    gc.freeze()  # the garbage collector need not walk modules and collected tests again and again
+    os.fsync = lambda _: None  # no test loses power; waiting for the disk took a quarter of the time
 
 
 @pytest.fixture(scope="session")

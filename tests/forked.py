@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ IMPORTED = [
     "glassmoe.coders.fit",
     "glassmoe.inspect.model",
     "glassmoe.papers.moex.runner",
+    "glassmoe.cli.parser",
+    "glassmoe.api.coders",
+    "glassmoe.chess.domain",
+    "glassmoe.text.domain",
+    "transformers.models.gpt2.modeling_gpt2",
     "torch._dynamo",
     "jsonargparse",
 ]
@@ -139,7 +144,15 @@ def script(path: str | Path) -> str:
 @cache
 def _context() -> Any:
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__, *IMPORTED])
+    context.set_forkserver_preload([*IMPORTED, "forked_first"])
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([path] if path else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
     return context
 
 
@@ -151,6 +164,7 @@ def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, erro
         file = os.open(path, os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1) for n in (1, 2))
+    os.fsync = lambda _: None  # as in conftest.py
     sys.argv = ["glassmoe" if program is None else "-c", *words]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup

@@ -1,5 +1,6 @@
 """Whole files and folders or none, and what a kill leaves behind."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,20 @@ def test_leftovers_are_swept_and_files_of_the_user_stay(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     sweep(tmp_path, tmp_path / "nowhere")
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_a_file_is_on_disk_before_it_gets_its_name_and_then_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        names = sorted(path.name for path in tmp_path.iterdir())
+        events.append(f"{os.readlink(f'/proc/self/fd/{descriptor}').removeprefix(str(tmp_path))} {names}")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic.write_text(tmp_path / "a.json", "new")
+    assert events == ["/a.json.tmp ['a.json.tmp']", " ['a.json']"]
 
 
 def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def known_keys(kind: Any, prefix: str = "") -> list[str]:
     """The dotted keys of a configuration."""
     keys = []
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         keys += [prefix + name] + (known_keys(hint, f"{prefix}{name}.") if is_dataclass(hint) else [])
     return keys
 
@@ -40,7 +46,7 @@ def explain(message: str, kind: Any) -> str:
 def hint_of(key: str, kind: Any) -> Any:
     """The type of a known dotted key."""
     for part in key.split("."):
-        kind = get_type_hints(kind)[part]
+        kind = _hints(kind)[part]
     return kind
 
 

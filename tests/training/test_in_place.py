@@ -163,11 +163,13 @@ def test_distillation_learns_what_the_source_computes_and_only_the_new_layers_le
         "--learn",
         "layers",
         "--steps",
-        "30",
+        "16",
         "--log_every",
-        "10",
+        "2",
+        "--eval_every",
+        "16",
         "--checkpoint_every",
-        "20",
+        "10",
     ]
     words += ["--lr", "0.01", "--muon_lr", "0.01", "--warmup_steps", "2", "--weight_decay", "0"]
     assert upcycle(source, whole, *words) == 0
@@ -177,7 +179,7 @@ def test_distillation_learns_what_the_source_computes_and_only_the_new_layers_le
     changed = {name for name, weight in theirs.items() if name in ours and not torch.equal(weight, ours[name])}
     assert not changed and any(".layers.2.mlp.layer.w_enc" in name for name in ours)
     with monkeypatch.context() as patch:
-        stop_after(20, patch)
+        stop_after(10, patch)
         with pytest.raises(Interrupt):
             upcycle(source, tmp_path / "broken", *words)
     assert upcycle(source, tmp_path / "broken", *words) == 0
@@ -192,7 +194,7 @@ def test_distillation_learns_what_the_source_computes_and_only_the_new_layers_le
     assert main(["upcycle", str(whole), "--data", str(source / "text"), "--out", str(on), *BRIEF.split()]) == 0
     receipt, config = read_start(on), configuration.load(on / "config.yaml")
     assert receipt is not None and {part["kind"] for part in receipt.layers} == {"same"} and receipt.difference == 0
-    assert config.start.replace_layers == [1, 2] and receipt.source_tokens == 30 * 4 * 32
+    assert config.start.replace_layers == [1, 2] and receipt.source_tokens == 16 * 4 * 32
     assert upcycle(source, tmp_path / "relu", "--layers", "0,2", "--ffn", "reglu") == 0
     words = ["--data", str(source / "text"), *BRIEF.split(), "--ffn", "moe-x", "--steps", "0"]
     assert main(["upcycle", str(tmp_path / "relu"), *words, "--out", str(tmp_path / "mixture")]) == 0

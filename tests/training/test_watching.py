@@ -48,10 +48,10 @@ def test_peaks_of_gpus_by_their_names(name: str, bf16: float, monkeypatch: pytes
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_a_trace_has_a_few_steps_and_changes_no_numbers(steps: int, noise_games: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": steps, "eval_every": 8, "checkpoint_every": 8}
-    plain, traced = (
-        train(tiny(noise_games, "moe-x", profile=profile, **settings), tmp_path / str(profile))
-        for profile in (False, True)
-    )
+    configs = [tiny(noise_games, "moe-x", profile=profile, micro_rows=8, **settings) for profile in (False, True)]
+    for config in configs:
+        config.model.layers = 1
+    plain, traced = (train(config, tmp_path / str(config.train.profile)) for config in configs)
     assert not (plain / "profile").exists()
     events = json.loads((traced / "profile" / "process-0.json").read_text())["traceEvents"]
     names = [event["name"] for event in events if event.get("ph") == "X"]

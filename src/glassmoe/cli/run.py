@@ -12,7 +12,7 @@ from typing import Any
 from glassmoe.results import Result, markdown_table
 
 from .parser import Signature, build, parse
-from .training import build_training, parse_training
+from .training import build_training, parse_training, training_parser
 from .verbs import Verb
 
 HELP = ("-h", "--help", "--help-all")
@@ -22,14 +22,17 @@ def run_command(verb: Verb, words: list[str], show: Callable[[Any], None]) -> in
     """Run a verb with the words after it; returns the exit code. `show`: prints text, or plain values as JSON."""
     signature = Signature(verb)
     trains = verb.name in ("train", "upcycle")
-    parser = build_training(signature) if trains else build(signature)
     asked = next((word for word in words if word in HELP), None)
     if asked is not None:
+        parser = build_training(signature) if trains else build(signature)
         if asked != "--help-all" and trains:
             _hide_rare(parser)
         show(parser.format_help().rstrip())
         return 0
-    arguments = (parse_training if trains else parse)(signature, parser, words)
+    if trains:
+        arguments = parse_training(signature, training_parser(verb.name), words)
+    else:
+        arguments = parse(signature, build(signature), words)
     as_json = arguments.pop("json", False)
     if verb.name == "generate":
         _choose_streaming(arguments, as_json)

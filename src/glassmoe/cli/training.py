@@ -8,6 +8,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jsonargparse
@@ -18,6 +19,7 @@ from glassmoe.api.recipes import SECTIONS, TOP, find_recipe
 from glassmoe.config_messages import explain, hint_of
 
 from .parser import Formatter, Signature, description, usage
+from .verbs import VERBS
 
 GROUPS = {
     "The complete configuration of a run": "run",
@@ -65,6 +67,12 @@ def build_training(signature: Signature) -> Any:
         elif action.dest in SECTIONS:
             action.help = argparse.SUPPRESS
     return parser
+
+
+@cache
+def training_parser(verb: str) -> Any:
+    """The parser of `train` or `upcycle`, built once for all commands of a process."""
+    return build_training(Signature(VERBS[verb]))
 
 
 def parse_training(signature: Signature, parser: Any, words: Sequence[str]) -> dict[str, Any]:
