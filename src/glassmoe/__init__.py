@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .api.features import explain, explore, merge, report
     from .api.measuring import (
         evaluate,
+        evaluate_board_probes,
         evaluate_boards,
         evaluate_fidelity,
+        evaluate_legal_moves,
         evaluate_ppl,
         probe,
         steer,
@@ -41,7 +43,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "api.coders": ("decompose", "export", "import_coder"),
     "api.features": ("explain", "explore", "merge", "report"),
-    "api.measuring": ("evaluate", "evaluate_boards", "evaluate_fidelity", "evaluate_ppl", "probe", "steer"),
+    "api.measuring": (
+        *("evaluate", "evaluate_board_probes", "evaluate_boards", "evaluate_fidelity", "evaluate_legal_moves"),
+        *("evaluate_ppl", "probe", "steer"),
+    ),
     "api.models": ("load",),
     "api.papers": ("reproduce",),
     "api.quickstart": ("quickstart_llm",),
@@ -75,8 +80,10 @@ __all__ = [
     "__version__",
     "decompose",
     "evaluate",
+    "evaluate_board_probes",
     "evaluate_boards",
     "evaluate_fidelity",
+    "evaluate_legal_moves",
     "evaluate_ppl",
     "explain",
     "explore",

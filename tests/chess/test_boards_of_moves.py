@@ -194,6 +194,12 @@ def test_a_run_of_moves_from_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert "nats per move" in (tmp_path / "results.md").read_text()
     words = ["eval", "boards", str(run), "--data.path", str(unseen), "--games", "8", "--workers", "1"]
     assert cli.main(words) == 0
+    words = [str(run), "--data.path", str(unseen), "--games", "8"]
+    assert cli.main(["eval", "board-probes", *words, "--workers", "1"]) == 0
+    assert "random weights rec." in capsys.readouterr().out
+    assert cli.main(["eval", "legal-moves", *words]) == 0
+    assert "legal mass" in capsys.readouterr().out
+    assert {"board_probes.json", "legal_moves.json"} <= {each.name for each in (run / "measures").iterdir()}
     assert cli.main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "nats per move" in page and "M moves of synthetic games" in page and "nats per character" not in page

@@ -73,6 +73,8 @@ def test_every_suite_trains_measures_and_draws(name: str, games: Path, toy: Path
         mixture = row["model"].get("ffn") in ("switch", "moe-x")
         assert ("routing" in row) == ("routing" in SUITES[name].measures and mixture)
         assert ("splice" in row) == (declared.coder is not None)
+        for measure in ("board_probes", "legal_moves"):
+            assert (measure in row) == (measure in SUITES[name].measures and declared.coder is None)
     kept = json.loads((tmp_path / f"{name}-toy.json").read_text())
     assert kept["rows"] == found["rows"]
     assert str(games.parent) not in json.dumps(kept)
@@ -115,6 +117,10 @@ def test_finished_rows_are_used_again_and_rows_and_seeds_can_be_chosen(
     monkeypatch.setattr(language, "train", lambda *_: pytest.fail("trained again"))
     again = reproduce("table1", rows=["gelu"], seeds=[7], **given)
     assert again["rows"] == first["rows"]
+    # A run that an earlier version finished gets the measures that it lacks.
+    for measure in ("board_probes", "legal_moves"):
+        (runs / f"toy/gelu-seed7/measures/{measure}.json").unlink()
+    assert reproduce("table1", rows=["gelu"], seeds=[7], **given)["rows"] == first["rows"]
 
 
 def test_a_failed_row_is_reported_and_the_others_still_run(

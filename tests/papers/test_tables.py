@@ -120,6 +120,54 @@ def test_routers_and_maps_have_their_tables() -> None:
     assert "| paper " not in page  # this suite has none of the paper's numbers
 
 
+def probed(reconstruction: float, legal: float) -> dict[str, Any]:
+    """Probes of two layers and legal moves; the second layer's probes are by 0.1 better than the first's."""
+    layers = [
+        {
+            "layer": at,
+            "accuracy": 0.9,
+            "piece_f1": 0.8,
+            "reconstruction": reconstruction - 0.1 * (1 - at),
+            "accuracy_half": 0.01,
+            "penalty": 0.1,
+            "random": {"accuracy": 0.7, "piece_f1": 0.6, "reconstruction": 0.5},
+        }
+        for at in (0, 1)
+    ]
+    majority = {"accuracy": 0.689, "piece_f1": 0.583, "reconstruction": 0.124}
+    probes = {"games": 10, "boards": 200, "best_layer": 1, "majority": majority, "layers": layers}
+    moves = {"tokens": "moves", "games": 10, "positions": 3900, "legal": legal, "half": 0.002, "played": 0.4}
+    return {"board_probes": probes, "legal_moves": {**moves, "mass": 0.95, "mass_half": 0.001}}
+
+
+def test_probes_and_legal_moves_have_columns_once_a_row_has_them() -> None:
+    rows = [row("gelu", 0, **probed(0.7, 0.97)), row("gelu", 1, **probed(0.8, 0.99)), row("relu"), coder()]
+    page = results("table1", rows).page("t")
+    gelu, relu = cells(page, "gelu", "seeds"), cells(page, "relu", "seeds")
+    assert [gelu[key] for key in ("probe acc.", "probe rec.", "random probe rec.", "legal")] == [
+        "0.900", "0.750", "0.500", "0.980",
+    ]  # fmt: skip
+    assert {relu[key] for key in ("probe acc.", "probe rec.", "random probe rec.", "legal")} == {"-"}
+    assert "a linear probe of what the same layer reads" in page
+    over = page[page.index("## Over seeds") :]
+    assert cells(over, "gelu", "seeds")["probe rec."].startswith("0.750 +- ")
+    probes = page[page.index("## What linear probes read of the board") :]
+    first = cells(probes, "gelu", "layer")
+    assert (first["layer"], first["accuracy"], first["+-"], first["piece F1"]) == ("0", "0.900", "0.010", "0.800")
+    assert (first["reconstruction"], first["random rec."], first["features' rec."]) == ("0.600", "0.500", "0.100")
+    assert "accuracy 0.689, piece F1 0.583, reconstruction 0.124" in probes
+    legal = cells(page[page.index("## Legal moves") :], "gelu", "positions")
+    assert (legal["positions"], legal["legal"], legal["+-"]) == ("3,900", "0.9700", "0.0020")
+    assert (legal["legal mass"], legal["mass +-"], legal["move of the game"]) == ("0.9500", "0.0010", "0.400")
+    # Files of earlier versions have neither columns nor sections.
+    page = results("table1", [row("gelu")]).page("t")
+    assert "probe" not in page and "Legal" not in page
+    characters = probed(0.7, 0.97)
+    del characters["legal_moves"]["mass"], characters["legal_moves"]["mass_half"]
+    page = results("table1", [row("gelu", **characters)]).page("t")
+    assert cells(page[page.index("## Legal moves") :], "gelu", "positions")["legal mass"] == "-"
+
+
 def test_moves_and_calibration_say_what_they_are() -> None:
     page = results("table1", [row("gelu")], token="move").page("t")
     assert "nats per move" in page and "not comparable with a loss per move" in page

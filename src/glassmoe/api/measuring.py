@@ -13,7 +13,9 @@ from .arguments import Device, Numbers, PathLike, count_or_zero, finite, public,
 from .targets import check_target
 
 if TYPE_CHECKING:
+    from glassmoe.chess.board_probes import BoardProbesResult
     from glassmoe.chess.board_results import BoardsResult
+    from glassmoe.chess.legal_moves import LegalMovesResult
     from glassmoe.data.corpus import Corpus
     from glassmoe.inspect.model import Model
     from glassmoe.measure.fidelity import FidelityResult
@@ -31,9 +33,11 @@ def evaluate(target: PathLike | Model, measure: str = "ppl", **options: Any) -> 
     Args:
         target: A run directory, a folder of transformers files, a hub id, what `decompose` made, or what `load`
             returned.
-        measure: ppl (loss and perplexity), boards (how features track the chess board), fidelity (what a model loses
+        measure: ppl (loss and perplexity), boards (how features track the chess board), board-probes (what linear
+            probes read of the board), legal-moves (how often the likeliest move is legal), fidelity (what a model loses
             by its coders), or probe (how well one feature detects a class of texts).
-        options: Those of the measure: see `evaluate_ppl`, `evaluate_boards`, `evaluate_fidelity` and `probe`.
+        options: Those of the measure: see `evaluate_ppl`, `evaluate_boards`, `evaluate_board_probes`,
+            `evaluate_legal_moves`, `evaluate_fidelity` and `probe`.
     """
     if measure not in MEASURES:
         raise ValueError(f"unknown measure {measure!r}; {suggest(measure, MEASURES)}")
@@ -150,6 +154,65 @@ def evaluate_boards(
         workers=workers,
     )
     _record(subject, corpus, "boards", result, results, row)
+    return result
+
+
+@public()
+def evaluate_board_probes(
+    run: PathLike | Model,
+    *,
+    data: PathLike | None = None,
+    games: int = 1000,
+    layers: Numbers | None = None,
+    controls: bool = True,
+    workers: int | None = None,
+    device: Device = "auto",
+) -> BoardProbesResult:
+    """Measure what linear probes read of the chess board at each layer: what the model knows, whether or not single
+    features say it. A probe reads what the layer's features are made of, on the games and positions of evaluate_boards.
+
+    Args:
+        run: A run directory or an exported folder of a chess model.
+        data: Prepared games to measure on (default: the games of the run).
+        games: Games to fit the probes on, and again to test them on.
+        layers: Layers to measure, such as 3 or "0,3" (default: all).
+        controls: Probe the random-weight twin too.
+        workers: Processes that label boards (default: one a core).
+        device: Where the model runs.
+    """
+    numbers = whole_numbers(layers, "layers")
+    check_target(run, numbers, run=True)
+    from glassmoe.chess.board_probes import evaluate_board_probes as evaluate_model
+    from glassmoe.model.subject import load_subject
+
+    subject = load_subject(_path(run), device, own=True)
+    corpus = _corpus_of(subject, data)
+    result = evaluate_model(subject.model, corpus, games=games, layers=numbers, controls=controls, workers=workers)
+    _record(subject, corpus, "board_probes", result, None, None)
+    return result
+
+
+@public()
+def evaluate_legal_moves(
+    run: PathLike | Model, *, data: PathLike | None = None, games: int = 1000, device: Device = "auto"
+) -> LegalMovesResult:
+    """Measure how often the move that a chess model finds likeliest is legal.
+
+    Args:
+        run: A run directory or an exported folder of a chess model.
+        data: Prepared games to measure on (default: the games of the run).
+        games: Validation games to read: every move of each for a model of moves, four moves of each for a model of
+            characters.
+        device: Where the model runs.
+    """
+    check_target(run, run=True)
+    from glassmoe.chess.legal_moves import evaluate_legal_moves as evaluate_model
+    from glassmoe.model.subject import load_subject
+
+    subject = load_subject(_path(run), device, own=True)
+    corpus = _corpus_of(subject, data)
+    result = evaluate_model(subject.model, corpus, games=games)
+    _record(subject, corpus, "legal_moves", result, None, None)
     return result
 
 
@@ -290,6 +353,8 @@ def steer(
 MEASURES: dict[str, Callable[..., Result]] = {
     "ppl": evaluate_ppl,
     "boards": evaluate_boards,
+    "board-probes": evaluate_board_probes,
+    "legal-moves": evaluate_legal_moves,
     "fidelity": evaluate_fidelity,
     "probe": probe,
 }

@@ -70,23 +70,10 @@ def evaluate_boards(
     activations. `brief`: only the headline property, without strategy group, twin and single features, for curves
     during training. ValueError for a layer that does not exist, a context that is too short, and a lack of games.
     """
-    # A model with replaced layers is of another family, and reads text.
-    tokens = getattr(model.config, "tokens", TEXT)
-    if tokens not in TOKENS_READ:
-        raise ValueError(
-            f"the boards measure reads chess games, but this model reads {tokens}; measure it with glassmoe eval ppl"
-        )
     chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
         raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
-    read = TOKENS_READ[model.config.tokens]
-    if model.config.context < read:
-        raise ValueError(
-            f"the boards measure reads {read} {model.config.tokens} of a game, but this model's context is "
-            f"{model.config.context}; train with data.rows games:{read} or longer rows"
-        )
-    for each in (corpus, test_corpus or corpus):
-        each.require(model.config.tokens)
+    check_games("the boards measure", model, corpus, test_corpus or corpus)
     splits = choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
     properties = (HEADLINE,) if brief else PROPERTIES
@@ -139,6 +126,25 @@ def evaluate_boards(
         layers=[LayerBoards(**entry) for entry in entries],
         **({} if features is None else vars(features)),
     )
+
+
+def check_games(measure: str, model: GlassForCausalLM, *corpora: Corpus) -> None:
+    """ValueError when a model does not read as much of a game as a measure reads, or corpora are of other tokens.
+    `measure`: its name, for messages."""
+    # A model with replaced layers is of another family, and reads text.
+    tokens = getattr(model.config, "tokens", TEXT)
+    if tokens not in TOKENS_READ:
+        raise ValueError(
+            f"{measure} reads chess games, but this model reads {tokens}; measure it with glassmoe eval ppl"
+        )
+    read = TOKENS_READ[tokens]
+    if model.config.context < read:
+        raise ValueError(
+            f"{measure} reads {read} {tokens} of a game, but this model's context is {model.config.context}; "
+            f"train with data.rows games:{read} or longer rows"
+        )
+    for each in corpora:
+        each.require(tokens)
 
 
 class _Reading(NamedTuple):

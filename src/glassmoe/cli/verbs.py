@@ -127,6 +127,18 @@ VERBS: dict[str, Verb] = {
                 ("eval boards runs/moex --layers 0,3",),
             ),
             Verb(
+                "eval board-probes",
+                "what linear probes read of the chess board",
+                "measuring:evaluate_board_probes",
+                ("eval board-probes runs/moex",),
+            ),
+            Verb(
+                "eval legal-moves",
+                "how often the likeliest move is legal",
+                "measuring:evaluate_legal_moves",
+                ("eval legal-moves runs/moex",),
+            ),
+            Verb(
                 "eval fidelity",
                 "what a model loses when coders replace parts of it",
                 "measuring:evaluate_fidelity",

@@ -86,6 +86,24 @@ def harvests(
     return harvested
 
 
+@torch.no_grad()
+def layer_inputs(
+    model: GlassForCausalLM,
+    layers: Sequence[int],
+    tokens_GN: Tokens,
+    positions_GP: npt.NDArray[np.int64],
+    batch: int = 25,
+) -> dict[int, Float32]:
+    """(R, D) of each layer: what its feed-forward layer reads at the chosen positions, sequence by sequence."""
+    parts: dict[int, list[Float32]] = {layer: [] for layer in layers}
+    for start in range(0, len(tokens_GN), batch):
+        positions = torch.from_numpy(positions_GP[start : start + batch])
+        sequence_G1 = torch.arange(len(positions)).unsqueeze(1)
+        for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[start : start + batch], "mlp").items():
+            parts[layer].append(x_GND[sequence_G1, positions].flatten(0, 1).cpu().numpy())
+    return {layer: np.concatenate(each) for layer, each in parts.items()}
+
+
 def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
     """(G, N, D): what the feed-forward layer reads at every token, float32."""
     return activations_at(model, layer, "mlp", tokens_GN).x

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from glassmoe.measure.intervals import interval
 from glassmoe.results import Result
 
+from .knowledge import WORDS
 from .paper import BASES, perplexities, published
-from .rows import PREFIX, MeasuredRow, text_measures
+from .rows import PREFIX, MeasuredRow, text_measures, values_of
 
 MEASURES = {
     "loss": "loss",
@@ -113,6 +114,11 @@ def measures_of(rows: Sequence[MeasuredRow]) -> dict[str, str]:
     return {"loss": "loss", **{measure: measure for measure in of_texts}} if of_texts else MEASURES
 
 
+def all_measures_of(rows: Sequence[MeasuredRow]) -> dict[str, str]:
+    """`measures_of`, and the measures of probes and legal moves that a row has, about which there are no claims."""
+    return measures_of(rows) | {each: words for each, words in WORDS.items() if values_of(rows, each)}
+
+
 def paired(rows: Sequence[MeasuredRow], name: str, base: str, measure: str) -> Difference | None:
     """The difference of two rows over the seeds that both have; None where they share none."""
     ours, theirs = (
@@ -130,7 +136,7 @@ def differences(rows: Sequence[MeasuredRow]) -> list[Difference]:
     """Every row against each of `BASES` in every measure, where at least two seeds are shared."""
     names = list(dict.fromkeys(row.name for row in rows))
     pairs = [(name, base) for at, base in enumerate(BASES) for name in names if name not in BASES[: at + 1]]
-    all_pairs = [paired(rows, name, base, measure) for name, base in pairs for measure in measures_of(rows)]
+    all_pairs = [paired(rows, name, base, measure) for name, base in pairs for measure in all_measures_of(rows)]
     return [each for each in all_pairs if each is not None and each.n > 1]
 
 

@@ -86,6 +86,16 @@ def measure(plan: Plan, measures: tuple[str, ...], work: Work) -> MeasuredRow:
             "points"
         ],
     )
+    if "board_probes" in measures:
+        from glassmoe.chess.board_probes import evaluate_board_probes
+
+        probes = partial(evaluate_board_probes, model, corpus, games=plan.games, workers=plan.workers)
+        row = replace(row, board_probes=saved("board_probes", probes, games=plan.games))
+    if "legal_moves" in measures:
+        from glassmoe.chess.legal_moves import evaluate_legal_moves
+
+        legal = partial(evaluate_legal_moves, model, corpus, games=plan.games)
+        row = replace(row, legal_moves=saved("legal_moves", legal, games=plan.games))
     if model.feed_forwards()[0].num_experts < 2:
         return row
     if "routing" in measures:

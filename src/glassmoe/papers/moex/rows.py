@@ -12,6 +12,8 @@ from glassmoe.results import Result, omitted
 
 PREFIX = "loss on "
 """A row of text has one measure for each text: `loss on NAME`."""
+PROBED = {"probe_accuracy": "accuracy", "probe_reconstruction": "reconstruction"}
+"""Measure of the probes of the layer with the highest reconstruction by features -> its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,10 @@ class MeasuredRow(Result):
     """Autoencoders: what the model loses with the reconstruction in place."""
     board_curve: list[list[Any]] | None = omitted()
     """[tokens of this run, coverage, held-out coverage, reconstruction, layer] along the run."""
+    board_probes: dict[str, Any] | None = omitted()
+    """Chess: what linear probes read of the board, layer by layer."""
+    legal_moves: dict[str, Any] | None = omitted()
+    """Chess: how often the likeliest move is legal."""
     routing: dict[str, Any] | None = omitted()
     """Router scores against the true L0 of experts."""
     encoder_map: dict[str, Any] | None = omitted()
@@ -79,10 +85,21 @@ class MeasuredRow(Result):
         """The boards measure of the layer with the highest reconstruction; empty when it was not measured."""
         return best_layer(self.boards)
 
+    def best_probe(self) -> dict[str, Any]:
+        """The probes of the layer that `best_layer` is of; empty when they were not measured."""
+        best = self.best_layer().get("layer")
+        return next((each for each in (self.board_probes or {"layers": []})["layers"] if each["layer"] == best), {})
+
     def value(self, measure: str) -> float | None:
         """One measure, None where it was not taken. The loss of an autoencoder is that of the model with the
         reconstruction in place."""
-        if measure.startswith(PREFIX):
+        if measure in PROBED:
+            number = self.best_probe().get(PROBED[measure])
+        elif measure == "probe_random":
+            number = (self.best_probe().get("random") or {}).get("reconstruction")
+        elif measure == "legal":
+            number = (self.legal_moves or {}).get("legal")
+        elif measure.startswith(PREFIX):
             number = (self.texts or {}).get(measure.removeprefix(PREFIX), {}).get("loss")
         elif measure != "loss":
             number = self.best_layer().get(measure)

@@ -134,7 +134,7 @@ class Suite:
     names: tuple[str, ...] = ()
     """Its rows, names of `ROWS`."""
     measures: tuple[str, ...] = ()
-    """Measures besides the boards and the loss: routing, encoder_map."""
+    """Measures besides the boards and the loss: routing, encoder_map, board_probes, legal_moves."""
     of_text: bool = False
     """Whether rows read text. Then perplexity on other texts replaces the boards measure."""
     sized: Callable[[ModelConfig], list[TableRow]] = lambda _: []
@@ -210,7 +210,9 @@ ROUTED = ("switch", "moe-x", "moe-x-upcycled")
 
 SUITES: dict[str, Suite] = {
     "table1": Suite(
-        "every architecture at equal active parameters", (*PLAIN, "switch-upcycled", "moe-x-upcycled", "sae-topk")
+        "every architecture at equal active parameters",
+        (*PLAIN, "switch-upcycled", "moe-x-upcycled", "sae-topk"),
+        ("board_probes", "legal_moves"),
     ),
     "table2": Suite(
         "language models in perplexity on several texts",

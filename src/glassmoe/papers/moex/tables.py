@@ -17,8 +17,8 @@ from glassmoe.measure.results import layer_sections
 from glassmoe.measure.results_file import ResultsFile, joined_remarks, merged, section
 from glassmoe.results import markdown_table, omitted, stored_as
 
-from . import text_tables
-from .claims import LOSS_MARGIN, Statement, differences, measures_of, order
+from . import knowledge, text_tables
+from .claims import LOSS_MARGIN, Statement, all_measures_of, differences, order
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 from .rows import COST, FailedRow, MeasuredRow, TextFacts, by_name, cost, mean_of, values_of
 
@@ -122,7 +122,7 @@ class TableResults(ResultsFile):
             parts += ["## Failed", markdown_table(["row", "seed", "reason"], lines)]
         if of_text:
             parts += text_tables.sections(rows)
-        for part in (_starts, _coders, _routers, _maps, _curves):
+        for part in (knowledge.sections, _starts, _coders, _routers, _maps, _curves):
             parts += part(rows)
         parts += layer_sections(rows)
         if self.suite == "calibration":
@@ -162,8 +162,9 @@ def _headline(suite: str, rows: Sequence[MeasuredRow]) -> str:
 
     beside = ["paper"] if shown else []
     header = ["row", "seeds", "loss", *beside, "coverage", *beside, "held-out", "reconstruction", *beside]
-    header += ["equal-width held-out", "equal-width rec.", "random held-out", "random rec.", "layer", "L0", "alive"]
-    header += COST
+    header += ["equal-width held-out", "equal-width rec.", "random held-out", "random rec."]
+    known = knowledge.known(rows)
+    header += [*(knowledge.COLUMNS if known else ()), "layer", "L0", "alive", *COST]
     lines = []
     for name, group in by_name(rows).items():
         best = [layer for row in group if (layer := row.best_layer())]
@@ -183,6 +184,7 @@ def _headline(suite: str, rows: Sequence[MeasuredRow]) -> str:
                 *paper(name, "reconstruction"),
                 *(mean_of([one[key] for one in narrow]) for key in ("held_out_coverage", "reconstruction")),
                 *(mean_of([one[key] for one in random]) for key in ("held_out_coverage", "reconstruction")),
+                *(knowledge.cells(group) if known else ()),
                 ", ".join(str(each) for each in sorted({one["layer"] for one in best})) or None,
                 f"{statistics.fmean(one['l0'] for one in best):.0f}" if best else None,
                 f"{statistics.fmean(one['alive'] for one in best):.0f} of {best[0]['width']}" if best else None,
@@ -210,7 +212,7 @@ def _legend(results: TableResults) -> str:
         )
         if token != "character":
             text += " Its loss is per character and not comparable with a loss per move."
-    text += _other_rates(rows)
+    text += knowledge.legend(rows) + _other_rates(rows)
     if any(row.splice is not None for row in rows):
         text += (
             " The loss of an autoencoder is that of the model with the reconstruction in place of its residual stream."
@@ -244,7 +246,7 @@ def _digits(measure: str) -> int:
 
 
 def _over_seeds(rows: Sequence[MeasuredRow]) -> list[str]:
-    lines, measures = [], measures_of(rows)
+    lines, measures = [], all_measures_of(rows)
     for name, group in by_name(rows).items():
         taken = {m: values_of(group, m) for m in measures}
         if max(map(len, taken.values())) > 1:
