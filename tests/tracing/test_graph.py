@@ -104,6 +104,7 @@ def test_effects_by_hand() -> None:
     columns = {name: np.insert(getattr(graph.nodes, name), feature, 0) for name in graph.nodes.TYPES}
     nodes = type(graph.nodes)(**columns)
     nodes.kind[feature], nodes.input[feature], nodes.input[logit + 1] = FEATURE, 0.5, 3.0
+    nodes.rest[:] = 0
     edges = Edges(
         source=[token, token, feature],
         target=[feature, logit + 1, logit + 1],
@@ -116,3 +117,8 @@ def test_effects_by_hand() -> None:
     effects = graph.effects()
     assert effects[[token, feature, logit + 1]].tolist() == [3.0, 2.0, 0.0]
     assert graph.effects(1)[[token, feature]].tolist() == [0.0, 0.0]
+    assert graph.left_out() == 0
+    # Without the edge into the feature, its input is all rest: the feature's effect of 2 has no token.
+    nodes.rest[feature], nodes.rest[logit + 1] = 0.5, 0.25
+    graph = replace(graph, nodes=nodes, edges=edges.select(np.array([1, 2])))
+    assert graph.effects()[token] == 1.0 and graph.left_out() == 2.25

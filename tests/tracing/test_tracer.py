@@ -183,6 +183,32 @@ def test_effects_add_up_and_are_what_the_check_predicts(kind: str) -> None:
         assert sign * effects[pair.node] == pytest.approx(pair.predicted, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["transcoder", "mxd"])
+def test_effects_and_what_is_left_out_add_up_to_the_target(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a Llama with coders: with the largest entries of rows alone, with few features traced, and pruned."""
+    subject = foreign_subject("llama")
+    tracer = Tracer(subject, drawn_coders(subject, kind, normalise="rms", features=40))
+    prompt = "w1 w5 w2 w9 w3 w7"
+    whole = tracer.trace(prompt)
+    monkeypatch.setattr("glassmoe.tracing.expansion.MOST_ENTRIES", 1000)
+    monkeypatch.setattr("glassmoe.tracing.expansion.FEWEST_ENTRIES", 24)
+    cut = tracer.trace(prompt)
+    assert len(cut.edges) < 0.8 * len(whole.edges) and len(cut.nodes) == len(whole.nodes)
+    graphs = {"whole": whole, "cut": cut, "few": tracer.trace(prompt, features=20), "pruned": whole.prune(0.5, 0.7)}
+    missing = {}
+    for name, graph in graphs.items():
+        leaves = ~np.isin(graph.nodes.kind, (FEATURE, LOGIT))
+        for number, target in enumerate(graph.targets[:2]):
+            held = float(graph.effects(number)[leaves].sum())
+            # Effects of nodes with small inputs cancel.
+            size = np.abs(graph.effects(number)).max() + abs(target.value)
+            assert held + graph.left_out(number) == pytest.approx(target.value, abs=1e-4 * size)
+        missing[name] = abs(graph.left_out()) / abs(graph.targets[0].value)
+        line = f"add up to {graph.targets[0].value - graph.left_out():.3f}, not {graph.targets[0].value:.3f}"
+        assert (line in str(graph)) == (missing[name] > 0.01)
+    assert missing["whole"] < 1e-3 and missing["cut"] > 0.01 and min(missing["few"], missing["pruned"]) > 1e-3
+
+
 def test_a_trained_model_is_complete(noise_games, tmp_path) -> None:  # type: ignore[no-untyped-def]
     from glassmoe.training.language import train
     from tiny_runs import tiny

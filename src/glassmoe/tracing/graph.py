@@ -292,6 +292,7 @@ class Graph(Result):
         lines.append(f"{len(self.nodes)} nodes ({', '.join(counts)}) and {len(self.edges)} edges.")
         if self.traced < self.active:
             lines.append(f"{self.traced} of {self.active} active features were traced; the others count as rest.")
+        lines += self._left_out()
         if self.nodes_for_80 is not None:
             lines.append(
                 f"{self.nodes_for_80} nodes hold 80% of the influence on the targets, {self.direct_for_80} hold 80% of "
@@ -301,6 +302,18 @@ class Graph(Result):
             lines.append(f"Replacement score {self.replacement:.3f}, completeness score {self.completeness:.3f}.")
         lines += self.check.notes() if self.check is not None else []
         return lines + self.warnings()
+
+    def _left_out(self) -> list[str]:
+        """What the first target lacks, where that is more than a hundredth of it."""
+        if not self.targets or not (self.nodes.rest != 0).any():
+            return []
+        first, missing = self.targets[0], self.left_out()
+        if abs(missing) <= 0.01 * abs(first.value):
+            return []
+        return [
+            f'The effects of tokens, biases and errors on "{first.text}" add up to {first.value - missing:.3f}, not '
+            f"{first.value:.3f}: edges that the graph leaves out have an effect of {missing:+.3f}."
+        ]
 
     def warnings(self) -> list[str]:
         """What speaks against reading the graph; empty where nothing does."""
@@ -333,11 +346,19 @@ class Graph(Result):
 
     def effects(self, target: int = 0) -> npt.NDArray[np.float64]:
         """(N,): the signed effect of every node on a target, through all paths of the graph: the sum over paths of the
-        products of edges, each as a share of its target's input. Those of all tokens, biases and errors add up to the
-        target, less what the graph leaves out. `target`: number in `targets`."""
+        products of edges, each as a share of its target's input. Those of all tokens, biases and errors and `left_out`
+        add up to the value of the target. `target`: number in `targets`."""
         from .pruning import effects
 
         return effects(self, target)
+
+    def left_out(self, target: int = 0) -> float:
+        """The part of a target's value that the effects of all tokens, biases and errors lack: what the `rest` of every
+        node adds through all paths, with its sign. It is 0 in a graph that holds every edge. Long prompts of large
+        models have too many: of each node the largest edges are kept."""
+        from .pruning import left_out
+
+        return left_out(self, target)
 
     def path(self, source: int, target: int, k: int = 5) -> list[tuple[float, list[int]]]:
         """The k strongest paths from one node to another, as (strength, nodes), strongest first. The strength of a path

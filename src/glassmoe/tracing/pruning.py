@@ -166,10 +166,9 @@ def _pair(pair: list[float], number_N: Numbers) -> list[float] | None:
 
 def effects(graph: Graph, target: int) -> Float64:
     """`Graph.effects`. IndexError for a target that is not there."""
+    goal_N, input_N = _goal(graph, target)
     nodes, edges = graph.nodes, graph.edges
-    token = graph.targets[target].token
-    goal_N = (nodes.kind == LOGIT) & (nodes.feature == token)
-    input_E = np.where(goal_N, 1.0, nodes.input.astype(np.float64))[edges.target]
+    input_E = input_N[edges.target]
     share_E = np.divide(edges.weight, input_E, out=np.zeros(len(edges)), where=input_E != 0)
     share_E[np.isin(edges.target, np.flatnonzero((nodes.kind == LOGIT) & ~goal_N))] = 0
     into = csr_array((share_E, (edges.source, edges.target)), shape=(len(nodes), len(nodes)))
@@ -178,6 +177,21 @@ def effects(graph: Graph, target: int) -> Float64:
         reached_N = into @ reached_N
         total_N += reached_N
     return total_N
+
+
+def left_out(graph: Graph, target: int) -> float:
+    """`Graph.left_out`. IndexError for a target that is not there."""
+    goal_N, input_N = _goal(graph, target)
+    rest_N = graph.nodes.rest.astype(np.float64)
+    through_N = np.divide(rest_N, input_N, out=np.zeros(len(rest_N)), where=(rest_N != 0) & (input_N != 0))
+    return float(through_N @ (effects(graph, target) + goal_N))
+
+
+def _goal(graph: Graph, target: int) -> tuple[npt.NDArray[np.bool_], Float64]:
+    """(N,) each: which node a target is, and what edges are shares of: the inputs of nodes, 1 for the target."""
+    nodes = graph.nodes
+    goal_N = (nodes.kind == LOGIT) & (nodes.feature == graph.targets[target].token)
+    return goal_N, np.where(goal_N, 1.0, nodes.input.astype(np.float64))
 
 
 def strongest_paths(graph: Graph, source: int, target: int, k: int) -> list[tuple[float, list[int]]]:
