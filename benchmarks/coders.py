@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,17 +30,15 @@ from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.layers.sparse_ops import write_rows
 from glassmoe.text.documents import prepare_text
 
+from .coder_peers import LR, PEERS, PeerCoder, sae_lens_fit, sparsify_fit
 from .compare import Sizes, alternate, per_second, quiet, ratios, row, skipped
 
-LR = 3e-4
 LAYERS, LAYER, HEADS, ROW = 4, 2, 4, 128
 """The model of whole fits, a random GPT-2 of the coders' width: blocks, block whose MLP is read, attention heads,
 tokens of a row."""
 WORDS = 400
 """Different words in the text of whole fits."""
 OURS: dict[str, str] = {"topk sae": "topk", "transcoder": "transcoder"}
-PEERS = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens"}
-"""Module -> name of its package. sae-lens trains no transcoders with a top-k."""
 Pass = Callable[[], object]
 
 
@@ -126,18 +123,15 @@ def _our_step(config: CoderConfig, x_TD: Tensor, y_TD: Tensor) -> Pass:
     return step
 
 
-def _sparsify_config(kind: str, sizes: Sizes) -> Any:
-    from sparsify.config import SparseCoderConfig
-
-    settings: Any = {"num_latents": sizes.coder_features, "k": sizes.coder_k, "transcode": kind != "topk"}
-    return SparseCoderConfig(**settings)
+def _peer_coder(kind: str, sizes: Sizes) -> PeerCoder:
+    return PeerCoder(sizes.coder_width, sizes.coder_features, sizes.coder_k, transcoder=kind != "topk")
 
 
 def _sparsify_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
     """The work of its `Trainer.fit` on the vectors of one batch, with Adam."""
     from sparsify import SparseCoder
 
-    coder: Any = SparseCoder(sizes.coder_width, _sparsify_config(kind, sizes), x_TD.device)
+    coder: Any = SparseCoder(sizes.coder_width, _peer_coder(kind, sizes).for_sparsify(), x_TD.device)
     optimizer = torch.optim.Adam(coder.parameters(), lr=LR)
     fired_F = torch.zeros(sizes.coder_features, dtype=torch.bool, device=x_TD.device)
 
@@ -156,21 +150,13 @@ def _sparsify_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
     return step
 
 
-def _sae_lens_coder(sizes: Sizes) -> Any:
-    from sae_lens import TopKTrainingSAEConfig
-
-    # Its sparse activations are off by default; on a CPU they raise an error in torch.
-    settings: Any = {"d_in": sizes.coder_width, "d_sae": sizes.coder_features, "k": sizes.coder_k}
-    return TopKTrainingSAEConfig(**settings, aux_loss_coefficient=0.0)
-
-
 def _sae_lens_step(kind: str, sizes: Sizes, x_TD: Tensor, y_TD: Tensor) -> Pass:
-    del kind, y_TD
+    del y_TD
     from sae_lens import TopKTrainingSAE
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    coder: Any = TopKTrainingSAE(_sae_lens_coder(sizes)).to(x_TD.device)
+    coder: Any = TopKTrainingSAE(_peer_coder(kind, sizes).for_sae_lens()).to(x_TD.device)
     batch: Any = {"train_batch_size_samples": len(x_TD), "total_training_samples": 1000 * len(x_TD)}
     config = SAETrainerConfig(**batch, lr=LR, lr_end=LR, device=str(x_TD.device))
     trainer: Any = SAETrainer(config, coder, iter([x_TD]))
@@ -184,11 +170,9 @@ def _fits(kind: str, peers: list[str], sizes: Sizes, folder: Path) -> dict[str, 
     rows = sizes.coder_tokens * sizes.coder_steps // ROW
     tokens = np.fromfile(data / "train.bin", dtype=np.uint16)[: rows * ROW].reshape(rows, ROW).astype(np.int64)
     passes: dict[str, Pass] = {"ours": partial(_our_fit, kind, sizes, model, data, folder)}
-    if "sparsify" in peers:
-        passes["sparsify"] = partial(_sparsify_fit, kind, sizes, model, tokens, folder)
-    if "sae_lens" in peers:
-        passes["sae_lens"] = partial(_sae_lens_fit, sizes, model, tokens)
-    return passes
+    coder, module = _peer_coder(kind, sizes), f"transformer.h.{LAYER}.mlp"
+    fits = {"sparsify": sparsify_fit, "sae_lens": sae_lens_fit}
+    return passes | {name: partial(fits[name], coder, str(model), module, tokens, sizes.coder_tokens) for name in peers}
 
 
 def _write_model(model: Path, data: Path, sizes: Sizes) -> None:
@@ -232,48 +216,6 @@ def _our_fit(kind: str, sizes: Sizes, model: Path, data: Path, folder: Path) -> 
     )
     with tempfile.TemporaryDirectory(dir=folder) as out:
         fit(config, Path(out) / "fit")
-
-
-def _sparsify_fit(kind: str, sizes: Sizes, model: Path, tokens: npt.NDArray[np.int64], folder: Path) -> None:
-    from datasets import Dataset
-    from sparsify import TrainConfig as SparsifyTrainConfig
-    from sparsify import Trainer
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(model)
-    dataset = Dataset.from_dict({"input_ids": tokens}).with_format("torch")
-    with tempfile.TemporaryDirectory(dir=folder) as out:
-        settings: Any = {"batch_size": sizes.coder_tokens // ROW, "optimizer": "adam", "lr": LR, "save_dir": out}
-        config = SparsifyTrainConfig(
-            _sparsify_config(kind, sizes), hookpoints=[f"h.{LAYER}.mlp"], log_to_wandb=False, **settings
-        )
-        Trainer(config, dataset, loaded).fit()
-
-
-def _sae_lens_fit(sizes: Sizes, model: Path, tokens: npt.NDArray[np.int64]) -> None:
-    from datasets import Dataset
-    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner
-    from sae_lens.config import LoggingConfig
-
-    place: Any = {"model_name": str(model), "model_class_name": "AutoModelForCausalLM", "dataset_path": "given"}
-    config: Any = LanguageModelSAERunnerConfig(
-        sae=_sae_lens_coder(sizes),
-        **place,
-        hook_name=f"transformer.h.{LAYER}.mlp",
-        context_size=ROW,
-        prepend_bos=False,
-        streaming=False,
-        training_tokens=sizes.coder_tokens * sizes.coder_steps,
-        train_batch_size_tokens=sizes.coder_tokens,
-        store_batch_size_prompts=sizes.coder_tokens // ROW,
-        n_batches_in_buffer=8 * sizes.coder_tokens // ROW,
-        lr=LR,
-        device="cpu",
-        logger=LoggingConfig(log_to_wandb=False),
-        output_path=None,
-    )
-    dataset = Dataset.from_dict({"tokens": tokens})
-    LanguageModelSAETrainingRunner(config, override_dataset=dataset).run()
 
 
 def _mxd_row(sizes: Sizes, device: torch.device) -> dict[str, Any]:

@@ -32,12 +32,11 @@ from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.device import autocast, compute_dtype
 from glassmoe.model.subject import Subject, activations, load_subject
 
+from .coder_peers import LR, PEERS, PeerCoder, sae_lens_fit, sparsify_fit
 from .compare import ROOT, Sizes, peak_memory, per_second, quiet, ratios, row, skipped
 
-PEERS = {"sparsify": "eai-sparsify", "sae_lens": "sae-lens"}
 CODERS = ("mxd", "transcoder", "skip-transcoder")
 ROW = 128
-LR = 3e-4
 Pass = Callable[[], object]
 
 
@@ -180,10 +179,10 @@ def _beside(
     config = replace(config, coders=[replace(each, auxiliary=0.0, normalise="none") for each in config.coders])
     passes: dict[str, Pass] = {"ours": partial(_our_fit, config)}
     module, tokens_BN = subject.place(layer, "mlp").module, inputs_BN.numpy()
-    if "sparsify" in peers:
-        passes["sparsify"] = partial(_sparsify_fit, kind, sizes, subject, module, tokens_BN)
-    if "sae_lens" in peers:
-        passes["sae_lens"] = partial(_sae_lens_fit, sizes, subject, module, tokens_BN)
+    coder = PeerCoder(subject.width, sizes.model_features, sizes.coder_k, transcoder=kind != "sae-topk")
+    fits = {"sparsify": sparsify_fit, "sae_lens": sae_lens_fit}
+    for name in peers:
+        passes[name] = partial(fits[name], coder, subject.name, module, tokens_BN, sizes.model_tokens)
     seconds = _seconds(passes, sizes.repeats)
     return [
         row(
@@ -202,46 +201,3 @@ def _beside(
 def _our_fit(config: SweepConfig) -> None:
     with tempfile.TemporaryDirectory() as out:
         fit(config, Path(out) / "fit")
-
-
-def _sparsify_fit(kind: str, sizes: Sizes, subject: Subject, module: str, tokens_BN: Any) -> None:
-    from datasets import Dataset
-    from sparsify import TrainConfig, Trainer
-    from sparsify.config import SparseCoderConfig
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(subject.name)
-    coder: Any = {"num_latents": sizes.model_features, "k": sizes.coder_k, "transcode": kind != "sae-topk"}
-    with tempfile.TemporaryDirectory() as out:
-        settings: Any = {"batch_size": sizes.model_tokens // ROW, "optimizer": "adam", "lr": LR, "save_dir": out}
-        # Its hook points are paths within the base model.
-        points = [module.removeprefix(f"{subject.model.base_model_prefix}.")]
-        config = TrainConfig(SparseCoderConfig(**coder), hookpoints=points, log_to_wandb=False, **settings)
-        Trainer(config, Dataset.from_dict({"input_ids": tokens_BN}).with_format("torch"), loaded).fit()
-
-
-def _sae_lens_fit(sizes: Sizes, subject: Subject, module: str, tokens_BN: Any) -> None:
-    from datasets import Dataset
-    from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TopKTrainingSAEConfig
-    from sae_lens.config import LoggingConfig
-
-    # Its sparse activations are off by default; on a CPU they raise an error in torch.
-    coder: Any = {"d_in": subject.width, "d_sae": sizes.model_features, "k": sizes.coder_k}
-    place: Any = {"model_name": subject.name, "model_class_name": "AutoModelForCausalLM", "dataset_path": "given"}
-    config: Any = LanguageModelSAERunnerConfig(
-        sae=TopKTrainingSAEConfig(**coder, aux_loss_coefficient=0.0),
-        **place,
-        hook_name=module,
-        context_size=ROW,
-        prepend_bos=False,
-        streaming=False,
-        training_tokens=tokens_BN.size,
-        train_batch_size_tokens=sizes.model_tokens,
-        store_batch_size_prompts=sizes.model_tokens // ROW,
-        n_batches_in_buffer=8 * sizes.model_tokens // ROW,
-        lr=LR,
-        device="cpu",
-        logger=LoggingConfig(log_to_wandb=False),
-        output_path=None,
-    )
-    LanguageModelSAETrainingRunner(config, override_dataset=Dataset.from_dict({"tokens": tokens_BN})).run()

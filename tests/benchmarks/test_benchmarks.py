@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmarks.__main__ import main
 from benchmarks.browser import find_chromium
-from benchmarks.coders import PEERS
+from benchmarks.coder_peers import PEERS
 from benchmarks.compare import ROOT, alternate, ratios, row, skipped
 from benchmarks.learning import seconds_to
 from benchmarks.parts import layer_parts, route
