@@ -13,7 +13,7 @@ from forked import torchrun
 from glassmoe.checksums import read_json
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
-from glassmoe.explaining.results import FeatureExplanation, MeanInterval
+from glassmoe.explaining.results import FeatureExplanation, LayersExplained, MeanInterval
 from glassmoe.inspect.store import open_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.papers.moex.chess_explained import ChessExplainedResults
@@ -78,6 +78,55 @@ def test_coders_are_explained(text_runs: Path, capsys: pytest.CaptureFixture[str
     assert main([*words, "--coder", "transcoder-k4"]) == 0
     (line,) = lines_of(text_runs / "coders/explanations/1-transcoder-k4/rules.jsonl")
     assert line["feature"] == 3
+
+
+def test_coders_that_are_explained_together_are_explained_as_alone(
+    text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("alone", "together", "listed"):
+        shutil.copytree(text_runs / "coders/1", tmp_path / name / "1")
+    words = f"--layer 1 --features 5 --seed 2 {SMALL}".split()
+    for coder in ("mxd-k4", "transcoder-k4"):
+        assert main(["explain", str(tmp_path / "alone"), *words, "--coder", coder]) == 0
+    alone = beside(tmp_path / "alone")
+    assert len(alone) > 10
+    capsys.readouterr()
+    assert main(["explain", str(tmp_path / "together"), *words, "--coder", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "1/mxd-k4 " in printed and "detection, shuffled" in printed
+    assert printed.count("explanations: ") == 2
+    assert main(["explain", str(tmp_path / "listed"), *words, "--coder", "transcoder-k4,1/mxd-k4", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == ["1/transcoder-k4", "1/mxd-k4"]
+    assert LayersExplained.from_dict(shown).to_dict() == shown
+    for name in ("together", "listed"):
+        assert {key: plain_paths(value, name) for key, value in beside(tmp_path / name).items()} == {
+            key: plain_paths(value, "alone") for key, value in alone.items()
+        }
+    # What is there is used; `again` makes all of it anew.
+    assert main(["explain", str(tmp_path / "listed"), *words, "--coder", "all", "--again"]) == 0
+    assert beside(tmp_path / "listed").keys() == alone.keys()
+    assert main(["explain", str(tmp_path / "alone"), *words, "--coder", "mxd-k4,trans"]) == 2
+    assert "there is no coder 'trans'" in capsys.readouterr().err
+
+
+def test_jobs_share_several_coders(text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(text_runs / "coders/1", tmp_path / "run/1")
+    words = ["explain", str(tmp_path / "run"), *f"--features 5 --coder all {SMALL}".split()]
+    for job in range(2):
+        assert main([*words, "--shard", f"{job}/2", "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert [each["shard"] for each in shown.values()] == [f"{job}/2"] * 2
+    assert main(["merge", str(tmp_path / "run")]) == 0
+    assert {file.parent.name for file in tmp_path.glob("run/features/*/manifest.json")} == {
+        "1-mxd-k4",
+        "1-transcoder-k4",
+    }
+
+
+def plain_paths(value: object, run: str) -> object:
+    """A file's content without the name of the run in it."""
+    return value.replace(f"/{run}/", "/run/") if isinstance(value, str) else value
 
 
 def test_a_chess_run_is_explained_by_the_board(chess_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

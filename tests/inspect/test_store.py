@@ -13,7 +13,7 @@ from glassmoe.explaining.windows import TokenText
 from glassmoe.inspect import examples, merging
 from glassmoe.inspect import gathering as passes
 from glassmoe.inspect.examples import BINS, Gatherer, SmallestKeys, bin_edges, fired
-from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.gathering import StoreRequest, make_store, make_stores
 from glassmoe.inspect.merging import merge_folder
 from glassmoe.inspect.rows import RowBlock
 from glassmoe.inspect.store import FeatureStore, Gathering, open_store, remove_store, store_path
@@ -160,15 +160,15 @@ def test_stopped_passes_go_on_and_processes_share_one(
     of = subject(tmp_path)
     whole = made(tmp_path / "whole", of, corpus)
     monkeypatch.setattr(passes, "SAVE_SECONDS", 0.0)
-    real, calls = passes._Pass._read, []
+    real, calls = passes._Pass.add, []
 
-    def dies(self: object, block: RowBlock) -> None:
+    def dies(self: object, block: RowBlock, x_RND: torch.Tensor) -> None:
         calls.append(block.first)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        real(self, block)
+        real(self, block, x_RND)
 
-    monkeypatch.setattr(passes._Pass, "_read", dies)
+    monkeypatch.setattr(passes._Pass, "add", dies)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "stopped", of, corpus)
     with pytest.raises(ValueError, match=r"is not finished; make one .* \(it goes on where it was\)"):
@@ -185,7 +185,7 @@ def test_stopped_passes_go_on_and_processes_share_one(
     assert not list((tmp_path / "shared").glob("part-*"))
 
     calls.clear()
-    monkeypatch.setattr(passes._Pass, "_read", dies)
+    monkeypatch.setattr(passes._Pass, "add", dies)
     with pytest.raises(KeyboardInterrupt):
         made(tmp_path / "other", of, corpus)
     other = Gathering(**{**vars(SMALL), "seed": 1})
@@ -193,6 +193,65 @@ def test_stopped_passes_go_on_and_processes_share_one(
         "of other settings nothing is gone on from"
     )
     assert calls[6:] == list(range(0, 40, 4))
+
+
+def several(of: Subject, folder: Path) -> list[StoreRequest]:
+    """Both layers, and the second one again for another folder."""
+    return [
+        StoreRequest(folder / name, neurons(of, n), of.place(n, "mlp"), {"reader": f"{n}/x"})
+        for name, n in (("0", 0), ("1", 1), ("again", 1))
+    ]
+
+
+def test_stores_that_are_made_together_are_those_of_each_alone(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = subject(tmp_path)
+    blocks = passed(of)
+    alone = [make_stores([each], of, corpus, SMALL)[0] for each in several(of, tmp_path / "alone")]
+    assert len(blocks) == 30
+    together = make_stores(several(of, tmp_path / "together"), of, corpus, SMALL)
+    assert len(blocks) == 40  # one pass over the ten batches
+    for one, other in zip(together, alone, strict=True):
+        same(one, other)
+        assert one.manifest == other.manifest
+        for name in ("rows", "features", "examples"):
+            files = (store.path / f"{name}.safetensors" for store in (one, other))
+            assert len({file.read_bytes() for file in files}) == 1
+
+    # After a stop each store goes on where it was, also beside one that has nothing yet.
+    monkeypatch.setattr(passes, "SAVE_SECONDS", 0.0)
+    real, calls = passes._Pass.add, []
+
+    def dies(self: object, block: RowBlock, x_RND: torch.Tensor) -> None:
+        calls.append(block.first)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        real(self, block, x_RND)
+
+    requests = several(of, tmp_path / "stopped")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(passes._Pass, "add", dies)
+        make_stores(requests[:2], of, corpus, SMALL)
+    blocks.clear()
+    for one, other in zip(make_stores(requests[1:], of, corpus, SMALL), alone[1:], strict=True):
+        same(one, other)
+    assert len(blocks) == 10
+    blocks.clear()
+    same(make_stores(requests[:1], of, corpus, SMALL)[0], alone[0])
+    assert len(blocks) == 5
+
+    shares = tmp_path / "shares"
+    assert [make_stores(several(of, shares), of, corpus, SMALL, (which, 2)) for which in (0, 1)] == [[None] * 3] * 2
+    for request, other in zip(several(of, shares), alone, strict=True):
+        same(merge_folder(request.path), other)
+
+
+def passed(of: Subject) -> list[int]:
+    """Grows by one with each pass over the model."""
+    seen: list[int] = []
+    of.model.model.layers[0].register_forward_pre_hook(lambda *_: seen.append(1))
+    return seen
 
 
 def test_every_strength_is_kept_when_asked(corpus: Corpus, tmp_path: Path) -> None:
@@ -213,16 +272,16 @@ def test_files_of_an_abandoned_pass_do_not_join_another(
 ) -> None:
     of = subject(tmp_path)
     longer = Gathering(**{**vars(SMALL), "full": True})
-    real, calls = passes._Pass._read, []
+    real, calls = passes._Pass.add, []
 
-    def dies(self: object, block: RowBlock) -> None:
+    def dies(self: object, block: RowBlock, x_RND: torch.Tensor) -> None:
         calls.append(block.first)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        real(self, block)
+        real(self, block, x_RND)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(passes._Pass, "_read", dies)
+        patched.setattr(passes._Pass, "add", dies)
         made(tmp_path / "store", of, corpus, longer)
     assert len(list((tmp_path / "store").glob("full-*"))) == 6
     shorter = Gathering(**{**vars(longer), "read": 9 * ROW, "seed": 3, "batch_rows": 3})
@@ -253,12 +312,17 @@ def test_stores_of_earlier_versions_are_read(corpus: Corpus, tmp_path: Path) -> 
 @pytest.mark.parametrize("site", ["mlp", "stream", "mlp-out"])
 def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: Path) -> None:
     of, tokens = subject(tmp_path), torch.arange(3 * ROW).view(3, ROW) % 32
-    place = of.place(1, site)
-    assert torch.equal(inputs_at(of.model, place, tokens), activations(of.model, [place], tokens)[place].x)
-    assert not of.model.get_submodule(place.module)._forward_pre_hooks
+    places = [of.place(0, "mlp"), of.place(1, site)]
+    expected = activations(of.model, places, tokens)
+    assert torch.equal(inputs_at(of.model, places[1:], tokens)[places[1]], expected[places[1]].x)
+    both = inputs_at(of.model, places, tokens)
+    assert both.keys() == {*places} and all(torch.equal(both[place], expected[place].x) for place in places)
+    for place in places:
+        module = of.model.get_submodule(place.module)
+        assert not module._forward_pre_hooks and not module._forward_hooks
     of.model.feed_forwards()[0].w_dec.data.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not all finite"):
-        inputs_at(of.model, place, tokens)
+        inputs_at(of.model, places[1:], tokens)
 
 
 def test_features_that_are_no_numbers_are_told(corpus: Corpus, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from .targets import check_target
 
 if TYPE_CHECKING:
     from glassmoe.explaining.prompted import PromptResult
-    from glassmoe.explaining.results import ExplanationsResult, GatheredShare, MergedShares
+    from glassmoe.explaining.results import ExplanationsResult, GatheredShare, LayersExplained, MergedShares
     from glassmoe.pages.explore.results import ExportResult, SiteResult
     from glassmoe.pages.report import ReportResult
 
@@ -49,13 +49,14 @@ def explain(
     dtype: Dtype = "float32",
     device_map: str | None = None,
     prefix: bool = False,
-) -> ExplanationsResult | PromptResult | GatheredShare:
+) -> ExplanationsResult | LayersExplained | PromptResult | GatheredShare:
     """Say what each feature of a layer fires on, and score every explanation on documents that did not make it.
 
     Args:
         path: A run directory, a folder of transformers files, or what `decompose` made.
         layer: Layer of the features (default: the only one there).
-        coder: Which coder of a sweep, such as mxd-k32 (default: the only one there).
+        coder: Which coder of a sweep, such as mxd-k32 (default: the only one there). Of several, with commas between,
+            or of all, one reading of the data gathers the examples.
         features: How many features, drawn at random, such as 1000; or which, such as "3,17" or [3, 17].
         feature: This feature alone.
         judge: Who explains and scores: none, rules, embedding[:PATH], local:PATH, the address of an OpenAI-compatible
@@ -98,7 +99,12 @@ def explain(
             draw = numbers[0]
         else:
             chosen += numbers
-    check_target(path, None if layer is None else [layer], coder, one=True)
+    every = coder == "all" and prompt is None
+    names = coder.split(",") if coder is not None and prompt is None and not every else [coder]
+    several = every or len(names) > 1
+    for name in names:
+        wanted = None if name is None or every else name.strip()
+        check_target(path, None if layer is None else [layer], wanted, one=not every)
     from glassmoe.shards import Shard
 
     share = None if shard is None else Shard.parse(shard)
@@ -118,13 +124,13 @@ def explain(
     from glassmoe.explaining.judges import make_judge
 
     asked = make_judge(judge, model=judge_model, **options)
-    from glassmoe.explaining.explained import explain as explain_layer
-    from glassmoe.explaining.opening import open_layer
+    from glassmoe.explaining.explained import explain_layers
+    from glassmoe.explaining.opening import open_layers
 
-    subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device, how=how)
-    return explain_layer(
+    subject, layers = open_layers(path, layer, coder=coder, source=moved, device=device, how=how)
+    explained = explain_layers(
         subject,
-        opened,
+        layers,
         path,
         judge=asked,
         features=chosen or draw,
@@ -140,6 +146,7 @@ def explain(
         again=again,
         shard=share,
     )
+    return explained if several else explained[layers[0].name]
 
 
 @public()

@@ -116,7 +116,7 @@ def quickstart_llm(
     from glassmoe.coders.configuration import SweepConfig
     from glassmoe.coders.fit import fit
     from glassmoe.config import load_as
-    from glassmoe.explaining.explained import explain
+    from glassmoe.explaining.explained import explain_layers
     from glassmoe.explaining.results import ExplanationsResult
     from glassmoe.locks import writing
     from glassmoe.measure.fidelity import evaluate_fidelity
@@ -145,10 +145,11 @@ def quickstart_llm(
         fit(replace(config, source=subject.name, data=data_config, train=train), coders, subject)
         opened = load(coders, model=subject, device=device)
         fidelity = evaluate_fidelity(subject, opened.layers, max_rows=rows)
+        readers = [opened.layers[name] for name in config.fits()]
+        by_name = explain_layers(subject, readers, coders, judge="rules", features=features, tokens=tokens, games=0)
         lines = []
-        for name in config.fits():
-            reader, measured = opened.layers[name], fidelity[name]
-            explained = explain(subject, reader, coders, judge="rules", features=features, tokens=tokens, games=0)
+        for name, explained in by_name.items():
+            measured = fidelity[name]
             assert isinstance(explained, ExplanationsResult)  # no share of it was asked for
             lines.append(
                 OpenedCoder(

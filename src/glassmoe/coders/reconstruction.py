@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glassmoe.layers.features import FeedForward
+from glassmoe.layers.features import Features, FeedForward
 from glassmoe.results import Result
 
 from .base import fired
@@ -44,11 +44,19 @@ class ReconstructionSums:
         self.fired_F: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, coder: FeedForward, x_TD: Tensor, y_TD: Tensor | None = None) -> None:
-        """Add T tokens (T, D): what is read, and what is to be rebuilt where that is something else."""
+    def add(
+        self, coder: FeedForward, x_TD: Tensor, y_TD: Tensor | None = None, counted_T: Tensor | None = None
+    ) -> Tensor:
+        """Add T tokens (T, D): what is read, and what is to be rebuilt where that is something else. `counted_T`: which
+        tokens count (default: all). Returns what the coder writes, (T, D), of all tokens."""
         y_TD = x_TD if y_TD is None else y_TD
         features = coder.features(x_TD)
-        error_TD = y_TD - coder.write(features)
+        written_TD = coder.write(features)
+        error_TD = y_TD - written_TD
+        if counted_T is not None:
+            y_TD, error_TD = y_TD[counted_T], error_TD[counted_T]
+            ids = None if features.ids is None else features.ids[counted_T]
+            features = Features(features.values[counted_T], features.width, ids)
         for name, values_TD in (("y", y_TD.double()), ("error", error_TD.double())):
             sums_2D = torch.stack([values_TD.sum(0), values_TD.square().sum(0)])
             self.sums[name] = self.sums.get(name, torch.zeros_like(sums_2D)) + sums_2D
@@ -56,6 +64,7 @@ class ReconstructionSums:
         self.fired_F = fired_F if self.fired_F is None else self.fired_F | fired_F
         self.active += int((features.values > 0).sum())
         self.tokens += len(y_TD)
+        return written_TD
 
     def finish(self) -> CoderReconstruction:
         """The measures of all tokens that were added."""

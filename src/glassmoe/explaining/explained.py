@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +38,15 @@ from .files import (
     write_chosen,
 )
 from .judges import make_judge
-from .opening import boards_of, explanations_folder, open_examples
-from .results import DetectedProperty, ExplanationsResult, FeatureExplanation, GatheredShare, Score
+from .opening import boards_of, explanations_folder, open_all_examples
+from .results import (
+    DetectedProperty,
+    ExplanationsResult,
+    FeatureExplanation,
+    GatheredShare,
+    LayersExplained,
+    Score,
+)
 from .trials import Case, Explanation, ExplanationProtocol, Judge, trial
 from .windows import TokenText
 
@@ -58,9 +67,14 @@ IDENTITY = (
 """Entries of a store's manifest that decide its windows."""
 
 
-def explain(
+def explain(subject: Subject, layer: Reader, path: str | Path, **options: Any) -> ExplanationsResult | GatheredShare:
+    """Say what features of one layer or coder fire on: `explain_layers` of it alone, with the same options."""
+    return explain_layers(subject, [layer], path, **options).by_name[layer.name]
+
+
+def explain_layers(
     subject: Subject,
-    layer: Reader,
+    layers: Sequence[Reader],
     path: str | Path,
     *,
     judge: str | Judge = "rules",
@@ -76,8 +90,9 @@ def explain(
     seed: int = 0,
     again: bool = False,
     shard: Shard | None = None,
-) -> ExplanationsResult | GatheredShare:
-    """Say what features of a layer fire on, and score each explanation on documents that did not explain it.
+) -> LayersExplained:
+    """Say what features of layers or coders fire on, and score each explanation on documents that did not explain it.
+    One reading of the data gathers the examples of all of them.
 
     Examples and explanations are stored in the run at `path` (`features/`, `explanations/`) and resumed from there.
     `judge`: by name (`judges.make_judge`), or made. `features`: how many, drawn at random, or which. `tokens`: to
@@ -92,30 +107,38 @@ def explain(
     """
     judge = make_judge(judge) if isinstance(judge, str) else judge
     gathering = gathering_for(tokens, per_decile, silent, keep, full)
-    folder = explanations_folder(path, layer, keep)
+    folders = {layer.name: explanations_folder(path, layer, keep) for layer in layers}
     if again and shard is not None:
+        folder = next(iter(folders.values()))
         raise ValueError(
             f"shard and again do not go together, because jobs would delete what others made; delete "
             f"{store_path(path, folder.name)} and {folder} first, or leave out again"
         )
-    with writing(shard_folder(folder, shard or Shard()), what=folder):
-        examples = open_examples(subject, layer, path, gathering=gathering, data=data, again=again, shard=shard)
-        if examples is None:
-            where = store_path(path, folder.name)
-            return GatheredShare(str(shard), str(where), f"glassmoe merge {path}")
-        chosen = choose_features(examples.store, features, seed) if isinstance(features, int) else features
-        check_features(examples.store, chosen)
-        return explain_features(
-            examples.store,
-            subject.kind(),
-            judge,
-            chosen,
-            examples.folder,
-            protocol=ExplanationProtocol(per_decile, silent, seed, min_windows),
-            boards=boards_of(examples, games) if games else None,
-            again=again,
-            shard=shard,
-        )
+    by_name: dict[str, ExplanationsResult | GatheredShare] = {}
+    with ExitStack() as locks:
+        for folder in folders.values():
+            locks.enter_context(writing(shard_folder(folder, shard or Shard()), what=folder))
+        opened = open_all_examples(subject, layers, path, gathering=gathering, data=data, again=again, shard=shard)
+        for examples in opened:
+            if examples is not None and not isinstance(features, int):
+                check_features(examples.store, features)
+        for layer, examples in zip(layers, opened, strict=True):
+            if examples is None:
+                where = store_path(path, folders[layer.name].name)
+                by_name[layer.name] = GatheredShare(str(shard), str(where), f"glassmoe merge {path}")
+                continue
+            by_name[layer.name] = explain_features(
+                examples.store,
+                subject.kind(),
+                judge,
+                choose_features(examples.store, features, seed) if isinstance(features, int) else features,
+                examples.folder,
+                protocol=ExplanationProtocol(per_decile, silent, seed, min_windows),
+                boards=boards_of(examples, games) if games else None,
+                again=again,
+                shard=shard,
+            )
+    return LayersExplained(by_name)
 
 
 def gathering_for(

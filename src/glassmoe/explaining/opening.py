@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from glassmoe.chess.board_explanations import explain_boards
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
-from glassmoe.inspect.gathering import make_store
+from glassmoe.inspect.gathering import StoreRequest, make_stores
 from glassmoe.inspect.merging import merge_folder
-from glassmoe.inspect.readers import Reader, one_reader, open_readers
+from glassmoe.inspect.readers import Reader, chosen_readers, one_reader, open_readers
 from glassmoe.inspect.store import (
     MANIFEST,
     FeatureStore,
@@ -56,11 +57,26 @@ def open_layer(
 ) -> tuple[Subject, Reader]:  # fmt: skip
     """The model at a local path, and one of its layers or coders. `how`: the model is loaded. ValueError when there is
     no such folder or layer, or when several layers fit."""
+    subject, readers = _open(path, layer, source, device, how)
+    return subject, one_reader(readers, coder)
+
+
+def open_layers(
+    path: str | Path, layer: int | None = None, *, coder: str | None = None, source: str | None = None,
+    device: str = "auto", how: Loading | None = None,
+) -> tuple[Subject, list[Reader]]:  # fmt: skip
+    """The same with several coders, which have commas between their names, or with `all` of the layer or the path."""
+    subject, readers = _open(path, layer, source, device, how)
+    return subject, chosen_readers(readers, coder)
+
+
+def _open(
+    path: str | Path, layer: int | None, source: str | None, device: str, how: Loading | None
+) -> tuple[Subject, dict[str, Reader]]:
     if not Path(path).is_dir():
         raise ValueError(f"there is no folder {path}; examples are stored beside a run, or what decompose wrote")
     wanted = None if layer is None else [layer]
-    subject, readers = open_readers(str(path), wanted, own=False, source=source, device=device, how=how)
-    return subject, one_reader(readers, coder)
+    return open_readers(str(path), wanted, own=False, source=source, device=device, how=how)
 
 
 def open_examples(
@@ -73,48 +89,72 @@ def open_examples(
     again: bool = False,
     shard: Shard | None = None,
 ) -> LayerExamples | None:
-    """The store of examples of a layer beside the run at `path`. It is gathered first where there is none.
+    """The store of examples of one layer: `open_all_examples` of it alone."""
+    return open_all_examples(subject, [layer], path, gathering=gathering, data=data, again=again, shard=shard)[0]
 
-    `gathering`: settings that the store must have; without, any will do, and a new store has the defaults. `again`:
+
+def open_all_examples(
+    subject: Subject,
+    layers: Sequence[Reader],
+    path: str | Path,
+    *,
+    gathering: Gathering | None = None,
+    data: str | Path | None = None,
+    again: bool = False,
+    shard: Shard | None = None,
+) -> list[LayerExamples | None]:
+    """The stores of examples of layers or coders beside the run at `path`. Those that are not there are gathered first,
+    all in one reading of the data.
+
+    `gathering`: settings that the stores must have; without, any will do, and a new store has the defaults. `again`:
     gather anew. Under torchrun the processes share the reading; the first puts the shares together, and all return the
-    store. `shard`: of a job that other jobs run beside; it gathers its share of a store that is not there, which
-    `merging.merge_folder` needs, and None is returned. ValueError when a store has other settings than asked for or
-    belongs to other weights, and when the data is not known.
+    stores. `shard`: of a job that other jobs run beside; it gathers its share of stores that are not there, which
+    `merging.merge_folder` needs, and None is returned for them. ValueError when a store has other settings than asked
+    for or belongs to other weights, and when the data is not known.
     """
     wanted = gathering or Gathering()
-    name = _name(layer, wanted.keep)
-    where = store_path(path, name)
-    corpus_path = Path(data or data_of(path, subject, layer))
     group = reading_processes()
     together = Shard(group.rank, group.count)
     mine = together if shard is None else shard.divided(together)
+    folders = {layer.name: store_path(path, _name(layer, wanted.keep)) for layer in layers}
     if again and group.first:
-        remove_store(where)
+        for where in folders.values():
+            remove_store(where)
     if shard is None:
-        wait_for_all(group)  # all see the same store
-    if (where / MANIFEST).is_file():
-        command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
-        store = open_store(where, command, subject.has_weights)
-        _check(store, wanted, gathering is not None, data)
-    else:
+        wait_for_all(group)  # all see the same stores
+    stores: dict[str, FeatureStore | None] = {}
+    missing: dict[Path, list[Reader]] = {}
+    for layer in layers:
+        where = folders[layer.name]
+        if (where / MANIFEST).is_file():
+            command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
+            found = stores[layer.name] = open_store(where, command, subject.has_weights)
+            _check(found, wanted, gathering is not None, data)
+        else:
+            missing.setdefault(Path(data or data_of(path, subject, layer)), []).append(layer)
+    for corpus_path, lacking in missing.items():
         corpus = Corpus.open(corpus_path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
-        say(f"examples of {name} are gathered into {where}")
-        about = {"reader": name, "layer": layer.number}
-        learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
-        new = make_store(
-            where, subject, layer.layer, layer.place, corpus, wanted, about, (mine.which, mine.of), learned
-        )
-        if shard is not None:
-            return None
-        if new is None:
+        requests = []
+        for layer in lacking:
+            say(f"examples of {_name(layer, wanted.keep)} are gathered into {folders[layer.name]}")
+            about = {"reader": _name(layer, wanted.keep), "layer": layer.number}
+            learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
+            requests.append(StoreRequest(folders[layer.name], layer.layer, layer.place, about, learned))
+        made = make_stores(requests, subject, corpus, wanted, (mine.which, mine.of))
+        stores |= {layer.name: store for layer, store in zip(lacking, made, strict=True)}
+        if shard is None and mine.of > 1:
             wait_for_all(group)
             if group.first:
-                merge_folder(where, corpus_path)
+                for request in requests:
+                    merge_folder(request.path, corpus_path)
             wait_for_all(group)
-            new = open_store(where)
-        store = new
-    folder = explanations_folder(path, layer, wanted.keep)
-    return LayerExamples(subject, layer, store, name, folder, corpus_path)
+            stores |= {layer.name: open_store(folders[layer.name]) for layer in lacking}
+    opened: list[LayerExamples | None] = []
+    for layer in layers:
+        store, name = stores[layer.name], _name(layer, wanted.keep)
+        folder, corpus_path = explanations_folder(path, layer, wanted.keep), Path(data or data_of(path, subject, layer))
+        opened.append(None if store is None else LayerExamples(subject, layer, store, name, folder, corpus_path))
+    return opened
 
 
 def explanations_folder(path: str | Path, layer: Reader, keep: int | None = None) -> Path:

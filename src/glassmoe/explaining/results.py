@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -390,6 +390,54 @@ class ExplanationsResult(Result):
         words = f"{counts.asked:,} questions: {counts.answered:,} answered, {counts.cached:,} from the cache"
         words += "".join(f", {count:,} {reason}" for reason, count in counts.failed.items())
         return ["; ".join([words, *counts.cost_in_words()])]
+
+
+@dataclass(frozen=True)
+class LayersExplained(Result, Mapping[str, "ExplanationsResult | GatheredShare"]):
+    """Name of a layer or coder (`8/mxd-k32`) -> its explanations, or the share of its examples that was gathered."""
+
+    by_name: dict[str, ExplanationsResult | GatheredShare]
+
+    def __getitem__(self, name: str) -> ExplanationsResult | GatheredShare:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: each.to_dict() for name, each in self.by_name.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls({n: (GatheredShare if "shard" in v else ExplanationsResult).from_dict(v) for n, v in values.items()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a coder: its features, and the mean of each score beside that of shuffled explanations."""
+        rows = []
+        for name, each in self.by_name.items():
+            if isinstance(each, GatheredShare):
+                rows.append({"coder": name, **each.to_dict()})
+                continue
+            row: dict[str, Any] = {"coder": name, "features": each.features, "silent": each.silent}
+            row["unexplained"] = each.unexplained
+            for scorer, summary in each.scores.items():
+                control = each.control.get(scorer)
+                row[scorer] = _headline(summary)
+                row[f"{scorer}, shuffled"] = None if control is None else _headline(control)
+            rows.append(row)
+        return rows
+
+    def notes(self) -> list[str]:
+        return [f"explanations: {each.file}" for each in self.by_name.values() if isinstance(each, ExplanationsResult)]
+
+
+def _headline(summary: ScoreSummary) -> float | None:
+    """Mean balanced accuracy, or area under the curve."""
+    mean = summary.balanced_accuracy or summary.auc
+    return None if mean is None else mean.mean
 
 
 def _short(text: str) -> str:

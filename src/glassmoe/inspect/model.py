@@ -155,7 +155,7 @@ class Model(Mapping[str, FeedForward]):
             raise ValueError(f"the text has {len(ids)} tokens; expected 1 to {self.subject.context}, the context")
         device = next(self.subject.model.parameters()).device
         tokens_1T = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0).to(device)
-        x_1TD = inputs_at(self.subject.model, readable.place, tokens_1T)
+        x_1TD = inputs_at(self.subject.model, [readable.place], tokens_1T)[readable.place]
         features = readable.layer.features(x_1TD[0])
         return TokenFeatures(readable.name, Spelling(kind)(ids), features, readable.layer.active(features))
 

@@ -130,3 +130,12 @@ def one_reader(readers: Mapping[str, Reader], coder: str | None = None) -> Reade
         reason = "several layers or coders fit" if fitting else f"there is no coder {coder!r}"
         raise ValueError(f"{reason}; choose one of {', '.join(readers)} by layer and coder")
     return fitting[0]
+
+
+def chosen_readers(readers: Mapping[str, Reader], coder: str | None = None) -> list[Reader]:
+    """The readers that `coder` names, with commas between; `all` of them; or the only one. ValueError as for
+    `one_reader`."""
+    if coder == "all":
+        return list(readers.values())
+    names = [None] if coder is None else [name.strip() for name in coder.split(",")]
+    return list({reader.name: reader for reader in (one_reader(readers, name) for name in names)}.values())

@@ -8,7 +8,7 @@ Legend: B rows, S positions, T tokens that are not padding, D width of the strea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,16 +16,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from glassmoe.coders.files import header
 from glassmoe.coders.reconstruction import ReconstructionSums
 from glassmoe.coders.task import corpus_for
 from glassmoe.data.corpus import Corpus, Rows
-from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.readers import Reader, sources
 from glassmoe.model import FeedForward
 from glassmoe.model.loss import count_labels, next_token_loss
-from glassmoe.model.subject import Place, Subject, activations, replaced
+from glassmoe.model.shared_blocks import SharedBlocks
+from glassmoe.model.subject import Place, Subject, reading, replaced
 from glassmoe.results import Result, stored_as
 
 from .perplexity import usual_cut
@@ -189,8 +190,8 @@ def fidelity(
     indices: npt.ArrayLike,
     micro_rows: int,
 ) -> dict[str, Fidelity]:
-    """Fidelity of each coder on rows of tokens, `micro_rows` at a time. The model and the coders run in evaluation mode
-    and are set back afterwards. ValueError without rows."""
+    """Fidelity of each coder on rows of tokens, `micro_rows` at a time, in passes that share blocks (`SharedBlocks`).
+    The model and the coders run in evaluation mode and are set back afterwards. ValueError without rows."""
     chosen = torch.as_tensor(indices).reshape(-1).numpy()
     if not len(chosen):
         raise ValueError("there are no rows to measure on; prepare data with a larger validation split")
@@ -202,21 +203,26 @@ def fidelity(
     places = list(dict.fromkeys(place for _, place in coders.values()))
     loss, labels = 0.0, 0
     zero, spliced_loss = dict.fromkeys(places, 0.0), dict.fromkeys(coders, 0.0)
-    fits = {name: ReconstructionSums() for name in coders}
+    fits, shared = {name: ReconstructionSums() for name in coders}, SharedBlocks(model, places)
+
+    def changed_loss(place: Place, batch: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> float:
+        with shared.skipped(place), replaced(model, place, lambda _, y: change(y)):
+            return float(next_token_loss(model, *batch)[0])
+
     for start in range(0, len(chosen), micro_rows):
         tokens, lengths = rows.batch(chosen[start : start + micro_rows])
         batch = torch.from_numpy(tokens).to(device).long(), torch.from_numpy(lengths).to(device)
-        loss += float(next_token_loss(model, *batch)[0])
+        with shared.kept(), reading(model, places, batch[0][:, :-1]) as read:
+            loss += float(next_token_loss(model, *batch)[0])
         for place in places:
-            with replaced(model, place, lambda _, y: torch.zeros_like(y)):
-                zero[place] += float(next_token_loss(model, *batch)[0])
+            zero[place] += changed_loss(place, batch, torch.zeros_like)
         labels += count_labels(lengths)
-        read = activations(model, places, batch[0][:, :-1])
-        inside_BS = torch.arange(batch[0].shape[1] - 1, device=device) < batch[1].unsqueeze(1)
+        inside_T = (torch.arange(batch[0].shape[1] - 1, device=device) < batch[1].unsqueeze(1)).flatten()
         for name, (coder, place) in coders.items():
-            with spliced(model, coder, place):
-                spliced_loss[name] += float(next_token_loss(model, *batch)[0])
-            fits[name].add(coder, *(v_BSD[inside_BS] for v_BSD in read[place]))
+            x_TD, y_TD = (v_BSD.flatten(0, 1) for v_BSD in read[place])
+            with torch.autocast(device.type, enabled=False):
+                written_TD = fits[name].add(coder, x_TD, y_TD, inside_T)
+            spliced_loss[name] += changed_loss(place, batch, written_TD.view_as)
     for module, training in zip(modules, was_training, strict=True):
         module.train(training)
     results = {}

@@ -127,7 +127,7 @@ def try_module(model: Any, path: str) -> ModuleTrial:
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (x := first_tensor(args, kwargs)) is not None and not entered:
-            entered.append((x.clone(), _copied(args), _copied(kwargs)))
+            entered.append((x.clone(), copied(args), copied(kwargs)))
 
     def leave(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         nonlocal changes
@@ -222,7 +222,7 @@ def _bypasses(
         with torch.enable_grad(), _WithoutProducts():
             # Clones, as a module may change its arguments in place.
             given = {key: leaf.clone() for key, leaf in leaves.items()}
-            out = first_output(module(*_copied(args, given), **_copied(kwargs, given)))
+            out = first_output(module(*copied(args, given), **copied(kwargs, given)))
             if out is not None and out.requires_grad and not _has_custom_function(out):
                 gradients = torch.autograd.grad((out * v).sum(), list(leaves.values()), allow_unused=True)
     finally:
@@ -236,7 +236,7 @@ def _bypasses(
         step = moved[id(tensor)] - tensor
         is_added = _same(gradient, v)
         if tensor is not first:
-            after = first_output(module(*_copied(args, moved), **_copied(kwargs, moved)))
+            after = first_output(module(*copied(args, moved), **copied(kwargs, moved)))
             assert after is not None
             change = after - y
             same_size = bool((change.double().norm() / step.double().norm() - 1).abs() < 0.01)
@@ -268,14 +268,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-def _copied(value: Any, replaced: dict[int, Tensor] | None = None) -> Any:
-    """An argument with its tensors replaced by `id`, or else copied."""
+def copied(value: Any, replaced: dict[int, Tensor] | None = None) -> Any:
+    """An argument or output with its tensors replaced by `id`, or else copied."""
     if isinstance(value, Tensor):
         return replaced[id(value)] if replaced and id(value) in replaced else value.clone()
     if type(value) in (tuple, list):
-        return type(value)(_copied(each, replaced) for each in value)
+        return type(value)(copied(each, replaced) for each in value)
     if type(value) is dict:
-        return {key: _copied(each, replaced) for key, each in value.items()}
+        return {key: copied(each, replaced) for key, each in value.items()}
     return value
 
 

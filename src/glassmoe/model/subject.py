@@ -285,48 +285,72 @@ class _Reached(Exception):
 def activations(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[Place, Activations]:
     """The activations at these places on rows of tokens, in one pass that ends at the last of them. RuntimeError when
     they are not finite."""
-    caught: dict[Place, Activations] = {}
+    with reading(model, places, tokens_BS, whole=False) as read:
+        model(input_ids=tokens_BS, use_cache=False)
+    return read
 
+
+@contextmanager
+def reading(
+    model: Any, places: Sequence[Place], tokens_BS: Tensor, whole: bool = True
+) -> Iterator[dict[Place, Activations]]:
+    """Within it, a pass over these rows of tokens stores the activations at these places. Unless `whole`, it ends at
+    the last of them. RuntimeError when they are not finite."""
+    read: dict[Place, Activations] = {}
     wanted = set(places)
 
     def tap(place: Place, entering: Tensor, leaving: Tensor) -> None:
         # Copies, as some blocks (Falcon) go on in place with what their MLP returned.
         y_BSD = _rows(leaving, tokens_BS).to(torch.float32, copy=True)
         x_BSD = _rows(entering, tokens_BS).to(torch.float32, copy=True) if place.site == "mlp" else y_BSD
-        caught[place] = Activations(x_BSD, y_BSD)
-        if len(caught) == len(wanted):
+        read[place] = Activations(x_BSD, y_BSD)
+        if not whole and len(read) == len(wanted):
             raise _Reached
 
     handles = [hook_at(model, place, partial(tap, place)) for place in wanted]
     try:
-        model(input_ids=tokens_BS, use_cache=False)
+        yield read
     except _Reached:
         pass
     finally:
         for handle in handles:
             handle.remove()
-    for place, (x_BSD, y_BSD) in caught.items():
+    for place, (x_BSD, y_BSD) in read.items():
         require_finite(place, x_BSD, y_BSD)
-    return caught
 
 
 @torch.no_grad()
-def inputs_at(model: Any, place: Place, tokens_BS: Tensor) -> Tensor:
-    """The input of coders at a place, (B, S, D) float32: `Activations.x`, in a pass that ends before the MLP computes.
-    RuntimeError when it is not finite."""
-    if place.site != "mlp":
-        return activations(model, [place], tokens_BS)[place].x
-    caught: list[Tensor] = []
+def inputs_at(model: Any, places: Sequence[Place], tokens_BS: Tensor) -> dict[Place, Tensor]:
+    """The inputs of coders at these places, (B, S, D) float32: `Activations.x`, in one pass that ends at the last of
+    them, before an MLP computes. RuntimeError when they are not finite."""
+    read: dict[Place, Tensor] = {}
+    wanted = set(places)
 
-    def tap(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(_rows(_first(args, kwargs), tokens_BS).float())
-        raise _Reached
+    def tap(place: Place, x: Tensor) -> None:
+        # Copies, as the model goes on with what is read at all places but the last.
+        read[place] = _rows(x, tokens_BS).to(torch.float32, copy=len(wanted) > 1)
+        if len(read) == len(wanted):
+            raise _Reached
 
-    handle = model.get_submodule(place.module).register_forward_pre_hook(tap, with_kwargs=True)
-    with handle, suppress(_Reached):
-        model(input_ids=tokens_BS, use_cache=False)
-    require_finite(place, caught[0])
-    return caught[0]
+    def before(place: Place) -> Any:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tap(place, _first(args, kwargs))
+
+        return model.get_submodule(place.module).register_forward_pre_hook(hook, with_kwargs=True)
+
+    def after(place: Place) -> Any:
+        return hook_at(model, place, lambda _, leaving: tap(place, leaving))
+
+    handles = [(before if place.site == "mlp" else after)(place) for place in wanted]
+    try:
+        with suppress(_Reached):
+            model(input_ids=tokens_BS, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for place, x_BSD in read.items():
+        require_finite(place, x_BSD)
+    return read
 
 
 def require_finite(place: Place, *read: Tensor) -> None:

@@ -257,8 +257,8 @@ def mxd_frontier(
             **settings,
         )
         say(f"seed {seed}: {folder}")
-        fit(config, folder)
-        fitted, readers = open_coders(folder, device=device)
+        fit(config, folder, subject)
+        fitted, readers = open_coders(folder, subject, device)
         measured = evaluate_fidelity(fitted, readers, max_rows=rows).to_dict()
         corpus = corpus_for(model, config.data.path, subject)
         if games:
