@@ -14,7 +14,7 @@ quickstart-llm: $(READY)  ## open a layer of SmolLM2-135M and explain its featur
 	$(BIN)/glassmoe quickstart-llm
 
 test: $(READY)  ## the test suite, under ten minutes on two cores; ROOM=layers runs only tests/layers
-	$(BIN)/pytest -n 2 -m "not slow and not faults" $(if $(ROOM),tests/$(ROOM))
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not faults" $(if $(ROOM),tests/$(ROOM))
 
 test-quick: $(READY)  ## the tests marked quick, under a minute on two cores
 	$(BIN)/pytest -n 2 -m quick

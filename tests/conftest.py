@@ -34,11 +34,23 @@ QUICK = [
 """Test files that together take under a minute on two cores: `make test-quick`."""
 
 
+LONG = [
+    *("papers/test_suite", "training/test_in_place", "training/test_loop", "coders/test_fit"),
+    *("papers/test_probe_and_steering", "hub/test_export", "training/test_simulated_device", "papers/test_figures"),
+    *("training/test_foreign_start", "coders/test_divided", "training/test_sharded_upcycling", "test_readme"),
+    *("training/test_async_checkpoints", "training/test_dry_run", "coders/test_decompose", "test_plugin"),
+]
+"""Test files of more than ten seconds, longest first. They run first, so that no process waits for the last one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     root = Path(__file__).parent
+    names = {item.path: str(item.path.relative_to(root).with_suffix("")) for item in items}
     for item in items:
-        if str(item.path.relative_to(root).with_suffix("")) in QUICK:
+        if names[item.path] in QUICK:
             item.add_marker(pytest.mark.quick)
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(names[item.path], len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,7 +45,7 @@ class Command:
         self._texts = [Path(tempfile.mkstemp(prefix="glassmoe-forked-")[1]) for _ in range(2)]
         environment = dict(os.environ if env is None else env)
         arguments = (self.words, str(cwd or os.getcwd()), environment, *map(str, self._texts), program)
-        self.process: BaseProcess = _context().Process(target=_run, args=arguments)
+        self.process: BaseProcess = context().Process(target=_run, args=arguments)
         main = sys.modules["__main__"]
         hidden = {name: main.__dict__.pop(name) for name in ("__spec__", "__file__") if name in main.__dict__}
         main.__spec__ = None  # the process shall not import pytest's main module
@@ -142,9 +142,10 @@ def script(path: str | Path) -> str:
 
 
 @cache
-def _context() -> Any:
-    context = get_context("forkserver")
-    context.set_forkserver_preload([*IMPORTED, "forked_first"])
+def context() -> Any:
+    """The context of multiprocessing whose processes are forked from the one with the imports."""
+    forking = get_context("forkserver")
+    forking.set_forkserver_preload([*IMPORTED, "forked_first"])
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([path] if path else [])])
     try:
@@ -153,7 +154,7 @@ def _context() -> Any:
         del os.environ["PYTHONPATH"]
         if path is not None:
             os.environ["PYTHONPATH"] = path
-    return context
+    return forking
 
 
 def _run(words: list[str], cwd: str, environment: dict[str, str], out: str, errors: str, program: str | None) -> None:

@@ -20,7 +20,7 @@ from glassmoe.papers.moex.suites import RECIPES, SUITES, TableRow
 from glassmoe.training import language
 from glassmoe.training.tracking import read_metrics
 
-STEPS, PER_STEP = 12, 2 * 255
+STEPS, PER_STEP = 8, 2 * 255
 TOY = {
     "data": {"rows": "games:256"},
     "model": {"layers": 2, "heads": 2, "width": 32, "active_width": 64, "num_experts": 4},
@@ -159,7 +159,10 @@ def test_what_starts_from_a_failed_row_fails_with_it(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_side_by_side_are_those_of_one_after_another(games: Path, toy: Path, runs: Path, tmp_path: Path) -> None:
+def test_rows_side_by_side_are_those_of_one_after_another(
+    games: Path, toy: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "get_context", lambda _: forked.context())  # no imports in each process
     rows = ["moe-x-upcycled", "gelu"]
     alone = reproduce("table1", rows=rows, **settings(games, toy, runs, tmp_path / "a"))
     beside = reproduce("table1", rows=rows, processes=2, **settings(games, toy, tmp_path / "runs", tmp_path / "b"))
@@ -246,7 +249,7 @@ def test_a_run_of_another_configuration_is_refused_before_anything_is_trained(
     given = settings(games, toy, tmp_path / "runs", tmp_path / "results")
     reproduce("table1", rows=["relu"], **given)
     before = (tmp_path / "runs/toy/relu-seed0/config.yaml").read_bytes()
-    with pytest.raises(ValueError, match=r"relu-seed0 holds a run with another configuration .*train.steps: 12 -> 24"):
+    with pytest.raises(ValueError, match=r"relu-seed0 holds a run with another configuration .*train.steps: 8 -> 24"):
         reproduce("table1", rows=["gelu", "relu"], tokens=24 * PER_STEP, **given)
     assert (tmp_path / "runs/toy/relu-seed0/config.yaml").read_bytes() == before
     assert not (tmp_path / "runs/toy/gelu-seed0").exists()
