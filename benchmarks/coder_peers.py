@@ -52,7 +52,8 @@ def sparsify_fit(
     from sparsify import TrainConfig, Trainer
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+    # Its transcoders take float32 alone on a CPU; the model is otherwise read in the type of its files.
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="float32" if coder.transcoder else "auto")
     dataset = Dataset.from_dict({"input_ids": tokens_BN}).with_format("torch")
     # Its hook points are paths within the base model.
     points = [module.removeprefix(f"{loaded.base_model_prefix}.")]

@@ -129,8 +129,9 @@ def _shares(
     tokens = inputs_BN.numel()
     of = f"tokens per CPU second of the bare forward pass to layer {layer}"
     note = (
-        f"{subject.name}, {sizes.model_tokens} tokens a step, {sizes.model_steps} steps, {sizes.model_features} "
-        f"features or the same parameters, k = {sizes.coder_k}; products in {str(dtype).removeprefix('torch.')}"
+        f"{Path(subject.name).name}, {sizes.model_tokens} tokens a step, {sizes.model_steps} steps, "
+        f"{sizes.model_features} features or the same parameters, k = {sizes.coder_k}; "
+        f"products in {str(dtype).removeprefix('torch.')}"
     )
     shares = [spent / whole for spent, whole in zip(validation, seconds["fit"], strict=True)]
     lines = [
@@ -190,7 +191,7 @@ def _beside(
             ratios(seconds[name], seconds["ours"]),
             of=f"tokens per CPU second of {PEERS[name]}",
             at_least=1.5,
-            note=f"{subject.name}, layer {layer}, {sizes.model_features} features; loading and saving included",
+            note=f"{Path(subject.name).name}, layer {layer}, {sizes.model_features} features; with loading and saving",
             tokens_per_second=per_second(tokens_BN.size, seconds["ours"]),
             tokens_per_second_of_peer=per_second(tokens_BN.size, seconds[name]),
         )
