@@ -129,7 +129,7 @@ def test_a_thought_that_was_cut_off_is_no_answer() -> None:
     assert parse_explanation('<think>{"explanation": "dogs"} no') is None
 
 
-LARGE = 200_000
+LARGE = 100_000
 HARD = {
     "nested": '{"a":',
     "nested lists": '{"a":[',
@@ -159,7 +159,7 @@ def test_hard_answers_are_read_in_linear_time(hard: str, before: str, after: str
     answer = before + HARD[hard] * (LARGE // len(HARD[hard])) + after
     start = time.perf_counter()
     parse_rating(answer), parse_explanation(answer), parse_answers(answer, 5)
-    assert time.perf_counter() - start < 4
+    assert time.perf_counter() - start < 2
 
 
 def test_closed_nesting_is_read_in_linear_time() -> None:

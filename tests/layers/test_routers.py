@@ -193,3 +193,34 @@ def test_an_update_that_no_version_shows_is_seen(gradient: bool) -> None:
         after, fresh = layer.encoder_statistics(), encoder_statistics(layer.w_enc)
     assert not torch.equal(before[0], after[0])
     assert all(torch.equal(a, b) for a, b in zip(after, fresh, strict=True))
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_encoders_that_are_cast_with_their_statistics_change_no_bit(
+    bias: bool, gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The naive twin casts the encoders and computes their statistics one after the other."""
+    torch.manual_seed(0)
+    layer = MoE(16, 24, num_experts=4, bias=bias, router_gradient=gradient)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    inputs, upstream = torch.randn(40, 16), torch.randn(40, 16)
+
+    def results() -> list[torch.Tensor]:
+        x = inputs.clone().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y, losses = layer(x)
+        ((y.float() * upstream).sum() + losses["balance"]).backward()
+        grads = [parameter.grad for parameter in layer.parameters()]
+        assert all(grad is not None for grad in grads)
+        return [y, losses["balance"], x.grad, *grads]  # type: ignore[list-item]
+
+    fused = results()
+    with monkeypatch.context() as patch:
+        patch.setattr(MoE, "_encoders_and_scores", lambda self, x: (self.w_enc, self.scores(x)))
+        naive = results()
+    assert all(torch.equal(a, b) for a, b in zip(fused, naive, strict=True))
+    assert fused[3].abs().sum() > 0

@@ -21,7 +21,16 @@ from glassmoe.registry import ROUTER_REGISTRY
 
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .kernels import expert_mlp, expert_values, few_tokens
-from .routers import ROUTERS, balance_loss, choose, choose_few, encoder_statistics, sparsity_router
+from .routers import (
+    ROUTERS,
+    balance_loss,
+    cast_with_statistics,
+    choose,
+    choose_few,
+    encoder_statistics,
+    sparsity_router,
+    sparsity_scores,
+)
 
 EXPERTS_IN_PYTHON = 16
 """Up to this number of experts, Python computes the scores of one token faster than torch."""
@@ -84,14 +93,30 @@ class MoE(FeedForward):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self._few(x_TD):
             return self._forward_few(x_TD), {}
-        scores_TE = self.scores(x_TD)
+        w_enc, scores_TE = self._encoders_and_scores(x_TD)
         gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
-        y_TD = expert_mlp(x_TD, self.w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up)
+        y_TD = expert_mlp(x_TD, w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up)
         if self.b_dec is not None:
             y_TD = y_TD + self.b_dec.to(y_TD.dtype)
         if self.training and self.balance:
             return y_TD, {"balance": self.balance * balance_loss(scores_TE, experts_TK)}
         return y_TD, {}
+
+    def _encoders_and_scores(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoders, cast for products where the sparsity-aware router reads them in the same pass, and `scores`."""
+        if (
+            self.score_function is not sparsity_router
+            or not torch.is_grad_enabled()
+            or x_TD.device.type != "cpu"
+            or not torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+        ):
+            return self.w_enc, self.scores(x_TD)
+        w_enc, statistics = cast_with_statistics(self.w_enc, self.b_enc, torch.get_autocast_dtype("cpu"))
+        if not self.router_gradient:
+            statistics = statistics[0].detach(), statistics[1].detach()
+        self._statistics = None  # as in encoder_statistics
+        return w_enc, sparsity_scores(x_TD, *statistics)
 
     def _few(self, x_TD: Tensor) -> bool:
         """Whether to compute token by token: on a CPU that generates, where tokens rarely share an expert."""

@@ -44,7 +44,10 @@ class LearnedRouter(nn.Module):
 
 def encoder_statistics(w_enc_EFD: Tensor, b_enc_EF: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance over the rows of each expert's encoder: two (E, D) float32 tensors, (E, D + 1) with a bias."""
-    mean_ED, var_ED = _column_statistics(w_enc_EFD)
+    return _with_bias(*_column_statistics(w_enc_EFD), b_enc_EF)
+
+
+def _with_bias(mean_ED: Tensor, var_ED: Tensor, b_enc_EF: Tensor | None) -> tuple[Tensor, Tensor]:
     if b_enc_EF is None:
         return mean_ED, var_ED
     bias_mean_E1, bias_var_E1 = _column_statistics(b_enc_EF.unsqueeze(-1))
@@ -52,8 +55,17 @@ def encoder_statistics(w_enc_EFD: Tensor, b_enc_EF: Tensor | None = None) -> tup
 
 
 def _column_statistics(w_EFD: Tensor) -> tuple[Tensor, Tensor]:
-    mean_ED, var_ED = _ColumnStatistics.apply(w_EFD)  # type: ignore[no-untyped-call]
+    _, mean_ED, var_ED = _ColumnStatistics.apply(w_EFD, None)  # type: ignore[no-untyped-call]
     return mean_ED, var_ED
+
+
+def cast_with_statistics(
+    w_enc_EFD: Tensor, b_enc_EF: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`w_enc_EFD` in `dtype`, and what `encoder_statistics` returns, in one pass over the weights and one over their
+    gradients. For a CPU."""
+    cast_EFD, mean_ED, var_ED = _ColumnStatistics.apply(w_enc_EFD, dtype)  # type: ignore[no-untyped-call]
+    return cast_EFD, _with_bias(mean_ED, var_ED, b_enc_EF)
 
 
 def sparsity_scores(x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> Tensor:
@@ -87,26 +99,46 @@ D) and the layer. Add your own router by `ROUTERS["name"] = Router`, or by an en
 
 class _ColumnStatistics(torch.autograd.Function):
     """Mean and variance over the rows of each expert, one expert at a time, which stays in the cache. On a CPU
-    torch.var_mean over a dimension that is not the last took 7 to 10 times as long as these two passes."""
+    torch.var_mean over a dimension that is not the last took 7 to 10 times as long as these two passes.
+
+    With a `dtype`, also the weights in it: while an expert is in the cache, its cast and the sum of both gradients take
+    no pass of their own."""
 
     @staticmethod
-    def forward(ctx: Any, w_EFD: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, w_EFD: Tensor, dtype: torch.dtype | None) -> tuple[Tensor | None, Tensor, Tensor]:
+        cast_EFD = None if dtype is None else torch.empty_like(w_EFD, dtype=dtype)
         means, variances = [], []
-        for w_FD in w_EFD:
+        for e, w_FD in enumerate(w_EFD):
+            if cast_EFD is not None:
+                cast_EFD[e] = w_FD
             w_FD = w_FD.float()
             mean_D = w_FD.mean(0)
             means.append(mean_D)
             variances.append((w_FD - mean_D).square_().mean(0))
         mean_ED, var_ED = torch.stack(means), torch.stack(variances)
         ctx.save_for_backward(w_EFD, mean_ED)
-        return mean_ED, var_ED
+        ctx.set_materialize_grads(False)
+        return cast_EFD, mean_ED, var_ED
 
     @staticmethod
-    def backward(ctx: Any, dmean_ED: Tensor, dvar_ED: Tensor) -> Tensor:
+    def backward(
+        ctx: Any, dcast_EFD: Tensor | None, dmean_ED: Tensor | None, dvar_ED: Tensor | None
+    ) -> tuple[Tensor | None, None]:
         w_EFD, mean_ED = ctx.saved_tensors
+        if dmean_ED is None and dvar_ED is None:  # the router's gradient is off
+            return None if dcast_EFD is None else dcast_EFD.to(w_EFD.dtype), None
+        dmean_ED = torch.zeros_like(mean_ED) if dmean_ED is None else dmean_ED
+        dvar_ED = torch.zeros_like(mean_ED) if dvar_ED is None else dvar_ED
         slope_ED = dvar_ED * (2 / w_EFD.shape[1])
         offset_ED = dmean_ED / w_EFD.shape[1] - slope_ED * mean_ED
-        return torch.addcmul(offset_ED.unsqueeze(1), w_EFD.float(), slope_ED.unsqueeze(1)).to(w_EFD.dtype)
+        if dcast_EFD is None or w_EFD.dtype != torch.float32:
+            dw_EFD = torch.addcmul(offset_ED.unsqueeze(1), w_EFD.float(), slope_ED.unsqueeze(1)).to(w_EFD.dtype)
+            return dw_EFD if dcast_EFD is None else dw_EFD + dcast_EFD, None
+        dw_EFD = torch.empty_like(w_EFD)
+        for e, dw_FD in enumerate(dw_EFD):
+            torch.addcmul(offset_ED[e], w_EFD[e], slope_ED[e], out=dw_FD)
+            dw_FD += dcast_EFD[e]
+        return dw_EFD, None
 
 
 class _Moments(torch.autograd.Function):
