@@ -19,18 +19,10 @@ from torch import Tensor, nn
 
 from glassmoe.registry import ROUTER_REGISTRY
 
+from .encoder_statistics import cast_with_statistics, encoder_statistics
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .kernels import expert_mlp, expert_values, few_tokens
-from .routers import (
-    ROUTERS,
-    balance_loss,
-    cast_with_statistics,
-    choose,
-    choose_few,
-    encoder_statistics,
-    sparsity_router,
-    sparsity_scores,
-)
+from .routers import ROUTERS, balance_loss, choose, choose_few, sparsity_router, sparsity_scores
 
 EXPERTS_IN_PYTHON = 16
 """Up to this number of experts, Python computes the scores of one token faster than torch."""
