@@ -1,13 +1,11 @@
 """Which device a process computes on."""
 
-import platform
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-import forked
 import glassmoe
 from glassmoe.coders import fit as fitting
 from glassmoe.device import pick_device
@@ -23,27 +21,6 @@ def test_a_process_of_torchrun_takes_the_gpu_of_its_local_rank(name: str, monkey
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert pick_device(name) == torch.device("cuda") and chosen == [3]
     assert pick_device("cpu") == torch.device("cpu") and chosen == [3]
-
-
-FAULTS = """
-import ctypes
-import resource
-import torch
-from glassmoe.device import pick_device
-pick_device("cpu")
-if ctypes.CDLL(None).mallopt(-3, 1 << 30):  # what glibc of earlier versions refuses
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(12 << 20)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than that of glibc")
-def test_memory_of_large_tensors_is_kept() -> None:
-    """Tensors of 48 MB, which have 12,288 pages."""
-    faults = forked.run([], program=FAULTS, check=True).stdout.split()
-    assert all(int(count) < 100 for count in faults[1:])
 
 
 def test_what_loads_and_fits_chooses_by_that_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,15 +31,14 @@ def _keep_freed_memory() -> None:
 
     By default every tensor of some MB is mapped anew and faulted in page by page: 37,000 faults a step of the
     `chess-small` dense model. They take up to a tenth of its time on one thread and more on two, because the work of
-    the kernel is not parallel. With this setting the process holds the largest memory that it ever needed. Blocks above
-    1 GiB are still returned, and those above 32 MB by versions of glibc that take no higher limit.
+    the kernel is not parallel. With this setting the process holds the largest memory that it ever needed; blocks above
+    32 MB are still returned. A higher limit wastes memory: glibc's aligned blocks, which torch asks for, are often not
+    placed where an equal block was freed.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        for limit in (1 << 30, 32 << 20):
-            if mallopt(_M_MMAP_THRESHOLD, limit):
-                break
+        for parameter, value in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 def moved(values: Any, device: torch.device) -> torch.Tensor:
