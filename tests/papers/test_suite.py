@@ -15,7 +15,8 @@ from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
 from glassmoe.config import ModelConfig, RunConfig, load, recipes
 from glassmoe.papers.moex import runner, suite
-from glassmoe.papers.moex.suite import reproduce_table
+from glassmoe.papers.moex.runner import Plan
+from glassmoe.papers.moex.suite import GAMES, _command, reproduce_table
 from glassmoe.papers.moex.suites import RECIPES, SUITES, TableRow
 from glassmoe.training import language
 from glassmoe.training.tracking import read_metrics
@@ -56,12 +57,21 @@ def reproduce(name: str, **options: Any) -> dict[str, Any]:
     return reproduce_table(name, **options).to_dict()
 
 
+def test_the_command_names_an_unusual_recipe() -> None:
+    def command(recipe: str, tokens: str) -> str:
+        return _command("table1", "cpu", Plan(recipe, RunConfig(), 10, Path("runs"), GAMES, None), 100, tokens)
+
+    assert command("chess-moves", "moves") == "glassmoe reproduce table1 --scale cpu --data GAMES --tokens 1000"
+    assert "--scale cpu --recipe chess-moves-large --data" in command("chess-moves-large", "moves")
+
+
 @pytest.mark.parametrize("name", [name for name, suite in SUITES.items() if not suite.of_text])
 def test_every_suite_trains_measures_and_draws(name: str, games: Path, toy: Path, runs: Path, tmp_path: Path) -> None:
     found = reproduce(name, **settings(games, toy, runs, tmp_path))
     listed = [row for row in SUITES[name].rows(load(toy).model) if row.listed]
     assert found["failed"] == []
-    assert found["command"].endswith(f" --tokens {STEPS * PER_STEP} --games 4")
+    tokens = f"--tokens {STEPS * PER_STEP} --games 4"
+    assert found["command"] == f"glassmoe reproduce {name} --scale cpu --recipe toy --data GAMES {tokens}"
     assert [row["name"] for row in found["rows"]] == [row.name for row in listed]
     for row, declared in zip(found["rows"], listed, strict=True):
         assert row["boards"]["layers"]
@@ -225,7 +235,7 @@ def toy_run(games: Path, toy: Path) -> RunConfig:
         (["table1", "--seeds", "-1"], "seed is -1"),
         (["table1", "--scale", "gpu"], "--scale gpu needs a budget"),
         (["table1", "--config", "nowhere"], "no recipe or file 'nowhere'; recipes: "),
-        (["table1", "--on", "wikitext2"], "--on belongs to table2; leave it out"),
+        (["table1", "--on", "wikitext2"], "--on belongs to table2, upcycled; leave it out"),
         (
             ["table2", "--on", "wikitext2"],
             "holds games, but table2 reads text; give text that glassmoe data text prepared",

@@ -33,7 +33,7 @@ from .pretrained import SUITE as UPCYCLED
 from .pretrained import Pretrained, open_pretrained
 from .rows import FailedRow, MeasuredRow, TextFacts
 from .runner import Plan, Work, check, recipe_of, run_all, tokens_per_step, works
-from .suites import CURVE_POINTS, SUITES, TableRow
+from .suites import CURVE_POINTS, RECIPES, SUITES, TableRow
 from .tables import TableResults
 
 TRIAL_STEPS = 3
@@ -116,7 +116,7 @@ def reproduce_table(
         scale=scale,
         recipe=recipe_name,
         token=corpus.kind.one,
-        command=_command(name, scale, plan, per_step),
+        command=_command(name, scale, plan, per_step, corpus.tokens),
         data_sha256=corpus.fingerprint,
         names=names,
         texts={text.name: _text_facts(text) for text in plan.texts} or None,
@@ -167,14 +167,18 @@ def _check_data(name: str, data: str, corpus: Corpus, on: str | None) -> None:
         raise ValueError(f"--on belongs to {', '.join(each for each in SUITES if SUITES[each].of_text)}; leave it out")
 
 
-def _command(name: str, scale: str, plan: Plan, per_step: int) -> str:
+def _command(name: str, scale: str, plan: Plan, per_step: int, tokens: str) -> str:
+    """The command of the file, without paths: a recipe that is not the usual one of the scale is named."""
+    usual = RECIPES.get((scale, tokens)) if plan.pretrained is None else PRETRAINED_RECIPES[scale]
+    recipe = "" if plan.name == usual else f" --recipe {plan.name}"
     if plan.texts:
         data, measured = "TEXT", f" --on {','.join(text.name for text in plan.texts)}"
         if plan.pretrained is not None:
             measured = f" --source MODEL --layers {listed(plan.pretrained.layers).replace(' ', '')}{measured}"
     else:
         data, measured = "GAMES", "" if plan.games == GAMES else f" --games {plan.games}"
-    return f"glassmoe reproduce {name} --scale {scale} --data {data} --tokens {plan.steps * per_step}{measured}"
+    shared = f"glassmoe reproduce {name} --scale {scale}{recipe} --data {data}"
+    return f"{shared} --tokens {plan.steps * per_step}{measured}"
 
 
 def _text_facts(text: EvaluationText) -> TextFacts:
