@@ -28,7 +28,7 @@ TOY = {
     "optimizer": {"name": "adamw", "lr": 1e-2, "warmup_steps": 1},
     "train": {"steps": STEPS, "batch_rows": 2, "micro_rows": 2, "eval_rows": 8, "eval_every": 4, "device": "cpu"},
 }
-NAMES = ["source", "reglu", "switch", "moe-x", "sae-topk"]
+NAMES = ["source", "reglu", "switch", "moe-x", "source-sae"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_every_row_is_made_and_measured_beside_the_model(rows: dict[str, dict[st
     assert rows["switch"]["start"]["valid_loss"]["copied"] == pytest.approx(
         rows["switch"]["start"]["valid_loss"]["source"], abs=1e-5
     )
-    assert rows["sae-topk"]["model"]["layer"] == 1 and rows["sae-topk"]["splice"]["l0"] > 0
+    assert rows["source-sae"]["model"]["layer"] == 1 and rows["source-sae"]["splice"]["l0"] > 0
     assert source["active_parameters"] == rows["reglu"]["active_parameters"] < rows["moe-x"]["active_parameters"]
 
 
@@ -122,7 +122,7 @@ def test_plain_mlps_have_other_rows(place: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(language, "train", lambda *_: pytest.fail("trained"))
     options = given(place, source=tmp_path / "gpt2", layers=None, rows=["source"], results=tmp_path)
     made = reproduce_table("upcycled", **options).to_dict()
-    assert made["names"] == ["source", "relu", "switch", "moe-x", "sae-topk"]
+    assert made["names"] == ["source", "relu", "switch", "moe-x", "source-sae"]
     assert "--layers 0-2 " in made["command"]
 
 

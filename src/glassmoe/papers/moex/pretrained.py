@@ -4,7 +4,7 @@ layers, learn the same tokens, and are measured beside the model itself. They ar
 - `source`: the model as it is;
 - `relu` or `reglu`: the same MLPs with ReLU as activation, the control for what sparse units alone cost;
 - `switch`, `moe-x`: every MLP copied into the experts of a mixture;
-- `sae-topk`: an autoencoder of the residual stream in the middle of these layers, spliced into the model.
+- `source-sae`: a top-k autoencoder of the residual stream in the middle of these layers, spliced into the model.
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def _replacing(base: ModelConfig) -> list[TableRow]:
         TableRow({"ffn": same}, share=0, name="source"),
         TableRow({"ffn": relu}, name=relu),
         TableRow({"ffn": "switch"}, ahead_of=(relu,), name="switch"),
-        TableRow({"ffn": "moe-x"}, ahead_of=(relu,), name="moe-x"),
-        TableRow(coder="topk", name="sae-topk"),
+        TableRow({"ffn": "moe-x"}, ahead_of=(relu, "source-sae"), name="moe-x"),
+        TableRow(coder="topk", name="source-sae"),
     ]
 
 
