@@ -284,8 +284,10 @@ def test_every_verb_reads_such_a_run(
         "--context",
         "16",
     ]
-    assert main(["eval", "boards", str(out)]) == 2
-    assert "the boards measure reads chess games, but this model reads text" in capsys.readouterr().err
+    measures = {"boards": "boards measure", "board-probes": "probe of boards", "legal-moves": "legal-move rate"}
+    for verb, measure in measures.items():
+        assert main(["eval", verb, str(out)]) == 2
+        assert f"the {measure} reads chess games, but this model reads text" in capsys.readouterr().err
     said("decompose", out, "--data", data, "--out", tmp_path / "coders", *fit)
     assert list(glassmoe.load(tmp_path / "coders")) == ["1/transcoder-k2"]
 

@@ -70,10 +70,10 @@ def evaluate_boards(
     activations. `brief`: only the headline property, without strategy group, twin and single features, for curves
     during training. ValueError for a layer that does not exist, a context that is too short, and a lack of games.
     """
+    check_games("the boards measure", model, corpus, test_corpus or corpus)
     chosen_layers = check_layers(model, layers)
     if coder is not None and len(chosen_layers) != 1:
         raise ValueError(f"a coder reads at one layer, not at {chosen_layers}; give layers=[that one]")
-    check_games("the boards measure", model, corpus, test_corpus or corpus)
     splits = choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
     properties = (HEADLINE,) if brief else PROPERTIES

@@ -126,8 +126,8 @@ def evaluate_board_probes(
     `games`: number of games to fit on; as many others test. Both come from the validation split of `corpus`.
     `controls`: also probe the random-weight twin. ValueError as for `evaluate_boards`.
     """
-    chosen_layers = check_layers(model, layers)
     check_games("the probe of boards", model, corpus)
+    chosen_layers = check_layers(model, layers)
     splits = choose_games(corpus, None, games)
     games = len(splits["train"])
     fitting, testing = (classes_of(board_labels(tuple(part), (PIECES,), workers)[PIECES]) for part in splits.values())
