@@ -122,7 +122,8 @@ def test_a_signal_to_one_process_stops_all(made: tuple[SweepConfig, Path], tmp_p
         time.sleep(0.1)
     running[1].send_signal(signal.SIGTERM)
     errors = [each.communicate(200)[1] for each in running]
-    assert all(each.returncode for each in running) and all("the same command resumes" in text for text in errors)
+    assert all(each.returncode for each in running)
+    assert all("the same command resumes" in text for text in errors), errors
     state = checkpoint.latest(out / "state")
     assert state is not None and state.is_dir() and len(list(state.glob("process-*"))) == 2
 

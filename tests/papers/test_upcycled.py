@@ -76,7 +76,8 @@ def test_every_row_is_made_and_measured_beside_the_model(rows: dict[str, dict[st
     assert rows["switch"]["start"]["valid_loss"]["copied"] == pytest.approx(
         rows["switch"]["start"]["valid_loss"]["source"], abs=1e-5
     )
-    assert rows["source-sae"]["model"]["layer"] == 1 and rows["source-sae"]["splice"]["l0"] > 0
+    assert (rows["source-sae"]["model"]["layer"], rows["source-sae"]["model"]["normalise"]) == (1, "rms")
+    assert rows["source-sae"]["splice"]["l0"] > 0
     assert source["active_parameters"] == rows["reglu"]["active_parameters"] < rows["moe-x"]["active_parameters"]
 
 

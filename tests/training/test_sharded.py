@@ -66,10 +66,10 @@ def test_every_row_is_in_one_pass_and_all_processes_have_as_many(rows: int, most
         assert all(micro.stop - micro.start <= most for share in shares for micro in share)
 
 
-def test_every_recipe_starts_on_up_to_16_processes() -> None:
+def test_every_recipe_starts_on_any_number_of_processes_up_to_its_rows() -> None:
     for path in recipes().values():
         settings = load(path).train
-        for count in (1, 2, 3, 4, 8, 16):
+        for count in (each for each in (1, 2, 3, 4, 8, 16) if each <= settings.batch_rows):
             passes = [step_passes(settings, Processes(rank, count)) for rank in range(count)]
             assert all(any(micro.stop > micro.start for micro in share) for share in passes)
     with pytest.raises(ValueError, match="batch_rows is 16, fewer than the 17 processes"):

@@ -137,14 +137,16 @@ def _run_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Ru
 
 
 def _coder_config(plan: Plan, row: TableRow, seed: int, source: Path | None) -> Any:
-    from glassmoe.coders.configuration import CoderConfig, FitConfig
+    from glassmoe.coders.configuration import CoderConfig, FitConfig, Normalise
 
     run, pretrained = _run_config(plan, row, seed, None), plan.pretrained
     assert (source is None) == (pretrained is not None) and row.coder is not None
     # The paper fits at layer 5 of 8.
     layer = run.model.layers * 5 // 8 if pretrained is None else pretrained.middle
     updates = min(CoderConfig.anneal_updates, max(1, run.train.steps // 4))
-    coder = CoderConfig(layer=layer, kind=row.coder, anneal_updates=updates)
+    # The streams of pretrained models have entries of any size.
+    normalise: Normalise = "none" if pretrained is None else "rms"
+    coder = CoderConfig(layer=layer, kind=row.coder, anneal_updates=updates, normalise=normalise)
     of = str(source) if pretrained is None else pretrained.source
     fit = FitConfig(seed=seed, source=of, data=run.data, coder=coder, train=run.train)
     # The protocol's 3e-4 is for 36,000 steps.
