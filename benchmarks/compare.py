@@ -52,7 +52,7 @@ class Sizes:
     store_width: int = 512
     store_tokens: int = 32768
     store_tokens_longer: int = 131072
-    learning_steps: int = 400
+    learning_steps: int = 200
     learning_every: int = 50
     learning_rows: int = 256
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
