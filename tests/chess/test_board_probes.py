@@ -131,9 +131,9 @@ def test_the_penalty_is_chosen_on_games_that_the_fit_does_not_see() -> None:
     classes = np.full((10 * DOTS, SQUARES), EMPTY, np.int8)
     classes[:, 0] += draw.integers(0, 2, len(classes)).astype(np.int8)
     noise = draw.normal(size=(len(classes), 150)).astype(np.float32)
-    told = np.concatenate([100 * noise[:, :3], classes[:, :1] - 6.0], axis=1).astype(np.float32)
-    assert choose_penalty(noise, classes) > choose_penalty(told, classes)
-    assert choose_penalty(told[: 4 * DOTS], classes[: 4 * DOTS]) == PENALTIES[0]
+    informative = np.concatenate([100 * noise[:, :3], classes[:, :1] - 6.0], axis=1).astype(np.float32)
+    assert choose_penalty(noise, classes) > choose_penalty(informative, classes)
+    assert choose_penalty(informative[: 4 * DOTS], classes[: 4 * DOTS]) == PENALTIES[0]
 
 
 def test_the_measure_equals_its_parts_and_is_deterministic(played: Corpus) -> None:
