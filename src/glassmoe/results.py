@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import html
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 
 def omitted() -> Any:
@@ -92,6 +92,28 @@ class Result:
     def _repr_html_(self) -> str:
         """The rows as an HTML table, for notebooks."""
         return html_table(*self._cells())
+
+
+R = TypeVar("R", bound=Result, covariant=True)
+
+
+@dataclass(frozen=True)
+class ResultsByName(Result, Mapping[str, R]):
+    """Results of several layers or coders, by their names."""
+
+    by_name: Mapping[str, R]
+
+    def __getitem__(self, name: str) -> R:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: each.to_dict() for name, each in self.by_name.items()}
 
 
 def plain(value: Any) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.results import Result, ResultsByName, markdown_table, omitted, stored_as
 
 TABLE_ROWS, TEXT_SHOWN = 20, 60
 """Features in the printed table, and characters of an explanation there."""
@@ -393,22 +393,8 @@ class ExplanationsResult(Result):
 
 
 @dataclass(frozen=True)
-class LayersExplained(Result, Mapping[str, "ExplanationsResult | GatheredShare"]):
+class LayersExplained(ResultsByName["ExplanationsResult | GatheredShare"]):
     """Name of a layer or coder (`8/mxd-k32`) -> its explanations, or the share of its examples that was gathered."""
-
-    by_name: dict[str, ExplanationsResult | GatheredShare]
-
-    def __getitem__(self, name: str) -> ExplanationsResult | GatheredShare:
-        return self.by_name[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_name)
-
-    def __len__(self) -> int:
-        return len(self.by_name)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: each.to_dict() for name, each in self.by_name.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

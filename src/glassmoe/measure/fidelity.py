@@ -8,7 +8,7 @@ Legend: B rows, S positions, T tokens that are not padding, D width of the strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +27,7 @@ from glassmoe.model import FeedForward
 from glassmoe.model.loss import count_labels, next_token_loss
 from glassmoe.model.shared_blocks import SharedBlocks
 from glassmoe.model.subject import Place, Subject, reading, replaced
-from glassmoe.results import Result, stored_as
+from glassmoe.results import Result, ResultsByName, stored_as
 
 from .perplexity import usual_cut
 from .saved import save_measure
@@ -99,27 +99,13 @@ class LayerFidelity(Fidelity):
 
 
 @dataclass(frozen=True)
-class FidelityResult(Result, Mapping[str, "CoderFidelity | LayerFidelity"]):
+class FidelityResult(ResultsByName["CoderFidelity | LayerFidelity"]):
     """Name of a coder (`0/mxd-k32`) or of a feed-forward layer (`0/moe-x`) -> its fidelity."""
 
     FORMATS: ClassVar = {
         "features": ",", "parameters": ",", "L0": ".1f", "normalised MSE": ".4f", "loss": ".4f", "spliced": ".4f",
         "increase": ".4f",
     }  # fmt: skip
-
-    by_name: dict[str, CoderFidelity | LayerFidelity]
-
-    def __getitem__(self, name: str) -> CoderFidelity | LayerFidelity:
-        return self.by_name[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.by_name)
-
-    def __len__(self) -> int:
-        return len(self.by_name)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: fidelity.to_dict() for name, fidelity in self.by_name.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
