@@ -97,10 +97,8 @@ def evaluate_ppl(
         subject, readers = open_model(_path(run), _text(source), device)
         return evaluate_texts(subject, readers, texts, window=window, stride=stride)
     from glassmoe.measure.perplexity import evaluate_perplexity, usual_cut
-    from glassmoe.model.subject import load_subject
 
-    subject = load_subject(_path(run), device, own=True)
-    corpus = _corpus_of(subject, data)
+    subject, corpus = _run_and_data(run, data, device)
     cut = cut or usual_cut(subject.model, subject.config, corpus)
     masked = subject.config is not None and subject.config.data.document_mask
     result = evaluate_perplexity(subject.model, corpus, cut, max_rows=rows, document_mask=masked)
@@ -140,10 +138,8 @@ def evaluate_boards(
     check_target(run, numbers, run=True)
     from glassmoe.chess.board_evaluation import evaluate_boards as evaluate_model
     from glassmoe.data.corpus import Corpus
-    from glassmoe.model.subject import load_subject
 
-    subject = load_subject(_path(run), device, own=True)
-    corpus = _corpus_of(subject, data)
+    subject, corpus = _run_and_data(run, data, device)
     result = evaluate_model(
         subject.model,
         corpus,
@@ -183,12 +179,10 @@ def evaluate_board_probes(
     numbers = whole_numbers(layers, "layers")
     check_target(run, numbers, run=True)
     from glassmoe.chess.board_probes import evaluate_board_probes as evaluate_model
-    from glassmoe.model.subject import load_subject
 
-    subject = load_subject(_path(run), device, own=True)
-    corpus = _corpus_of(subject, data)
+    subject, corpus = _run_and_data(run, data, device)
     result = evaluate_model(subject.model, corpus, games=games, layers=numbers, controls=controls, workers=workers)
-    _record(subject, corpus, "board_probes", result, None, None)
+    _record(subject, corpus, "board_probes", result)
     return result
 
 
@@ -207,12 +201,10 @@ def evaluate_legal_moves(
     """
     check_target(run, run=True)
     from glassmoe.chess.legal_moves import evaluate_legal_moves as evaluate_model
-    from glassmoe.model.subject import load_subject
 
-    subject = load_subject(_path(run), device, own=True)
-    corpus = _corpus_of(subject, data)
+    subject, corpus = _run_and_data(run, data, device)
     result = evaluate_model(subject.model, corpus, games=games)
-    _record(subject, corpus, "legal_moves", result, None, None)
+    _record(subject, corpus, "legal_moves", result)
     return result
 
 
@@ -373,20 +365,22 @@ def _text(path: PathLike | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _corpus_of(subject: Subject, data: PathLike | None) -> Corpus:
-    """The prepared data to measure a run on: what is given, or that of the run."""
+def _run_and_data(run: PathLike | Model, data: PathLike | None, device: Device) -> tuple[Subject, Corpus]:
+    """A run, and the prepared data to measure it on: what is given, or that of the run."""
     from glassmoe.data.corpus import Corpus
     from glassmoe.data.domains import domain_of
+    from glassmoe.model.subject import load_subject
 
+    subject = load_subject(_path(run), device, own=True)
     if data is None and subject.config is None:
         raise ValueError(f"{subject.name} does not say which data it was trained on; give data, a prepared folder")
     trained_on = None if subject.config is None else subject.config.data.path
     corpus = Corpus.open(Path(data or trained_on or subject.path / domain_of(subject.tokens).corpus), subject.tokens)
-    return corpus.require(subject.tokens, subject.tokenizer_sha256)
+    return subject, corpus.require(subject.tokens, subject.tokenizer_sha256)
 
 
 def _record(
-    subject: Subject, corpus: Corpus, name: str, result: Result, results: PathLike | None, row: str | None
+    subject: Subject, corpus: Corpus, name: str, result: Result, results: PathLike | None = None, row: str | None = None
 ) -> None:
     """Keep a measure beside the run, for its page, and in a results file where one is named."""
     from glassmoe.measure.saved import save_measure
