@@ -39,7 +39,10 @@ def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) ->
     assert held["nothing"].both is not None and held["nothing"].both.value == pytest.approx(row.correlation)
     assert set(held) >= {"norms", "experts", "all but norms", "all but experts and gates"}
     file = json.loads((tmp_path / "trace-moex.json").read_text())
-    assert file["command"] == "glassmoe reproduce trace moex --prompts 3" and file["rows"][0]["nodes"] == row.nodes
+    assert (
+        file["command"] == "glassmoe reproduce trace moex --prompts 3 --lengths 5,9"
+        and file["rows"][0]["nodes"] == row.nodes
+    )
     page = (tmp_path / "trace-moex.md").read_text()
     assert "| moex" in page and "nodes for 80%" in page and "| all but norms" in page
     assert f"data {results.data_sha256[:16]}; " in page
@@ -57,3 +60,24 @@ def test_lengths_that_are_none_are_refused(run: Path) -> None:
     for lengths in ("9", "9,5", "0,4"):
         with pytest.raises(ValueError, match="expected the shortest and the longest prompt, such as 16,60"):
             gm.reproduce("trace", [run], lengths=lengths)
+
+
+def test_each_kind_of_coder_gets_a_row(noise_games: Path, tmp_path: Path) -> None:
+    source = train(tiny(noise_games, "gelu"), tmp_path / "dense")
+    gm.decompose(
+        source, layers="0,1", coders="mxd,transcoder", k=5, features=200, tokens=256, batch_tokens=128,
+        out=tmp_path / "opened", device="cpu",
+    )  # fmt: skip
+    options = {"prompts": 2, "lengths": "5,9", "check": 2, "results": tmp_path, "device": "cpu"}
+    results = gm.reproduce(
+        "trace", [tmp_path / "opened"], coder="mxd-k5,transcoder-k5", data=noise_games, features=20, **options
+    )
+    assert [(row.name, row.kind) for row in results.entries] == [
+        ("opened/mxd-k5", "mxd"),
+        ("opened/transcoder-k5", "transcoder"),
+    ]
+    assert results.command == (
+        "glassmoe reproduce trace opened --prompts 2 --coder mxd-k5,transcoder-k5 --lengths 5,9 --features 20"
+    )
+    with pytest.raises(ValueError, match="there is no coder 'sae-k5'; choose one of 0/mxd-k5, 0/transcoder-k5"):
+        gm.reproduce("trace", [tmp_path / "opened"], coder="mxd-k5,sae-k5", data=noise_games, **options)

@@ -250,7 +250,7 @@ def traces(
     data: PathLike | None = None,
     prompts: int = 100,
     lengths: Numbers | None = None,
-    coder: str | None = None,
+    coder: Names | None = None,
     features: int = 7500,
     check: int = 10,
     seed: int = 0,
@@ -265,7 +265,8 @@ def traces(
         data: Prepared games or text, whose validation split the prompts begin (default: those of each run).
         prompts: Number of prompts.
         lengths: Shortest and longest prompt in tokens, such as "16,60" (default: that for games, "8,16" for text).
-        coder: Of a sweep: which coders stand for the MLPs (default: the only one of each layer).
+        coder: Of a sweep: which coders stand for the MLPs, such as "mxd-k32"; with several names and commas between,
+            a row for each (default: the only one of each layer).
         features: Features of a prompt that are traced further, at most.
         check: Features of a prompt that are switched off and doubled in the model.
         seed: Seed of the choice of prompts.
@@ -283,7 +284,7 @@ def traces(
         data=data,
         prompts=prompts,
         lengths=None if span is None else (span[0], span[1]),
-        coder=coder,
+        coders=names(coder, "coder") or [],
         features=features,
         check=check,
         seed=seed,

@@ -24,7 +24,7 @@ from glassmoe.model.subject import Subject
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.tracing.acting import compared
 from glassmoe.tracing.agreement import TraceCheck
-from glassmoe.tracing.tracer import Tracer
+from glassmoe.tracing.tracer import FEATURES, Tracer, require_coder
 
 from .intervals import interval, plus_minus
 from .results_file import ResultsFile, merged, origin, section
@@ -175,7 +175,7 @@ def traces(
     data: str | Path | None,
     prompts: int,
     lengths: tuple[int, int] | None,
-    coder: str | None,
+    coders: Sequence[str],
     features: int,
     check: int,
     seed: int,
@@ -187,15 +187,29 @@ def traces(
     when its model is done. `glassmoe.api.papers.traces` documents the arguments. ValueError for a run that does not
     record its data where none is given."""
     names = [Path(path).name for path in runs]
-    command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}"
+    options = {
+        "coder": ",".join(coders) or None,
+        "lengths": lengths and "{},{}".format(*lengths),
+        "features": None if features == FEATURES else features,
+        "seed": seed or None,
+    }
+    words = "".join(f" --{option} {value}" for option, value in options.items() if value is not None)
+    command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}{words}"
     written: TraceResults | None = None
     for path in runs:
         model = Model(*open_readers(path, own=False, device=device), Path(path))
         corpus = opened_corpus(model, data)
         asked = chosen_prompts(model, corpus, prompts, lengths, seed)
-        row = traced_row(model, Path(path).name, asked, coder, features, check)
-        facts = TraceResults(command=command, data_sha256=corpus.fingerprint, entries=[row], **origin(device))
-        written = facts.save(results, f"trace-{name or names[0]}")
+        # Runs trace their own layers.
+        rows: Sequence[str | None] = coders if model.layers and coders else [None]
+        for coder in rows:
+            if coder is not None:
+                require_coder(model.layers, coder)
+        for coder in rows:
+            row_name = Path(path).name if coder is None else f"{Path(path).name}/{coder}"
+            row = traced_row(model, row_name, asked, coder, features, check)
+            facts = TraceResults(command=command, data_sha256=corpus.fingerprint, entries=[row], **origin(device))
+            written = facts.save(results, f"trace-{name or names[0]}")
     assert written is not None
     return written
 

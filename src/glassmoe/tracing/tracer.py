@@ -6,7 +6,7 @@ Legend: S positions, L blocks, M sources, K targets, N nodes, E edges, D width, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -154,6 +154,8 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
     """Block -> the name and module of the coder that stands for its MLP."""
     places = {subject.place(number, "mlp").module: number for number in range(subject.layers)}
     layers: Layers = {}
+    if coders and wanted is not None:
+        require_coder(coders, wanted)
     for name, (coder, place) in coders.items():
         if wanted is not None and wanted not in (name, name.rpartition("/")[2]):
             continue
@@ -169,6 +171,11 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
                 f"as {name.rpartition('/')[2]}"
             )
         layers[number] = name, coder
-    if coders and not layers:
-        raise ValueError(f"there is no coder {wanted!r}; choose one of {', '.join(coders)}")
     return layers
+
+
+def require_coder(names: Iterable[str], wanted: str) -> None:
+    """ValueError unless `wanted` is one of these names of coders, such as 15/mxd-k32, or what stands behind the layer's
+    number in one."""
+    if not any(wanted in (name, name.rpartition("/")[2]) for name in names):
+        raise ValueError(f"there is no coder {wanted!r}; choose one of {', '.join(names)}")
