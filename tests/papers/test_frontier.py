@@ -42,6 +42,35 @@ def test_of_boards_more_is_better() -> None:
     assert found["held_out_coverage"].name == "mxd-one"
 
 
+def test_the_page_says_where_fits_differ() -> None:
+    """Rows of one file come from fits of different lengths and measures of different rows."""
+
+    def page(*fits: tuple[int, float, float]) -> str:
+        rows = [
+            FrontierRow.from_dict(
+                {"name": "mxd", "k": 4, "seed": seed, "tokens_fitted": tokens, "steps": tokens // 1024, "lr": lr}
+                | {"loss": loss, "loss_zero": loss + 1, "loss_increase": 0.1, "normalised_mse": 0.2, "l0": 4.0}
+                | {"loss_recovered": 0.9, "dead": 3, "features": 64, "parameters": 1000}
+            )
+            for seed, (tokens, lr, loss) in enumerate(fits)
+        ]
+        about = {"model": "small", "layer": 1, "command": "c", "commit": None, "hardware": "h"}
+        about |= {"data_sha256": "d" * 64, "source_sha256": "5" * 64}
+        return FrontierResults(**about, entries=rows).completed().page("name")
+
+    same = page((500_000, 4e-3, 0.5), (500_000, 4e-3, 0.5))
+    assert "fitted to 0.50M tokens in 488 steps at a peak learning rate of 4.0e-03." in same
+    assert "held-out text is 0.5000 nats a token; with zeros in place of the MLP's output 1.5000." in same
+    assert "| tokens" not in same and "| learning rate" not in same
+    other = page((2_000_000, 4e-3, 0.5), (500_000, 4e-3, 0.75))
+    assert "fitted to 0.50M to 2.00M tokens in 488 to 1,953 steps at a peak learning rate of 4.0e-03." in other
+    assert "is 0.5000 to 0.7500 nats a token; with zeros in place of the MLP's output 1.5000 to 1.7500." in other
+    header, _, line = [words.split("|") for words in other.splitlines() if words.startswith("|")][:3]
+    assert line[[word.strip() for word in header].index("tokens")].strip() == "0.50M to 2.00M"
+    rates = page((500_000, 4e-3, 0.5), (500_000, 6e-3, 0.5))
+    assert "| learning rate " in rates and "| 4.0e-03 to 6.0e-03 |" in rates and "| tokens" not in rates
+
+
 def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text"
     prepared(text, made_up_texts(200), valid_share=0.3)

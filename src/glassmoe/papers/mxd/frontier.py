@@ -5,7 +5,7 @@ ahead at every k."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -67,6 +67,16 @@ LEGEND = (
     "mxd-relu, mxd-gelu and mxd-glu have that hidden activation in place of the model's own. moe-x and switch are "
     "mixtures of experts of k features, two of them for each token; their L0 is measured, not set."
 )
+FACTS: dict[str, Callable[[Any], str]] = {
+    "tokens_fitted": lambda tokens: f"{tokens / 1e6:.2f}M",
+    "steps": "{:,}".format,
+    "lr": "{:.1e}".format,
+    "loss": "{:.4f}".format,
+    "loss_zero": "{:.4f}".format,
+}
+"""Facts in the page's first sentences, and how each is written. Rows that join a file may differ in them."""
+FIT_COLUMNS = {"tokens_fitted": "tokens", "lr": "learning rate"}
+"""Facts that are columns of the table too where rows differ."""
 BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as many others chose the features."
 
 
@@ -150,23 +160,13 @@ class FrontierResults(ResultsFile):
         rows = self.entries
         measures = measures_of(rows)
         boards = [each for each in BOARDS if each in measures]
+        fit_columns = [fact for fact in FIT_COLUMNS if len({FACTS[fact](row.value(fact)) for row in rows}) > 1]
         lines = [
-            _line(coder, k, [row for row in rows if (row.name, row.k) == (coder, k)], boards)
+            _line(coder, k, [row for row in rows if (row.name, row.k) == (coder, k)], fit_columns, boards)
             for k, coder in dict.fromkeys((row.k, row.name) for row in rows)
         ]
-        header = [
-            "coder",
-            "k",
-            "seeds",
-            "features",
-            "parameters",
-            "L0",
-            "normalised MSE",
-            "increase",
-            "recovered",
-            "dead",
-        ]
-        header += [BOARDS[each].words for each in boards]
+        header = ["coder", "k", "seeds", *(FIT_COLUMNS[fact] for fact in fit_columns), "features", "parameters", "L0"]
+        header += ["normalised MSE", "increase", "recovered", "dead", *(BOARDS[each].words for each in boards)]
         answers = [
             [
                 f"{each.name} is ahead of {each.rival} at k = {each.k} in {measures[each.measure].words}",
@@ -190,13 +190,12 @@ class FrontierResults(ResultsFile):
         ]
 
     def _opening(self) -> str:
-        first = self.entries[0]
+        tokens, steps, lr, loss, loss_zero = (_range(self.entries, fact) for fact in FACTS)
         return (
             f"Layer {self.layer} of {self.model} (weights {self.source_sha256[:12]}), by `{self.command}`. Data "
-            f"{self.data_sha256[:12]}; {self.hardware}; commit {self.commit}. Each coder was fitted to "
-            f"{first.tokens_fitted / 1e6:.2f}M tokens in {first.steps:,} steps at a peak learning rate of "
-            f"{first.lr:.1e}. The model's own loss on the held-out text is {first.loss:.4f} nats a token; with zeros "
-            f"in place of the MLP's output {first.loss_zero:.4f}."
+            f"{self.data_sha256[:12]}; {self.hardware}; commit {self.commit}. Each coder was fitted to {tokens} tokens "
+            f"in {steps} steps at a peak learning rate of {lr}. The model's own loss on the held-out text is {loss} "
+            f"nats a token; with zeros in place of the MLP's output {loss_zero}."
         )
 
     def draw(self, path: Path) -> list[Path]:
@@ -324,11 +323,20 @@ def _by_seed(rows: Sequence[FrontierRow], name: str, k: int, measure: str) -> di
     return {row.seed: value for row in own if (value := row.value(measure)) is not None}
 
 
-def _line(name: str, k: int, group: Sequence[FrontierRow], boards: Sequence[str]) -> list[Any]:
+def _range(rows: Sequence[FrontierRow], fact: str) -> str:
+    """A fact of all rows: one value, or the lowest and the highest."""
+    values = [value for row in rows if (value := row.value(fact)) is not None]
+    return " to ".join(dict.fromkeys(FACTS[fact](value) for value in (min(values), max(values))))
+
+
+def _line(
+    name: str, k: int, group: Sequence[FrontierRow], fit_columns: Sequence[str], boards: Sequence[str]
+) -> list[Any]:
     def words(measure: str, places: int = 4) -> str | None:
         values = [value for row in group if (value := row.value(measure)) is not None]
         return plus_minus(*interval(values), places) if len(values) == len(group) else None
 
+    fit = [_range(group, fact) for fact in fit_columns]
     facts = [f"{group[0].features:,}", f"{group[0].parameters:,}"]
     numbers = [
         words("l0", 1),
@@ -337,7 +345,7 @@ def _line(name: str, k: int, group: Sequence[FrontierRow], boards: Sequence[str]
         words("loss_recovered", 3),
         words("dead", 0),
     ]
-    return [name, k, len(group), *facts, *numbers, *map(words, boards)]
+    return [name, k, len(group), *fit, *facts, *numbers, *map(words, boards)]
 
 
 def draw(rows: Sequence[FrontierRow], path: Path) -> list[Path]:
