@@ -8,14 +8,29 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, LlamaConfig
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from glassmoe.cli.main import main
+from glassmoe.coders.configuration import CoderConfig
+from glassmoe.coders.kinds import build_coder
 from glassmoe.data.corpus import Corpus
+from glassmoe.data.tokens import TokenKind
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.readers import open_model
 from glassmoe.measure.saved import read_measure
-from glassmoe.measure.text_perplexity import LastWords, Window, evaluate_texts, score, text_perplexity, windows
+from glassmoe.measure.text_perplexity import (
+    LastWords,
+    Passes,
+    TextPerplexity,
+    Window,
+    evaluate_texts,
+    score,
+    text_perplexities,
+    windows,
+)
 from glassmoe.model import GlassForCausalLM
+from glassmoe.model.families import text_settings
+from glassmoe.model.shared_blocks import SharedBlocks
 from glassmoe.model.subject import load_subject, place_in
 from glassmoe.text.evaluation import EvaluationText
 from glassmoe.text.tokens import text_kind
@@ -39,6 +54,12 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def as_text(texts: list[str], passages: bool = False) -> EvaluationText:
     return EvaluationText("made-up", texts, "made-up.jsonl", "0" * 64, "as it is", passages)
+
+
+def text_perplexity(
+    model: object, kind: TokenKind, text: EvaluationText, window: int, stride: int | None = None
+) -> TextPerplexity:
+    return text_perplexities(Passes(model), kind, text, window, stride)[None]
 
 
 def test_windows_by_hand() -> None:
@@ -167,11 +188,67 @@ def test_splitting_a_pass_changes_nothing(corpus: Path, monkeypatch: pytest.Monk
     kind = Corpus.open(corpus).kind
     model = AutoModelForCausalLM.from_config(models(corpus)["llama"]).eval()
     rows = [kind.encode(text) for text in made_up_texts(9, seed=4)]
-    together = score(model, rows, 20, 7)
+    together = score(Passes(model), rows, 20, 7)[None]
     monkeypatch.setattr(module, "LOGITS", 1)
-    alone = score(model, rows, 20, 7)
+    alone = score(Passes(model), rows, 20, 7)[None]
     for a, b in zip(together.nats, alone.nats, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "glassmoe"])
+def test_passes_that_share_blocks_equal_whole_passes_to_the_last_bit(family: str, corpus: Path, run: Path) -> None:
+    """Naive: each coder in place of its target in passes of their own."""
+    torch.manual_seed(3)
+    kind = Corpus.open(corpus).kind
+    if family == "glassmoe":
+        model = load_subject(str(run), "cpu").model
+    else:
+        model = AutoModelForCausalLM.from_config(models(corpus)[family]).eval()
+    settings, coders = text_settings(model), {}
+    width = settings.hidden_size
+    for layer in range(settings.num_hidden_layers):
+        for coder_kind, site in (("topk", "stream"), ("mxd", "mlp"), ("transcoder", "mlp")):
+            config = CoderConfig(kind=coder_kind, layer=layer, site=site, features=64, k=8).complete(width, 1000)
+            coder = build_coder(config, width, 100, 1000).eval()
+            for p in coder.parameters():
+                torch.nn.init.normal_(p, std=0.3)
+            coders[f"{layer}/{coder_kind}"] = (coder, place_in(model, layer, site))
+    coders["model"] = coders["0/topk"]  # no coder's name stands for the model by itself
+    text = as_text(made_up_texts(9, seed=4), passages=True)
+    shared = text_perplexities(Passes(model, coders), kind, text, 20, 7)
+    assert list(shared) == [None, *coders] and len({one.loss for one in shared.values()}) == len(coders)
+    assert shared[None] == text_perplexity(model, kind, text, 20, 7)
+    for name, place in coders.items():
+        with spliced(model, *place):
+            assert shared[name] == text_perplexity(model, kind, text, 20, 7)
+    without = text_perplexities(Passes(model, coders, base=False), kind, text, 20, 7)
+    assert without == {name: one for name, one in shared.items() if name is not None}
+
+
+def test_blocks_before_the_coders_are_computed_once(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four coders at the MLP of the last of three layers: the batch takes one whole pass and four of the last block
+    alone."""
+    foreign = random_gpt2(tmp_path / "gpt2", corpus)
+    for kind in ("transcoder", "skip-transcoder", "mxd", "switch"):
+        made_coder(tmp_path / "coders/2" / kind, kind, foreign, layer=2)
+    file = tmp_path / "held.jsonl"
+    file.write_text(jsonl(made_up_texts(3, seed=9)))
+    computed: list[int] = []
+    forward = GPT2Block.forward
+
+    def counted(block: GPT2Block, *args: object, **kwargs: object) -> object:
+        computed.append(block.attn.layer_idx)
+        return forward(block, *args, **kwargs)
+
+    monkeypatch.setattr(GPT2Block, "forward", counted)
+    monkeypatch.setattr(SharedBlocks, "_agrees", lambda *_: True)  # its passes over a few tokens are not counted
+    assert main(["eval", "ppl", str(tmp_path / "coders"), "--on", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["what"] for one in found] == ["model", "2/mxd", "2/skip-transcoder", "2/switch", "2/transcoder"]
+    assert len({one["loss"] for one in found}) == 5
+    assert computed == [0, 1, 2, 2, 2, 2, 2]
 
 
 def test_the_verb_on_a_run_a_foreign_model_and_a_coder(
@@ -201,9 +278,9 @@ def test_the_verb_on_a_run_a_foreign_model_and_a_coder(
     subject = load_subject(str(foreign), "cpu")
     rows = [subject.kind().encode(each) for each in made_up_texts(4, seed=2)]
     assert isinstance(subject.model, GPT2LMHeadModel)
-    plain = score(subject.model, rows, 20, 10)
+    plain = score(Passes(subject.model), rows, 20, 10)[None]
     with spliced(subject.model, coder, place_in(subject.model, 1, "stream")):
-        read = score(subject.model, rows, 20, 10)
+        read = score(Passes(subject.model), rows, 20, 10)[None]
     for one, by_hand in zip(found, (plain, read), strict=True):
         assert one.loss == pytest.approx(float(np.concatenate(by_hand.nats).mean()), abs=1e-5)
     assert found[0].loss != pytest.approx(found[1].loss, abs=1e-3)

@@ -87,7 +87,7 @@ def test_runs_of_train_are_rows_and_what_is_measured_is_used_again(
     assert again["rows"][0]["ppl"]["loss"] == made["rows"][1]["ppl"]["loss"]
     monkeypatch.setattr(measured, "perplexity", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(
-        "glassmoe.measure.text_perplexity.text_perplexity", lambda *_, **__: pytest.fail("measured again")
+        "glassmoe.measure.text_perplexity.text_perplexities", lambda *_, **__: pytest.fail("measured again")
     )
     assert reproduce("table2", **given(place, "c"))["rows"] == made["rows"]
 

@@ -96,7 +96,7 @@ def test_finished_rows_are_used_again(place: Path, monkeypatch: pytest.MonkeyPat
     before = json.loads((place / "results/upcycled-toy.json").read_text())["rows"]
     monkeypatch.setattr(measured, "perplexity", lambda *_, **__: pytest.fail("measured again"))
     monkeypatch.setattr(
-        "glassmoe.measure.text_perplexity.text_perplexity", lambda *_, **__: pytest.fail("measured again")
+        "glassmoe.measure.text_perplexity.text_perplexities", lambda *_, **__: pytest.fail("measured again")
     )
     again = reproduce_table("upcycled", **given(place, "b")).to_dict()
     assert again["failed"] == [] and again["rows"] == before

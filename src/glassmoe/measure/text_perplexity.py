@@ -16,7 +16,7 @@ Legend: B rows, S positions, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +26,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from glassmoe.data.tokens import TokenKind, Tokens
 from glassmoe.inspect.edit import spliced
-from glassmoe.inspect.readers import Reader
+from glassmoe.inspect.readers import Reader, sources
+from glassmoe.model import FeedForward
 from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW, text_settings
-from glassmoe.model.subject import Subject
+from glassmoe.model.shared_blocks import SharedBlocks
+from glassmoe.model.subject import Place, Subject
 from glassmoe.results import Result, omitted
 from glassmoe.text.evaluation import EvaluationText
 
@@ -158,7 +161,7 @@ def evaluate_texts(
     stride: int | None = None,
     base: bool = True,
 ) -> TextPerplexityResult:
-    """`text_perplexity` of a model on each text, then of the model with each of its coders in place.
+    """`text_perplexities` of a model and of the model with each of its coders in place, on each text.
 
     `readers`: the coders among them are used. `window`: tokens of a window; by default the row length of the run's
     training, or the model's whole context. `base`: if there are coders, also measure the model without them. Saves the
@@ -172,27 +175,27 @@ def evaluate_texts(
         )
     length = _window(subject, window)
     coders = {name: reader for name, reader in readers.items() if reader.folder is not None}
-    own = Path(subject.name) if not coders and subject.config is not None else None
-    forms: list[tuple[str, Path | None, Any]] = [("model", own, nullcontext)] if base or not coders else []
-    for name, reader in coders.items():
-        forms.append((name, reader.folder, lambda r=reader: spliced(subject.model, r.layer, r.place)))
-    results = []
-    for what, folder, in_place in forms:
-        for text in texts:
-            try:
-                with in_place():
-                    result = text_perplexity(subject.model, kind, text, length, stride)
-            except (IndexError, RuntimeError) as error:
-                if window is not None or subject.context < UNBOUNDED:
-                    raise
-                raise ValueError(
-                    f"{subject.name} cannot read {length:,} tokens at once, and its config.json does not say how many "
-                    f"it can read; pass --window with that number"
-                ) from error
+    passes = Passes(subject.model, sources(coders), base)
+    folders: dict[str | None, Path | None] = {name: reader.folder for name, reader in coders.items()}
+    if not coders and subject.config is not None:
+        folders[None] = Path(subject.name)
+    results: dict[str | None, list[TextPerplexity]] = {name: [] for name in passes.names}
+    for text in texts:
+        try:
+            by_name = text_perplexities(passes, kind, text, length, stride)
+        except (IndexError, RuntimeError) as error:
+            if window is not None or subject.context < UNBOUNDED:
+                raise
+            raise ValueError(
+                f"{subject.name} cannot read {length:,} tokens at once, and its config.json does not say how many "
+                f"it can read; pass --window with that number"
+            ) from error
+        for name, result in by_name.items():
+            folder = folders.get(name)
             if folder is not None:
                 save_measure(folder, f"ppl-{text.name}", result, text.sha256)
-            results.append(replace(result, what=what, on=text.name))
-    return TextPerplexityResult(results)
+            results[name].append(replace(result, what=name or "model", on=text.name))
+    return TextPerplexityResult([result for by_text in results.values() for result in by_text])
 
 
 def _window(subject: Subject, window: int | None) -> int:
@@ -228,8 +231,43 @@ def windows(targets: int, window: int, stride: int | None = None) -> list[Window
     return cuts
 
 
+class Passes:
+    """The passes of a model over the same tokens: by itself, and with each of some coders in place of its target. The
+    blocks before a place are computed once for all of them (`SharedBlocks`). `names`: of the passes, in their order;
+    None is the model by itself, as a coder may have any name."""
+
+    def __init__(self, model: Any, coders: Mapping[str, tuple[FeedForward, Place]] | None = None, base: bool = True):
+        """`base`: if there are coders, also make the pass of the model by itself."""
+        self.model, self._coders = model, coders or {}
+        self._base = base or not self._coders
+        self.names: list[str | None] = [*([None] if self._base else []), *self._coders]
+        places = list(dict.fromkeys(place for _, place in self._coders.values()))
+        self._shared = SharedBlocks(model, places) if len(self.names) > 1 else None
+
+    def logits(self, ids_BS: Tensor) -> Iterator[tuple[str | None, Tensor]]:
+        """The name and the logits (B, S, V), float32, of each pass."""
+        if self._shared is None:
+            (name,) = self.names
+            yield name, self._pass(ids_BS, name)
+            return
+        with self._shared.kept():
+            own_BSV = self._pass(ids_BS)
+        if self._base:
+            yield None, own_BSV
+        del own_BSV
+        for name, (_, place) in self._coders.items():
+            with self._shared.skipped(place):
+                logits_BSV = self._pass(ids_BS, name)
+            yield name, logits_BSV
+
+    def _pass(self, ids_BS: Tensor, name: str | None = None) -> Tensor:
+        with nullcontext() if name is None else spliced(self.model, *self._coders[name]):
+            logits_BSV: Tensor = self.model(input_ids=ids_BS, use_cache=False).logits.float()
+        return logits_BSV
+
+
 class Scores(NamedTuple):
-    """The losses of documents, token by token."""
+    """The losses of documents in one pass, token by token."""
 
     nats: list[Float32]
     """Nats of each token, document by document."""
@@ -241,15 +279,18 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def score(
-    model: Any, rows: Sequence[Tokens], window: int, stride: int | None = None, likeliest: bool = False
-) -> Scores:
-    """Cross-entropy of every token of `rows` (token ids, a start token first) but the first, by windows."""
+    passes: Passes, rows: Sequence[Tokens], window: int, stride: int | None = None, likeliest: bool = False
+) -> dict[str | None, Scores]:
+    """Name of each pass -> cross-entropy of every token of `rows` (token ids, a start token first) but the first, by
+    windows."""
+    model = passes.model
     device = next(model.parameters()).device
     cut = [(row, part) for row, ids in enumerate(rows) for part in windows(len(ids) - 1, window, stride)]
     cut.sort(key=lambda pair: pair[1].begin - pair[1].end)
-    nats = [np.zeros(max(len(ids) - 1, 0), np.float32) for ids in rows]
-    hits = [np.zeros_like(nats_N, np.bool_) for nats_N in nats] if likeliest else []
-    of_windows: list[tuple[float, int]] = []
+    scores: dict[str | None, Scores] = {}
+    for name in passes.names:
+        nats = [np.zeros(max(len(ids) - 1, 0), np.float32) for ids in rows]
+        scores[name] = Scores(nats, [np.zeros_like(nats_N, np.bool_) for nats_N in nats] if likeliest else [], [])
     was_training = model.training
     model.eval()
     at = 0
@@ -264,36 +305,43 @@ def score(
             targets_BS[place, end - begin - new : end - begin] = rows[row][end - new + 1 : end + 1]
         labels_BS = torch.from_numpy(targets_BS).to(device)
         # Padding follows the tokens, so a causal model does not read it.
-        logits_BSV = model(input_ids=torch.from_numpy(ids_BS).to(device), use_cache=False).logits.float()
-        loss_T = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="none")
-        loss_BS = loss_T.view_as(labels_BS).cpu().numpy()
-        hit_BS = (logits_BSV.argmax(-1) == labels_BS).cpu().numpy() if likeliest else None
-        for place, (row, (begin, end, new)) in enumerate(some):
-            inside = slice(end - begin - new, end - begin)
-            nats[row][end - new : end] = loss_BS[place, inside]
-            if hit_BS is not None:
-                hits[row][end - new : end] = hit_BS[place, inside]
-            of_windows.append((float(loss_BS[place, inside].sum(dtype=np.float64)), new))
+        for name, logits_BSV in passes.logits(torch.from_numpy(ids_BS).to(device)):
+            loss_T = F.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten(), reduction="none")
+            loss_BS = loss_T.view_as(labels_BS).cpu().numpy()
+            hit_BS = (logits_BSV.argmax(-1) == labels_BS).cpu().numpy() if likeliest else None
+            nats, hits, of_windows = scores[name]
+            for place, (row, (begin, end, new)) in enumerate(some):
+                inside = slice(end - begin - new, end - begin)
+                nats[row][end - new : end] = loss_BS[place, inside]
+                if hit_BS is not None:
+                    hits[row][end - new : end] = hit_BS[place, inside]
+                of_windows.append((float(loss_BS[place, inside].sum(dtype=np.float64)), new))
     model.train(was_training)
-    return Scores(nats, hits, of_windows)
+    return scores
 
 
-def text_perplexity(
-    model: Any, kind: TokenKind, text: EvaluationText, window: int, stride: int | None = None
-) -> TextPerplexity:
-    """The loss of a model on a text in windows of `window` tokens; `kind`: what its tokens are. ValueError for text
-    without a token to predict, and for ids beyond the model's vocabulary."""
+def text_perplexities(
+    passes: Passes, kind: TokenKind, text: EvaluationText, window: int, stride: int | None = None
+) -> dict[str | None, TextPerplexity]:
+    """Name of each pass -> its loss on a text in windows of `window` tokens; `kind`: what the model's tokens are.
+    ValueError for text without a token to predict, and for ids beyond the model's vocabulary."""
     rows = [kind.encode(document) for document in text.texts]
     highest = max(int(row.max()) for row in rows)
-    if highest >= text_settings(model).vocab_size:
+    known = text_settings(passes.model).vocab_size
+    if highest >= known:
         raise ValueError(
-            f"the tokenizer has the id {highest}, but the model has {text_settings(model).vocab_size} ids; "
-            f"use the tokenizer of the model"
+            f"the tokenizer has the id {highest}, but the model has {known} ids; use the tokenizer of the model"
         )
-    tokens = sum(len(row) - 1 for row in rows)
-    if not tokens:
+    if not any(len(row) > 1 for row in rows):
         raise ValueError(f"{text.name} ({text.source}) has no token to predict; give another text")
-    scores = score(model, rows, window, stride, likeliest=text.passages)
+    scores = score(passes, rows, window, stride, likeliest=text.passages)
+    return {name: _perplexity(kind, text, rows, window, stride, each) for name, each in scores.items()}
+
+
+def _perplexity(
+    kind: TokenKind, text: EvaluationText, rows: Sequence[Tokens], window: int, stride: int | None, scores: Scores
+) -> TextPerplexity:
+    tokens = sum(len(row) - 1 for row in rows)
     nats_W, tokens_W = (np.array(values, np.float64) for values in zip(*scores.windows, strict=True))
     nats = float(nats_W.sum())
     loss = nats / tokens

@@ -44,7 +44,7 @@ TEXT_MEASURES = (
     "loss", "loss_standard_error", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "windows", "window",
     "last_word", "sha256",
 )  # fmt: skip
-"""Numbers of `text_perplexity` in a row."""
+"""Numbers of `TextPerplexity` in a row."""
 CURVE_GAMES = 500
 """Games to choose features, and again to test them, for scores during training: half of the protocol's number, because
 a run has several such scores."""
