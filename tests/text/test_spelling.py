@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from explored import SCRIPTS
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.data.corpus import Corpus
+from glassmoe.text import spelling
 from glassmoe.text.spelling import Spelling, visible
 from glassmoe.text.tokens import text_kind
 from text_files import prepared
@@ -100,3 +101,16 @@ def test_a_piece_that_looks_like_a_byte_is_one_only_with_byte_fallback() -> None
     described["decoder"] = {"type": "Fuse"}
     kind = text_kind(json.dumps(described), "<s>")
     assert Spelling(kind).one(kind.vocabulary.index("<0x0A>")) == "<0x0A>"
+
+
+def test_only_tokens_that_are_asked_for_are_spelled(
+    words_and_kind: tuple[Spelling, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real vocabulary takes seconds to spell, and graphs of prompts need few of its tokens."""
+    spelled: list[list[bytes]] = []
+    pieces = spelling._pieces
+    monkeypatch.setattr(spelling, "_pieces", lambda tokens: spelled.append(tokens) or pieces(tokens))
+    words = Spelling(words_and_kind[1])
+    assert not spelled
+    first = words([65, 66, 65]), words.one(66)
+    assert (words([65, 66, 65]), words.one(66)) == first and len(spelled) == 2

@@ -23,31 +23,40 @@ class Spelling:
         """`longest`: characters of one token that are shown, at most (default: all)."""
         self.separator = kind.separator
         self._longest = longest
-        self._bytes: list[bytes] | None = None
-        vocabulary = list(kind.vocabulary)
+        self._vocabulary = kind.vocabulary
+        self._spell: Callable[[str], bytes] | None = None
+        self._added: dict[int, str] = {}
+        # A vocabulary is large, and a text has few of its tokens: each is spelled when it is first asked for.
+        self._spelled: dict[int, tuple[bytes, str, bool]] = {}
         if kind.name == TEXT:
             assert kind.tokenizer is not None
             described = json.loads(kind.tokenizer)
-            added = {token["id"]: token["content"] for token in described["added_tokens"]}
-            spell = _byte_level if _has_step(described, "ByteLevel") else _sentence_piece(described)
-            self._bytes = [
-                added[place].encode() if place in added else spell(token) for place, token in enumerate(vocabulary)
-            ]
-            vocabulary = [_pieces([token])[0] for token in self._bytes]
-        self._texts = [self._short(text) for text in vocabulary]
-        # Tokens of whole characters can be read without their neighbours.
-        self._whole = [self._bytes is None or _is_whole(token) for token in self._bytes or vocabulary]
+            self._added = {token["id"]: token["content"] for token in described["added_tokens"]}
+            self._spell = _byte_level if _has_step(described, "ByteLevel") else _sentence_piece(described)
+
+    def _token(self, token: int) -> tuple[bytes, str, bool]:
+        """Bytes and text of a token, and whether it can be read without its neighbours: whether its characters are
+        whole."""
+        if token not in self._spelled:
+            name = self._vocabulary[token]
+            if self._spell is None:
+                self._spelled[token] = name.encode(), self._short(name), True
+            else:
+                spelled = self._added[token].encode() if token in self._added else self._spell(name)
+                self._spelled[token] = spelled, self._short(_pieces([spelled])[0]), _is_whole(spelled)
+        return self._spelled[token]
 
     def one(self, token: int) -> str:
         """A token by itself."""
-        return self._texts[token]
+        return self._token(token)[1]
 
     def __call__(self, tokens: npt.ArrayLike) -> list[str]:
         """The pieces of a text, one per token."""
         row: list[int] = [int(token) for token in tokens]  # type: ignore[union-attr, arg-type]
-        if self._bytes is None or all(map(self._whole.__getitem__, row)):
-            return [self._texts[token] for token in row]
-        return [self._short(text) for text in _pieces([self._bytes[token] for token in row])]
+        spelled = [self._token(token) for token in row]
+        if all(whole for _, _, whole in spelled):
+            return [text for _, text, _ in spelled]
+        return [self._short(text) for text in _pieces([each for each, _, _ in spelled])]
 
     def text(self, tokens: npt.ArrayLike) -> str:
         """The text of some tokens, as it is written."""
@@ -98,7 +107,7 @@ def _sentence_piece(described: dict[str, Any]) -> Callable[[str], bytes]:
     return spell
 
 
-def _is_whole(token: Any) -> bool:
+def _is_whole(token: bytes) -> bool:
     try:
         token.decode()
     except UnicodeDecodeError:
