@@ -13,6 +13,7 @@ from forked import torchrun
 from glassmoe.checksums import read_json
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
+from glassmoe.explaining import opening
 from glassmoe.explaining.results import FeatureExplanation, LayersExplained, MeanInterval
 from glassmoe.inspect.store import open_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
@@ -453,3 +454,26 @@ def test_figure8_of_a_coder_by_its_own_folder(text_runs: Path, tmp_path: Path) -
     assert main(words) == 0
     (row,) = json.loads((tmp_path / "figure8-one.json").read_text())["rows"]
     assert row["reader"] == "transcoder-k4"
+
+
+def test_figure8_reads_a_model_once_for_its_coders_and_takes_a_choice_of_them(
+    text_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gathered: list[list[str]] = []
+    make = opening.make_stores
+
+    def counted(requests: list, *rest: object) -> list:
+        gathered.append([request.about["reader"] for request in requests])
+        return make(requests, *rest)
+
+    monkeypatch.setattr(opening, "make_stores", counted)
+    runs = f"{text_runs / 'coders'} {text_runs / 'gelu'}"
+    words = f"reproduce figure8 {runs} --layer 1 --features 3 {SMALL} --again --results {tmp_path} --name both".split()
+    assert main(words) == 0
+    assert gathered == [["1/mxd-k4", "1/transcoder-k4"], ["1/gelu-k32"]]
+    assert main([*words, "--coder", "mxd-k4"]) == 0
+    assert gathered[2:] == [["1/mxd-k4"], ["1/gelu-k32"]]
+    rows = json.loads((tmp_path / "figure8-both.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["coders/1/mxd-k4", "gelu, k = 32"]
+    assert main([*words, "--coder", "mxd-k9"]) == 2
+    assert "there is no coder 'mxd-k9'; choose from mxd-k4, transcoder-k4" in capsys.readouterr().err

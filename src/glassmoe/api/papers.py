@@ -115,6 +115,7 @@ def figure8(
     runs: PathLike | Sequence[PathLike],
     *,
     layer: int,
+    coder: Names | None = None,
     scale: Literal["cpu", "gpu"] = "cpu",
     features: int | None = None,
     keep: int | None = None,
@@ -141,6 +142,7 @@ def figure8(
     Args:
         runs: Run directories, or what `decompose` made.
         layer: Layer of the features.
+        coder: Of what `decompose` made: which coders, such as "mxd-k32,transcoder-k32" (default: all of the layer).
         scale: cpu explains 300 features of each, gpu 1,000.
         features: Features of each, drawn at random (default: by the scale).
         keep: k of layers that are not sparse, besides 32 (default: the L0 of the MoE-X).
@@ -171,6 +173,7 @@ def figure8(
     return measure(
         paths(runs),
         layer=layer,
+        coders=names(coder, "coder") or [],
         judge=explainer,
         scale=scale,
         features=features,

@@ -19,16 +19,17 @@ from typing import Any, Literal
 
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
-from glassmoe.explaining.opening import LayerExamples, open_examples, open_layer
+from glassmoe.explaining.opening import LayerExamples, open_all_examples, open_layers
 from glassmoe.explaining.results import FeatureExplanation, MeanInterval, ScoreSummary, VerdictScore
 from glassmoe.explaining.rules import parse
 from glassmoe.explaining.scoring import mean_of
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
 from glassmoe.explaining.windows import TokenText, with_marks
-from glassmoe.inspect.readers import open_readers
+from glassmoe.inspect.readers import Reader
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 
@@ -166,6 +167,7 @@ def figure8(
     runs: Sequence[str | Path],
     *,
     layer: int,
+    coders: Sequence[str],
     judge: Judge,
     scale: Literal["cpu", "gpu"],
     features: int | None,
@@ -191,38 +193,76 @@ def figure8(
     protocol = ExplanationProtocol(per_decile, silent, seed, min_windows)
     usual = gathering_for(tokens, per_decile, silent)
     count = features or FEATURES[scale]
-    sets = [(str(run), each) for run in runs for each in open_readers(str(run), [layer], own=False, device=device)[1]]
+    opened = [(str(run), *open_layers(run, layer, coder="all", device=device)) for run in runs]
+    opened = _chosen(opened, coders)
     names = [Path(run).name for run in runs]
+    options = {
+        "layer": layer,
+        "coder": ",".join(coders) or None,
+        "features": features,
+        "tokens": tokens,
+        "min-windows": min_windows or None,
+        "seed": seed or None,
+        "judge": judge.name,
+    }
+    words = "".join(f" --{option} {value}" for option, value in options.items() if value is not None)
     table = Figure8Results(
-        command=f"glassmoe reproduce figure8 {' '.join(names)} --judge {judge.name}",
+        command=f"glassmoe reproduce figure8 {' '.join(names)}{words}",
         protocol=protocol.identity(),
         judge={"name": judge.name, **judge.about},
         features=count,
         **origin(device),
     )
 
-    def row(run: str, reader: str, k: int | None) -> Figure8Row:
-        say(f"{run}, {reader}" + (f", the greatest {k} of a token" if k else ""))
-        opened = open_layer(run, layer, coder=reader, device=device)
-        examples = open_examples(*opened, run, gathering=replace(usual, keep=k), data=data, again=again)
-        assert examples is not None  # it is no share
-        return _explained(examples, run, k, judge, count, protocol, again)
+    saved = table
 
-    def kind(reader: str) -> str:
-        return reader.rpartition("/")[2]
-
-    for run, reader in sets:
-        if kind(reader) not in DENSE:
-            table = replace(table, entries=[*table.entries, row(run, reader, None)])
+    def add(run: str, subject: Subject, readers: Sequence[Reader], k: int | None) -> None:
+        """Rows of some layers or coders of a run, whose examples are gathered in one reading."""
+        nonlocal table, saved
+        said = ", ".join(reader.name for reader in readers)
+        say(f"{run}, {said}" + (f", the greatest {k} of a token" if k else ""))
+        gathering = replace(usual, keep=k)
+        for examples in open_all_examples(subject, readers, run, gathering=gathering, data=data, again=again):
+            assert examples is not None  # it is no share
+            entry = _explained(examples, run, k, judge, count, protocol, again)
+            table = replace(table, entries=[*table.entries, entry])
             saved = table.save(results, f"figure8-{name or names[0]}")
-    fires = [each.l0 for each in table.entries if kind(each.reader) == "moe-x"]
+
+    for run, subject, readers in opened:
+        sparse = [reader for reader in readers if _kind(reader) not in DENSE]
+        if sparse:
+            add(run, subject, sparse, None)
+    fires = [each.l0 for each in table.entries if each.reader.rpartition("/")[2] == "moe-x"]
     usual_keep = keep or (max(1, round(sum(fires) / len(fires))) if fires else CHECK)
-    for run, reader in sets:
-        if kind(reader) in DENSE:
-            for k in dict.fromkeys((usual_keep, CHECK)):
-                table = replace(table, entries=[*table.entries, row(run, reader, k)])
-                saved = table.save(results, f"figure8-{name or names[0]}")
+    for run, subject, readers in opened:
+        dense = [reader for reader in readers if _kind(reader) in DENSE]
+        for k in dict.fromkeys((usual_keep, CHECK)) if dense else ():
+            add(run, subject, dense, k)
     return saved
+
+
+Opened = tuple[str, Subject, list[Reader]]
+"""A run, its model, and its layers or coders."""
+
+
+def _chosen(opened: list[Opened], coders: Sequence[str]) -> list[Opened]:
+    """The same with only these of the coders; all without names. Layers of runs stay. ValueError for a coder that no
+    run has."""
+    if not coders:
+        return opened
+    readers = [reader for _, _, own in opened for reader in own if reader.config is not None]
+    known = dict.fromkeys(_kind(reader) for reader in readers)
+    missing = [name for name in coders if name not in known]
+    if missing:
+        raise ValueError(f"there is no coder {missing[0]!r}; choose from {', '.join(known) or 'none'}")
+    return [
+        (run, subject, [reader for reader in own if reader.config is None or _kind(reader) in coders])
+        for run, subject, own in opened
+    ]
+
+
+def _kind(reader: Reader) -> str:
+    return reader.name.rpartition("/")[2]
 
 
 def _explained(
