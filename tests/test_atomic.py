@@ -67,6 +67,22 @@ def test_a_file_is_on_disk_before_it_gets_its_name_and_then_its_name(
     assert events == ["/a.json.tmp ['a.json.tmp']", " ['a.json']"]
 
 
+def test_a_file_whose_folder_is_renamed_at_once_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of several processes renames the folder of a checkpoint as soon as it sees the files of all."""
+    (tmp_path / "step.partial").mkdir()
+    replace = Path.replace
+
+    def renamed(path: Path, target: Path) -> Path:
+        new = replace(path, target)
+        target.parent.rename(tmp_path / "step")
+        return new
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    atomic.write_text(tmp_path / "step.partial/process.json", "whole")
+    assert [path.name for path in (tmp_path / "step").iterdir()] == ["process.json"]
+    assert (tmp_path / "step/process.json").read_text() == "whole"
+
+
 def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
 

@@ -7,6 +7,8 @@ import ctypes
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ def write_atomically(path: Path, write: Any) -> None:
         write(temporary)
         follow_umask(temporary)
         flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
+        # Opened before: once the file is there, the first process may rename the folder (`training.parts.complete`).
+        with _opened(path.parent) as folder:
+            temporary.replace(path)
+            os.fsync(folder)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -36,9 +40,15 @@ def write_text(path: Path, text: str) -> None:
 
 def flush(path: Path) -> None:
     """Flushes a file, or the names in a folder, to disk."""
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
