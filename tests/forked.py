@@ -7,12 +7,14 @@ an interpreter does (`python -m glassmoe`, torchrun) is tested where it matters.
 
 import multiprocessing.process
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
@@ -119,21 +121,35 @@ def torchrun(
 ) -> list[Any]:
     """Run `glassmoe WORDS`, or `python -c PROGRAM WORDS`, as torchrun does, in so many processes that know each other;
     returns what `run` returns, for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-    }  # fmt: skip
-    commands = [
-        start(words, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)}, program=program) for i in range(processes)
-    ]
+    commands = start_torchrun(processes, words, program, **environment)
     results = []
     for command in commands:
         out, errors = command.communicate(timeout)
         results.append(subprocess.CompletedProcess(list(words), command.returncode, out, errors))
     return results
+
+
+def start_torchrun(
+    processes: int, words: Sequence[str], program: str | None = None, **environment: str
+) -> list[Command]:
+    """Start what `torchrun` runs."""
+    common = {
+        **os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+    }  # fmt: skip
+    return [
+        start(words, env={**common, "RANK": str(i), "LOCAL_RANK": str(i)}, program=program) for i in range(processes)
+    ]
+
+
+def free_port() -> int:
+    """A port on which a process can listen in some seconds. It lies below those that the system gives to connections,
+    one of which could take it until then."""
+    while True:
+        port = secrets.choice(range(10_000, 32_000))
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def script(path: str | Path) -> str:

@@ -1,10 +1,8 @@
 """A sweep on several processes: each fits its share of the coders, and the results are those of one process."""
 
 import json
-import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from forked import start, torchrun
+from forked import start_torchrun, torchrun
 from glassmoe import config as configuration
 from glassmoe.coders.configuration import CoderConfig, SweepConfig
 from glassmoe.coders.fit import fit
@@ -111,12 +109,7 @@ def test_a_signal_to_one_process_stops_all(made: tuple[SweepConfig, Path], tmp_p
     )
     (tmp_path / "sweep.yaml").write_text(long)
     out = tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    arguments = ["decompose", "--recipe", str(tmp_path / "sweep.yaml"), "--out", str(out)]
-    running = [start(arguments, env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(2)]
+    running = start_torchrun(2, ["decompose", "--recipe", str(tmp_path / "sweep.yaml"), "--out", str(out)])
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 3:
         assert all(each.poll() is None for each in running)
         time.sleep(0.1)

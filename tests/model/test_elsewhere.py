@@ -2,7 +2,6 @@
 functions that are handed in, as vLLM hands its own."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from forked import free_port
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.model.transformer import Block, GlassModel
 
@@ -176,10 +176,15 @@ def test_two_processes_divide_the_attention_of_a_model(shape: str, tmp_path: Pat
     model = model_of(shape)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "rank.py").write_text(RANK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--master_port", str(port), "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--master_port",
+        str(free_port()),
+        "--nproc_per_node",
+        "2",
+    ]
     done = subprocess.run(
         [*launcher, str(tmp_path / "rank.py"), str(tmp_path / "model")],
         capture_output=True,
