@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
-from benchmarks.browser import Page, chromium
+from benchmarks.browser import Page, chromium, find_chromium
 
 ALLOWED = ("file:", "http://127.0.0.1:", "data:", "blob:", "about:blank")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Page]:
+    if find_chromium() is None:
+        pytest.skip("there is no chromium on this machine")
     with chromium() as page:
         yield page
 

@@ -4,17 +4,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from benchmarks.browser import Page, find_chromium
+from benchmarks.browser import Page
 
 from explored import MARKUP, chess_run, explain, text_run
 from glassmoe.pages.explore.prompts import live_prompts
 from glassmoe.pages.explore.serve import address, server
 from glassmoe.pages.explore.site import build_site
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="there is no chromium on this machine"),
-]
+pytestmark = pytest.mark.browser
 ODD = "<b onclick=alert(1)>run"
 
 

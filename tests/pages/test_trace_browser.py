@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.browser import Page, find_chromium
+from benchmarks.browser import Page
 
 from explored import MARKUP, SCRIPTS, chess_run, examples, explain
 from glassmoe.pages.explore.site import build_site
@@ -17,10 +17,7 @@ from glassmoe.tracing.graph import Edges, Graph, HeadLook, Route
 from made_graphs import made_graph
 from viewer_schema import check_viewer
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_chromium() is None, reason="there is no chromium on this machine"),
-]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
