@@ -1,4 +1,4 @@
-"""What the tests of reading games share: texts as files, and files as texts."""
+"""What the tests of reading games share: texts as files, files as texts, and the boards of a text."""
 
 import bz2
 import functools
@@ -6,9 +6,11 @@ import gzip
 
 import zstandard
 
+from glassmoe.chess.board_labels import dot_positions
 from glassmoe.chess.characters import decode, move_text
 from glassmoe.chess.pgn import prepare_chess, read_chunk
 from glassmoe.chess.selfplay import play_game
+from glassmoe.chess.tokens import MOVES, kind_of
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.sources import Chunk
 
@@ -32,6 +34,23 @@ def synthetic(count, seed=0, max_chars=120):
 
 def as_pgn(texts):
     return "".join(f'[Event "g{i}"]\n[Result "1-0"]\n\n{text[1:]} 1-0\n\n' for i, text in enumerate(texts))
+
+
+def boards_at_dots(text, limit=20):
+    """The board, with its moves, at each of the first dots of a game text. Naive: it is played anew for each dot."""
+    import chess
+
+    boards = []
+    for dot in dot_positions(text, limit):
+        board = chess.Board()
+        if kind_of(text) is MOVES:
+            for move in MOVES.split(text)[1 : dot + 1]:
+                board.push_uci(move)
+        else:
+            for word in text[1:dot].split(" ")[:-1]:
+                board.push_san(word.rpartition(".")[2])
+        boards.append(board)
+    return boards
 
 
 def prepare(tmp_path, *inputs, name="out", **options):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from glassmoe.chess.board_labels import boards_at_dots, dot_positions, label_games
+from game_files import boards_at_dots
+from glassmoe.chess.board_labels import dot_positions, label_games, placements_at_dots
 from glassmoe.chess.board_properties import HEADLINE, PROPERTIES, STRATEGY, slot_name
+from glassmoe.chess.selfplay import play_game
 
 chess = pytest.importorskip("chess")
 
@@ -25,12 +27,18 @@ def test_the_dot_after_the_second_number_carries_the_position_after_e5() -> None
     assert positive.tolist() == [28 * 12 + 6, 36 * 12 + 5]
 
 
+def test_placements_are_those_of_a_game_played_anew_for_each_dot() -> None:
+    for text in (*GAMES, *(play_game(3, number, 300) for number in range(3))):
+        for limit in (1, 3, 20):
+            assert placements_at_dots(text, limit) == tuple(b.board_fen() for b in boards_at_dots(text, limit))
+
+
 def test_a_cut_off_last_move_is_ignored_and_other_illegal_moves_are_not() -> None:
-    assert len(boards_at_dots(";1.e4 e5 2.Nf3 Nc6 3.Bb")) == 3
-    assert len(boards_at_dots(";1.e4 e5 2.Nf3 Nc6 3.")) == 3
+    assert len(placements_at_dots(";1.e4 e5 2.Nf3 Nc6 3.Bb")) == 3
+    assert len(placements_at_dots(";1.e4 e5 2.Nf3 Nc6 3.")) == 3
     with pytest.raises(ValueError, match="move 2 of the game"):
-        boards_at_dots(";1.e4 Ke5 2.Nf3 Nc6")
-    assert len(boards_at_dots(";1.e4 Ke5 2.Nf3", limit=1)) == 1  # the mistake comes after the last dot asked for
+        placements_at_dots(";1.e4 Ke5 2.Nf3 Nc6")
+    assert len(placements_at_dots(";1.e4 Ke5 2.Nf3", limit=1)) == 1  # the mistake comes after the last dot asked for
 
 
 GAMES = (

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import chess
+from game_files import boards_at_dots
 from glassmoe.chess import board_probes
 from glassmoe.chess.board_evaluation import CHARACTERS, DOTS, board_rows, choose_games
-from glassmoe.chess.board_labels import boards_at_dots, label_games
+from glassmoe.chess.board_labels import label_games
 from glassmoe.chess.board_probes import (
     CLASSES,
     EMPTY,

@@ -10,8 +10,9 @@ import scipy.sparse as sp
 import torch
 
 import chess
+from game_files import boards_at_dots
 from glassmoe.chess.board_evaluation import DOTS, TOKENS_READ, board_games, board_rows, evaluate_boards
-from glassmoe.chess.board_labels import boards_at_dots, dot_positions, label_games
+from glassmoe.chess.board_labels import dot_positions, label_games, placements_at_dots
 from glassmoe.chess.board_properties import HEADLINE, PROPERTIES
 from glassmoe.chess.moves import VOCABULARY, decode_moves, moves_of_line
 from glassmoe.chess.selfplay import generate, play_game
@@ -47,9 +48,11 @@ def test_white_is_to_move_at_every_second_token() -> None:
     first, second = boards_at_dots(text)
     assert first.ply() == 0 and [move.uci() for move in second.move_stack] == ["e2e4", "e7e5"]
     # A move is never cut off, so the last one is played too.
-    assert boards_at_dots(text + " b8c6")[2].ply() == 4
+    third = boards_at_dots(text + " b8c6")[2]
+    assert third.ply() == 4
+    assert placements_at_dots(text + " b8c6") == tuple(board.board_fen() for board in (first, second, third))
     with pytest.raises(ValueError, match=r"move 2 of the game \('e1e3'\) is not legal"):
-        boards_at_dots("; e2e4 e1e3 g1f3")
+        placements_at_dots("; e2e4 e1e3 g1f3")
 
 
 def test_labels_of_a_game_are_the_same_in_both_worlds() -> None:

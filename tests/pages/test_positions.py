@@ -1,8 +1,9 @@
-"""The board at every token, against the labels' own boards and by hand."""
+"""The board at every token, against games played anew for each token and by hand."""
 
 import pytest
 
-from glassmoe.chess.board_labels import boards_at_dots, dot_positions
+from game_files import boards_at_dots
+from glassmoe.chess.board_labels import dot_positions
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.pages.explore.positions import replay
 
@@ -12,7 +13,7 @@ AS_MOVES = "; e2e4 e7e5 g1f3 b8c6 f1b5 a7a6 b5c6 d7c6 e1g1 f7f6"
 
 
 @pytest.mark.parametrize(("text", "kind"), [(GAME, CHARACTERS), (AS_MOVES, MOVES)])
-def test_boards_at_dots_are_those_of_the_labels(text: str, kind: object) -> None:
+def test_boards_at_dots_are_those_of_a_game_played_anew(text: str, kind: object) -> None:
     game = replay(text, kind)
     for place, board in zip(dot_positions(text), boards_at_dots(text), strict=True):
         assert game.at(place)[0] == board.board_fen(), place

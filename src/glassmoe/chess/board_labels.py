@@ -45,18 +45,13 @@ def dot_positions(text: str, limit: int = 20) -> list[int]:
     return [index for index, character in enumerate(text) if character == "."][:limit]
 
 
-def boards_at_dots(text: str, limit: int = 20) -> list[chess.Board]:
-    """The boards (copies, with their move stack) at the first `limit` dots of a game text.
+@lru_cache(maxsize=4096)
+def placements_at_dots(text: str, limit: int = 20) -> tuple[str, ...]:
+    """The pieces on their squares, as the first field of a FEN, at the first `limit` dots of a game text. Cached,
+    because many features have examples in the same games.
 
     A final move that is cut off is ignored. ValueError for any other move that is not legal.
     """
-    return [board.copy() for board in _walk(text, limit)]
-
-
-@lru_cache(maxsize=4096)
-def placements_at_dots(text: str, limit: int = 20) -> tuple[str, ...]:
-    """The pieces on their squares, as the first field of a FEN, at the first `limit` dots; errors as
-    `boards_at_dots`. Cached, because many features have examples in the same games."""
     return tuple(board.board_fen() for board in _walk(text, limit))
 
 
