@@ -119,14 +119,10 @@ class HeldAttention:
         flat_RPV = values_HPRC.permute(2, 1, 0, 3).flatten(2)
         return self.norm.backward(flat_RPV @ self.w_v_VD)
 
-    def backward_by_head(self, g_RPD: Tensor) -> Tensor:
-        """(R, P, H, D): the same, of each head alone."""
-        values_HPRC = self.values_backward(g_RPD)
-        w_v_GCD = self.w_v_VD.view(-1, values_HPRC.shape[-1], self.w_v_VD.shape[1])
-        w_v_HCD = w_v_GCD.repeat_interleave(self.heads // len(w_v_GCD), dim=0)
-        back_HND = torch.bmm(values_HPRC.flatten(1, 2), w_v_HCD)
-        back_HPRD = back_HND.view(*values_HPRC.shape[:3], -1)
-        return self.norm.backward(back_HPRD.permute(2, 0, 1, 3)).transpose(1, 2)
+    def values_of(self, vectors_ND: Tensor, position_N: Tensor) -> Tensor:
+        """(N, G, C): what vectors in the stream at these positions add to the values of each group of heads."""
+        read_NV = self.norm.forward_at(vectors_ND, position_N) @ self.w_v_VD.T
+        return read_NV.view(len(read_NV), -1, self.q_HSC.shape[-1])
 
 
 @dataclass(frozen=True)

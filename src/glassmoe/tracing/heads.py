@@ -5,8 +5,8 @@ of every later block, that through this head. An edge is therefore a sum: one pa
 for each head that is the first to move the source. The probabilities of a head are held in the graph. What made it look
 is shown apart: its score is bilinear in what was written at the two positions.
 
-Legend: E edges, R rows (targets), S positions, P the first of them, H heads, D width, C width of a head, I and J
-sources at the query and at the key.
+Legend: E edges, R rows (targets), S positions, P the first of them, H heads, G groups of K heads with the same values,
+D width, C width of a head, I and J sources at the query and at the key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from glassmoe.model.rotary import turn
 from .frozen import FrozenModel, HeldAttention, HeldBlock
 from .rows import Targets, backward
 
-ROWS_AT_ONCE, EDGES_AT_ONCE = 64, 2048
+ROWS_AT_ONCE, EDGES_AT_ONCE = 256, 2048
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,22 @@ def head_parts(frozen: FrozenModel, targets: Targets, written: Written, row_E: T
             moved = ((layers < block.number) & (rows < len(attended_RPD))).nonzero().squeeze(1)  # noqa: B023
             if not len(moved):
                 return
-            back_RPHD = block.attention.backward_by_head(attended_RPD)
-            for some in moved.split(EDGES_AT_ONCE):
-                g_EHD = back_RPHD[rows[some].to(device), positions[some].to(device)]  # noqa: B023
-                parts_EH = _dots(g_EHD, written, sources[some])  # noqa: B023
+            values_HPRC = block.attention.values_backward(attended_RPD)
+            # A source's part through a head is a product of C numbers of the head, which few products per source give,
+            # and not of D numbers of the stream.
+            used, which = sources[moved].unique(return_inverse=True)  # noqa: B023
+            wrote = used.to(device)
+            read_NGC = block.attention.values_of(written.vectors_ND[wrote], written.position_N[used].to(device))
+            for some, which_E in zip(moved.split(EDGES_AT_ONCE), which.split(EDGES_AT_ONCE), strict=True):
+                g_HEC = values_HPRC[:, positions[some].to(device), rows[some].to(device)]  # noqa: B023
+                read_GEC = read_NGC[which_E.to(device)].transpose(0, 1)
+                parts_GKE = (g_HEC.unflatten(0, (len(read_GEC), -1)) * read_GEC.unsqueeze(1)).sum(-1)
+                parts_EH = parts_GKE.flatten(0, 1).T.double().cpu()
                 at = edges[some]  # noqa: B023
-                size_E, which_E = parts_EH.abs().max(1)
+                size_E, largest_E = parts_EH.abs().max(1)
                 larger = size_E > best_E[at]
                 best_E[at[larger]], layer_E[at[larger]] = size_E[larger], block.number
-                head_E[at[larger]] = which_E[larger]
+                head_E[at[larger]] = largest_E[larger]
                 sizes_E[at] += parts_EH.abs().sum(1)
                 total_E[at] += parts_EH.sum(1)
 
@@ -99,11 +106,9 @@ def head_parts(frozen: FrozenModel, targets: Targets, written: Written, row_E: T
     return HeadParts(layer_E.numpy(), head_E.numpy(), share_E.numpy())
 
 
-def _dots(g: Tensor, written: Written, sources: Tensor) -> Tensor:
-    """Products of gradients (E, D) or (E, H, D) with what the sources write."""
-    vectors_ED = written.vectors_ND[sources.to(written.vectors_ND.device)]
-    vectors = vectors_ED if g.ndim == 2 else vectors_ED.unsqueeze(1)
-    return (g * vectors).sum(-1).double().cpu()
+def _dots(g_ED: Tensor, written: Written, sources: Tensor) -> Tensor:
+    """Products of gradients with what the sources write."""
+    return (g_ED * written.vectors_ND[sources.to(written.vectors_ND.device)]).sum(-1).double().cpu()
 
 
 @torch.no_grad()

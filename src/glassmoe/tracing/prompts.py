@@ -60,16 +60,17 @@ def token_of(kind: TokenKind, text: str | int, name: str) -> int:
             raise ValueError(f"{name} is token id {text}; expected an id from 0 to {kind.size - 1}")
         return text
     spelling = Spelling(kind)
-    spelled = [token for token in range(kind.size) if spelling.one(token) == text]
     try:
         ids = [int(token) for token in kind.encode(str(text))]
     except ValueError:
         ids = []
     ids = ids[1:] if len(ids) > 1 and ids[0] == kind.start else ids
-    if len(ids) == 1 and ids[0] in spelled:
+    if len(ids) == 1 and spelling.one(ids[0]) == text:
         return ids[0]
-    if spelled:
-        return spelled[0]
+    # Tokens that encoding never makes; looking at all of a large vocabulary takes seconds.
+    spelled = next((token for token in range(kind.size) if spelling.one(token) == text), None)
+    if spelled is not None:
+        return spelled
     pieces = ", ".join(repr(spelling.one(token)) for token in ids)
     raise ValueError(
         f"{name} is {text!r}, which is no single token"
