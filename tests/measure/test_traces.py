@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import glassmoe as gm
+from glassmoe.measure import traces
+from glassmoe.measure.traced_prompts import TracedPrompt, traced_prompt
 from glassmoe.measure.traces import TraceMean, TraceResults, chosen_prompts, opened_corpus
 from glassmoe.training.language import train
 from tiny_runs import tiny
@@ -30,7 +33,9 @@ def test_prompts_are_beginnings_of_held_out_sequences(run: Path) -> None:
 
 
 def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) -> None:
-    results = gm.reproduce("trace", [run], prompts=3, lengths="5,9", check=2, results=tmp_path, device="cpu")
+    results = gm.reproduce(
+        "trace", [run], prompts=3, lengths="5,9", check=2, results=tmp_path, out=tmp_path, device="cpu"
+    )
     (row,) = results.entries
     assert row.name == "moex" and row.kind == "moe-x" and row.prompts == 3 and row.changes == 12
     assert row.nodes_for_80 == TraceMean.of(row.nodes) and len(row.nodes) == 3 and min(row.nodes) >= 1
@@ -50,8 +55,12 @@ def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) ->
         tmp_path / "other", "trace-moex"
     )
     with pytest.raises(ValueError, match="holds results with data_sha256 another"):
-        gm.reproduce("trace", [run], prompts=1, lengths="5,9", check=0, results=tmp_path / "other", device="cpu")
-    again = gm.reproduce("trace", [run], prompts=2, lengths="5,9", check=0, results=tmp_path, device="cpu")
+        gm.reproduce(
+            "trace", [run], prompts=1, lengths="5,9", check=0, results=tmp_path / "other", out=tmp_path, device="cpu"
+        )
+    again = gm.reproduce(
+        "trace", [run], prompts=2, lengths="5,9", check=0, results=tmp_path, out=tmp_path, device="cpu"
+    )
     assert [row.prompts for row in TraceResults.read(tmp_path / "trace-moex.json").entries] == [2]
     assert again.entries[0].correlation is None and again.entries[0].sign_agreement is None
 
@@ -68,7 +77,7 @@ def test_each_kind_of_coder_gets_a_row(noise_games: Path, tmp_path: Path) -> Non
         source, layers="0,1", coders="mxd,transcoder", k=5, features=200, tokens=256, batch_tokens=128,
         out=tmp_path / "opened", device="cpu",
     )  # fmt: skip
-    options = {"prompts": 2, "lengths": "5,9", "check": 2, "results": tmp_path, "device": "cpu"}
+    options = {"prompts": 2, "lengths": "5,9", "check": 2, "results": tmp_path, "out": tmp_path, "device": "cpu"}
     results = gm.reproduce(
         "trace", [tmp_path / "opened"], coder="mxd-k5,transcoder-k5", data=noise_games, features=20, **options
     )
@@ -81,3 +90,35 @@ def test_each_kind_of_coder_gets_a_row(noise_games: Path, tmp_path: Path) -> Non
     )
     with pytest.raises(ValueError, match="there is no coder 'sae-k5'; choose one of 0/mxd-k5, 0/transcoder-k5"):
         gm.reproduce("trace", [tmp_path / "opened"], coder="mxd-k5,sae-k5", data=noise_games, **options)
+
+
+def test_an_interrupted_command_goes_on_at_its_prompt(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"prompts": 4, "lengths": "5,9", "check": 2, "device": "cpu"}
+    whole = gm.reproduce("trace", [run], results=tmp_path / "whole", out=tmp_path / "whole", **options)
+    traced: list[list[int]] = []
+
+    def counted(tracer: object, ids: list[int], *rest: int) -> TracedPrompt:
+        if len(traced) == 2:
+            raise KeyboardInterrupt
+        traced.append(ids)
+        return traced_prompt(tracer, ids, *rest)
+
+    monkeypatch.setattr(traces, "traced_prompt", counted)
+    with pytest.raises(KeyboardInterrupt):
+        gm.reproduce("trace", [run], results=tmp_path, out=tmp_path, **options)
+    assert not (tmp_path / "trace-moex.json").exists()
+    (file,) = (tmp_path / "trace").glob("moex-*.jsonl")
+    # A kill in the middle of a line, and a flipped bit in another.
+    first, second = file.read_text().splitlines(keepends=True)
+    file.write_text(first + second.replace('"tokens": ', '"tokens": 1', 1) + second[:40])
+    traced.clear()
+    monkeypatch.setattr(traces, "traced_prompt", lambda *given: traced.append(given[1]) or traced_prompt(*given))
+    resumed = gm.reproduce("trace", [run], results=tmp_path, out=tmp_path, **options)
+    assert len(traced) == 3 and "1 lines are not what was written; they are traced again" in capsys.readouterr().err
+    (one,), (other,) = whole.entries, resumed.entries
+    assert replace(one, seconds=other.seconds) == other
+    # Other settings are other work.
+    gm.reproduce("trace", [run], results=tmp_path / "more", out=tmp_path, **{**options, "features": 40})
+    assert len(traced) == 7 and len(list((tmp_path / "trace").glob("moex-*.jsonl"))) == 2

@@ -258,6 +258,7 @@ def traces(
     check: int = 10,
     seed: int = 0,
     name: str | None = None,
+    out: PathLike = RUNS,
     results: PathLike = RESULTS,
     device: Device = "auto",
 ) -> ResultsFile:
@@ -274,6 +275,7 @@ def traces(
         check: Features of a prompt that are switched off and doubled in the model.
         seed: Seed of the choice of prompts.
         name: Name of the results file (default: that of the first run's folder).
+        out: Folder of finished prompts, from which an interrupted command goes on.
         results: Folder of the results files.
         device: Where the models run.
     """
@@ -292,6 +294,7 @@ def traces(
         check=check,
         seed=seed,
         name=name,
+        out=Path(out),
         results=results,
         device=device,
     )

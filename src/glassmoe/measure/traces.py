@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
@@ -23,12 +22,12 @@ from glassmoe.inspect.readers import open_readers
 from glassmoe.model.subject import Subject
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.tracing.acting import compared
-from glassmoe.tracing.agreement import TraceCheck
 from glassmoe.tracing.tracer import FEATURES, Tracer, require_coder
 
 from .intervals import interval, plus_minus
 from .results_file import ResultsFile, merged, origin, section
 from .trace_holds import HeldAgreement, TraceInterval, agreements, holds_of
+from .traced_prompts import FinishedPrompts, TracedPrompt, traced_prompt
 
 CHESS_LENGTHS, TEXT_LENGTHS = (16, 60), (8, 16)
 """Tokens of a prompt, from the shortest to the longest, where none are given."""
@@ -180,12 +179,13 @@ def traces(
     check: int,
     seed: int,
     name: str | None,
+    out: Path,
     results: str | Path,
     device: str,
 ) -> TraceResults:
     """Trace prompts of the validation split of each run. Writes `results/trace-NAME.json` and `.md`; a row is added
-    when its model is done. `glassmoe.api.papers.traces` documents the arguments. ValueError for a run that does not
-    record its data where none is given."""
+    when its model is done. An interrupted command goes on at its prompt. `glassmoe.api.papers.traces` documents the
+    arguments. ValueError for a run that does not record its data where none is given."""
     names = [Path(path).name for path in runs]
     options = {
         "coder": ",".join(coders) or None,
@@ -207,7 +207,7 @@ def traces(
                 require_coder(model.layers, coder)
         for coder in rows:
             row_name = Path(path).name if coder is None else f"{Path(path).name}/{coder}"
-            row = traced_row(model, row_name, asked, coder, features, check)
+            row = traced_row(model, row_name, asked, coder, features, check, out / "trace")
             facts = TraceResults(command=command, data_sha256=corpus.fingerprint, entries=[row], **origin(device))
             written = facts.save(results, f"trace-{name or names[0]}")
     assert written is not None
@@ -266,57 +266,28 @@ def _recorded(model: Model) -> str | None:
     return next((each.data.path for each in configs if each is not None and each.data.path), None)
 
 
-@dataclass(frozen=True)
-class TracedPrompt(Result):
-    """What a row counts of the graph of one prompt."""
-
-    tokens: int
-    kinds: list[str]
-    loss: float
-    active: float
-    """Per token and layer."""
-    nodes_for_80: int
-    direct_for_80: int
-    replacement: float
-    completeness: float
-    seconds: float
-    check: TraceCheck | None
-
-
 def traced_row(
-    model: Model, name: str, prompts: Sequence[tuple[list[int], int]], coder: str | None, features: int, check: int
+    model: Model,
+    name: str,
+    prompts: Sequence[tuple[list[int], int]],
+    coder: str | None,
+    features: int,
+    check: int,
+    out: Path,
 ) -> TraceRow:
-    """Trace these prompts of one model."""
+    """Trace these prompts of one model. Those that are in `out` already are not traced again."""
     parts = {each: (reader.layer, reader.place) for each, reader in model.layers.items()}
     tracer = Tracer(model.subject, parts, coder)
+    finished = FinishedPrompts(out, name, tracer, features, check)
     traced = []
     for number, (ids, following) in enumerate(prompts, start=1):
-        traced.append(traced_prompt(tracer, ids, following, features, check))
-        said = f"{traced[-1].nodes_for_80} nodes hold 80% ({traced[-1].seconds:.1f} s)"
-        say(f"{name}: prompt {number} of {len(prompts)}, {said}")
+        one = finished.get(ids, following)
+        if one is None:
+            one = traced_prompt(tracer, ids, following, features, check)
+            finished.add(ids, following, one)
+            say(f"{name}: prompt {number} of {len(prompts)}, {one.nodes_for_80} nodes hold 80% ({one.seconds:.1f} s)")
+        traced.append(one)
     return row_of(name, traced, list(holds_of(tracer.patterns())))
-
-
-def traced_prompt(tracer: Tracer, ids: list[int], following: int, features: int, check: int) -> TracedPrompt:
-    """Trace one prompt, whose next token is `following`. The changes are also made with patterns held (`holds_of`)."""
-    holds = list(holds_of(tracer.patterns()).values())
-    graph = tracer.trace(ids, features=features, check=check, holds=holds, details=False)
-    with torch.no_grad():
-        device = next(tracer.subject.model.parameters()).device
-        logits_V = tracer.subject.model(input_ids=torch.tensor([ids], device=device)).logits[0, -1]
-    loss = torch.nn.functional.cross_entropy(logits_V.float(), torch.tensor(following, device=device))
-    return TracedPrompt(
-        tokens=len(graph.tokens),
-        kinds=list(dict.fromkeys(graph.kinds)),
-        loss=float(loss),
-        active=graph.active / len(graph.tokens) / max(1, len(graph.sources)),
-        nodes_for_80=graph.nodes_for_80 or 0,
-        direct_for_80=graph.direct_for_80 or 0,
-        replacement=graph.replacement,
-        completeness=graph.completeness,
-        seconds=graph.seconds or 0.0,
-        check=graph.check,
-    )
 
 
 def row_of(name: str, traced: Sequence[TracedPrompt], holds: Sequence[str]) -> TraceRow:
