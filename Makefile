@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 PEERS := .venv-peers/bin
 PEERS_READY := .venv-peers/.ready
+# Python keeps what it compiled; otherwise every process of the tests would compile all tests and modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart quickstart-llm test test-quick test-slow test-faults test-peers check docs bench clean
 

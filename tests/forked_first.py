@@ -2,10 +2,11 @@
 
 import gc
 
-from glassmoe import config
 from glassmoe.cli.training import training_parser
+from glassmoe.config import RunConfig
+from glassmoe.config_values import parser_of
 
-config.from_dict({})
+parser_of(RunConfig).parse_object({})
 for name in ("train", "upcycle"):
     training_parser(name)
 gc.collect()

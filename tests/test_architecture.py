@@ -33,6 +33,7 @@ BELOW = {
     "checksums",
     "config",
     "config_messages",
+    "config_values",
     "console",
     "device",
     "locks",

@@ -1,13 +1,17 @@
 """Configurations: recipes, overrides, and one clear message for each mistake."""
 
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from glassmoe import config as configuration
 from glassmoe.cli import main as cli
-from glassmoe.config import ModelConfig, RunConfig, TrainConfig, from_dict, load, recipes, to_yaml
+from glassmoe.coders.configuration import CoderConfig, FitConfig
+from glassmoe.config import ModelConfig, RunConfig, TrainConfig, from_dict, load, plain, recipes, to_yaml
+from glassmoe.config_values import NotExact, from_exact_values, parser_of
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.model import FEED_FORWARD
 from glassmoe.text.tokens import text_kind, train_tokenizer
@@ -26,6 +30,53 @@ def test_every_recipe_is_whole_and_builds(name: str, tmp_path: Path) -> None:
         config.model.ffn = ffn
         with torch.device("meta"):
             assert build_model(config, row_length, kind).num_parameters() > 0
+
+
+PARTS: list[tuple[Any, dict[str, Any]]] = [
+    (RunConfig, {"model": {"eos_token_id": [1, 2], "rotary_scaling": {"factor": 2.0}, "options": {"k": 4, "a": 0.5}}}),
+    (
+        RunConfig,
+        {"model": {"eos_token_id": 1, "activation": "silu", "kv_heads": 2}, "optimizer": {"betas": [0.5, 0.7]}},
+    ),
+    (RunConfig, {"start": {"source": "a/b-1.c", "replace_layers": [1, 2], "kl": 0.5}, "train": {"mirror": "wandb"}}),
+    (FitConfig, {"source": "runs/a", "coder": {"layer": 3, "kind": "mxd"}, "optimizer": {"lr": 0.5}}),
+    (FitConfig, plain(FitConfig("runs/a", coder=CoderConfig(1, "jumprelu", site="mlp-out", options={"p": 2})))),
+]
+"""Configurations whose values have the types of their keys."""
+INEXACT: list[tuple[Any, dict[str, Any]]] = [
+    (RunConfig, {"optimizer": {"lr": 1}}),
+    (RunConfig, {"train": {"steps": True}}),
+    (RunConfig, {"seed": 1.0}),
+    (RunConfig, {"train": {"steps": "5"}}),
+    (RunConfig, {"optimizer": {"betas": [0.5, 0.7, 0.9]}}),
+    (RunConfig, {"optimizer": {"lr": float("nan")}}),
+    (RunConfig, {"model": {"options": {"k": "4"}}}),
+    (RunConfig, {"model": {"eos_token_id": [1, 2.5]}}),
+    (RunConfig, {"model": {"norm": "batchnorm"}}),
+    *((RunConfig, {"data": {"path": word}}) for word in ("null", "~", "1", "a: b", "No", "2020-01-01", "[1]")),
+]
+"""Configurations with values that jsonargparse changes or refuses, or may."""
+
+
+def by_jsonargparse(kind: Any, values: dict[str, Any]) -> Any:
+    parser = parser_of(kind)
+    return kind(**vars(parser.instantiate(parser.parse_object(values))))
+
+
+def test_values_that_have_their_types_make_what_jsonargparse_makes() -> None:
+    cases = [*((RunConfig, configuration.read(path)) for path in recipes().values()), *PARTS]
+    for kind, values in cases:
+        fast, slow = from_exact_values(kind, deepcopy(values)), by_jsonargparse(kind, values)
+        assert fast == slow and repr(fast) == repr(slow), values
+    own = {"k": 4}
+    config = from_dict({"model": {"options": own}})
+    assert config.model.options == own and config.model.options is not own
+
+
+@pytest.mark.parametrize(("kind", "values"), INEXACT)
+def test_other_values_are_left_to_jsonargparse(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(NotExact):
+        from_exact_values(kind, values)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "chess-small"])

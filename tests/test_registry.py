@@ -1,8 +1,10 @@
 """Open registries: names as data, dictionaries first, then installed packages."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +31,33 @@ def test_names_without_torch_are_those_of_the_dictionary(names: Registry, table:
 
 
 def test_a_dictionary_comes_before_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint(name, "json:loads", "glassmoe.feed_forward") for name in ("gelu", "installed")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "glassmoe.feed_forward" else [])
+    points = {name: EntryPoint(name, "json:loads", "glassmoe.feed_forward") for name in ("gelu", "installed")}
+    monkeypatch.setattr(registry, "_installed", lambda group, _: points if group == "glassmoe.feed_forward" else {})
     import json
 
     assert LAYER_REGISTRY.look_up(FEED_FORWARD, "gelu") is FEED_FORWARD["gelu"]
     assert LAYER_REGISTRY.look_up(FEED_FORWARD, "installed") is json.loads
     assert LAYER_REGISTRY.names()[-1] == "installed" and LAYER_REGISTRY.names().count("gelu") == 1
     assert ModelConfig(ffn="installed").ffn == "installed"
+
+
+def test_packages_that_are_installed_later_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(name: str) -> None:
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (folder / "entry_points.txt").write_text(f"[glassmoe.routers]\n{name} = json:loads\n")
+
+    built_in = ROUTER_REGISTRY.names()
+    install("first")
+    assert ROUTER_REGISTRY.names() == built_in
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ROUTER_REGISTRY.names() == [*built_in, "first"]
+    install("second")
+    os.utime(tmp_path, (1e9, 1e9))  # the clock of a file system may be coarse
+    assert sorted(ROUTER_REGISTRY.installed()) == ["first", "second"] and ROUTER_REGISTRY.provider("second") == "second"
+    monkeypatch.undo()
+    assert ROUTER_REGISTRY.names() == built_in
 
 
 def test_an_unknown_name_is_told_with_the_nearest_before_torch_is_imported() -> None:

@@ -4,15 +4,14 @@ and the `config.yaml` beside the weights all read and write them. No torch here,
 from __future__ import annotations
 
 import math
-from argparse import ArgumentError
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import yaml
 
-from .config_messages import expected, explain, hint_of, known_keys, nearest_key
+from .config_messages import expected, hint_of, known_keys, nearest_key
+from .config_values import from_values
 from .registry import LAYER_REGISTRY, ROUTER_REGISTRY
 from .strict_yaml import StrictLoader
 
@@ -348,22 +347,8 @@ def parse(kind: type[Config], values: dict[str, Any]) -> Config:
     """A dataclass `kind` from nested plain values. ValueError for unknown keys, wrong types and contradictions."""
     check_version("this configuration", values.get("schema_version"), SCHEMA_VERSION)
     _check_keys(values, kind)
-    parser = _parser(kind)  # type: ignore[arg-type]  # mypy takes the class for its instances, which have no hash
-    try:
-        parsed = parser.instantiate(parser.parse_object(values))
-    except ArgumentError as error:
-        raise ValueError(explain(str(error), kind)) from None
-    return kind(**vars(parsed))
-
-
-@cache
-def _parser(kind: Any) -> ArgumentParser:
-    """The parser of a dataclass; building it takes four times as long as parsing."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind)
-    return parser
+    config: Config = from_values(kind, values)
+    return config
 
 
 def read(path: str | Path, kind: Any = RunConfig) -> dict[str, Any]:

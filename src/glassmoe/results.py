@@ -116,8 +116,13 @@ class ResultsByName(Result, Mapping[str, R]):
         return {name: each.to_dict() for name, each in self.by_name.items()}
 
 
+_SIMPLE = frozenset({float, int, str, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """A value as JSON can hold it: results and other dataclasses become dictionaries, tuples become lists."""
+    if type(value) in _SIMPLE:
+        return value
     if isinstance(value, Result):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
