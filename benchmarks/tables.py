@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.measure.results_file import ResultsFile
-from glassmoe.results import markdown_table, omitted, stored_as
+from glassmoe.results import markdown_table, stored_as
 
 SCHEMA_VERSION = 2
 GROUPS = (
@@ -24,9 +24,6 @@ class BenchResults(ResultsFile):
     """Figures of some groups, measured in one run."""
 
     schema_version: int = SCHEMA_VERSION
-    command: str
-    commit: str | None
-    hardware: str
     dtype: str
     """Type of the matrix products."""
     torch: str
@@ -36,8 +33,6 @@ class BenchResults(ResultsFile):
     repeats: int
     entries: list[dict[str, Any]] = stored_as("rows", default_factory=list)
     """Lines as `compare.row` makes them, each with its group and commit."""
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def joined(self, old: BenchResults, path: Path) -> BenchResults:  # noqa: ARG002
         """With the remarks of the file and, if machine and settings are the same, with the groups that this run did not

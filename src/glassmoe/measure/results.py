@@ -64,16 +64,11 @@ class RunRow(Result):
 class RunTable(ResultsFile):
     """Rows of runs on the same data and hardware."""
 
-    command: str
-    commit: str | None
     data_sha256: str
     """Fingerprint of the corpus that all rows were trained on."""
-    hardware: str
     token: str | None = omitted()
     """What a token is: character, move or token (of text); files of early versions lack it and count characters."""
     entries: list[RunRow] = stored_as("rows")
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     SHARED: ClassVar[tuple[str, ...]] = ("data_sha256", "hardware")
     REQUIRED: ClassVar[tuple[str, ...]] = ("command", "commit", "data_sha256", "hardware", "rows")

@@ -9,36 +9,37 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from glassmoe.atomic import write_text
 from glassmoe.device import describe, pick_device
 from glassmoe.locks import waiting
-from glassmoe.results import Result, markdown_table
+from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.training.run import commit
 
 RowT = TypeVar("RowT", bound=Result)
 
 
+@dataclass(frozen=True, kw_only=True)
 class ResultsFile(Result):
-    """Base of the contents of results files: facts that all rows share, and the rows.
+    """Base of the contents of results files: facts that all rows share, and the rows. A subclass is a frozen dataclass
+    that names the type of its rows, and adds facts of its own."""
 
-    A subclass is a frozen dataclass that declares at least these fields, in the order of the JSON.
-    """
-
+    suite: str | None = omitted()
+    """Name of the table or figure, which decides the kind of the file; None for a table of runs."""
     command: str
     """Command that makes the file, without paths of this machine."""
     commit: str | None
     """Commit of glassmoe that measured, None outside a checkout."""
     hardware: str
     """Processor or accelerator, and its number of threads."""
-    entries: Sequence[Any]
+    entries: Sequence[Any] = stored_as("rows", default_factory=list)
     """The rows; `rows` in the JSON."""
-    remarks: list[str] | None
+    remarks: list[str] | None = stored_as("notes", omit_none=True)
     """`notes` in the JSON: paragraphs that the page shows. Notes that were added to the JSON by hand are kept."""
-    files: list[str] | None
+    files: list[str] | None = omitted()
     """Paths of the files written; None for results that were read from a file."""
 
     SHARED: ClassVar[tuple[str, ...]] = ()
@@ -51,6 +52,10 @@ class ResultsFile(Result):
     def sections(self, name: str) -> Iterable[str | None]:
         """The Markdown blocks of the page below its title; None and empty blocks are left out."""
         raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """As every result, with the rows and other lists behind the facts."""
+        return dict(sorted(super().to_dict().items(), key=lambda entry: isinstance(entry[1], list)))
 
     def opening(self) -> str:
         """Where the numbers come from: command, data where all rows share them, hardware and commit."""

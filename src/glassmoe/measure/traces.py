@@ -90,14 +90,9 @@ class TraceResults(ResultsFile):
     """The graphs of several models."""
 
     suite: str = "trace"
-    command: str
-    commit: str | None
     data_sha256: str | None = None
     """Fingerprint of the corpus whose validation split the prompts begin."""
-    hardware: str
     entries: list[TraceRow] = stored_as("rows", default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     SHARED: ClassVar[tuple[str, ...]] = ("data_sha256",)
 

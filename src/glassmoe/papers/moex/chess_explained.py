@@ -17,7 +17,7 @@ from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import load_subject
 from glassmoe.pages.plots import drawing, write
-from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.results import Result, markdown_table, stored_as
 
 from .canvas import style
 
@@ -54,12 +54,7 @@ class ChessExplainedResults(ResultsFile):
     """Layers of several models."""
 
     suite: str = "chess-explained"
-    command: str
-    commit: str | None
-    hardware: str
     entries: list[LayerExplained] = stored_as("rows", default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def sections(self, name: str) -> Iterable[str | None]:
         rows, keys = self.entries, list(map(str, LEVELS))

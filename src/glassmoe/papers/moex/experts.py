@@ -73,12 +73,7 @@ class ExpertsResults(ResultsFile):
     """The experts of several models."""
 
     suite: str = "experts"
-    command: str
-    commit: str | None
-    hardware: str
     entries: list[ExpertsRow] = stored_as("rows", default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def sections(self, name: str) -> Iterable[str | None]:
         load, choice = [], []

@@ -31,7 +31,7 @@ from glassmoe.measure.intervals import plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import drawing, write
-from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.results import Result, markdown_table, stored_as
 
 from .canvas import style
 
@@ -116,9 +116,6 @@ class Figure8Results(ResultsFile):
     """Models side by side."""
 
     suite: str = "figure8"
-    command: str
-    commit: str | None
-    hardware: str
     protocol: dict[str, Any]
     """Windows of each tenth of strength (`per_decile`), windows where a feature is silent (`silent`), and the seed."""
     judge: dict[str, Any]
@@ -126,8 +123,6 @@ class Figure8Results(ResultsFile):
     features: int
     """Features of each row, drawn at random."""
     entries: list[Figure8Row] = stored_as("rows", default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def sections(self, name: str) -> Iterable[str | None]:
         rows, protocol = self.entries, self.protocol

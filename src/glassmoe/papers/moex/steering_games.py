@@ -16,7 +16,7 @@ from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.pages.plots import drawing, write
-from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.results import Result, markdown_table, stored_as
 
 from .canvas import style
 
@@ -44,16 +44,11 @@ class SteeringGamesResults(ResultsFile):
     """Sets of features of several models."""
 
     suite: str = "steering-games"
-    command: str
-    commit: str | None
-    hardware: str
     data_sha256: str = ""
     """Fingerprint of the games."""
     tokens_before: int = 0
     """Tokens before each position."""
     entries: list[SteeredMoves] = stored_as("rows", default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def sections(self, name: str) -> Iterable[str | None]:
         lines = []

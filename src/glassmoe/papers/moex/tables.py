@@ -38,11 +38,8 @@ class TableResults(ResultsFile):
     """Name of the recipe that rows change."""
     token: str | None = omitted()
     """What a token is: character, move or token (of text)."""
-    command: str
-    commit: str | None
     data_sha256: str
     """Fingerprint of the corpus that all rows were trained on."""
-    hardware: str
     names: list[str] = field(default_factory=list)
     """Rows in the declared order."""
     entries: list[MeasuredRow] = stored_as("rows", default_factory=list)
@@ -55,7 +52,6 @@ class TableResults(ResultsFile):
     """What the rows say about the paper's claims."""
     figures: list[str] | None = omitted()
     """Paths of the figures, relative to the page's folder."""
-    files: list[str] | None = omitted()
 
     SHARED: ClassVar[tuple[str, ...]] = ("suite", "scale", "recipe", "data_sha256")
     REQUIRED: ClassVar[tuple[str, ...]] = (*SHARED, "hardware", "command", "commit", "rows")

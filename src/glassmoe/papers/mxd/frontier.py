@@ -130,18 +130,13 @@ class FrontierResults(ResultsFile):
     model: str
     """Name of the model's folder."""
     layer: int
-    command: str
-    commit: str | None
     data_sha256: str
     """Fingerprint of the corpus that coders were fitted to and measured on."""
     source_sha256: str
     """Sha256 of the model's weights."""
-    hardware: str
     entries: list[FrontierRow] = stored_as("rows", default_factory=list)
     claims: list[FrontierClaim] = field(default_factory=list)
     figures: list[str] | None = omitted()
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     SHARED: ClassVar[tuple[str, ...]] = ("suite", "model", "layer", "data_sha256", "source_sha256")
     REQUIRED: ClassVar[tuple[str, ...]] = (*SHARED, "rows")

@@ -18,7 +18,7 @@ from glassmoe.measure.probing import ProbeProtocol, ReaderProbe, probe_task
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import COLOURS, drawing, write
-from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.results import Result, markdown_table, stored_as
 from glassmoe.text.labelled import labelled
 
 
@@ -65,6 +65,7 @@ class ProbeDifference(Result):
     """Classes."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class CoderResults(ResultsFile):
     """Base of results on the features of coders, or of a model's own layers."""
 
@@ -83,16 +84,9 @@ class ProbeResults(CoderResults):
     """Sets of features on all tasks."""
 
     suite: str = "mxd-probe"
-    model: str
-    coders: str
-    command: str
-    commit: str | None
-    hardware: str
     tasks: list[ProbedTask] = field(default_factory=list)
     entries: list[ProbeRow] = stored_as("rows", default_factory=list)
     differences: list[ProbeDifference] = field(default_factory=list)
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     def completed(self) -> ProbeResults:
         return replace(self, differences=differences(self.entries))

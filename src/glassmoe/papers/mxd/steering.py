@@ -83,11 +83,6 @@ class SteeringResults(CoderResults):
     """Sets of features, raised one feature at a time."""
 
     suite: str = "mxd-steering"
-    model: str
-    coders: str
-    command: str
-    commit: str | None
-    hardware: str
     amount: float = 100.0
     """What was added to a feature's strength at every token."""
     prompt: str = "Let's talk about "
@@ -96,8 +91,6 @@ class SteeringResults(CoderResults):
     entries: list[SteeringRow] = stored_as("rows", default_factory=list)
     judges: list[Questions] | None = omitted()
     """The judges, with the counts of questions and their cost."""
-    remarks: list[str] | None = stored_as("notes", omit_none=True)
-    files: list[str] | None = omitted()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
