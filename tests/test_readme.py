@@ -33,7 +33,7 @@ SMALL = {
     "eval boards": "--games 5",
     "explain": "--features 20 --tokens 4000 --games 5 --silent 10 --per-decile 1",
     "reproduce mxd-frontier": "--context 32 --tokens 4096 --seeds 0 --rows 4",
-    "reproduce": "--rows gelu --tokens 65280 --games 5 --processes 1",
+    "reproduce": "--rows gelu --tokens 32640 --games 5 --processes 1",
 }
 
 

@@ -268,15 +268,25 @@ def test_the_card_leaves_out_what_a_measure_does_not_know(run: Path) -> None:
     assert "1.5000 nats a token, on 1,200 tokens of the validation split." in loss
 
 
-def test_generation_after_import_alone(run: Path) -> None:
-    """`from_pretrained` on the run directory itself, in a process that imported `glassmoe.model` and nothing more."""
+def test_generation_after_import_alone_and_without_network(run: Path) -> None:
+    """`from_pretrained` on the run directory itself, in a process that imported `glassmoe.model` and nothing more. That
+    transformers is offline is not what keeps it from the network."""
     code = (
-        "import sys, glassmoe.model\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse; socket.create_connection = refuse\n"
+        "import sys, tempfile, glassmoe.model as m\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))\n"
         "given = tokenizer('the cat', return_tensors='pt')\n"
+        "with tempfile.TemporaryDirectory() as d:\n"
+        "    m.GlassForCausalLM(m.GlassConfig(width=16, layers=1, heads=1, active_width=16)).save_pretrained(d)\n"
+        "    AutoModelForCausalLM.from_pretrained(d)\n"
         "print(model.generate(**given, max_new_tokens=5, do_sample=False)[0].tolist())\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, check=True, env=environment
+    )
     ids = json.loads(done.stdout.splitlines()[-1])
     loaded = load_subject(str(run), "cpu", own=True)
     given = loaded.kind().encode("the cat").tolist()[1:]

@@ -134,7 +134,8 @@ def test_a_hang_up_that_is_ignored_stays_ignored() -> None:
 
 @pytest.mark.parametrize("ffn", FEED_FORWARD)
 def test_it_learns(ffn: str, noise_games: Path, tmp_path: Path) -> None:
-    train(tiny(noise_games, ffn, steps=60, log_every=5, eval_every=60, checkpoint_every=60), tmp_path / "run")
+    config = tiny(noise_games, ffn, steps=50, micro_rows=8, log_every=5, eval_every=50, checkpoint_every=50)
+    train(config, tmp_path / "run")
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(math.log(32), abs=0.35)
     # The text is noise over 21 characters after three fixed ones: the floor is just under ln 21 = 3.04.
