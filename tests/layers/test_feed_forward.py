@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glassmoe.layers import one_token
 from glassmoe.layers.dense import ACTIVATIONS, ReluTopK, gated_hidden
 from glassmoe.layers.peer import Peer
 from glassmoe.measure.routing import true_l0
@@ -271,14 +272,12 @@ def test_grouped_kernel_equals_the_loop_kernel(activation: str, bias: bool, gate
 def test_a_few_tokens_at_a_time_give_what_all_at_once_give(
     activation: str, router: str, experts: int, gated: bool, bias: bool, listed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glassmoe.layers import kernels as kernels
-
     torch.manual_seed(0)
     layer = MoE(16, 24, experts, 3, activation=activation, router=router, bias=bias, gated=gated).eval()
     for p in layer.parameters():
         torch.nn.init.normal_(p)
     if listed:
-        monkeypatch.setattr(kernels, "LARGE", 1)
+        monkeypatch.setattr(one_token, "LARGE", 1)
     x = torch.randn(40, 16)
     x[7] = 0  # without a bias no unit is above zero
     whole = layer(x)[0].detach()

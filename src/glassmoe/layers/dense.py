@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
+from .one_token import linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -39,7 +40,7 @@ class Dense(FeedForward):
         self.b_enc, self.b_dec = bias_parameter((hidden,), bias), bias_parameter((width,), bias)
 
     def features(self, x_TD: Tensor) -> Features:
-        values_TF = ACTIVATIONS[self.activation](F.linear(x_TD, self.w_enc, self.b_enc))
+        values_TF = ACTIVATIONS[self.activation](linear(x_TD, self.w_enc, self.b_enc))
         return Features(values_TF, self.num_features)
 
     def write(self, features: Features) -> Tensor:
@@ -57,7 +58,7 @@ class ReluTopK(Dense):
         self.k = k
 
     def features(self, x_TD: Tensor) -> Features:
-        z_TF = F.relu(F.linear(x_TD, self.w_enc, self.b_enc))
+        z_TF = F.relu(linear(x_TD, self.w_enc, self.b_enc))
         top = z_TF.topk(self.k, dim=-1)
         return Features(torch.zeros_like(z_TF).scatter(-1, top.indices, top.values), self.num_features)
 
@@ -88,7 +89,7 @@ class GLU(FeedForward):
         return self.activation == "relu"
 
     def features(self, x_TD: Tensor) -> Features:
-        values_TF = ACTIVATIONS[self.activation](F.linear(x_TD, self.w_enc)) * F.linear(x_TD, self.w_up)
+        values_TF = ACTIVATIONS[self.activation](linear(x_TD, self.w_enc)) * linear(x_TD, self.w_up)
         return Features(values_TF, self.num_features)
 
     def write(self, features: Features) -> Tensor:
@@ -112,7 +113,7 @@ class SoLU(FeedForward):
         self.norm = nn.LayerNorm(hidden, bias=bias)
 
     def features(self, x_TD: Tensor) -> Features:
-        z_TF = F.linear(x_TD, self.w_enc, self.b_enc)
+        z_TF = linear(x_TD, self.w_enc, self.b_enc)
         return Features(z_TF * torch.softmax(z_TF, dim=-1), self.num_features)
 
     def write(self, features: Features) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .one_token import combined
+
 FeatureIds = int | Sequence[int] | Tensor
 
 
@@ -244,7 +246,7 @@ class FeedForward(nn.Module):
 def linear_write(features: Features, w_dec_FD: Tensor, b_dec_D: Tensor | None) -> Tensor:
     """Sum over features of strength times the feature's own vector, plus the bias: (T, D)."""
     if features.ids is None:
-        y_TD = features.values @ w_dec_FD.to(features.values.dtype)
+        y_TD = combined(features.values, w_dec_FD.to(features.values.dtype))
     else:
         w_dec_FD = w_dec_FD.to(features.values.dtype)
         y_TD = F.embedding_bag(features.ids, w_dec_FD, per_sample_weights=features.values, mode="sum")

@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import one_token
 from .dense import ACTIVATIONS
+from .one_token import combined, combined_active, linear
 from .top import count_each
 
 
@@ -139,12 +141,8 @@ def _values_of(
     e: int, x_TD: Tensor, w_enc_EFD: Tensor, b_enc_EF: Tensor | None, activation: str, w_up_EFD: Tensor | None
 ) -> Tensor:
     """(T, F): the values of one expert's units on tokens."""
-    h_TF = ACTIVATIONS[activation](F.linear(x_TD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e]))
-    return h_TF if w_up_EFD is None else h_TF * F.linear(x_TD, w_up_EFD[e])
-
-
-LARGE = 1 << 17
-"""Above this number of weights in an expert's decoder, products take most of the time; below it, calls do."""
+    h_TF = ACTIVATIONS[activation](linear(x_TD, w_enc_EFD[e], None if b_enc_EF is None else b_enc_EF[e]))
+    return h_TF if w_up_EFD is None else h_TF * linear(x_TD, w_up_EFD[e])
 
 
 def few_tokens(
@@ -159,7 +157,7 @@ def few_tokens(
 ) -> Tensor:
     """What `expert_mlp` returns, without gradients and autocast, on a CPU: token by token, without sorting. `gates`,
     `experts`: K numbers per token."""
-    large = w_dec_EFD.shape[1] * w_dec_EFD.shape[2] >= LARGE
+    large = w_dec_EFD.shape[1] * w_dec_EFD.shape[2] >= one_token.LARGE
     if not large and activation == "relu" and w_up_EFD is None and x_TD.dtype == torch.float32:
         return _few_of_small_experts(x_TD, w_enc_EFD, b_enc_EF, w_dec_EFD, gates, experts)
     outputs = []
@@ -169,8 +167,9 @@ def few_tokens(
         for gate, e in zip(gates_K, experts_K, strict=True):
             h_1F = _values_of(e, x_1D, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
             w_dec_FD = w_dec_EFD[e]
-            if large and activation == "relu":
-                written_1D = _write_active(h_1F * gate, w_dec_FD)
+            if large:
+                write = combined_active if activation == "relu" else combined
+                written_1D = write(h_1F * gate, w_dec_FD)
                 y_1D = y_1D + written_1D if beta else written_1D
             else:
                 y_1D = torch.addmm(y_1D, h_1F, w_dec_FD, beta=beta, alpha=gate)
@@ -200,13 +199,6 @@ def _few_of_small_experts(
             h_F *= gate
             y_D += h_F @ w_dec[e]
     return torch.from_numpy(y_TD)
-
-
-def _write_active(h_1F: Tensor, w_dec_FD: Tensor) -> Tensor:
-    """h @ W_dec, reading only the rows of units that are not zero."""
-    unit_A = h_1F[0].nonzero().squeeze(1)
-    begin = unit_A.new_zeros(1)
-    return F.embedding_bag(unit_A, w_dec_FD, begin, mode="sum", per_sample_weights=h_1F[0, unit_A])
 
 
 class _Dispatch(torch.autograd.Function):
