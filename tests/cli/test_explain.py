@@ -17,10 +17,11 @@ from glassmoe.explaining import opening
 from glassmoe.explaining.results import FeatureExplanation, LayersExplained, MeanInterval
 from glassmoe.inspect.store import open_store
 from glassmoe.model import GlassConfig, GlassForCausalLM
+from glassmoe.papers.moex.best_explained import KindScores, speaks_of
 from glassmoe.papers.moex.chess_explained import ChessExplainedResults
-from glassmoe.papers.moex.figure8 import Figure8Results, KindScores, speaks_of
+from glassmoe.papers.moex.figure8 import Figure8Results
 from glassmoe.training.language import train
-from text_files import made_up_texts, prepared
+from text_files import made_up_texts, prepared, random_gpt2
 from tiny_runs import tiny
 
 SMALL = "--per-decile 1 --silent 6 --tokens 3000"
@@ -446,6 +447,20 @@ def test_every_strength_is_kept_for_the_exports(
     export = f"explore {tmp_path / 'run'} --export delphi --out {tmp_path / 'delphi'}".split()
     assert main(export) == 0
     assert list((tmp_path / "delphi").rglob("*.safetensors"))
+
+
+def test_figure8_reads_neurons_of_a_pretrained_model_in_the_rows_of_its_coders(tmp_path: Path) -> None:
+    prepared(tmp_path / "text", made_up_texts(60, longest=300), valid_share=0.5)
+    model = random_gpt2(tmp_path / "gpt2", tmp_path / "text")
+    words = f"decompose {model} --layers 1 --coders transcoder --k 4 --features 48 --tokens 512 --batch-tokens 256"
+    words += f" --context 34 --data {tmp_path / 'text'} --out {tmp_path / 'coders'}"
+    assert main(words.split()) == 0
+    words = f"reproduce figure8 {tmp_path / 'coders'} {model} --layer 1 --features 3 {SMALL} --data {tmp_path / 'text'}"
+    assert main([*words.split(), "--results", str(tmp_path), "--name", "gpt2"]) == 0
+    rows = json.loads((tmp_path / "figure8-gpt2.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["coders/1/transcoder-k4", "gpt2, k = 32"]
+    stores = [tmp_path / "coders/features/1-transcoder-k4", model / "features/1-neurons-k32"]
+    assert [open_store(store, "").manifest["row"] for store in stores] == [34, 34]
 
 
 def test_figure8_of_a_coder_by_its_own_folder(text_runs: Path, tmp_path: Path) -> None:

@@ -362,7 +362,9 @@ def cut_up(store: FeatureStore, corpus: Corpus, split: str) -> None:
     assert not halves[0] & halves[1] and len(found) == len(store.rows_RN)
 
 
-def test_documents_are_cut_into_rows_of_the_coders_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documents_are_cut_into_rows_of_the_coders_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not the start of each alone: almost every token of the text is read, and what was read is reported."""
     prepared(tmp_path / "data", made_up_texts(60, longest=300), valid_share=0.5)
     corpus = Corpus.open(tmp_path / "data")
@@ -389,8 +391,10 @@ def test_documents_are_cut_into_rows_of_the_coders_context(tmp_path: Path, capsy
     assert np.array_equal(few.counts_F, (all_RNF > 0).sum((0, 1)))
     # A context below a window, as of a quick trial, does not keep its coders from being explained.
     assert made(tmp_path / "short", of, corpus, everything, context=4).manifest["row"] == 8
-    # Without a coder the model's own context holds.
+    # Without a coder the model's own context holds, unless it is so long that reading would be slow.
     assert made(tmp_path / "own", of, corpus, everything).manifest["row"] == 40
+    monkeypatch.setattr(passes, "USUAL_WINDOW", 24)
+    assert made(tmp_path / "long", of, corpus, everything).manifest["row"] == 24
 
 
 def test_documents_of_one_row_are_read_as_they_are(tmp_path: Path) -> None:

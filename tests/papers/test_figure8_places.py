@@ -1,9 +1,15 @@
 """What figure 8 shows of a feature."""
 
-import numpy as np
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from glassmoe.chess.tokens import CHARACTERS
+from glassmoe.explaining.results import FeatureExplanation
 from glassmoe.explaining.windows import Windows
-from glassmoe.papers.moex.figure8 import _where
+from glassmoe.papers.moex import best_explained
+from glassmoe.papers.moex.best_explained import where_fires
 
 
 class OneFeature:
@@ -27,8 +33,34 @@ class OneFeature:
 
 
 def test_the_strongest_place() -> None:
-    assert _where(OneFeature([[0, 1, 0, 0], [0, 0, 2, 0]]), 0) == "a cat<< sat>>."  # type: ignore[arg-type]
+    assert where_fires(OneFeature([[0, 1, 0, 0], [0, 0, 2, 0]]), 0) == "a cat<< sat>>."  # type: ignore[arg-type]
 
 
 def test_a_feature_that_fires_in_no_scoring_window_has_no_place() -> None:
-    assert _where(OneFeature([]), 0) == "-"  # type: ignore[arg-type]
+    assert where_fires(OneFeature([]), 0) == "-"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("often", "shown"), [([False, True], [1]), ([False, False], [0, 1]), ([True, True], [0, 1])])
+def test_features_of_few_windows_are_shown_where_there_are_no_others(
+    often: list[bool], shown: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three windows are easily right."""
+    monkeypatch.setattr(best_explained, "where_fires", lambda *_: "-")
+    lines = [
+        FeatureExplanation.from_dict(
+            {
+                "feature": number,
+                "explanation": f'fires on the token "{number}"',
+                "fires": 9,
+                "scores": {
+                    "detection": {"balanced_accuracy": 1 - number / 10, "examples": 150 if many else 149, "asked": 200}
+                },
+                "control": {},
+            }
+        )
+        for number, many in enumerate(often)
+    ]
+    store = SimpleNamespace(num_features=4, manifest={"num_experts": None, "read_tokens": 90})
+    examples = SimpleNamespace(store=store, subject=SimpleNamespace(kind=lambda: CHARACTERS))
+    found = best_explained.best_explained(examples, lines)  # type: ignore[arg-type]
+    assert [(each.feature, each.fires) for each in found] == [(number, 0.1) for number in shown]

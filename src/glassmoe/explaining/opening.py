@@ -102,6 +102,7 @@ def open_all_examples(
     data: str | Path | None = None,
     again: bool = False,
     shard: Shard | None = None,
+    context: int | None = None,
 ) -> list[LayerExamples | None]:
     """The stores of examples of layers or coders beside the run at `path`. Those that are not there are gathered first,
     all in one reading of the data.
@@ -109,7 +110,8 @@ def open_all_examples(
     `gathering`: settings that the stores must have; without, any will do, and a new store has the defaults. `again`:
     gather anew. Under torchrun the processes share the reading; the first puts the shares together, and all return the
     stores. `shard`: of a job that other jobs run beside; it gathers its share of stores that are not there, which
-    `merging.merge_folder` needs, and None is returned for them. ValueError when a store has other settings than asked
+    `merging.merge_folder` needs, and None is returned for them. `context`: tokens of a row for layers of a model of
+    transformers; a coder reads rows as in its fit. ValueError when a store has other settings than asked
     for or belongs to other weights, and when the data is not known.
     """
     wanted = gathering or Gathering()
@@ -138,8 +140,8 @@ def open_all_examples(
         for layer in lacking:
             say(f"examples of {_name(layer, wanted.keep)} are gathered into {folders[layer.name]}")
             about = {"reader": _name(layer, wanted.keep), "layer": layer.number}
-            learned = None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
-            requests.append(StoreRequest(folders[layer.name], layer.layer, layer.place, about, learned))
+            row = row_of(layer) or context
+            requests.append(StoreRequest(folders[layer.name], layer.layer, layer.place, about, row))
         made = make_stores(requests, subject, corpus, wanted, (mine.which, mine.of))
         stores |= {layer.name: store for layer, store in zip(lacking, made, strict=True)}
         if shard is None and mine.of > 1:
@@ -155,6 +157,11 @@ def open_all_examples(
         folder, corpus_path = explanations_folder(path, layer, wanted.keep), Path(data or data_of(path, subject, layer))
         opened.append(None if store is None else LayerExamples(subject, layer, store, name, folder, corpus_path))
     return opened
+
+
+def row_of(layer: Reader) -> int | None:
+    """Tokens of the rows that a coder learned from; None for other layers."""
+    return None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
 
 
 def explanations_folder(path: str | Path, layer: Reader, keep: int | None = None) -> Path:

@@ -23,7 +23,7 @@ from glassmoe.console import bar, say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
 from glassmoe.model import FeedForward
-from glassmoe.model.families import UNBOUNDED, USUAL_WINDOW
+from glassmoe.model.families import USUAL_WINDOW
 from glassmoe.model.subject import Place, Subject, inputs_at, require_finite, weights_digest
 
 from . import merging
@@ -48,7 +48,8 @@ class StoreRequest:
     about: Mapping[str, Any]
     """What else the manifest says, such as the reader's name."""
     context: int | None = None
-    """Tokens of a text that a coder learned to read at once."""
+    """Tokens of a text that are read at once, which for a coder are as many as it learned from (default: up to
+    `USUAL_WINDOW`)."""
 
 
 def make_store(
@@ -128,8 +129,8 @@ def _row_length(request: StoreRequest, subject: Subject, corpus: Corpus, gatheri
     if subject.config is not None:
         row = min(row, int(subject.config.data.rows.rpartition(":")[2]))
     if subject.tokens == TEXT:
-        usual = row if subject.context < UNBOUNDED else USUAL_WINDOW
-        row = min(row, max(window, request.context or usual))
+        # Rows of a long context would take longer than all of the reading: attention grows with their square.
+        row = min(row, max(window, request.context or USUAL_WINDOW))
     if row < window:
         raise ValueError(f"the longest row has {row} tokens, and a window {window}; give a shorter window")
     return row

@@ -19,12 +19,9 @@ from typing import Any, Literal
 
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
-from glassmoe.explaining.opening import LayerExamples, open_all_examples, open_layers
-from glassmoe.explaining.results import FeatureExplanation, MeanInterval, ScoreSummary, VerdictScore
-from glassmoe.explaining.rules import parse
-from glassmoe.explaining.scoring import mean_of
+from glassmoe.explaining.opening import LayerExamples, open_all_examples, open_layers, row_of
+from glassmoe.explaining.results import MeanInterval, ScoreSummary
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
-from glassmoe.explaining.windows import TokenText, with_marks
 from glassmoe.inspect.readers import Reader
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import plus_minus
@@ -33,46 +30,14 @@ from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import drawing, write
 from glassmoe.results import Result, markdown_table, stored_as
 
+from .best_explained import BEST, KINDS, DetectedFeature, KindScores, best_explained, speaks_of
 from .canvas import style
 
 DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
 """Layers whose features are almost never 0."""
 CHECK = 32
 """The k for neurons in delphi's article."""
-KINDS = ("place", "source", "others")
-"""Kinds of explanations: rules that ignore the tokens, by position or by source, and all others."""
-BEST = 8
-"""Features of a row that the table of findings shows."""
-BEFORE, AFTER = 8, 2
-"""Tokens around the strongest that are shown of a window."""
 FEATURES = {"cpu": 300, "gpu": 1000}
-
-
-@dataclass(frozen=True)
-class KindScores(Result):
-    """Balanced accuracy of detection over the features whose explanations are of one kind."""
-
-    own: MeanInterval
-    """With their own explanations."""
-    control: MeanInterval
-    """With another feature's."""
-
-
-@dataclass(frozen=True)
-class DetectedFeature(Result):
-    """A feature that detection scores high, as in Table 5 of MoE-X."""
-
-    expert: int | None
-    """None where the layer has no experts."""
-    feature: int
-    explanation: str
-    balanced_accuracy: float | None
-    control: float | None
-    """With another feature's explanation."""
-    fires: float
-    """Share of the tokens read."""
-    where: str
-    """Tokens around its strongest, those where it fires between << and >>."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +155,8 @@ def figure8(
     count = features or FEATURES[scale]
     opened = [(str(run), *open_layers(run, layer, coder="all", device=device)) for run in runs]
     opened = _chosen(opened, coders)
+    # Layers of a pretrained model are read in the rows of the coders beside them.
+    context = min((row for _, _, readers in opened for each in readers if (row := row_of(each))), default=None)
     names = [Path(run).name for run in runs]
     options = {
         "layer": layer,
@@ -217,7 +184,9 @@ def figure8(
         said = ", ".join(reader.name for reader in readers)
         say(f"{run}, {said}" + (f", the greatest {k} of a token" if k else ""))
         gathering = replace(usual, keep=k)
-        for examples in open_all_examples(subject, readers, run, gathering=gathering, data=data, again=again):
+        for examples in open_all_examples(
+            subject, readers, run, gathering=gathering, data=data, again=again, context=context
+        ):
             assert examples is not None  # it is no share
             entry = _explained(examples, run, k, judge, count, protocol, again)
             table = replace(table, entries=[*table.entries, entry])
@@ -294,64 +263,8 @@ def _explained(
         scores=explained.scores,
         control=explained.control,
         of=speaks_of(scored),
-        best=_best(examples, scored),
+        best=best_explained(examples, scored),
     )
-
-
-def _detection(line: FeatureExplanation, control: bool = False) -> float | None:
-    """Balanced accuracy in detection of a feature's own explanation, or of the control."""
-    score = (line.control if control else line.scores).get("detection")
-    return score.balanced_accuracy if isinstance(score, VerdictScore) else None
-
-
-def speaks_of(lines: Sequence[FeatureExplanation]) -> dict[str, KindScores]:
-    """Balanced accuracy of detection by kind of explanation: a rule of `place` in the row, a rule of the document's
-    `source`, and `others`."""
-    by_kind = {kind: [line for line in lines if _speaks_of(line) == kind] for kind in KINDS}
-    return {
-        kind: KindScores(mean_of(map(_detection, own)), mean_of(_detection(line, control=True) for line in own))
-        for kind, own in by_kind.items()
-    }
-
-
-def _speaks_of(line: FeatureExplanation) -> str:
-    rule = parse(line.explanation or "")
-    if rule is None or (rule.first is None and rule.source is None):
-        return "others"
-    return "source" if rule.first is None else "place"
-
-
-def _best(examples: LayerExamples, lines: Sequence[FeatureExplanation]) -> list[DetectedFeature]:
-    """The features that detection scores highest, one for each explanation, without rules of place and source. Each has
-    its expert, if the layer has experts, and its strongest place in the windows that scored it."""
-    store = examples.store
-    size = store.num_features // (store.manifest["num_experts"] or 1)
-    text = TokenText(store, examples.subject.kind())
-    best: dict[str | None, DetectedFeature] = {}
-    for line in sorted(lines, key=lambda line: -(_detection(line) or 0.0)):
-        if len(best) < BEST and _speaks_of(line) == "others" and line.explanation not in best:
-            best[line.explanation] = DetectedFeature(
-                expert=line.feature // size if 1 < size < store.num_features else None,
-                feature=line.feature,
-                explanation=str(line.explanation),
-                balanced_accuracy=_detection(line),
-                control=_detection(line, control=True),
-                fires=line.fires / store.manifest["read_tokens"],
-                where=_where(text, line.feature),
-            )
-    return list(best.values())
-
-
-def _where(text: TokenText, feature: int) -> str:
-    """Tokens around the strongest place in the scoring windows of a feature; << and >> mark those where it fires. `-`
-    if no window fires."""
-    windows = text.windows(text.store.scoring(feature))
-    if not len(windows):
-        return "-"
-    window, peak = divmod(int(windows.strengths_EL.argmax()), windows.strengths_EL.shape[1])
-    shown = slice(max(0, peak - BEFORE), peak + AFTER + 1)
-    marked = windows.marked(float(text.store.maxima_F[feature]))[window]
-    return with_marks(windows.tokens(window)[shown], marked[shown].tolist())
 
 
 def _findings(rows: Sequence[Figure8Row]) -> list[str]:
