@@ -53,7 +53,7 @@ def on_both(build: Callable[[torch.device], dict[str, Any]], device: torch.devic
 
 def language(games: Path, out: Path, ffn: str, optimizer: str, **settings: Any) -> Callable[[torch.device], Any]:
     def build(device: torch.device) -> dict[str, Any]:
-        config = tiny(games, ffn, optimizer={"name": optimizer}, precision="fp32", **settings)
+        config = tiny(games, ffn, optimizer={"name": optimizer}, precision="fp32", eval_rows=8, **settings)
         resolved, _ = resolve(config, out, device, ALONE)
         return counted(LanguageTask(resolved, ALONE), config, device, out)
 

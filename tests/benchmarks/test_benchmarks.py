@@ -2,10 +2,12 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from benchmarks.steps import LAYERS
 from benchmarks.tables import BenchResults
 from benchmarks.text import write_text_file
 
-from benchmarks import Sizes, bench
+import forked
+from benchmarks import Sizes, bench, boards, steps, stores
 from glassmoe.chess.selfplay import generate
 from glassmoe.model import GlassConfig, GlassForCausalLM
 from glassmoe.text.tokens import train_tokenizer
@@ -123,7 +126,9 @@ def test_layers() -> None:
     assert experts["largest_relative_difference"] < 0.03
 
 
-def test_steps() -> None:
+def test_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "ROW_LENGTH", 64)
+    monkeypatch.setattr(steps, "SOURCE_STEPS", 2)
     lines = measured("steps")
     for optimizer in ("muon", "adamw"):
         for layer in LAYERS:
@@ -242,6 +247,21 @@ def test_reading_pgn_of_ones_own(tmp_path: Path) -> None:
     assert (checked["games"], checked["games_of_peer"], trusted["games"]) == (1, 1, 2)
 
 
+@pytest.fixture
+def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of the bench in processes that are forked; a new interpreter runs those of other tests."""
+
+    def run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+        assert command[:2] == [sys.executable, "-c"]
+        return forked.run(command[3:], cwd=options["cwd"], program=command[2], check=True)
+
+    for module in (boards, stores):
+        monkeypatch.setattr(
+            module, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+        )
+
+
+@pytest.mark.usefixtures("forked_programs")
 def test_boards_scores_are_those_of_the_brute_force() -> None:
     lines = measured("boards")
     apart = [line for line in lines.values() if line["unit"] == "difference"]
@@ -252,6 +272,7 @@ def test_boards_scores_are_those_of_the_brute_force() -> None:
     assert memory["value"] > 0.1
 
 
+@pytest.mark.usefixtures("forked_programs")
 def test_gathering_examples_leaves_as_many_features_as_said() -> None:
     lines = measured("stores")
     speeds, (memory,) = ([line for line in lines.values() if line["unit"] == unit] for unit in ("ratio", "GiB"))

@@ -21,6 +21,7 @@ from glassmoe.measure.probing import (
     f1,
     probe_task,
 )
+from glassmoe.measure.regressions import logistic_regressions
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import activations, load_subject
 from glassmoe.text.labelled import LEAST, Labelled, checked, labelled, surnames
@@ -96,6 +97,33 @@ def test_the_probe_is_the_stated_regression() -> None:
     everyone = np.arange(120)
     (score,) = _scores(x[:, None], positive, np.array([0]), everyone, (everyone,))
     assert score[0] == pytest.approx(f1(w * x + b > 0, positive))
+
+
+@pytest.mark.parametrize(("samples", "top"), [(40, 30), (700, 60)])
+def test_regressions_are_those_of_scikit_learn(samples: int, top: int) -> None:
+    """Of features that are rare, frequent, tiny, large, far from 0, and of one that separates the sides."""
+    from sklearn.linear_model import LogisticRegression
+
+    draw = np.random.default_rng(samples)
+    positive = draw.random(samples) < 0.25
+    fires = draw.random((top, samples)) < draw.uniform(0.05, 1, (top, 1))
+    x = draw.random((top, samples)) * fires + positive * draw.uniform(0, 2, (top, 1)) * (draw.random(samples) < 0.5)
+    x *= 10.0 ** draw.uniform(-3, 3, (top, 1))
+    x[0] += 100 * x[0].max()
+    x[1] = 50 * positive
+    x = x.astype(np.float32)
+    found = logistic_regressions(x, positive)
+    for each, slope, intercept in zip(x, found.slope_F, found.intercept_F, strict=True):
+        probe = LogisticRegression(solver="newton-cholesky", max_iter=200, class_weight="balanced")
+        probe.fit(each[:, None].astype(np.float64), positive)
+        assert slope == pytest.approx(probe.coef_.item(), rel=1e-5)
+        assert intercept == pytest.approx(probe.intercept_.item(), rel=1e-5, abs=1e-7)
+        assert np.array_equal(each * slope + intercept > 0, probe.predict(each[:, None]))
+
+
+def test_a_constant_feature_never_says_yes() -> None:
+    found = logistic_regressions(np.array([[0.0] * 9, [3.7] * 9]), np.arange(9) < 4)
+    assert found.slope_F.tolist() == found.intercept_F.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("last", "token"), [(False, False), (True, False), (True, True)])

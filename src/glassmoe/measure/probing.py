@@ -16,7 +16,6 @@ Legend: S texts, B texts of a pass, N tokens of a text, T tokens that are read, 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -33,8 +32,8 @@ from glassmoe.model.subject import Place, Subject, activations
 from glassmoe.results import Result
 from glassmoe.text.labelled import LEAST, Labelled
 
-from .encoder_map import require_plots
 from .intervals import interval
+from .regressions import logistic_regressions
 
 RANDOM = 20
 """Random features whose mean is `f1_random`."""
@@ -164,8 +163,7 @@ def probe_task(
     subject: Subject, readers: Mapping[str, tuple[FeedForward, Place]], task: Labelled, protocol: ProbeProtocol
 ) -> ProbeResult:
     """Probes of every class of a task on the features of every reader (name -> layer or coder, and where it reads).
-    ValueError when the model cannot read the texts, too few are left, or scikit-learn is missing."""
-    require_plots("sklearn.linear_model", "Probing")
+    ValueError when the model cannot read the texts, or too few are left."""
     draw = np.random.default_rng(protocol.seed)
     chosen = draw.permutation(len(task.texts))[: protocol.samples]
     rows, numbers, unreadable = encoded(subject, [task.texts[i] for i in chosen], task, protocol.tokens)
@@ -353,17 +351,11 @@ def _scores(
     parts: Sequence[npt.NDArray[np.int64]],
 ) -> list[npt.NDArray[np.float64]]:
     """F1 on each part of a probe of every one of these features."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    scores = [np.zeros(len(features)) for _ in parts]
-    for slot, feature in enumerate(features):
-        probe = LogisticRegression(solver="newton-cholesky", max_iter=200, class_weight="balanced")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            probe.fit(values_SF[learn, feature : feature + 1].astype(np.float64), positive_S[learn])
-        for score, part in zip(scores, parts, strict=True):
-            score[slot] = f1(probe.predict(values_SF[part, feature : feature + 1]), positive_S[part])
+    slope_F, intercept_F = logistic_regressions(values_SF[np.ix_(learn, features)].T, positive_S[learn])
+    scores = []
+    for part in parts:
+        yes_SF = values_SF[np.ix_(part, features)] * slope_F + intercept_F > 0
+        scores.append(np.array([f1(yes_S, positive_S[part]) for yes_S in yes_SF.T]))
     return scores
 
 
