@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGE = 1 << 17
 """Weights of a matrix; the calls decide how long a smaller one takes."""
@@ -43,6 +43,13 @@ def linear(x: Tensor, w_FD: Tensor, b_F: Tensor | None = None) -> Tensor:
     )
     y_F = y_F if b_F is None else y_F.add_(b_F)
     return y_F.view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, with the same weights and hooks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def combined(h: Tensor, w_FD: Tensor) -> Tensor:

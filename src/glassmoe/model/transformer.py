@@ -30,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 
 from glassmoe.layers.features import FeedForward
+from glassmoe.layers.one_token import Linear
 
 from .attention import causal_attention
 from .chunked_loss import summed_loss
@@ -80,8 +81,8 @@ class Attention(nn.Module):
         if kv_heads < config.heads:  # transformers' attention functions look for this name
             self.num_key_value_groups = config.heads // kv_heads
         bias = config.bias if config.attention_bias is None else config.attention_bias
-        self.qkv = nn.Linear(config.width, sum(self.parts) * head, bias=bias)
-        self.out = nn.Linear(config.width, config.width, bias=bias)
+        self.qkv = Linear(config.width, sum(self.parts) * head, bias=bias)
+        self.out = Linear(config.width, config.width, bias=bias)
         self.out.into_stream = True  # type: ignore[assignment]
 
     def forward(
@@ -262,7 +263,7 @@ class GlassForCausalLM(GlassPreTrainedModel, GenerationMixin):
     def __init__(self, config: GlassConfig):
         super().__init__(config)
         self.model = GlassModel(config)
-        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(config.width, config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
