@@ -16,22 +16,22 @@ from glassmoe.results import Result
 from .base import fired
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CoderReconstruction(Result):
-    """How well the features of a coder rebuild its target."""
+    """How well features rebuild a target y. Padding is not counted."""
 
     squared_error: float
-    """Mean over tokens of ||y - y^||^2."""
+    """Mean of ||y - y^||^2 over tokens."""
     variance_explained: float
-    """1 less the variance of the error as a share of the target's."""
+    """1 - sum var(y - y^) / sum var(y), with variances over tokens and sums over entries."""
     normalised_mse: float
-    """Mean squared error as a share of the target's variance."""
+    """`squared_error` / mean ||y - mean y||^2."""
     l0: float
-    """Active features per token."""
+    """Mean number of features above 0 per token."""
     alive: float
-    """Share of the features that are active on at least one token."""
+    """Share of the features that are above 0 on at least one token."""
     tokens: int
-    """Number of tokens measured."""
+    """Tokens that were read."""
 
 
 class ReconstructionSums:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from glassmoe.coders.files import header
-from glassmoe.coders.reconstruction import ReconstructionSums
+from glassmoe.coders.reconstruction import CoderReconstruction, ReconstructionSums
 from glassmoe.coders.task import corpus_for
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.readers import Reader, sources
@@ -34,9 +34,9 @@ from .saved import save_measure
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity(Result):
-    """How well features rebuild a target y, and what the model loses with the reconstruction in its place. Losses are
-    cross-entropies in nats per predicted token. Padding is not counted."""
+class Fidelity(CoderReconstruction):
+    """How well features rebuild a target, and what the model loses with the reconstruction in its place. Losses are
+    cross-entropies in nats per predicted token."""
 
     loss: float
     """Loss of the model itself."""
@@ -48,18 +48,6 @@ class Fidelity(Result):
     """`loss_spliced` - `loss`."""
     loss_recovered: float | None
     """(`loss_zero` - `loss_spliced`) / (`loss_zero` - `loss`); None where zeros change nothing."""
-    squared_error: float
-    """Mean of ||y - y^||^2 over tokens."""
-    variance_explained: float
-    """1 - sum var(y - y^) / sum var(y), with variances over tokens and sums over entries."""
-    normalised_mse: float
-    """`squared_error` / mean ||y - mean y||^2."""
-    l0: float
-    """Mean number of features above 0 per token."""
-    alive: float
-    """Share of the features that are above 0 on at least one token."""
-    tokens: int
-    """Tokens that were read."""
     rows_read: int = stored_as("rows")
     """Rows that were read."""
 

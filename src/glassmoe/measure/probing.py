@@ -111,11 +111,9 @@ class ReaderProbe(Result):
         )
 
 
-@dataclass(frozen=True)
-class ProbeResult(Result):
-    """How well single features detect the classes of a task, for each layer or coder."""
-
-    FORMATS: ClassVar = {"mean F1": ".3f"}
+@dataclass(frozen=True, kw_only=True)
+class ProbedTask(Result):
+    """A task, and how its texts were read."""
 
     task: str
     texts: int
@@ -131,7 +129,16 @@ class ProbeResult(Result):
     read: str
     """Which of them: `beginning`, `end` or `last token`."""
     top: int
+    """Features that are tried as probes."""
     splits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(ProbedTask):
+    """How well single features detect the classes of a task, for each layer or coder."""
+
+    FORMATS: ClassVar = {"mean F1": ".3f"}
+
     readers: dict[str, ReaderProbe]
     """Name of a layer or coder -> its probes."""
 

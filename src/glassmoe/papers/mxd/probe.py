@@ -14,7 +14,7 @@ from glassmoe.console import say
 from glassmoe.inspect.readers import open_readers, sources
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.probing import ProbeProtocol, ReaderProbe, probe_task
+from glassmoe.measure.probing import ProbedTask, ProbeProtocol, ReaderProbe, probe_task
 from glassmoe.measure.results_file import ResultsFile, figure, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import COLOURS, drawing, write
@@ -29,27 +29,6 @@ class ProbeRow(ReaderProbe):
     name: str
     """Name of the set of features."""
     task: str
-
-
-@dataclass(frozen=True)
-class ProbedTask(Result):
-    """A task, and how its texts were read."""
-
-    task: str
-    texts: int
-    unreadable: int
-    """Texts that the model cannot read."""
-    labels: dict[str, int]
-    """Class -> texts."""
-    left_out: dict[str, Any]
-    """Class -> texts that were left out."""
-    tokens: int
-    """Tokens of a text that are read."""
-    read: str
-    """beginning, end or last token."""
-    top: int
-    """Features that are tried as probes."""
-    splits: int
 
 
 @dataclass(frozen=True)
