@@ -111,7 +111,7 @@ class ReaderProbe(Result):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ProbedTask(Result):
     """A task, and how its texts were read."""
 
@@ -133,7 +133,7 @@ class ProbedTask(Result):
     splits: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ProbeResult(ProbedTask):
     """How well single features detect the classes of a task, for each layer or coder."""
 
