@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 import forked
 
@@ -32,6 +31,22 @@ WAITS = {
 }
 """Operations whose result Python needs, or whose shape depends on data."""
 COPIES = {"_to_copy", "copy_"}
+
+
+def leaves(values: Any) -> list[Any]:
+    """What is in tuples, lists and dictionaries. torch's trees do the same for any class, at ten times the time."""
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, tuple | list):
+        return [values]
+    return [leaf for each in values for leaf in leaves(each)]
+
+
+def mapped(change: Callable[[Any], Any], values: Any) -> Any:
+    """The same tuples, lists and dictionaries, with every leaf changed."""
+    if isinstance(values, tuple | list):
+        return type(values)([mapped(change, each) for each in values])
+    return {name: mapped(change, each) for name, each in values.items()} if isinstance(values, dict) else change(values)
 
 
 class MixedDevices(RuntimeError):
@@ -104,17 +119,17 @@ class SimulatedDevice(TorchDispatchMode):
 
     def run(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = function.overloadpacket.__name__
-        leaves = tree_leaves((args, kwargs))
-        tensors = [each for each in leaves if isinstance(each, Tensor)]
+        given = leaves((args, kwargs))
+        tensors = [each for each in given if isinstance(each, Tensor)]
         ours = [each for each in tensors if isinstance(each, SimulatedTensor)]
         if name in ("is_pinned", "_pin_memory"):
             return function(*args, **kwargs)
-        there = any(isinstance(each, torch.device) and each.type == NAME for each in leaves)
+        there = any(isinstance(each, torch.device) and each.type == NAME for each in given)
         if not ours and not there:
             return function(*args, **kwargs)
         if ours:
             self._check(function, name, tensors, args, kwargs)
-        result = function(*tree_map(self._host, args), **tree_map(self._host, kwargs))
+        result = function(*mapped(self._host, args), **mapped(self._host, kwargs))
         if name in COPIES:
             source = tensors[-1]
             target = tensors[0] if name == "copy_" else (there or (bool(ours) and kwargs.get("device") is None))
@@ -124,7 +139,7 @@ class SimulatedDevice(TorchDispatchMode):
             if name == "_to_copy" and not on_device:
                 return result
         held = {id(each.held): each for each in ours}
-        return tree_map(lambda each: self._device(each, held), result)
+        return mapped(lambda each: self._device(each, held), result)
 
     @staticmethod
     def _host(each: Any) -> Any:
@@ -148,7 +163,7 @@ class SimulatedDevice(TorchDispatchMode):
             elif each.ndim or torch.Tag.pointwise not in function.tags:
                 raise MixedDevices(f"{name} got a tensor {tuple(each.shape)} of the host beside tensors of the device")
         masked = indexing and any(
-            isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8) for each in tree_leaves(args[1])
+            isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8) for each in leaves(args[1])
         )
         uneven = name == "repeat_interleave" and kwargs.get("output_size") is None and len(tensors) > 0
         if name in WAITS or masked or (uneven and function._overloadname in ("Tensor", "self_Tensor")):

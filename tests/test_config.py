@@ -41,6 +41,7 @@ PARTS: list[tuple[Any, dict[str, Any]]] = [
     (RunConfig, {"start": {"source": "a/b-1.c", "replace_layers": [1, 2], "kl": 0.5}, "train": {"mirror": "wandb"}}),
     (FitConfig, {"source": "runs/a", "coder": {"layer": 3, "kind": "mxd"}, "optimizer": {"lr": 0.5}}),
     (FitConfig, plain(FitConfig("runs/a", coder=CoderConfig(1, "jumprelu", site="mlp-out", options={"p": 2})))),
+    (FitConfig, {"source": "gpt2", "coder": {"layer": 3}, "start_token": "<|endoftext|>"}),
 ]
 """Configurations whose values have the types of their keys."""
 INEXACT: list[tuple[Any, dict[str, Any]]] = [
@@ -53,7 +54,7 @@ INEXACT: list[tuple[Any, dict[str, Any]]] = [
     (RunConfig, {"model": {"options": {"k": "4"}}}),
     (RunConfig, {"model": {"eos_token_id": [1, 2.5]}}),
     (RunConfig, {"model": {"norm": "batchnorm"}}),
-    *((RunConfig, {"data": {"path": word}}) for word in ("null", "~", "1", "a: b", "No", "2020-01-01", "[1]")),
+    *((RunConfig, {"data": {"path": word}}) for word in ("null", "~", "1", "a: b", "a:", "No", "2020-01-01", "[1]")),
 ]
 """Configurations with values that jsonargparse changes or refuses, or may."""
 

@@ -18,7 +18,7 @@ from .config_messages import explain, hint_of
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-PLAIN_TEXT = re.compile(r"|[A-Za-z/][\w./:+-]*")
+PLAIN_TEXT = re.compile(r"|[A-Za-z/<]([\w./:|<>+-]*[\w./|<>+-])?")
 """Text that stands for nothing else in YAML, unless it is one of `WORDS`."""
 WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 
