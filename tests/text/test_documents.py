@@ -24,17 +24,11 @@ from glassmoe.cli import main as cli
 from glassmoe.data.corpus import Corpus, Rows, Sequences
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT
-from glassmoe.text import documents
+from glassmoe.text import documents, words
 from glassmoe.text import tokens as text_tokens
 from glassmoe.text.documents import TextFile, prepare_text
-from glassmoe.text.tokens import (
-    byte_lengths,
-    cut_text,
-    cuts_at_words,
-    document_encoder,
-    text_kind,
-    train_tokenizer,
-)
+from glassmoe.text.tokens import byte_lengths, cut_text, document_encoder, text_kind, train_tokenizer
+from glassmoe.text.words import WordIds, cuts_at_words
 from text_files import jsonl, made_up_texts, prepared
 
 
@@ -422,14 +416,15 @@ def byte_level(pattern: str | None, normalizer: object = None, added: tuple[str,
     [
         byte_level(None),
         byte_level(None, normalizers.NFC(), ("  ", "    ")),
-        *(byte_level(pattern) for pattern in sorted(text_tokens._SPLITS)),
+        *(byte_level(pattern) for pattern in sorted(words.SPLITS)),
     ],
     ids=["gpt2", "neox", "qwen2", "llama3"],
 )
 def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuts_at_words(own)
-    monkeypatch.setattr(text_tokens, "KNOWN_WORDS", 50)
-    monkeypatch.setattr(text_tokens, "LONGEST_WORD", 6)
+    monkeypatch.setattr(words, "KNOWN_WORDS", 50)
+    monkeypatch.setattr(words, "LONGEST_WORD", 6)
+    monkeypatch.setattr(words, "_JOINED", 7)
     encode = document_encoder(own, 0, np.dtype("<u2"))
 
     @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
@@ -449,6 +444,30 @@ def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monke
     texts += [text.replace(" ", ".\n") for text in texts]
     assert [each.tolist() for each in encode(texts)] == [[0, *own.encode(text).ids] for text in texts]
     encode(["ab"])[0][0] = 3  # an array that may be written to, as torch asks
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["none", "nfc"])
+def test_words_asked_as_one_text_have_the_ids_that_each_has_alone(normalizer: object) -> None:
+    own = byte_level(None, normalizer)
+    ids_of = WordIds(own, np.dtype("<u2"))
+
+    @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
+    @hypothesis.given(st.lists(NASTY.filter(bool), max_size=12, unique=True))
+    def equal(asked: list[str]) -> None:
+        answers = {word: np.frombuffer(raw, "<u2").tolist() for word, raw in ids_of._ask(asked)}
+        assert answers == {word: own.encode(word, add_special_tokens=False).ids for word in asked}
+
+    equal()
+
+
+def test_a_tokenizer_that_lacks_bytes_answers_words_one_by_one() -> None:
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.train_from_iterator(["ab abc\nab"] * 9, trainers.BpeTrainer(vocab_size=40, show_progress=False))
+    assert cuts_at_words(own)
+    texts = ["ab xab abcx\nab", "x", "abc  ab\n\nx ab"]
+    encode = document_encoder(own, 0, np.dtype("<u2"))
+    assert [each.tolist() for each in encode(texts)] == [[0, *own.encode(text).ids] for text in texts]
 
 
 def test_words_are_looked_up_only_where_that_is_known_to_be_exact() -> None:

@@ -7,12 +7,11 @@ added, with which every document begins.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 
 from .gguf import from_pretrained, gguf_of
+from .words import WordIds, ask, cuts_at_words, spelled_bytes
 
 SEPARATOR = "<|endoftext|>"
 LEAST_IDS = 257
@@ -28,23 +28,6 @@ LEAST_IDS = 257
 
 PIECE_CHARACTERS = 1 << 20
 """A longer text is tokenised in pieces of about this many characters, because memory is proportional to a piece."""
-
-KNOWN_WORDS, LONGEST_WORD = 1 << 17, 64
-"""Number of words whose ids an encoder caches (about 30 MB), and the length of the longest cached word in
-characters."""
-
-# The text between two cuts. Cuts are before a single space and after a single line end, between two characters that are
-# not white space. (Python counts more characters as white space than tokenizers do, which at worst saves a cut.) Cuts
-# are also between a letter and an ASCII mark, so that a word is in the cache whatever follows it.
-_MARK = r"[!-/:-@\[-`{-~]"
-_WORD = rf"\s*+{_MARK}*+[A-Za-z]++(?={_MARK}| \S)"
-_OTHER = r"\s*\S+(?:(?! \S|\n\S)\s+\S*)*(?:\n(?=\S))?|\s+"
-_WORDS = re.compile(f"{_WORD}|{_OTHER}")
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {
-    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}{_REST}" for digits in ("", "{1,3}")
-}
-"""The patterns of Qwen 2 and Llama 3. The pattern of GPT-2 is built into the byte level."""
 
 
 def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None) -> TokenKind:
@@ -118,41 +101,20 @@ def read_tokenizer(tokenizer_json: str) -> Tokenizer:
 def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Callable[[list[str]], list[Tokens]]:
     """A function from texts to their token ids, each with the separator first.
 
-    Where the tokenizer treats words separately (`cuts_at_words`), ids of words are cached, which is several times as
-    fast as tokenising them again; the result is the same.
+    Where the tokenizer treats words separately (`cuts_at_words`), ids of words are cached (`words.py`), which is
+    several times as fast as tokenising them again; the result is the same.
     """
-    known: dict[str, bytes] = {}
 
     # Decided on the first text, because most users of prepared text encode none.
     @cache
-    def cut() -> Callable[[str], list[str]] | None:
-        return _WORDS.findall if cuts_at_words(tokenizer) else None
-
-    def ask(pieces: list[str]) -> list[bytes]:
-        encoded = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        return [np.array(each.ids, dtype).tobytes() for each in encoded]
-
-    def look_up(parts: list[str]) -> list[bytes]:
-        words = cut()
-        if words is None:
-            return ask(parts)
-        pieces = [words(part) for part in parts]
-        flat = list(chain.from_iterable(pieces))
-        ids: list[bytes | None] = list(map(known.get, flat))
-        missing = [place for place, word_ids in enumerate(ids) if word_ids is None]
-        words_to_ask = list(dict.fromkeys(flat[place] for place in missing))
-        new = dict(zip(words_to_ask, ask(words_to_ask), strict=True))
-        for place in missing:
-            ids[place] = new[flat[place]]
-        if len(known) + len(new) > KNOWN_WORDS:
-            known.clear()
-        known.update((word, word_ids) for word, word_ids in new.items() if len(word) <= LONGEST_WORD)
-        rest = cast("Iterator[bytes]", iter(ids))
-        return [b"".join(islice(rest, len(some))) for some in pieces]
+    def look_up() -> Callable[[list[str]], list[bytes]]:
+        if cuts_at_words(tokenizer):
+            return WordIds(tokenizer, dtype)
+        return lambda parts: ask(tokenizer, parts, dtype)
 
     def encode(texts: list[str]) -> list[Tokens]:
         parts = [cut_text(text) for text in texts]
-        encoded = chain.from_iterable(look_up(group) for group in _groups(chain.from_iterable(parts)))
+        encoded = chain.from_iterable(look_up()(group) for group in _groups(chain.from_iterable(parts)))
         begin = np.array([start], dtype).tobytes()
         # A bytearray, because an array on bytes is read-only.
         return [np.frombuffer(bytearray().join((begin, *islice(encoded, len(some)))), dtype) for some in parts]
@@ -172,36 +134,6 @@ def _groups(parts: Iterable[str]) -> Iterator[list[str]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def cuts_at_words(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer gives the pieces of a text that `_WORDS` cuts the same tokens as the whole text. This is
-    known of byte-level BPE with the pattern of GPT-2 (also of GPT-NeoX), Llama 3 or Qwen 2. None of them joins a single
-    space to the character before it, a single line end to the character after it, or a letter to a mark after it."""
-    described = json.loads(tokenizer.to_str())
-    steps = described["pre_tokenizer"] or {}
-    steps = steps.get("pretokenizers", [steps])
-    level = steps[-1]
-    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
-        return False
-    splits = [step.get("pattern", {}).get("Regex") for step in steps[:-1]]
-    isolated = all(step.get("behavior") == "Isolated" and not step.get("invert") for step in steps[:-1])
-    known = (not splits) if level.get("use_regex", True) else (len(splits) == 1 and splits[0] in _SPLITS and isolated)
-    model, normalizer = described["model"], described["normalizer"]
-    return bool(
-        known
-        and model["type"] == "BPE"
-        and not model.get("dropout")
-        # A composed character never contains a space or a line end.
-        and (normalizer is None or normalizer["type"] == "NFC")
-        and all(_uncut(token) for token in described["added_tokens"])
-    )
-
-
-def _uncut(token: dict[str, Any]) -> bool:
-    """Whether no cut splits an added token that a text spells out; special tokens are read as text."""
-    runs_of_spaces = len(token["content"]) > 1 and not token["content"].strip(" ")
-    return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
 
 
 def cut_text(text: str, longest: int = PIECE_CHARACTERS) -> list[str]:
@@ -302,9 +234,6 @@ def byte_lengths(kind: TokenKind) -> npt.NDArray[np.int64] | None:
         or described["normalizer"] is not None
     ):
         return None
-    # The alphabet of byte-level BPE has one character a byte; added tokens are spelled as they are.
-    lengths = np.array([len(token) for token in kind.vocabulary], dtype=np.int64)
-    for added in described["added_tokens"]:
-        lengths[added["id"]] = len(added["content"].encode("utf-8"))
+    lengths = spelled_bytes(described, kind.vocabulary)
     lengths[kind.start] = 0
     return lengths
