@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from glassmoe.inspect.harvest import harvest, harvests, layer_input
+from glassmoe.inspect.harvest import _to_rows, _whole_experts, activations_at, harvest, harvests, layer_input
 from glassmoe.inspect.sample import continuations
-from glassmoe.model import FEED_FORWARD, GlassConfig, GlassForCausalLM
+from glassmoe.model import FEED_FORWARD, Features, GlassConfig, GlassForCausalLM
 from glassmoe.model.random_twins import random_twin
 from glassmoe.model.subject import load_subject
 
@@ -54,10 +54,42 @@ def test_harvest_against_all_activations_written_out(ffn: str, layer: int) -> No
     assert found.l0 == pytest.approx(active.sum(1).mean(), rel=1e-3)
 
 
+@pytest.mark.parametrize("ffn", ["switch", "moe-x"])
+def test_whole_experts_are_put_in_order_as_any_list_of_features(ffn: str) -> None:
+    layer = make(ffn).feed_forwards()[0]
+    with torch.no_grad():
+        features = layer.features(torch.randn(9, 16))
+    naive, fast = features.coalesce(), _whole_experts(features, layer.num_experts)
+    assert fast is not None and torch.equal(fast.ids, naive.ids) and torch.equal(fast.values, naive.values)
+    rows = _to_rows(features, layer.num_experts)
+    assert np.array_equal(rows.toarray(), np.maximum(features.to_dense().numpy(), 0)) and rows.has_canonical_format
+    # Half of an expert, an expert twice, features in another order, and a layer without experts.
+    half = features.ids.shape[1] // 4
+    hidden = features.width // layer.num_experts
+    others = [
+        Features(features.values[:, :half], features.width, features.ids[:, :half]),
+        Features(features.values, features.width, features.ids[:, :hidden].repeat(1, 2)),
+        Features(features.values, features.width, features.ids.flip(1)),
+    ]
+    for other in others:
+        assert _whole_experts(other, layer.num_experts) is None
+        expected = np.maximum(other.to_dense().numpy(), 0)
+        np.testing.assert_allclose(_to_rows(other, layer.num_experts).toarray(), expected, rtol=1e-6)
+    assert _whole_experts(features, 1) is None
+
+
+@pytest.mark.parametrize("ffn", ["gelu", "moe-x"])
+def test_inputs_are_those_of_a_whole_pass(ffn: str) -> None:
+    model, tokens = make(ffn), games()[0]
+    for layer in (0, 1):
+        assert torch.equal(layer_input(model, layer, tokens), activations_at(model, layer, "mlp", tokens).x)
+
+
 def test_the_first_layers_are_not_run_further_than_needed() -> None:
     model = make("gelu")
     later = []
     model.model.layers[1].register_forward_pre_hook(lambda *_: later.append(1))
+    model.feed_forwards()[0].register_forward_hook(lambda *_: later.append(0))
     layer_input(model, 0, games()[0])
     assert later == []
 

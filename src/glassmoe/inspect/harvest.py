@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glassmoe.data.tokens import Tokens
 from glassmoe.model import Features, FeedForward, GlassForCausalLM
-from glassmoe.model.subject import Activations, Site, activations, place_in
+from glassmoe.model.subject import Activations, Site, activations, inputs_at, place_in
 
 Float32 = npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def harvests(
             part = slice(start, start + batch)
             inside = np.arange(tokens_GN.shape[1]) < lengths_G[part, None]
             inside[max(0, sample - start) :] = False
-            for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[part], read).items():
+            for layer, x_GND in _inputs(model, layers, tokens_GN[part], read).items():
                 collected[layer].add(x_GND, positions_GP[part], inside)
         for layer in layers:
             harvested[layer].append(collected[layer].finish())
@@ -99,26 +99,31 @@ def layer_inputs(
     for start in range(0, len(tokens_GN), batch):
         positions = torch.from_numpy(positions_GP[start : start + batch])
         sequence_G1 = torch.arange(len(positions)).unsqueeze(1)
-        for layer, (x_GND, _) in _tapped(model, layers, tokens_GN[start : start + batch], "mlp").items():
+        for layer, x_GND in _inputs(model, layers, tokens_GN[start : start + batch], "mlp").items():
             parts[layer].append(x_GND[sequence_G1, positions].flatten(0, 1).cpu().numpy())
     return {layer: np.concatenate(each) for layer, each in parts.items()}
 
 
 def layer_input(model: GlassForCausalLM, layer: int, tokens_GN: Tokens) -> Tensor:
     """(G, N, D): what the feed-forward layer reads at every token, float32."""
-    return activations_at(model, layer, "mlp", tokens_GN).x
+    return _inputs(model, [layer], tokens_GN, "mlp")[layer]
 
 
 def activations_at(model: GlassForCausalLM, layer: int, site: Site, tokens_GN: Tokens) -> Activations:
     """What a coder of this site reads at every token and is to rebuild, each (G, N, D) float32."""
-    return _tapped(model, [layer], tokens_GN, site)[layer]
+    place = place_in(model, layer, site)
+    return activations(model, [place], _on_device(model, tokens_GN))[place]
 
 
-def _tapped(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, site: Site) -> dict[int, Activations]:
-    tokens = torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
+def _inputs(model: GlassForCausalLM, layers: Sequence[int], tokens_GN: Tokens, site: Site) -> dict[int, Tensor]:
+    """`activations_at(...).x` of several layers, in one pass that ends before the last of their MLPs computes."""
     places = {layer: place_in(model, layer, site) for layer in layers}
-    read = activations(model, list(places.values()), tokens)
+    read = inputs_at(model, list(places.values()), _on_device(model, tokens_GN))
     return {layer: read[place] for layer, place in places.items()}
+
+
+def _on_device(model: GlassForCausalLM, tokens_GN: Tokens) -> Tensor:
+    return torch.from_numpy(tokens_GN).to(next(model.parameters()).device).long()
 
 
 class _Collector:
@@ -132,26 +137,27 @@ class _Collector:
     def add(self, x_GND: Tensor, positions_GP: npt.NDArray[np.int64], sample_GN: npt.NDArray[np.bool_]) -> None:
         sequence_G1 = torch.arange(len(x_GND)).unsqueeze(1)
         chosen = self.layer.features(x_GND[sequence_G1, torch.from_numpy(positions_GP)].flatten(0, 1))
-        self.rows.append(_to_rows(chosen))
+        self.rows.append(_to_rows(chosen, self.layer.num_experts))
         sample_TD = x_GND[torch.from_numpy(sample_GN).to(x_GND.device)]
         if len(sample_TD):
             self._sample(self.layer.features(sample_TD))
 
     def _sample(self, features: Features) -> None:
         values, tokens = features.values.float(), len(features.values)
-        self.positive += int(self.layer.active(features).sum())
+        self.positive += int(self.layer.active(features).count_nonzero())
         self.tokens += tokens
+        # A feature is 0 on all tokens where its greatest and its least strength are 0.
         if features.ids is None:
-            greatest, nonzero = values.amax(0), (values != 0).any(0)
+            greatest, least = values.amax(0), values.amin(0)
         else:
             ids = features.ids.flatten()
-            greatest = torch.full((features.width,), -torch.inf, device=values.device)
-            greatest.scatter_reduce_(0, ids, values.flatten(), "amax")
-            # A token's strength is 0 for every feature that it does not list.
             silent = torch.bincount(ids, minlength=features.width) < tokens
-            greatest = torch.where(silent, greatest.clamp_min(0), greatest)
-            nonzero = torch.zeros(features.width, dtype=torch.bool, device=values.device)
-            nonzero[ids[values.flatten() != 0]] = True
+            # A token's strength is 0 for every feature that it does not list.
+            greatest, least = (
+                torch.where(silent, 0.0, start).scatter_reduce_(0, ids, values.flatten(), reduce)
+                for start, reduce in ((-torch.inf, "amax"), (torch.inf, "amin"))
+            )
+        nonzero = (greatest != 0) | (least != 0)
         self.greatest_F = torch.maximum(self.greatest_F, greatest.cpu())
         self.nonzero_F |= nonzero.cpu()
 
@@ -162,14 +168,34 @@ class _Collector:
         return Harvest(rows, maxima_F.numpy(), self.nonzero_F.numpy(), self.positive / max(1, self.tokens))
 
 
-def _to_rows(features: Features) -> Float32 | sp.csr_array:
+def _to_rows(features: Features, experts: int) -> Float32 | sp.csr_array:
     if features.ids is None:
         return features.values.float().cpu().numpy()
     # A strength of 0 or below is never active (the least threshold is 0), so it need not be kept.
-    once = features.coalesce()
+    once = _whole_experts(features, experts) or features.coalesce()
     assert once.ids is not None
-    positive = (once.values > 0).cpu()
-    ends = np.concatenate([[0], positive.sum(1).cumsum(0).numpy()])
-    values = once.values.float().cpu()[positive].numpy()
-    ids = once.ids.cpu()[positive].numpy().astype(np.int32)
-    return sp.csr_array((values, ids, ends), shape=(len(positive), features.width))
+    values, ids = once.values.float().cpu().numpy(), once.ids.cpu().numpy()
+    positive = values > 0
+    kept = np.flatnonzero(positive)
+    ends = np.concatenate([[0], positive.sum(1).cumsum()])
+    return sp.csr_array(
+        (values.ravel()[kept], ids.ravel()[kept].astype(np.int32), ends), shape=(len(values), features.width)
+    )
+
+
+def _whole_experts(features: Features, experts: int) -> Features | None:
+    """What `coalesce` returns, in less time, for tokens that list different experts with all their features in order;
+    None for others."""
+    hidden = features.width // experts
+    assert features.ids is not None
+    if experts == 1 or features.ids.shape[1] % hidden:
+        return None
+    rows = len(features.ids)
+    ids_RKF, values_RKF = (each.view(rows, -1, hidden) for each in (features.ids, features.values))
+    unit_F = torch.arange(hidden, device=ids_RKF.device)
+    first_RK, order_RK = ids_RKF[:, :, 0].sort(dim=1)
+    different = bool((first_RK[:, 1:] > first_RK[:, :-1]).all()) and bool((first_RK % hidden == 0).all())
+    if not different or not torch.equal(ids_RKF, ids_RKF[:, :, :1] + unit_F):
+        return None
+    values_RKF = values_RKF.gather(1, order_RK.unsqueeze(2).expand_as(values_RKF))
+    return Features(values_RKF.flatten(1), features.width, (first_RK.unsqueeze(2) + unit_F).flatten(1))
