@@ -36,12 +36,14 @@ QUICK = [
 
 
 LONG = [
-    *("papers/test_suite", "training/test_in_place", "training/test_loop", "coders/test_fit"),
-    *("papers/test_probe_and_steering", "hub/test_export", "training/test_simulated_device", "papers/test_figures"),
-    *("training/test_foreign_start", "coders/test_divided", "training/test_sharded_upcycling", "test_readme"),
-    *("training/test_async_checkpoints", "training/test_dry_run", "coders/test_decompose", "test_plugin"),
+    *("papers/test_suite", "training/test_loop", "coders/test_fit", "test_readme", "benchmarks/test_benchmarks"),
+    *("cli/test_explain", "training/test_in_place", "hub/test_export", "papers/test_figures", "coders/test_formats"),
+    *("training/test_simulated_device", "papers/test_probe_and_steering", "papers/test_own_rows", "api/test_tour"),
+    *("chess/test_pgn", "coders/test_decompose", "training/test_dry_run", "training/test_sharded_upcycling"),
+    *("coders/test_divided", "papers/test_frontier", "training/test_foreign_start", "papers/test_table2"),
 ]
-"""Test files of more than ten seconds, longest first. They run first, so that no process waits for the last one."""
+"""Test files of more than five seconds of CPU time, longest first. They run first, so that no process waits for the
+last one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

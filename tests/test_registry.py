@@ -31,8 +31,8 @@ def test_names_without_torch_are_those_of_the_dictionary(names: Registry, table:
 
 
 def test_a_dictionary_comes_before_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = {name: EntryPoint(name, "json:loads", "glassmoe.feed_forward") for name in ("gelu", "installed")}
-    monkeypatch.setattr(registry, "_installed", lambda group, _: points if group == "glassmoe.feed_forward" else {})
+    points = [EntryPoint(name, "json:loads", "glassmoe.feed_forward") for name in ("gelu", "installed")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "glassmoe.feed_forward" else [])
     import json
 
     assert LAYER_REGISTRY.look_up(FEED_FORWARD, "gelu") is FEED_FORWARD["gelu"]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry")
@@ -41,7 +41,7 @@ class Registry:
 
     def installed(self) -> dict[str, EntryPoint]:
         """Name -> entry point of the packages that are installed."""
-        return _installed(self.group, tuple(_changed(folder) for folder in sys.path))
+        return _installed(entry_points, self.group, tuple(_changed(folder) for folder in sys.path))
 
     def provider(self, name: str) -> str | None:
         """The installed package that provides a name; None for a built-in name and one that was added to the
@@ -79,11 +79,13 @@ class Registry:
 
 
 @cache
-def _installed(group: str, path: tuple[tuple[str, float], ...]) -> dict[str, EntryPoint]:
-    """The entry points of a group in packages on `path`, folders and when they changed. Finding them takes 5 ms or
-    more, because the metadata of every installed package is read."""
+def _installed(
+    find: Callable[..., EntryPoints], group: str, path: tuple[tuple[str, float], ...]
+) -> dict[str, EntryPoint]:
+    """The entry points of a group that `find` has in packages on `path`, folders and when they changed. Finding them
+    takes 5 ms or more, because the metadata of every installed package is read."""
     del path
-    return {point.name: point for point in entry_points(group=group)}
+    return {point.name: point for point in find(group=group)}
 
 
 def _changed(folder: str) -> tuple[str, float]:
