@@ -25,7 +25,7 @@ from glassmoe.training.distributed import Processes, share_rows, split_dimension
 from glassmoe.training.language import step_passes
 from glassmoe.training.run import commit
 from glassmoe.training.tracking import read_metrics
-from tiny_runs import assert_same_bits, on_processes, tiny, weights
+from tiny_runs import PROCESS, assert_same_bits, on_processes, tiny, weights
 
 KINDS = list(FEED_FORWARD)
 RESULTS = os.environ.get("SCALE", "")
@@ -232,6 +232,7 @@ def test_sigkill_of_any_process_loses_nothing(noise_games: Path, tmp_path: Path)
     settings = {"steps": 40, "checkpoint_every": 1, "eval_every": 20}
     configs = {"whole": five_steps(noise_games, "gelu", "adamw", **settings)}
     on_processes(3, tmp_path, configs)
+    (tmp_path / "train.py").write_text(PROCESS)
     for victim in range(3):
         name = f"killed-{victim}"
         (tmp_path / f"{name}.yaml").write_text(to_yaml(configs["whole"]))
@@ -256,7 +257,7 @@ def test_sigkill_of_any_process_loses_nothing(noise_games: Path, tmp_path: Path)
         lines = [read_metrics(tmp_path / run / "metrics.jsonl") for run in (f"{name}-on-two", "whole")]
         assert len(lines[0]) == len(lines[1]) == 40
         for a, b in zip(*lines, strict=True):
-            assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+            assert a.loss == pytest.approx(b.loss, abs=1e-6)
 
 
 @pytest.mark.slow
