@@ -112,16 +112,20 @@ def models(corpus: Path) -> dict[str, object]:
     }
 
 
+def opened(family: str, corpus: Path, run: Path) -> torch.nn.Module:
+    """The model of the run, or one of transformers with new weights."""
+    if family == "glassmoe":
+        return load_subject(str(run), "cpu").model
+    return AutoModelForCausalLM.from_config(models(corpus)[family]).eval()
+
+
 @pytest.mark.parametrize("stride", [None, 5])
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "llama", "glassmoe"])
 def test_against_the_loss_of_transformers(family: str, stride: int | None, corpus: Path, run: Path) -> None:
     """Each window by itself through the model's own `labels`, everything that is not new masked."""
     torch.manual_seed(3)
     kind = Corpus.open(corpus).kind
-    if family == "glassmoe":
-        model = load_subject(str(run), "cpu").model
-    else:
-        model = AutoModelForCausalLM.from_config(models(corpus)[family]).eval()
+    model = opened(family, corpus, run)
     texts = made_up_texts(6, seed=5)
     found = text_perplexity(model, kind, as_text(texts), 12, stride)
     nats, tokens = 0.0, 0
@@ -200,10 +204,7 @@ def test_passes_that_share_blocks_equal_whole_passes_to_the_last_bit(family: str
     """Naive: each coder in place of its target in passes of their own."""
     torch.manual_seed(3)
     kind = Corpus.open(corpus).kind
-    if family == "glassmoe":
-        model = load_subject(str(run), "cpu").model
-    else:
-        model = AutoModelForCausalLM.from_config(models(corpus)[family]).eval()
+    model = opened(family, corpus, run)
     settings, coders = text_settings(model), {}
     width = settings.hidden_size
     for layer in range(settings.num_hidden_layers):

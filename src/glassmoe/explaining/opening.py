@@ -140,7 +140,7 @@ def open_all_examples(
         for layer in lacking:
             say(f"examples of {_name(layer, wanted.keep)} are gathered into {folders[layer.name]}")
             about = {"reader": _name(layer, wanted.keep), "layer": layer.number}
-            row = row_of(layer) or context
+            row = fitted_row(layer) or context
             requests.append(StoreRequest(folders[layer.name], layer.layer, layer.place, about, row))
         made = make_stores(requests, subject, corpus, wanted, (mine.which, mine.of))
         stores |= {layer.name: store for layer, store in zip(lacking, made, strict=True)}
@@ -159,7 +159,7 @@ def open_all_examples(
     return opened
 
 
-def row_of(layer: Reader) -> int | None:
+def fitted_row(layer: Reader) -> int | None:
     """Tokens of the rows that a coder learned from; None for other layers."""
     return None if layer.config is None else int(layer.config.data.rows.rpartition(":")[2]) - 1
 

@@ -8,7 +8,7 @@ lock, and writes, for all suites in the same way.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -165,6 +165,11 @@ def merged(
 def origin(device: str) -> dict[str, Any]:
     """`commit` and `hardware` of this measurement."""
     return {"commit": commit(), "hardware": describe(pick_device(device))}
+
+
+def option_words(options: Mapping[str, Any]) -> str:
+    """Options of a command as it is typed, each with a space before it; those that are None are left out."""
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
 
 
 def section(title: str, text: str, header: Sequence[str], lines: Sequence[Sequence[Any]]) -> list[str]:

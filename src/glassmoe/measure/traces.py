@@ -25,7 +25,7 @@ from glassmoe.tracing.acting import compared
 from glassmoe.tracing.tracer import FEATURES, Tracer, require_coder
 
 from .intervals import interval, plus_minus
-from .results_file import ResultsFile, merged, origin, section
+from .results_file import ResultsFile, merged, option_words, origin, section
 from .trace_holds import HeldAgreement, TraceInterval, agreements, holds_of
 from .traced_prompts import FinishedPrompts, TracedPrompt, traced_prompt
 
@@ -188,8 +188,7 @@ def traces(
         "features": None if features == FEATURES else features,
         "seed": seed or None,
     }
-    words = "".join(f" --{option} {value}" for option, value in options.items() if value is not None)
-    command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}{words}"
+    command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}{option_words(options)}"
     written: TraceResults | None = None
     for path in runs:
         model = Model(*open_readers(path, own=False, device=device), Path(path))

@@ -73,8 +73,7 @@ def head_parts(frozen: FrozenModel, targets: Targets, written: Written, row_E: T
             if not len(moved):
                 return
             values_HPRC = block.attention.values_backward(attended_RPD)
-            # A source's part through a head is a product of C numbers of the head, which few products per source give,
-            # and not of D numbers of the stream.
+            # Products at a head's width C are cheaper for many edges than products at the stream's width D.
             used, which = sources[moved].unique(return_inverse=True)  # noqa: B023
             wrote = used.to(device)
             read_NGC = block.attention.values_of(written.vectors_ND[wrote], written.position_N[used].to(device))

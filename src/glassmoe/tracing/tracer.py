@@ -6,7 +6,7 @@ Legend: S positions, L blocks, M sources, K targets, N nodes, E edges, D width, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -174,7 +174,7 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
     return layers
 
 
-def require_coder(names: Iterable[str], wanted: str) -> None:
+def require_coder(names: Collection[str], wanted: str) -> None:
     """ValueError unless `wanted` is one of these names of coders, such as 15/mxd-k32, or what stands behind the layer's
     number in one."""
     if not any(wanted in (name, name.rpartition("/")[2]) for name in names):

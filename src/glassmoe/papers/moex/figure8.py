@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
-from glassmoe.explaining.opening import LayerExamples, open_all_examples, open_layers, row_of
+from glassmoe.explaining.opening import LayerExamples, fitted_row, open_all_examples, open_layers
 from glassmoe.explaining.results import MeanInterval, ScoreSummary
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
 from glassmoe.inspect.readers import Reader
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import plus_minus
-from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.measure.results_file import ResultsFile, figure, option_words, origin
 from glassmoe.model.subject import Subject
 from glassmoe.pages.plots import drawing, write
 from glassmoe.results import Result, markdown_table, stored_as
@@ -156,20 +156,19 @@ def figure8(
     opened = [(str(run), *open_layers(run, layer, coder="all", device=device)) for run in runs]
     opened = _chosen(opened, coders)
     # Layers of a pretrained model are read in the rows of the coders beside them.
-    context = min((row for _, _, readers in opened for each in readers if (row := row_of(each))), default=None)
+    context = min((row for _, _, readers in opened for each in readers if (row := fitted_row(each))), default=None)
     names = [Path(run).name for run in runs]
     options = {
         "layer": layer,
         "coder": ",".join(coders) or None,
         "features": features,
         "tokens": tokens,
-        "min-windows": min_windows or None,
+        "min_windows": min_windows or None,
         "seed": seed or None,
         "judge": judge.name,
     }
-    words = "".join(f" --{option} {value}" for option, value in options.items() if value is not None)
     table = Figure8Results(
-        command=f"glassmoe reproduce figure8 {' '.join(names)}{words}",
+        command=f"glassmoe reproduce figure8 {' '.join(names)}{option_words(options)}",
         protocol=protocol.identity(),
         judge={"name": judge.name, **judge.about},
         features=count,

@@ -23,7 +23,7 @@ from glassmoe.inspect.readers import Reader, open_coders
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.fidelity import CoderFidelity, evaluate_fidelity
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, merged, origin
+from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, merged, option_words, origin
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.pages.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
@@ -235,7 +235,7 @@ def mxd_frontier(
     settings: dict[str, Any] = {"features": features, "activation": activation, "tokens": tokens}
     settings |= {"batch_tokens": batch_tokens, "context": context, "lr": lr, "normalise": normalise}
     options |= {"games": games or None, **settings}
-    words = "".join(f" --{option.replace('_', '-')} {value}" for option, value in options.items() if value is not None)
+    words = option_words(options)
     subject = load_subject(model, device)
     for seed in seeds:
         folder = out / name / "+".join(coders) / f"seed{seed}"
