@@ -8,7 +8,7 @@ import pytest
 
 from glassmoe.chess.selfplay import generate
 from glassmoe.cli.main import main
-from glassmoe.papers.mxd.frontier import BOARDS, FIDELITY, FrontierResults, FrontierRow, claims
+from glassmoe.papers.mxd.frontier import BOARDS, FIDELITY, FrontierResults, FrontierRow, _against_tokens, claims
 from glassmoe.training.language import train
 from text_files import made_up_texts, prepared, random_gpt2
 from tiny_runs import tiny
@@ -71,6 +71,21 @@ def test_the_page_says_where_fits_differ() -> None:
     assert "| learning rate " in rates and "| 4.0e-03 to 6.0e-03 |" in rates and "| tokens" not in rates
 
 
+def test_curves_are_means_over_seeds() -> None:
+    """At 512 tokens mxd has (0.5 + 0.7) / 2; a coder that was not validated there has no number."""
+
+    def learned(name: str, seed: int, *points: tuple[int, float]) -> FrontierRow:
+        curve = [{"tokens": tokens, "normalised_mse": mse, "l0": 4.0} for tokens, mse in points]
+        return replace(row(name, 4, seed, 0.2, 0.1), curve=FrontierRow.from_dict({"curve": curve}).curve)
+
+    rows = [learned("mxd", 0, (512, 0.5), (1024, 0.3)), learned("mxd", 1, (512, 0.7)), learned("moe-x", 0, (1024, 0.9))]
+    _, _, table = _against_tokens(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert lines[0] == ["k", "tokens", "mxd", "moe-x"]
+    assert lines[2:] == [["4", "512", "0.600", "-"], ["4", "1,024", "0.300", "0.900"]]
+    assert _against_tokens([row("mxd", 4, 0, 0.2, 0.1)]) == []  # rows of earlier versions
+
+
 def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text"
     prepared(text, made_up_texts(200), valid_share=0.3)
@@ -91,6 +106,7 @@ def test_from_model_to_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert page == FrontierResults.from_dict(kept).page("mxd-frontier-small-layer1")
     assert "mxd is ahead of transcoder at k = 2 in normalised MSE" in page
     assert (tmp_path / "results/figures/mxd-frontier-small-layer1.png").stat().st_size > 1000
+    assert all(r["curve"][-1]["tokens"] == 4096 for r in rows) and "## Against tokens" in page
     more = [*words.split(), "--batch-tokens", "512", "--seeds", "0", "--coders", "mxd-relu", "--k", "4"]
     assert main(more) == 0  # joins what is there
     kept = json.loads((tmp_path / "results/mxd-frontier-small-layer1.json").read_text())

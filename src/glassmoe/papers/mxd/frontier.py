@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any, ClassVar, NamedTuple
 
 from glassmoe.chess.board_evaluation import evaluate_boards
@@ -27,6 +28,8 @@ from glassmoe.measure.results_file import ResultsFile, figure, joined_remarks, m
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.pages.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
+from glassmoe.training.records import METRICS
+from glassmoe.training.tracking import read_metrics
 
 DEFAULT = ("mxd", "mxd-one", "transcoder", "skip-transcoder")
 RIVALS = DEFAULT[2:]
@@ -77,7 +80,21 @@ FACTS: dict[str, Callable[[Any], str]] = {
 """Facts in the page's first sentences, and how each is written. Rows that join a file may differ in them."""
 FIT_COLUMNS = {"tokens_fitted": "tokens", "lr": "learning rate"}
 """Facts that are columns of the table too where rows differ."""
+CURVE_LEGEND = (
+    "Normalised MSE on a few held-out rows of the data, the same each time, while the learning rate falls; means over "
+    "seeds."
+)
 BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as many others chose the features."
+
+
+@dataclass(frozen=True)
+class FrontierPoint(Result):
+    """One validation of a coder during its fit."""
+
+    tokens: int
+    """Tokens that it had learned from."""
+    normalised_mse: float
+    l0: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +115,8 @@ class FrontierRow(CoderFidelity):
     """Games that tested the features on boards; as many others chose them."""
     held_out_coverage: float | None = omitted()
     reconstruction: float | None = omitted()
+    curve: list[FrontierPoint] | None = omitted()
+    """Validations during the fit, on the same tokens each time; None where they were not kept."""
 
     def value(self, measure: str) -> float | None:
         number: float | None = getattr(self, measure)
@@ -178,6 +197,7 @@ class FrontierResults(ResultsFile):
             LEGEND,
             BOARDS_LEGEND.format(games=max(row.games or 0 for row in rows)) if boards else None,
             *(self.remarks or []),
+            *_against_tokens(rows),
             "## The paper's claims",
             "Yes or no where the 95% interval of the difference within seeds decides.",
             markdown_table(["claim", "here", "difference", "n", "paper"], answers),
@@ -263,7 +283,7 @@ def mxd_frontier(
             command=f"glassmoe reproduce mxd-frontier --model {Path(model).name} --layer {layer} --data DATA" + words,
             data_sha256=corpus.fingerprint,
             source_sha256=next(iter(measured.values()))["source_sha256"],
-            entries=_rows(seed, config, measured),
+            entries=_rows(seed, config, measured, curves(folder)),
             **origin(config.train.device),
         ).save(results, name)
     return saved
@@ -279,13 +299,25 @@ def _measure_boards(
         measured[name] |= {"games": games, **{key: getattr(layer, key) for key in BOARDS}}
 
 
-def _rows(seed: int, config: SweepConfig, measured: dict[str, dict[str, Any]]) -> list[FrontierRow]:
+def curves(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Each coder's validations during a sweep, in the order of the steps: what the fields of `FrontierPoint` hold."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in read_metrics(folder / METRICS):
+        for name, values in line.get("valid_coders", {}).items():
+            found.setdefault(name, []).append({"tokens": line.tokens, **values})
+    return found
+
+
+def _rows(
+    seed: int, config: SweepConfig, measured: dict[str, dict[str, Any]], validated: Mapping[str, Any]
+) -> list[FrontierRow]:
     length = int(config.data.rows.split(":")[1]) - 1
     fitted = {"tokens_fitted": config.train.steps * config.train.batch_rows * length, "steps": config.train.steps}
     by_folder = config.fits()
     return [
         FrontierRow.from_dict(
             {"name": by_folder[folder].coder.label, "seed": seed, **fitted, "lr": config.optimizer.lr, **values}
+            | {"curve": validated.get(folder)}
         )
         for folder, values in measured.items()
     ]
@@ -341,6 +373,22 @@ def _line(
         words("dead", 0),
     ]
     return [name, k, len(group), *fit, *facts, *numbers, *map(words, boards)]
+
+
+def _against_tokens(rows: Sequence[FrontierRow]) -> list[str]:
+    """The learning curves: a line for each k and number of tokens, a column for each coder, means over seeds."""
+    values: dict[tuple[int, int], dict[str, list[float]]] = {}
+    for row in rows:
+        for point in row.curve or []:
+            values.setdefault((row.k, point.tokens), {}).setdefault(row.name, []).append(point.normalised_mse)
+    if not values:
+        return []
+    names = list(dict.fromkeys(row.name for row in rows if row.curve))
+    lines = [
+        [k, f"{tokens:,}", *(f"{mean(at[name]):.3f}" if name in at else None for name in names)]
+        for (k, tokens), at in sorted(values.items())
+    ]
+    return ["## Against tokens", CURVE_LEGEND, markdown_table(["k", "tokens", *names], lines)]
 
 
 def draw(rows: Sequence[FrontierRow], path: Path) -> list[Path]:
