@@ -491,4 +491,4 @@ def test_figure8_reads_a_model_once_for_its_coders_and_takes_a_choice_of_them(
     rows = json.loads((tmp_path / "figure8-both.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["coders/1/mxd-k4", "gelu, k = 32"]
     assert main([*words, "--coder", "mxd-k9"]) == 2
-    assert "there is no coder 'mxd-k9'; choose from mxd-k4, transcoder-k4" in capsys.readouterr().err
+    assert "there is no coder 'mxd-k9'; choose one of mxd-k4, transcoder-k4" in capsys.readouterr().err

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glassmoe.coders.names import is_meant
+
 from .arguments import suggest
 
 WEIGHTS = "coder.safetensors"
@@ -47,7 +49,7 @@ def _check_coders(path: Path, coders: list[str], layers: Sequence[int] | None, c
     if wrong:
         raise ValueError(f"layer {wrong[0]} is not in {path}: it has layers {', '.join(map(str, numbers))}")
     at_layers = [name for name in coders if layers is None or "/" not in name or int(name.partition("/")[0]) in layers]
-    chosen = [name for name in at_layers if coder is None or coder in (name, name.rpartition("/")[2])]
+    chosen = [name for name in at_layers if is_meant(name, coder)]
     if coder is not None and not chosen:
         raise ValueError(f"there is no coder {coder!r} in {path}; {suggest(coder, at_layers)}")
     if one and len(chosen) > 1:

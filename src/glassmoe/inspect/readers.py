@@ -10,6 +10,7 @@ from pathlib import Path
 from glassmoe.coders.base import Coder
 from glassmoe.coders.configuration import FitConfig
 from glassmoe.coders.files import coder_folders, header, load_coder
+from glassmoe.coders.names import is_meant, require_coder
 from glassmoe.model import FeedForward
 from glassmoe.model.loading import Loading
 from glassmoe.model.neurons import neurons
@@ -125,10 +126,11 @@ def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place
 def one_reader(readers: Mapping[str, Reader], coder: str | None = None) -> Reader:
     """The only reader, or the only one called `coder`. ValueError that lists them when there are several, or none of
     that name."""
-    fitting = [each for name, each in readers.items() if coder is None or coder in (name, name.rpartition("/")[2])]
+    if coder is not None:
+        require_coder(readers, coder)
+    fitting = [each for name, each in readers.items() if is_meant(name, coder)]
     if len(fitting) != 1:
-        reason = "several layers or coders fit" if fitting else f"there is no coder {coder!r}"
-        raise ValueError(f"{reason}; choose one of {', '.join(readers)} by layer and coder")
+        raise ValueError(f"several layers or coders fit; choose one of {', '.join(readers)} by layer and coder")
     return fitting[0]
 
 

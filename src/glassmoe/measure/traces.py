@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from glassmoe.coders.names import require_coder
 from glassmoe.console import say
 from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
@@ -22,7 +23,7 @@ from glassmoe.inspect.readers import open_readers
 from glassmoe.model.subject import Subject
 from glassmoe.results import Result, markdown_table, omitted, stored_as
 from glassmoe.tracing.acting import compared
-from glassmoe.tracing.tracer import FEATURES, Tracer, require_coder
+from glassmoe.tracing.tracer import FEATURES, Tracer
 
 from .intervals import interval, plus_minus
 from .results_file import ResultsFile, merged, option_words, origin, section

@@ -6,7 +6,7 @@ Legend: S positions, L blocks, M sources, K targets, N nodes, E edges, D width, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from glassmoe.coders.base import Coder
 from glassmoe.coders.mxd import MxD
+from glassmoe.coders.names import is_meant, require_coder, short_name
 from glassmoe.layers.features import FeedForward
 from glassmoe.layers.moe import MoE
 from glassmoe.model.families import family_of
@@ -157,7 +158,7 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
     if coders and wanted is not None:
         require_coder(coders, wanted)
     for name, (coder, place) in coders.items():
-        if wanted is not None and wanted not in (name, name.rpartition("/")[2]):
+        if not is_meant(name, wanted):
             continue
         if not isinstance(coder, Coder) or not coder.stands_for_mlp or place.module not in places:
             raise ValueError(
@@ -168,14 +169,7 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
         if number in layers:
             raise ValueError(
                 f"the coders {layers[number][0]} and {name} stand for the same MLP; choose one kind with coder, such "
-                f"as {name.rpartition('/')[2]}"
+                f"as {short_name(name)}"
             )
         layers[number] = name, coder
     return layers
-
-
-def require_coder(names: Collection[str], wanted: str) -> None:
-    """ValueError unless `wanted` is one of these names of coders, such as 15/mxd-k32, or what stands behind the layer's
-    number in one."""
-    if not any(wanted in (name, name.rpartition("/")[2]) for name in names):
-        raise ValueError(f"there is no coder {wanted!r}; choose one of {', '.join(names)}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from glassmoe.coders.names import require_coder, short_name
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
 from glassmoe.explaining.opening import LayerExamples, fitted_row, open_all_examples, open_layers
@@ -192,13 +193,13 @@ def figure8(
             saved = table.save(results, f"figure8-{name or names[0]}")
 
     for run, subject, readers in opened:
-        sparse = [reader for reader in readers if _kind(reader) not in DENSE]
+        sparse = [reader for reader in readers if short_name(reader.name) not in DENSE]
         if sparse:
             add(run, subject, sparse, None)
-    fires = [each.l0 for each in table.entries if each.reader.rpartition("/")[2] == "moe-x"]
+    fires = [each.l0 for each in table.entries if short_name(each.reader) == "moe-x"]
     usual_keep = keep or (max(1, round(sum(fires) / len(fires))) if fires else CHECK)
     for run, subject, readers in opened:
-        dense = [reader for reader in readers if _kind(reader) in DENSE]
+        dense = [reader for reader in readers if short_name(reader.name) in DENSE]
         for k in dict.fromkeys((usual_keep, CHECK)) if dense else ():
             add(run, subject, dense, k)
     return saved
@@ -214,18 +215,13 @@ def _chosen(opened: list[Opened], coders: Sequence[str]) -> list[Opened]:
     if not coders:
         return opened
     readers = [reader for _, _, own in opened for reader in own if reader.config is not None]
-    known = dict.fromkeys(_kind(reader) for reader in readers)
-    missing = [name for name in coders if name not in known]
-    if missing:
-        raise ValueError(f"there is no coder {missing[0]!r}; choose from {', '.join(known) or 'none'}")
+    known = dict.fromkeys(short_name(reader.name) for reader in readers)
+    for name in coders:
+        require_coder(known, name)
     return [
-        (run, subject, [reader for reader in own if reader.config is None or _kind(reader) in coders])
+        (run, subject, [reader for reader in own if reader.config is None or short_name(reader.name) in coders])
         for run, subject, own in opened
     ]
-
-
-def _kind(reader: Reader) -> str:
-    return reader.name.rpartition("/")[2]
 
 
 def _explained(
