@@ -95,6 +95,8 @@ ROWS: dict[str, RowMaker] = {
     "moe-x-learned-router": TableRow({"ffn": "moe-x", "router": "learned"}),
     **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
     "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
+    # Of recipes that spread tokens by a stronger balance loss than others.
+    **{f"{ffn}-weak-balance": TableRow({"ffn": ffn, "balance": 0.01}) for ffn in ("switch", "moe-x")},
     # Loss ablations: one change of MoE-X at a time.
     **{f"{ffn}-short": _short(ffn=ffn) for ffn in ("gelu", "relu", "switch", "moe-x")},
     "moe-x-learned-router-short": _short(ffn="moe-x", router="learned"),
