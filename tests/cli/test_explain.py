@@ -21,7 +21,7 @@ from glassmoe.papers.moex.best_explained import KindScores, speaks_of
 from glassmoe.papers.moex.chess_explained import ChessExplainedResults
 from glassmoe.papers.moex.figure8 import Figure8Results
 from glassmoe.training.language import train
-from text_files import made_up_texts, prepared, random_gpt2
+from text_files import made_up_texts, prepared, random_gpt2, random_llama
 from tiny_runs import tiny
 
 SMALL = "--per-decile 1 --silent 6 --tokens 3000"
@@ -382,6 +382,29 @@ def test_figure8_from_runs_to_the_page(text_runs: Path, tmp_path: Path, capsys: 
     assert found["rows"][-1]["best"][0]["expert"] is None
     assert main([*words, "--judge", "none"]) == 2
     assert "figure8 shows the accuracy of detection" in capsys.readouterr().err
+
+
+def test_figure8_by_a_model_on_this_machine(text_runs: Path, tmp_path: Path) -> None:
+    """A random model scores the explanations of rules, with an answer to every question."""
+    prepared(tmp_path / "text", made_up_texts(60))
+    judge = random_llama(tmp_path / "llama", tmp_path / "text", layers=1)
+    config = judge / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4096}))
+    words = (
+        f"reproduce figure8 {text_runs / 'coders'} --coder transcoder-k4 --layer 1 --features 12 {SMALL} --name local"
+    )
+    asked = f"--judge local:{judge} --explainer rules --judge-cache {tmp_path / 'judges'} --results {tmp_path}"
+    assert main(f"{words} {asked}".split()) == 0
+    found = json.loads((tmp_path / "figure8-local.json").read_text())
+    assert found["command"].endswith("--per-decile 1 --silent 6 --judge llama --explainer rules")
+    (row,) = found["rows"]
+    scores = row["scores"]
+    assert scores["detection"]["examples"] == scores["probability"]["examples"] > 0 == scores["detection"]["failed"]
+    assert 0 <= scores["probability"]["auc"]["mean"] <= 1
+    page = (tmp_path / "figure8-local.md").read_text()
+    assert "AUC of yes, shuffled" in page and "Judged by llama-of-rules" in page
+    lines = lines_of(text_runs / "coders/explanations/1-transcoder-k4/llama-of-rules.jsonl")
+    assert {line["explainer"] for line in lines if line["explanation"]} == {"rules"}
 
 
 def test_rules_of_place_are_counted_apart() -> None:

@@ -26,6 +26,7 @@ def explain(
     features: Numbers = 1000,
     feature: int | None = None,
     judge: str = "rules",
+    explainer: Literal["judge", "rules"] = "judge",
     judge_model: str | None = None,
     judge_settings: dict[str, Any] | None = None,
     judge_cache: PathLike = Path("runs/judges"),
@@ -61,6 +62,7 @@ def explain(
         feature: This feature alone.
         judge: Who explains and scores: none, rules, embedding[:PATH], local:PATH, the address of an OpenAI-compatible
             endpoint such as http://localhost:8000/v1, or a judge of your own.
+        explainer: Who writes the explanations that the judge scores: the judge itself, or rules.
         judge_model: Of an endpoint: the model that is asked.
         judge_settings: Of an endpoint: what else every request says, a JSON object (default: temperature 0).
         judge_cache: Folder of the judges' answers.
@@ -123,7 +125,7 @@ def explain(
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
 
-    asked = make_judge(judge, model=judge_model, **options)
+    asked = make_judge(judge, model=judge_model, explainer=explainer, **options)
     from glassmoe.explaining.explained import explain_layers
     from glassmoe.explaining.opening import open_layers
 

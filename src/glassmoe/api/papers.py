@@ -121,6 +121,7 @@ def figure8(
     keep: int | None = None,
     data: PathLike | None = None,
     judge: str = "rules",
+    explainer: Literal["judge", "rules"] = "judge",
     judge_model: str | None = None,
     judge_settings: dict[str, Any] | None = None,
     judge_cache: PathLike = Path("runs/judges"),
@@ -148,6 +149,7 @@ def figure8(
         keep: k of layers that are not sparse, besides 32 (default: the L0 of the MoE-X).
         data: Prepared data to read (default: that of each run).
         judge: Who explains and scores, as for `explain`.
+        explainer: Who writes the explanations that the judge scores: the judge itself, or rules.
         judge_model: Of an endpoint: the model that is asked.
         judge_settings: Of an endpoint: what else every request says, a JSON object (default: temperature 0).
         judge_cache: Folder of the judges' answers.
@@ -167,14 +169,14 @@ def figure8(
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
 
-    explainer = make_judge(judge, model=judge_model, **options)
+    chosen = make_judge(judge, model=judge_model, explainer=explainer, **options)
     from glassmoe.papers.moex.figure8 import figure8 as measure
 
     return measure(
         paths(runs),
         layer=layer,
         coders=names(coder, "coder") or [],
-        judge=explainer,
+        judge=chosen,
         scale=scale,
         features=features,
         keep=keep,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from glassmoe.registry import JUDGE_REGISTRY
 
@@ -18,6 +18,12 @@ from .chat import Answers, Chat, Endpoint
 
 if TYPE_CHECKING:  # an unknown judge is reported before numpy and torch are imported
     from .trials import Judge
+
+
+Explainer = Literal["judge", "rules"]
+"""Who writes the explanations that a judge scores."""
+OF_RULES = "-of-rules"
+"""Ends the name of a judge that scores the explanations of rules."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ def make_judge(
     max_cost: float | None = None,
     prices: tuple[float, float] | None = None,
     device: str = "auto",
+    explainer: Explainer = "judge",
 ) -> Judge:
     """The judge `name`: none, rules, embedding[:PATH], local:PATH, the address of an OpenAI-compatible endpoint, or
     a judge of another package. An endpoint is asked one question at once, so that a wrong address or key fails early.
 
     `model`: behind an endpoint. `settings`: of its requests (default: temperature 0). `cache`: folder of answers.
-    `max_calls`, `max_cost` (dollars, with `prices`): limits. ValueError for an unknown name, with the nearest known
+    `max_calls`, `max_cost` (dollars, with `prices`): limits. `explainer`: who writes the explanations that the judge
+    scores: the judge itself, or `rules`. ValueError for an unknown name, with the nearest known
     one, and for options that the judge does not take.
     """
     options = JudgeOptions(
@@ -79,7 +87,17 @@ def make_judge(
         device=device,
     )
     kind, _, argument = name.partition(":")
-    return JUDGE_REGISTRY.look_up(JUDGES, kind)(argument, options)
+    judge = JUDGE_REGISTRY.look_up(JUDGES, kind)(argument, options)
+    return judge if explainer == "judge" or judge.name in ("rules", "none") else _of_rules(judge)
+
+
+def _of_rules(judge: Judge) -> Judge:
+    """The judge with the explanations of the judge `rules`, and files of its own."""
+    from .offline import rule_judge
+
+    rules = rule_judge()
+    about = {**judge.about, "explainer": {"name": rules.name, **rules.about}}
+    return judge._replace(name=judge.name + OF_RULES, about=about, explain=rules.explain)
 
 
 def make_chats(url: str, models: Sequence[str], options: JudgeOptions) -> list[Chat]:
@@ -119,13 +137,13 @@ def _embedding(argument: str, options: JudgeOptions) -> Judge:
 
 
 def _local(argument: str, options: JudgeOptions) -> Judge:
-    from .asking import chat_judge
     from .local import LocalChat
+    from .yes_no import yes_no_judge
 
     options.forbid_model("local")
     if not argument:
         raise ValueError("the judge local needs a folder of transformers files; give --judge local:PATH")
-    return chat_judge(LocalChat(Path(argument), options.answers(), options.device))
+    return yes_no_judge(LocalChat(Path(argument), options.answers(), options.device))
 
 
 def _endpoint(url: str, options: JudgeOptions) -> Judge:

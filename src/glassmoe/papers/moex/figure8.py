@@ -20,6 +20,7 @@ from typing import Any, Literal
 from glassmoe.coders.names import require_coder, short_name
 from glassmoe.console import say
 from glassmoe.explaining.explained import choose_features, explain_features, gathering_for
+from glassmoe.explaining.judges import OF_RULES
 from glassmoe.explaining.opening import LayerExamples, fitted_row, open_all_examples, open_layers
 from glassmoe.explaining.results import MeanInterval, ScoreSummary
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
@@ -97,7 +98,7 @@ class Figure8Results(ResultsFile):
             counted = [f"{row.l0:.1f}", f"{row.scored} of {row.features}", row.silent]
             own = [row.score("detection", key) for key in ("balanced_accuracy", "f1")]
             control = row.score("detection", "balanced_accuracy", control=True)
-            lines.append([row.name, *counted, *own, control, *(row.score(other, key) for other, key in _OTHERS)])
+            lines.append([row.name, *counted, *own, control, *(row.score(*other) for other in _OTHERS)])
             detection = row.scores.get("detection")
             accuracies = _tenths(detection) if detection else [None] * 11
             tenths.append([row.name, *(None if each is None else each.mean for each in accuracies)])
@@ -164,9 +165,12 @@ def figure8(
         "coder": ",".join(coders) or None,
         "features": features,
         "tokens": tokens,
+        "per_decile": None if per_decile == 10 else per_decile,
+        "silent": None if silent == 100 else silent,
         "min_windows": min_windows or None,
         "seed": seed or None,
-        "judge": judge.name,
+        "judge": judge.name.removesuffix(OF_RULES),
+        "explainer": "rules" if judge.name.endswith(OF_RULES) else None,
     }
     table = Figure8Results(
         command=f"glassmoe reproduce figure8 {' '.join(names)}{option_words(options)}",
@@ -296,8 +300,17 @@ def _cell(text: str) -> str:
     return text.replace("`", "'").replace("|", "/").replace("\n", "\\n")
 
 
-_OTHERS = (("fuzzing", "balanced_accuracy"), ("embedding", "auc"))
-_HEADER = ("features", "L0", "scored", "silent", "balanced accuracy", "F1", "shuffled", "fuzzing", "AUC")
+_OTHERS = (
+    ("fuzzing", "balanced_accuracy", False),
+    ("embedding", "auc", False),
+    ("probability", "auc", False),
+    ("probability", "auc", True),
+)
+"""Scorer, number, and whether of another feature's explanation, of the columns that not all judges have."""
+_HEADER = (
+    *("features", "L0", "scored", "silent", "balanced accuracy", "F1", "shuffled"),
+    *("fuzzing", "AUC", "AUC of yes", "AUC of yes, shuffled"),
+)
 
 
 def _mean(score: MeanInterval | None) -> str:
