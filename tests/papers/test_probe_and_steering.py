@@ -1,6 +1,7 @@
 """Probes and steering of coders beside each other, from a decomposition to the page, and differences by hand."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from chat_server import Reply, said, serving
 from glassmoe.cli.main import main
 from glassmoe.explaining.chat import Chat, Endpoint
+from glassmoe.explaining.ratings import rate_texts
 from glassmoe.papers.mxd.probe import ProbeResults, ProbeRow, differences
 from glassmoe.papers.mxd.steering import SteeringResults, SteeringRow, judged
-from text_files import made_up_texts, prepared, random_gpt2
+from text_files import made_up_texts, prepared, random_gpt2, random_llama
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,37 @@ def test_empty_texts_are_not_judged() -> None:
     assert "1 of 2" in page
 
 
+def test_steering_is_judged_by_a_model_on_this_machine(coders: Path, tmp_path: Path) -> None:
+    judge = random_llama(tmp_path / "llama", coders.parent / "text", layers=1)
+    config = judge / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
+    words = f"reproduce mxd-steering {coders} --coder mxd-k4 --features 2 --prompt a --results {tmp_path} --name small"
+    asked = f"--judge local:{judge} --judge-cache {tmp_path / 'judges'}"
+    assert main(f"{words} {asked}".split()) == 0
+    found = json.loads((tmp_path / "mxd-steering-small.json").read_text())
+    assert found["command"].endswith("--coder mxd-k4 --features 2 --amount 100 --judge local:llama")
+    assert [row["name"] for row in found["rows"]] == ["1/mxd-k4"] * 3 + ["1/neurons"] * 3
+    assert all(0 < row["judges"]["llama"][name] < 1 for row in found["rows"] for name in ("concept", "fluency"))
+    assert found["judges"][0]["asked"] == 2 * 6 and not found["judges"][0]["failed"]
+    page = (tmp_path / "mxd-steering-small.md").read_text()
+    assert page == SteeringResults.from_dict(found).page("mxd-steering-small")
+    assert "how fluent they are, by the probability of yes to each question." in page
+
+
+def test_a_rating_by_odds() -> None:
+    """Odds of 0 are a chance of a half, ln 3 is three to one."""
+
+    class Asked:
+        def odds(self, conversations):
+            concept, fluency = (messages[0]["content"] for messages in conversations)
+            assert (
+                "share one concept" in concept and "fluent" in fluency and '2. "b"' in concept and '2. "b"' in fluency
+            )
+            return [0.0, math.log(3)]
+
+    assert rate_texts(Asked(), [["a", "b"]]) == [pytest.approx((0.5, 0.75))]
+
+
 def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(words: str) -> str:
         assert main(["reproduce", "mxd-steering", str(coders), *words.split()]) == 2
@@ -207,6 +240,9 @@ def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) 
 
     assert "give both judge and judge_model, or neither" in told("--judge http://localhost:1/v1")
     assert "or neither" in told("--judge-model judge")
+    assert "or by judge=local:PATH alone" in told("--judge local:model --judge-model judge")
+    assert "there is no folder nowhere" in told("--judge local:nowhere")
+    assert "there is no coder 'mx'; choose one of 1/mxd-k4, 1/transcoder-k4" in told("--coder mx")
     assert "judge_model is 'a,'; expected names separated by commas" in told(
         "--judge http://localhost:1/v1 --judge-model a,"
     )

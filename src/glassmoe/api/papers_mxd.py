@@ -138,6 +138,7 @@ def mxd_steering(
     path: PathLike,
     *,
     layers: Numbers | None = None,
+    coder: Names | None = None,
     features: int = 100,
     amount: float = 100.0,
     prompt: str = "Let's talk about ",
@@ -158,12 +159,14 @@ def mxd_steering(
     Args:
         path: What `decompose` made, a run directory, a folder of transformers files, or a hub id.
         layers: Layers to steer, such as 3 or "0,3" (default: all).
+        coder: Of what `decompose` made: which coders, such as "mxd-k32,transcoder-k32" (default: all).
         features: The first so many features of each coder.
         amount: What is added to a feature's strength at every token.
         prompt: Text to continue.
         neurons: Of coders: also steer the neurons of the MLP itself.
-        judge: Address of an OpenAI-compatible endpoint that rates the texts (default: offline measures alone).
-        judge_model: Models there that rate the texts, with commas between.
+        judge: Who rates the texts: the address of an OpenAI-compatible endpoint, or local:PATH, a model of transformers
+            in a folder (default: offline measures alone).
+        judge_model: Of an endpoint: models there that rate the texts, with commas between.
         judge_settings: What else every request says, a JSON object (default: temperature 0).
         judge_cache: Folder of the judges' answers.
         max_calls: Requests to each judge at most.
@@ -174,22 +177,19 @@ def mxd_steering(
         device: Where the model runs.
     """
     numbers, models = whole_numbers(layers, "layers"), names(judge_model, "judge_model")
-    if (judge is None) != (models is None):
+    if judge is None and models is not None:
         raise ValueError("a judge is an endpoint and a model; give both judge and judge_model, or neither")
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     check_target(path, numbers)
-    from glassmoe.explaining.judges import JudgeOptions, make_chats
+    from glassmoe.explaining.judges import JudgeOptions, make_raters
     from glassmoe.papers.mxd.steering import mxd_steering as measure
 
-    chats = (
-        []
-        if judge is None or models is None
-        else make_chats(judge, list(dict.fromkeys(models)), JudgeOptions(**options))
-    )
+    raters = [] if judge is None else make_raters(judge, list(dict.fromkeys(models or ())), JudgeOptions(**options))
     return measure(
         path,
-        judges=chats,
+        judges=raters,
         layers=numbers,
+        coders=names(coder, "coder") or (),
         features=features,
         amount=amount,
         prompt=prompt,

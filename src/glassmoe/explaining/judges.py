@@ -17,6 +17,8 @@ from glassmoe.registry import JUDGE_REGISTRY
 from .chat import Answers, Chat, Endpoint
 
 if TYPE_CHECKING:  # an unknown judge is reported before numpy and torch are imported
+    from .asking import ChatModel
+    from .local import LocalChat
     from .trials import Judge
 
 
@@ -108,6 +110,20 @@ def make_chats(url: str, models: Sequence[str], options: JudgeOptions) -> list[C
     return [Chat(Endpoint(url, model, options.settings, **limits), answers) for model in models]
 
 
+def make_raters(judge: str, models: Sequence[str], options: JudgeOptions) -> list[ChatModel]:
+    """Who rates texts: models behind the endpoint at an address, or the model of `local:PATH`. ValueError for an
+    address that is none, and for a judge that takes or needs names of models."""
+    kind, _, argument = judge.partition(":")
+    if kind == "local" and not models:
+        return [_local_chat(argument, options)]
+    if kind == "local" or not models:
+        raise ValueError(
+            "texts are rated by models behind an endpoint, with judge and judge_model, or by judge=local:PATH alone; "
+            "give both judge and judge_model, or neither"
+        )
+    return list(make_chats(judge, models, options))
+
+
 def _none(argument: str, options: JudgeOptions) -> Judge:
     from .offline import no_judge
 
@@ -137,13 +153,18 @@ def _embedding(argument: str, options: JudgeOptions) -> Judge:
 
 
 def _local(argument: str, options: JudgeOptions) -> Judge:
-    from .local import LocalChat
     from .yes_no import yes_no_judge
 
     options.forbid_model("local")
+    return yes_no_judge(_local_chat(argument, options))
+
+
+def _local_chat(argument: str, options: JudgeOptions) -> LocalChat:
+    from .local import LocalChat
+
     if not argument:
         raise ValueError("the judge local needs a folder of transformers files; give --judge local:PATH")
-    return yes_no_judge(LocalChat(Path(argument), options.answers(), options.device))
+    return LocalChat(Path(argument), options.answers(), options.device)
 
 
 def _endpoint(url: str, options: JudgeOptions) -> Judge:

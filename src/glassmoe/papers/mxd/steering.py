@@ -10,15 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from glassmoe.coders.names import is_meant, require_coder
 from glassmoe.console import say
-from glassmoe.explaining.chat import Chat, Counts
-from glassmoe.explaining.ratings import rate_texts
+from glassmoe.explaining.asking import ChatModel
+from glassmoe.explaining.chat import Counts
+from glassmoe.explaining.ratings import is_yes_no, rate_texts
 from glassmoe.explaining.results import Questions, questions_of
-from glassmoe.inspect.readers import open_readers
+from glassmoe.inspect.readers import Reader, open_readers
 from glassmoe.inspect.sample import Sampling
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.results_file import figure
+from glassmoe.measure.results_file import figure, option_words
 from glassmoe.measure.steering import specialisation
 from glassmoe.pages.plots import COLOURS, drawing, write
 from glassmoe.results import Result, markdown_table, omitted, stored_as
@@ -92,6 +94,9 @@ class SteeringResults(CoderResults):
     judges: list[Questions] | None = omitted()
     """The judges, with the counts of questions and their cost."""
 
+    by_odds: bool | None = omitted()
+    """Whether the judges' ratings are probabilities of yes (models on this machine)."""
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         if isinstance(values, Mapping) and values.get("judges"):
@@ -128,8 +133,8 @@ class SteeringResults(CoderResults):
         several = len(models) > 1
         about = (
             f"Judged by {' and '.join(models)}. A judge sees the texts of one feature together and rates from 0 to 1 "
-            "how "
-            "much they share one concept and how fluent they are. "
+            "how much they share one concept and how fluent they are"
+            + (", by the probability of yes to each question. " if self.by_odds else ". ")
             + ("The table has means over judges, for features that all of them rated. " if several else "")
             + "n says how many features have a rating where some have none."
         )
@@ -178,8 +183,9 @@ Pair = tuple[float | None, float | None]
 def mxd_steering(
     path: str | Path,
     *,
-    judges: Sequence[Chat],
+    judges: Sequence[ChatModel],
     layers: Sequence[int] | None,
+    coders: Sequence[str],
     features: int,
     amount: float,
     prompt: str,
@@ -197,14 +203,31 @@ def mxd_steering(
     """
     require_plots("matplotlib.figure", "Drawing figures")
     subject, readers = open_readers(str(path), layers, own=neurons, device=device)
+    readers = _chosen(readers, coders)
     header = coder_header("mxd-steering", path, subject, device)
+    options = {
+        "layers": ",".join(map(str, layers)) if layers else None,
+        "coder": ",".join(coders) or None,
+        "features": features,
+        "amount": f"{amount:g}",
+        "judge": None,
+        "judge_model": None,
+    }
     if judges:
-        header["command"] += f" --judge URL --judge-model {','.join(chat.endpoint.model for chat in judges)}"
+        models = ",".join(chat.summary().model for chat in judges)
+        options |= {"judge": f"local:{models}"} if is_yes_no(judges[0]) else {"judge": "URL", "judge_model": models}
+    header["command"] += option_words(options)
     for chat in judges:
         # A wrong address or key must fail now, not after minutes of generation.
         rate_texts(chat, [CHECK])
         chat.counts = Counts(calls=chat.counts.calls)
-    steered = SteeringResults(**header, amount=amount, prompt=prompt, sampling=dict(vars(SAMPLING)))
+    steered = SteeringResults(
+        **header,
+        amount=amount,
+        prompt=prompt,
+        sampling=dict(vars(SAMPLING)),
+        by_odds=True if any(map(is_yes_no, judges)) else None,
+    )
     for set_name, reader in readers.items():
         numbers = range(min(features, reader.layer.num_features))
         say(f"{set_name}: {len(numbers)} features")
@@ -220,7 +243,19 @@ def mxd_steering(
     return saved
 
 
-def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
+def _chosen(readers: Mapping[str, Reader], coders: Sequence[str]) -> dict[str, Reader]:
+    """The same with only these of the coders; all without names. Neurons stay. ValueError for a coder that is not
+    there."""
+    for name in coders:
+        require_coder([name for name, reader in readers.items() if reader.config is not None], name)
+    return {
+        name: reader
+        for name, reader in readers.items()
+        if not coders or reader.config is None or any(is_meant(name, coder) for coder in coders)
+    }
+
+
+def judged(judges: Sequence[ChatModel], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
     """The rows with the judges' ratings of their `texts`; without judges the rows are not changed. Judges do not see
     empty texts. Fewer than two texts are not judged, because a single text always shares one concept."""
     if not judges:
@@ -230,7 +265,7 @@ def judged(judges: Sequence[Chat], rows: Sequence[SteeringRow]) -> list[Steering
     by_model = {}
     for judge in judges:
         ratings = rate_texts(judge, [texts[at] for at in shown])
-        by_model[judge.endpoint.model] = dict(zip(shown, ratings, strict=True))
+        by_model[judge.summary().model] = dict(zip(shown, ratings, strict=True))
     rated = []
     for at, row in enumerate(rows):
         own = {
