@@ -385,6 +385,10 @@ def test_long_texts_are_tokenised_in_pieces_with_the_same_result(monkeypatch: py
     assert cut_text("x" * 25, 10) == ["x" * 10, "x" * 10, "x" * 5]
 
 
+def described(tokenizer: Tokenizer) -> dict:
+    return json.loads(tokenizer.to_str())
+
+
 NASTY = st.text(st.sampled_from(" \n\r\t\x0b\x1c\x85\xa0\u2003\u2028abS'tsé3.,!-/(\u0301東🙂<|>"), max_size=40)
 
 
@@ -421,7 +425,7 @@ def byte_level(pattern: str | None, normalizer: object = None, added: tuple[str,
     ids=["gpt2", "neox", "qwen2", "llama3"],
 )
 def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cuts_at_words(own)
+    assert cuts_at_words(described(own))
     monkeypatch.setattr(words, "KNOWN_WORDS", 50)
     monkeypatch.setattr(words, "LONGEST_WORD", 6)
     monkeypatch.setattr(words, "_JOINED", 7)
@@ -449,7 +453,7 @@ def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monke
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["none", "nfc"])
 def test_words_asked_as_one_text_have_the_ids_that_each_has_alone(normalizer: object) -> None:
     own = byte_level(None, normalizer)
-    ids_of = WordIds(own, np.dtype("<u2"))
+    ids_of = WordIds(own, np.dtype("<u2"), described(own))
 
     @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
     @hypothesis.given(st.lists(NASTY.filter(bool), max_size=12, unique=True))
@@ -464,7 +468,7 @@ def test_a_tokenizer_that_lacks_bytes_answers_words_one_by_one() -> None:
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     own.train_from_iterator(["ab abc\nab"] * 9, trainers.BpeTrainer(vocab_size=40, show_progress=False))
-    assert cuts_at_words(own)
+    assert cuts_at_words(described(own))
     texts = ["ab xab abcx\nab", "x", "abc  ab\n\nx ab"]
     encode = document_encoder(own, 0, np.dtype("<u2"))
     assert [each.tolist() for each in encode(texts)] == [[0, *own.encode(text).ids] for text in texts]
@@ -480,7 +484,7 @@ def test_words_are_looked_up_only_where_that_is_known_to_be_exact() -> None:
     marks = byte_level(None, None, ("ab-ab",))
     pairs = byte_level(r"\S+ \S+|\s|\S+")
     for own in (prefix, spaces, lower, across, marks, pairs):
-        assert not cuts_at_words(own)
+        assert not cuts_at_words(described(own))
     encode = document_encoder(pairs, 0, np.dtype("<u2"))
     texts = made_up_texts(5)
     assert [each.tolist() for each in encode(texts)] == [[0, *pairs.encode(text).ids] for text in texts]

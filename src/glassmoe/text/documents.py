@@ -13,8 +13,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,18 +27,17 @@ from glassmoe.data.parallel import count_workers
 from glassmoe.data.prepared import PreparedCorpus
 from glassmoe.data.sources import CHUNK_BYTES, STDIN, Chunk, InputFile, Skip, discover, kind_of_file, one_newline
 from glassmoe.data.tally import ChunkResult, Tally, gather
-from glassmoe.data.tokens import TokenKind, Tokens
+from glassmoe.data.tokens import TokenKind
 from glassmoe.data.writer import CorpusWriter, PackedSequences, check_target, hash_texts, of_validation
 
 from .tables import TableError, fingerprint, is_dataset, require_packages, table_lines
 from .tokens import (
     LEAST_IDS,
     SEPARATOR,
+    Encode,
     cut_text,
-    document_encoder,
+    kind_and_encoder,
     load_tokenizer,
-    read_tokenizer,
-    text_kind,
     train_tokenizer,
 )
 
@@ -112,13 +111,13 @@ def prepare_text(
             sources = [TextFile(name, number, shown.update, field) for number, name in enumerate(names)]
             texts = _sample(sources, field, valid_share, max_documents, seed)
         sampled = sum(len(text.encode("utf-8")) for text in texts)
-        kind = text_kind(train_tokenizer(texts, ids), SEPARATOR)
+        kind, encode = kind_and_encoder(train_tokenizer(texts, ids), SEPARATOR)
         if kind.size < ids:
             say(f"the text has nothing left to merge: the tokenizer has {kind.size} ids instead of {ids}")
         trained: dict[str, Any] = {"documents": len(texts), "bytes": sampled, "seed": seed}
         del texts
     else:
-        kind, trained = text_kind(*load_tokenizer(tokenizer)), {}
+        (kind, encode), trained = kind_and_encoder(*load_tokenizer(tokenizer)), {}
     numbers = SourceNumbers(source_field)
     new = CorpusWriter(out, kind, valid_share=valid_share, overwrite=overwrite, sources=numbers)
     with new as writer, bar(size, "preparing text", "B", show=progress, lines=True, unit_scale=True) as shown:
@@ -126,6 +125,7 @@ def prepare_text(
         tally = Tally(names, "document")
         digest = str(kind.tokenizer_sha256)
         worker = (str(writer.tokenizer_file), digest)
+        _keep_open(digest, kind, encode)
         read = partial(read_chunk, field=field, source_field=source_field, tokenizer=worker, start=kind.start_token)
         inputs_read = gather(writer, tally, sources, read, shown, workers, max_documents)
         if not writer.count:
@@ -287,16 +287,27 @@ def read_chunk(
     return ChunkResult(chunk.file, packed, numbers, skipped, seen, repaired)
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(path: str, digest: str, start: str) -> tuple[Callable[[list[str]], list[Tokens]], TokenKind]:
+_OPENED: dict[tuple[str, str], tuple[Encode, TokenKind]] = {}
+"""The last tokenizer of this process, by its sha256 and the start of documents: its encoder and kind of tokens."""
+
+
+def _tokenizer(path: str, digest: str, start: str) -> tuple[Encode, TokenKind]:
     """The encoder of the tokenizer in a file and its kind of tokens, loaded once a process."""
+    if (opened := _OPENED.get((digest, start))) is not None:
+        return opened
     if multiprocessing.parent_process() is not None:
         # The cores are already shared by the processes.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     raw = Path(path).read_bytes()
     assert hashlib.sha256(raw).hexdigest() == digest
-    kind = text_kind(raw.decode("utf-8"), start)
-    return document_encoder(read_tokenizer(raw.decode("utf-8")), kind.start, kind.dtype), kind
+    kind, encode = kind_and_encoder(raw.decode("utf-8"), start)
+    _keep_open(digest, kind, encode)
+    return encode, kind
+
+
+def _keep_open(digest: str, kind: TokenKind, encode: Encode) -> None:
+    _OPENED.clear()
+    _OPENED[digest, kind.start_token] = encode, kind
 
 
 class Document(NamedTuple):

@@ -30,9 +30,19 @@ PIECE_CHARACTERS = 1 << 20
 """A longer text is tokenised in pieces of about this many characters, because memory is proportional to a piece."""
 
 
+Encode = Callable[[list[str]], list[Tokens]]
+
+
 def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None) -> TokenKind:
     """The kind of tokens that a tokenizer makes. Documents begin with its token `start`, or with the token of the id
     `id_of_start`. ValueError when the JSON is not a tokenizer, or lacks that token."""
+    return kind_and_encoder(tokenizer_json, start, id_of_start)[0]
+
+
+def kind_and_encoder(
+    tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | None = None
+) -> tuple[TokenKind, Encode]:
+    """`text_kind`, and the `document_encoder` of its tokenizer."""
     tokenizer = read_tokenizer(tokenizer_json)
     id_of = tokenizer.get_vocab(with_added_tokens=True)
     if id_of_start is not None:
@@ -52,7 +62,7 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
         row = np.asarray(ids).tolist()
         return str(tokenizer.decode(row[1:] if row[:1] == [begin] else row, skip_special_tokens=False))
 
-    return TokenKind(
+    kind = TokenKind(
         name=TEXT,
         domain="text",
         vocabulary=vocabulary,
@@ -69,6 +79,7 @@ def text_kind(tokenizer_json: str, start: str = SEPARATOR, id_of_start: int | No
         tokenizer=tokenizer_json,
         token_class=lambda token: "start" if token == begin else word_class(decode([token])),
     )
+    return kind, encode
 
 
 def word_class(text: str) -> str:
@@ -98,7 +109,7 @@ def read_tokenizer(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Callable[[list[str]], list[Tokens]]:
+def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> Encode:
     """A function from texts to their token ids, each with the separator first.
 
     Where the tokenizer treats words separately (`cuts_at_words`), ids of words are cached (`words.py`), which is
@@ -108,8 +119,9 @@ def document_encoder(tokenizer: Tokenizer, start: int, dtype: np.dtype[Any]) -> 
     # Decided on the first text, because most users of prepared text encode none.
     @cache
     def look_up() -> Callable[[list[str]], list[bytes]]:
-        if cuts_at_words(tokenizer):
-            return WordIds(tokenizer, dtype)
+        described = json.loads(tokenizer.to_str())
+        if cuts_at_words(described):
+            return WordIds(tokenizer, dtype, described)
         return lambda parts: ask(tokenizer, parts, dtype)
 
     def encode(texts: list[str]) -> list[Tokens]:

@@ -6,9 +6,11 @@ words that are not in the cache as one long text, and its ids are divided among 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import compress
+from operator import not_
 from typing import Any, cast
 
 import numpy as np
@@ -37,14 +39,15 @@ _JOINED = 1024
 # A word that can stand between any two others, because cuts are around it: after " a\n" where it begins without a
 # space, and before "a" where it ends with a line end.
 _JOINS = re.compile(r" ?\S(?:.*\S)?\n?", re.DOTALL)
+# Most words need nothing around them, and have a byte a character.
+_PLAIN = re.compile(r" [!-~](?:[\0-\x7f]*[!-~])?")
 
 
-def cuts_at_words(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer gives the pieces of a text that `_WORDS` cuts the same tokens as the whole text. This is
-    known of byte-level BPE with the pattern of GPT-2 (also of GPT-NeoX), Llama 3 or Qwen 2. None of them joins white
-    space or a mark to a letter before it, a space to any character before it that is not white space, or a single line
-    end to the character after it."""
-    described = json.loads(tokenizer.to_str())
+def cuts_at_words(described: dict[str, Any]) -> bool:
+    """Whether a tokenizer, `described` by its JSON, gives the pieces of a text that `_WORDS` cuts the same tokens as
+    the whole text. This is known of byte-level BPE with the pattern of GPT-2 (also of GPT-NeoX), Llama 3 or Qwen 2.
+    None of them joins white space or a mark to a letter before it, a space to any character before it that is not white
+    space, or a single line end to the character after it."""
     steps = described["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
     level = steps[-1]
@@ -87,24 +90,25 @@ def ask(tokenizer: Tokenizer, texts: Sequence[str], dtype: np.dtype[Any]) -> lis
 
 
 class _Known(dict[str, bytes | None]):
-    """Word -> ids. A word that is looked up and unknown has the ids None and is noted."""
+    """Word -> ids. A word that is looked up for the first time has the ids None and is noted."""
 
     def __init__(self) -> None:
         self.missing: list[str] = []
 
     def __missing__(self, word: str) -> None:
         self.missing.append(word)
+        self[word] = None
 
 
 class WordIds:
-    """The ids of texts by a tokenizer for which `cuts_at_words` is true, through a cache of words."""
+    """The ids of texts by a tokenizer for which `cuts_at_words` is true, through a cache of words. `described`: the
+    JSON of the tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any]) -> None:
+    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype[Any], described: dict[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._dtype = dtype
         self._known = _Known()
-        described = json.loads(tokenizer.to_str())
-        id_of = tokenizer.get_vocab(with_added_tokens=True)
+        id_of = described["model"]["vocab"] | {each["content"]: each["id"] for each in described["added_tokens"]}
         vocabulary = [""] * (max(id_of.values()) + 1)
         for token, place in id_of.items():
             vocabulary[place] = token
@@ -117,29 +121,45 @@ class WordIds:
         known = self._known
         if len(known) > KNOWN_WORDS:
             known.clear()
-        # Each text is cut and looked up at once, while its words are in the processor's cache.
-        ids_of = [list(map(known.__getitem__, _WORDS.findall(text))) for text in texts]
-        missing, known.missing = known.missing, []
-        new = dict(self._ask(list(dict.fromkeys(missing))))
-        words = iter(missing)
-        for ids in ids_of:
-            for place in _places_of_none(ids):
-                ids[place] = new[next(words)]
-        for word in [word for word in new if len(word) > LONGEST_WORD]:
-            del new[word]
-        known.update(new)
+        words_of: list[list[str]] = []
+        ids_of: list[list[bytes | None]] = []
+        for text in texts:  # each is cut and looked up at once, while its words are in the processor's cache
+            words_of.append(_WORDS.findall(text))
+            ids_of.append(list(map(known.__getitem__, words_of[-1])))
+        new, known.missing = known.missing, []
+        try:
+            known.update(self._ask(new))
+        except BaseException:
+            known.clear()
+            raise
+        for words, ids in zip(words_of, ids_of, strict=True):
+            place = -1
+            with suppress(ValueError):  # no further None
+                while True:
+                    place = ids.index(None, place + 1)
+                    ids[place] = known[words[place]]
+        for word in new:
+            if len(word) > LONGEST_WORD:
+                del known[word]
         return [b"".join(cast("list[bytes]", ids)) for ids in ids_of]
 
     def _ask(self, words: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Words with their ids."""
         for start in range(0, len(words), _JOINED):
             some = words[start : start + _JOINED]
+            fits = [*map(_PLAIN.fullmatch, some)]
+            plain = [*compress(some, fits)]
+            if plain:
+                sizes = np.fromiter(map(len, plain), np.int64, len(plain))
+                ends = np.cumsum(sizes)
+                yield from zip(plain, self._ask_text("".join(plain), ends - sizes, ends, plain), strict=True)
             joined: list[str] = []
             alone: list[str] = []
-            for word in some:
-                fits = _JOINS.fullmatch(word) and (not self._ascii_only or word.isascii())
-                (joined if fits else alone).append(word)
-            yield from zip(joined, self._ask_joined(joined), strict=True)
+            for word in compress(some, map(not_, fits)):
+                fit = _JOINS.fullmatch(word) and (not self._ascii_only or word.isascii())
+                (joined if fit else alone).append(word)
+            if joined:
+                yield from zip(joined, self._ask_joined(joined), strict=True)
             yield from zip(alone, ask(self._tokenizer, alone, self._dtype), strict=True)
 
     def _ask_joined(self, words: Sequence[str]) -> list[bytes]:
@@ -157,24 +177,20 @@ class WordIds:
             if word[-1] == "\n":
                 parts.append("a")
                 size += 1
-        [encoded] = self._tokenizer.encode_batch_fast(["".join(parts)], add_special_tokens=False)
+        return self._ask_text("".join(parts), np.array(starts, np.int64), np.array(ends, np.int64), words)
+
+    def _ask_text(
+        self, text: str, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], words: Sequence[str]
+    ) -> list[bytes]:
+        """The ids of words that lie at these bytes of a text."""
+        [encoded] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = np.array(encoded.ids, self._dtype)
         ends_of_ids = np.cumsum(np.concatenate([[0], self._bytes_of[ids]]))
         first, last = np.searchsorted(ends_of_ids, starts), np.searchsorted(ends_of_ids, ends)
+        size = len(text) if text.isascii() else len(text.encode("utf-8"))
         if ends_of_ids[-1] != size or (ends_of_ids[first] != starts).any() or (ends_of_ids[last] != ends).any():
             # The tokenizer does not spell all bytes: it has no token for some of them.
             return ask(self._tokenizer, words, self._dtype)
         raw, itemsize = ids.tobytes(), self._dtype.itemsize
         places = zip((first * itemsize).tolist(), (last * itemsize).tolist(), strict=True)
         return [raw[begin:end] for begin, end in places]
-
-
-def _places_of_none(values: list[bytes | None]) -> Iterator[int]:
-    """Where a list has None, in order. The caller may replace what it has been given."""
-    place = -1
-    while True:
-        try:
-            place = values.index(None, place + 1)
-        except ValueError:
-            return
-        yield place
