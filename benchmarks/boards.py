@@ -28,7 +28,7 @@ from glassmoe.chess.board_counts import EPSILON, MIN_PRECISION, MIN_TRUE_POSITIV
 from glassmoe.chess.board_evaluation import DOTS, board_games
 from glassmoe.chess.board_labels import label_games
 from glassmoe.chess.board_properties import HEADLINE
-from glassmoe.chess.boards import LayerScores, measure_layer
+from glassmoe.chess.boards import LayerScores, measure_layer, prepare_labels
 from glassmoe.chess.selfplay import generate
 from glassmoe.data.corpus import Corpus
 
@@ -128,7 +128,8 @@ def _compared(name: str, problem: Problem, sizes: Sizes, at_least: float) -> lis
 def measured(problem: Problem) -> LayerScores:
     """The layer measured as `glassmoe eval boards` does, on the headline property."""
     train, test = {HEADLINE: problem.train_labels}, {HEADLINE: problem.test_labels}
-    return measure_layer(problem.train_acts, problem.test_acts, problem.maxima_F, None, train, test, strategy=())
+    labels = prepare_labels(train, test, strategy=())
+    return measure_layer(problem.train_acts, problem.test_acts, problem.maxima_F, None, labels)
 
 
 def brute_force(problem: Problem) -> ThresholdScores:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from glassmoe.chess import board_counts, board_reconstruction
 from glassmoe.chess.board_counts import THRESHOLDS, exceeded
 from glassmoe.chess.board_properties import HEADLINE, STRATEGY
 from glassmoe.chess.boards import (
@@ -16,6 +17,7 @@ from glassmoe.chess.boards import (
     held_out,
     measure_layer,
     own_threshold_held_out,
+    prepare_labels,
     random_subset,
     reconstruction,
 )
@@ -165,6 +167,36 @@ def test_reconstruction_equals_the_twin(size: tuple[int, ...], form: Callable[[n
     assert got.labels_T.sum() > 0 and max(per_class) > 0  # the problem is not empty
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_pieces_of_boards_labels_and_features_change_nothing(
+    form: Callable[[np.ndarray], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acts, labels, maxima, alive = problem(3, 330, 23, 2, 12)
+    parts = [form(part) for part in (acts[:130], acts[130:], labels[:130], labels[130:])]
+
+    def scores() -> tuple[object, ...]:
+        covered = coverage(parts[0], parts[2], maxima, alive)
+        held = held_out(covered, parts[1], parts[3], maxima)
+        return vars(covered), vars(held), vars(reconstruction(*parts, maxima, alive, classes=12))
+
+    whole = scores()
+    monkeypatch.setattr(board_reconstruction, "_BOARDS", 64)
+    monkeypatch.setattr(board_reconstruction, "_LABELS", 7)
+    for name, value in {"BLOCK": 3, "_ROWS": 50, "_FEATURES": 5, "_CACHED": 11}.items():
+        monkeypatch.setattr(board_counts, name, value)
+    np.testing.assert_equal(scores(), whole)
+
+
+def test_counts_of_more_boards_than_two_bytes_hold() -> None:
+    boards = 65_600
+    labels, acts = np.ones((boards, 2), np.uint8), np.ones((boards, 2), np.float32)
+    labels[:3, 1], acts[:40, 1] = 0, 0
+    for form in (np.asarray, sp.csr_array):
+        got = coverage(form(acts), form(labels), np.ones(2))
+        np.testing.assert_allclose(got.f1_B, [1, f1(boards - 3, 3, 0)], atol=1e-9)
+        assert got.feature_B.tolist() == [0, 0]
+
+
 def test_one_pass_over_several_properties_equals_one_at_a_time() -> None:
     acts, labels, maxima, alive = problem(1, 150, 37, 5, 3)
     more = {
@@ -180,10 +212,7 @@ def test_one_pass_over_several_properties_equals_one_at_a_time() -> None:
         test,
         maxima,
         alive,
-        train_labels,
-        test_labels,
-        headline="board_to_piece_color_state",
-        strategy=("one", "two"),
+        prepare_labels(train_labels, test_labels, headline="board_to_piece_color_state", strategy=("one", "two")),
     )
     for name, classes in (("board_to_piece_color_state", 3), ("one", 1), ("two", 1)):
         covered, held, rebuilt = got.by_property[name]
@@ -391,15 +420,15 @@ def layer(boards: int = 80, features: int = 30) -> tuple[np.ndarray, dict[str, n
 
 def test_random_subset_is_seeded_and_of_the_asked_width() -> None:
     acts, labels, maxima = layer()
-    alive = np.arange(30) >= 4
+    alive, prepared = np.arange(30) >= 4, prepare_labels(labels, labels)
     subsets = [random_subset(alive, maxima, width=10, seed=seed) for seed in (1, 1, 2)]
-    one, again, other = (measure_layer(acts, acts, maxima, subset, labels, labels) for subset in subsets)
-    whole = measure_layer(acts, acts, maxima, alive, labels, labels)
+    one, again, other = (measure_layer(acts, acts, maxima, subset, prepared) for subset in subsets)
+    whole = measure_layer(acts, acts, maxima, alive, prepared)
     assert one.alive == other.alive == 10 and whole.alive == 26 and one.width == 30
     assert one.coverage.value == again.coverage.value != other.coverage.value
     np.testing.assert_array_equal(one.coverage.feature_B, again.coverage.feature_B)
     assert one.coverage.value < whole.coverage.value and one.coverage.feature_B[one.coverage.feature_B >= 0].min() > 3
-    every = measure_layer(acts, acts, maxima, random_subset(alive, maxima, width=26), labels, labels)
+    every = measure_layer(acts, acts, maxima, random_subset(alive, maxima, width=26), prepared)
     assert every.coverage.value == whole.coverage.value
     assert whole.strategy_coverage is not None and 0 < whole.strategy_coverage < 1
     with pytest.raises(ValueError, match="between 1 and the 26 alive"):
@@ -410,12 +439,12 @@ def test_strategy_means_need_the_whole_group() -> None:
     acts, labels, maxima = layer()
     alive = np.ones(30, bool)
     only = {HEADLINE: labels[HEADLINE]}
-    assert measure_layer(acts, acts, maxima, alive, only, only).strategy_coverage is None
+    assert measure_layer(acts, acts, maxima, alive, prepare_labels(only, only)).strategy_coverage is None
     labels.pop(STRATEGY[0])
     with pytest.raises(ValueError, match="incomplete: board_to_threat_state"):
-        measure_layer(acts, acts, maxima, alive, labels, labels)
+        prepare_labels(labels, labels)
     with pytest.raises(ValueError, match="same properties"):
-        measure_layer(acts, acts, maxima, alive, labels, only)
+        prepare_labels(labels, only)
 
 
 def test_mistakes_are_named() -> None:

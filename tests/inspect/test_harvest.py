@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from glassmoe.inspect.harvest import _to_rows, _whole_experts, activations_at, harvest, harvests, layer_input
+from glassmoe.inspect.harvest import (
+    _extremes_of_experts,
+    _extremes_of_lists,
+    _listed_experts,
+    _to_rows,
+    _whole_experts,
+    activations_at,
+    harvest,
+    harvests,
+    layer_input,
+)
 from glassmoe.inspect.sample import continuations
 from glassmoe.model import FEED_FORWARD, Features, GlassConfig, GlassForCausalLM
 from glassmoe.model.random_twins import random_twin
@@ -76,6 +86,20 @@ def test_whole_experts_are_put_in_order_as_any_list_of_features(ffn: str) -> Non
         expected = np.maximum(other.to_dense().numpy(), 0)
         np.testing.assert_allclose(_to_rows(other, layer.num_experts).toarray(), expected, rtol=1e-6)
     assert _whole_experts(features, 1) is None
+
+
+@pytest.mark.parametrize("ffn", ["switch", "moe-x"])
+@pytest.mark.parametrize("tokens", [1, 9, 700])
+def test_extremes_an_expert_at_a_time_are_those_of_lists(ffn: str, tokens: int) -> None:
+    layer = make(ffn).feed_forwards()[0]
+    with torch.no_grad():
+        features = layer.features(torch.randn(tokens, 16))
+    features.values[:, ::3] = -features.values[:, ::3].abs() - 1  # features that are never 0 where they are listed
+    experts = _listed_experts(features, layer.num_experts)
+    assert experts is not None
+    for fast, naive in zip(_extremes_of_experts(features, experts), _extremes_of_lists(features), strict=True):
+        assert torch.equal(fast, naive) and len(fast) == features.width
+    assert _listed_experts(Features(features.values, features.width, features.ids.flip(1)), layer.num_experts) is None
 
 
 @pytest.mark.parametrize("ffn", ["gelu", "moe-x"])

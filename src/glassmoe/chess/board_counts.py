@@ -8,11 +8,11 @@ gives all eleven thresholds. Three choices make it small and fast:
 
 * a feature's most frequent bucket is not counted but follows from the totals: bucket 0 (what a sparse
   array does not store), or bucket 1 for a dense feature that is mostly positive;
-* slots that are true on most boards are counted by the boards where they are false;
+* a board is added to the histogram with all its labels at once, as a row of numbers of two bytes;
 * features come in blocks, so that a block's histogram stays in the processor's cache.
 
-Array legend: N boards, F features, B slots, T = 11 thresholds, K = T + 1 buckets, W features in a block, P
-most positives of a board, m activations of a block.
+Array legend: N boards, F features, B slots, T = 11 thresholds, K = T + 1 buckets, W features in a block, m
+activations of a block, c any, w 64-bit words of packed boards.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ EPSILON = 1e-8
 MIN_PRECISION = np.float32(0.95)
 MIN_TRUE_POSITIVES = 10
 BLOCK = 16
-_ROWS = 1000
+_ROWS, _FEATURES = 1000, 512
 _CACHED = 1 << 15
 
 Acts = NDArray[np.float32] | sp.csr_array
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int32 = NDArray[np.int32]
+Words = NDArray[np.uint64]
 
 
 def threshold_at(index: int) -> float:
@@ -91,22 +92,23 @@ def exceeded(values: Float32, maxima: Float32) -> NDArray[np.uint8]:
     return bucket
 
 
-def entries(
-    acts: Acts, rows: NDArray[np.int64], maxima_F: Float32, rank_F: Int32
-) -> tuple[NDArray[np.intp], Int32, NDArray[np.uint8]]:
-    """Activations above t = 0 on the boards `rows`, row by row: (position in `rows`, rank of the feature,
-    bucket).
+def dense_buckets(acts_NF: Float32, maxima_F: Float32, ids: Int32 | NDArray[np.int64]) -> NDArray[np.uint8]:
+    """`exceeded` of the features `ids`, [N, ids]."""
+    bucket = np.empty((len(acts_NF), len(ids)), dtype=np.uint8)
+    rows = max(1, _CACHED // max(1, len(ids)))
+    for start in range(0, len(acts_NF), rows):
+        piece = slice(start, start + rows)
+        bucket[piece] = exceeded(acts_NF[piece].take(ids, axis=1), maxima_F[ids])
+    return bucket
 
-    rank_F: new number of each feature to use, -1 for the others.
-    """
-    if isinstance(acts, np.ndarray):
-        wanted = np.flatnonzero(rank_F >= 0)
-        bucket = exceeded(acts[np.ix_(rows, wanted)], maxima_F[wanted])
-        row, column = np.nonzero(bucket)
-        return row, rank_F[wanted[column]], bucket[row, column]
-    part = acts[rows]
-    row = np.repeat(np.arange(len(rows)), np.diff(part.indptr))
-    feature, value = part.indices.astype(np.intp), part.data  # take() would convert the numbers each time
+
+def sparse_buckets(
+    acts_NF: sp.csr_array, maxima_F: Float32, rank_F: Int32
+) -> tuple[NDArray[np.intp], Int32, NDArray[np.uint8]]:
+    """Activations above t = 0, row by row: (row, rank of the feature, bucket). rank_F: new number of each feature to
+    use, -1 for the others."""
+    row = np.repeat(np.arange(acts_NF.shape[0]), np.diff(acts_NF.indptr))
+    feature, value = acts_NF.indices.astype(np.intp), acts_NF.data  # take() would convert the numbers each time
     rank, maxima = rank_F.take(feature), maxima_F.take(feature)
     bucket = np.empty(len(value), dtype=np.uint8)
     for start in range(0, len(value), _CACHED):
@@ -119,67 +121,75 @@ def entries(
 
 
 @dataclass(frozen=True)
-class _Positives:
-    """Labels as lists of positives. Boards are reordered, those with most positives first, so that the j-th
-    positives of any sorted set of boards belong to a prefix of it."""
+class CountedLabels:
+    """Labels of the slots that are true on some board, in the type of the counts."""
 
-    order_N: NDArray[np.int64]  # boards in their new order
-    position_PN: Int32  # j-th positive column of each board, 0 where there is none
-    longer_P: NDArray[np.int64]  # boards with more than j positives
-    column_B: NDArray[np.int64]  # original slot of each column: common slots last
-    common: int  # the first column that counts the boards where its slot is false
-    total_B: Float32  # boards that count, per column
-    true_B: Float32  # boards where the slot is true, per column
+    label_NB: NDArray[Any]
+    slot_B: NDArray[np.int64]
+    """The number of each of these slots among all."""
+    slots: int
+    """How many slots there are in all."""
+    true_B: Float32
+    """Boards on which each slot is true."""
+
+    @classmethod
+    def of(cls, labels: sp.csr_array) -> CountedLabels:
+        boards, slots = labels.shape
+        true_B = np.bincount(labels.indices, minlength=slots)
+        slot_B = np.flatnonzero(true_B)
+        # A count is at most the number of boards.
+        label_NB = np.empty((boards, len(slot_B)), dtype=np.uint16 if boards < 1 << 16 else np.float32)
+        for start in range(0, boards, _ROWS):
+            label_NB[start : start + _ROWS] = labels[start : start + _ROWS].toarray()[:, slot_B]
+        return cls(label_NB, slot_B, slots, true_B[slot_B].astype(np.float32))
 
 
-def _positives(labels: sp.csr_array) -> _Positives:
-    boards, slots = labels.shape
-    true_B = np.bincount(labels.indices, minlength=slots)
-    flipped = true_B > boards / 2
-    column_B = np.concatenate([np.flatnonzero(~flipped), np.flatnonzero(flipped)])
-    common = int((~flipped).sum())
-    rows, columns = [], []
-    for start in range(0, boards, _ROWS):
-        piece = labels[start : start + _ROWS].toarray()[:, column_B]
-        piece[:, common:] ^= 1
-        row, column = np.nonzero(piece)
-        rows.append(row + start)
-        columns.append(column)
-    row_m, column_m = np.concatenate(rows), np.concatenate(columns)
-    count_N = np.bincount(row_m, minlength=boards)
-    order_N = np.argsort(-count_N, kind="stable")
-    place_N = np.empty(boards, dtype=np.int64)
-    place_N[order_N] = np.arange(boards)
-    nth_m = np.arange(len(row_m)) - (np.cumsum(count_N) - count_N)[row_m]
-    most = int(count_N.max(initial=0))
-    position_PN = np.zeros((most, boards), dtype=np.int32)
-    position_PN[nth_m, place_N[row_m]] = column_m
-    total_B = np.bincount(column_m, minlength=slots).astype(np.float32)
-    longer_P = np.array([(count_N > j).sum() for j in range(most)], dtype=np.int64)
-    true_B = true_B[column_B].astype(np.float32)
-    return _Positives(order_N, position_PN, longer_P, column_B, common, total_B, true_B)
+def pack_boards(true_cN: NDArray[Any]) -> Words:
+    """Which boards are true, one bit each: [c, N] -> [c, words of 64 boards]."""
+    packed = np.packbits(true_cN, axis=1)
+    filled = np.zeros((len(packed), -(-true_cN.shape[1] // 64) * 8), dtype=np.uint8)
+    filled[:, : packed.shape[1]] = packed
+    return filled.view(np.uint64)
+
+
+@dataclass(frozen=True)
+class PackedLabels:
+    """Labels by slot, as packed boards [B, w], and the number of boards on which each slot is true."""
+
+    word_Bw: Words
+    true_B: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, labels: sp.csr_array) -> PackedLabels:
+        columns: Any = labels.tocsc()
+        starts = range(0, labels.shape[1], BLOCK)
+        parts = [pack_boards(columns[:, start : start + BLOCK].toarray(order="F").T) for start in starts]
+        return cls(np.concatenate(parts), np.diff(columns.indptr).astype(np.int64))
+
+    def __getitem__(self, slots: slice) -> PackedLabels:
+        return PackedLabels(self.word_Bw[slots], self.true_B[slots])
 
 
 @dataclass(frozen=True)
 class _Block:
     first: int  # rank of the block's first feature
-    board_m: NDArray[np.intp]  # position of the board in the new order, ascending
+    start_N: Int32  # where the activations of each board begin, and where the last ones end
     row_m: Int32  # feature in the block * K + bucket
     base_W: NDArray[np.int64]  # the bucket that is left out
 
 
-def _sparse_blocks(acts: sp.csr_array, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]) -> Iterator[_Block]:
+def _sparse_blocks(acts: sp.csr_array, maxima_F: Float32, alive: Int32) -> Iterator[_Block]:
     boards, blocks = acts.shape[0], -(-len(alive) // BLOCK)
     rank_F = np.full(acts.shape[1], -1, dtype=np.int32)
     rank_F[alive] = np.arange(len(alive))
     block, row, count = [], [], [np.zeros(1, dtype=np.int64)]
     for start in range(0, boards, _ROWS):
-        rows = order_N[start : start + _ROWS]
-        row_m, rank_m, bucket_m = entries(acts, rows, maxima_F, rank_F)
+        rows: Any = acts[start : start + _ROWS]
+        row_m, rank_m, bucket_m = sparse_buckets(rows, maxima_F, rank_F)
         block_m = rank_m // BLOCK
         block.append(block_m)
         row.append(((rank_m - block_m * BLOCK) * BUCKETS + bucket_m).astype(np.uint8))
-        count.append(np.bincount(row_m, minlength=len(rows)))
+        count.append(np.bincount(row_m, minlength=rows.shape[0]))
     indptr = np.cumsum(np.concatenate(count))
     # A CSC array with a column per block sorts by block and, within it, by board: one stable counting sort.
     arrays = (np.concatenate(row), np.concatenate(block), indptr)
@@ -187,54 +197,48 @@ def _sparse_blocks(acts: sp.csr_array, maxima_F: Float32, alive: Int32, order_N:
     for number in range(blocks):
         piece = slice(by_block.indptr[number], by_block.indptr[number + 1])
         base_W = np.zeros(min(BLOCK, len(alive) - number * BLOCK), dtype=np.int64)
-        row_m = by_block.data[piece].astype(np.int32)
-        yield _Block(number * BLOCK, by_block.indices[piece].astype(np.intp), row_m, base_W)
+        start_N = _starts(np.bincount(by_block.indices[piece], minlength=boards))
+        yield _Block(number * BLOCK, start_N, by_block.data[piece].astype(np.int32), base_W)
 
 
-def _dense_blocks(acts: Float32, maxima_F: Float32, alive: Int32, order_N: NDArray[np.int64]) -> Iterator[_Block]:
-    for first in range(0, len(alive), BLOCK):
-        ids = alive[first : first + BLOCK]
-        bucket_NW = exceeded(acts[:, ids], maxima_F[ids])[order_N]
-        row_NW = bucket_NW + (np.arange(len(ids)) * BUCKETS).astype(np.uint8)
-        count_WK = np.bincount(row_NW.ravel(), minlength=len(ids) * BUCKETS).reshape(len(ids), BUCKETS)
-        base_W = count_WK.argmax(axis=1)
-        stored = np.flatnonzero(bucket_NW != base_W.astype(np.uint8))
-        board_m = stored // len(ids)
-        yield _Block(first, board_m, row_NW.ravel()[stored].astype(np.int32), base_W)
+def _dense_blocks(acts: Float32, maxima_F: Float32, alive: Int32) -> Iterator[_Block]:
+    for begin in range(0, len(alive), _FEATURES):
+        bucket_NF = dense_buckets(acts, maxima_F, alive[begin : begin + _FEATURES])
+        for first in range(0, bucket_NF.shape[1], BLOCK):
+            bucket_NW = bucket_NF[:, first : first + BLOCK]
+            width = bucket_NW.shape[1]
+            row_NW = bucket_NW + (np.arange(width) * BUCKETS).astype(np.uint8)
+            count_WK = np.bincount(row_NW.ravel(), minlength=width * BUCKETS).reshape(width, BUCKETS)
+            base_W = count_WK.argmax(axis=1)
+            stored_NW = bucket_NW != base_W.astype(np.uint8)
+            start_N = _starts(np.count_nonzero(stored_NW, axis=1))
+            yield _Block(begin + first, start_N, row_NW[stored_NW].astype(np.int32), base_W)
 
 
-def _histogram(block: _Block, positives: _Positives) -> tuple[Float32, Float32]:
-    """(TP counts [W, T, B], active counts [W, T]) of one block, in the columns' order."""
-    boards, slots = len(positives.order_N), len(positives.column_B)
-    width = len(block.base_W)
-    ends = np.searchsorted(block.board_m, positives.longer_P).tolist()
-    key_m = np.empty(sum(ends), dtype=np.int32)
-    offset_m, start = block.row_m * np.int32(slots), 0
-    for position_N, end in zip(positives.position_PN, ends, strict=True):
-        key = key_m[start : start + end]
-        # mode="clip" only because numpy buffers `out` otherwise
-        position_N.take(block.board_m[:end], out=key, mode="clip")
-        key += offset_m[:end]
-        start += end
-    # Scattering ones into a dense row is what CSR's toarray does, far faster than numpy's add.at.
-    ones, indptr = np.ones(len(key_m), dtype=np.float32), np.array([0, len(key_m)], dtype=np.int32)
-    one_row = sp.csr_array((ones, key_m, indptr), shape=(1, width * BUCKETS * slots))
-    flat: Any = one_row.toarray()
-    count_WKB: Float32 = flat.reshape(width, BUCKETS, slots)
+def _starts(count_N: NDArray[np.intp]) -> Int32:
+    return np.concatenate([[0], np.cumsum(count_N)]).astype(np.int32)
+
+
+def _histogram(block: _Block, labels: CountedLabels) -> tuple[NDArray[Any], Float32]:
+    """(TP counts [W, T, B], active counts [W, T]) of one block."""
+    label_NB, width = labels.label_NB, len(block.base_W)
+    boards, slots = label_NB.shape
+    ones = np.ones(len(block.row_m), dtype=label_NB.dtype)
+    active_NR = sp.csc_array((ones, block.row_m, block.start_N), shape=(width * BUCKETS, boards))
+    counts: Any = active_NR @ label_NB
+    count_WKB: NDArray[Any] = counts.reshape(width, BUCKETS, slots)
     active_Wk = np.bincount(block.row_m, minlength=width * BUCKETS)
     active_WK: Float32 = active_Wk.reshape(width, BUCKETS).astype(np.float32)
     for feature in np.flatnonzero(block.base_W):
         base = block.base_W[feature]
-        count_WKB[feature, base] = positives.total_B - count_WKB[feature].sum(axis=0)
+        rest_B = count_WKB[feature].sum(axis=0, dtype=label_NB.dtype)
+        count_WKB[feature, base] = labels.true_B.astype(label_NB.dtype) - rest_B
         active_WK[feature, base] = boards - active_WK[feature].sum()
     for bucket in range(BUCKETS - 2, 0, -1):
         count_WKB[:, bucket] += count_WKB[:, bucket + 1]
         active_WK[:, bucket] += active_WK[:, bucket + 1]
     # If the base is bucket 0, its own counts stay unknown. They are not needed: no feature is active there.
-    tp_WTB, active_WT = count_WKB[:, 1:], active_WK[:, 1:]
-    tp_WTB[:, :, positives.common :] *= -1
-    tp_WTB[:, :, positives.common :] += active_WT[:, :, None]
-    return tp_WTB, active_WT
+    return count_WKB[:, 1:], active_WK[:, 1:]
 
 
 @dataclass(frozen=True)
@@ -268,13 +272,13 @@ def _labels_of(tp_WTB: Float32, active_WT: Float32) -> tuple[NDArray[np.intp], .
 
 
 def _counted(
-    acts: Acts, positives: _Positives, maxima_F: Float32, alive: Int32
+    acts: Acts, labels: CountedLabels, maxima_F: Float32, alive: Int32
 ) -> Iterator[tuple[Int32, Float32, Float32]]:
-    """Block by block its features, TP counts [W, T, B] in the columns' order, and active counts [W, T]."""
+    """Block by block its features, TP counts [W, T, B] and active counts [W, T]."""
     blocks = _dense_blocks if isinstance(acts, np.ndarray) else _sparse_blocks
-    for block in blocks(acts, maxima_F, alive, positives.order_N):  # type: ignore[arg-type]
-        tp_WTB, active_WT = _histogram(block, positives)
-        yield alive[block.first : block.first + len(active_WT)], tp_WTB, active_WT
+    for block in blocks(acts, maxima_F, alive):  # type: ignore[arg-type]
+        tp_WTB, active_WT = _histogram(block, labels)
+        yield alive[block.first : block.first + len(active_WT)], tp_WTB.astype(np.float32), active_WT
 
 
 def best_slots(
@@ -282,12 +286,12 @@ def best_slots(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Float64]:
     """For each of the features `alive` the `count` slots (or all, if fewer) that it detects best, each at its own
     threshold: (slots, numbers of thresholds, F1), each [len(alive), count], best first (ties: the lower slot)."""
-    positives = _positives(labels)
-    back = np.argsort(positives.column_B)
-    count = min(count, len(back))
+    counted = CountedLabels.of(labels)
+    count = min(count, counted.slots)
     parts: list[tuple[Any, Any, Any]] = [(np.empty((0, count), int), np.empty((0, count), int), np.empty((0, count)))]
-    for _, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
-        f1_WTB = f1_score(tp_WTB, active_WT[:, :, None], positives.true_B)[:, :, back]
+    for _, tp_WTB, active_WT in _counted(acts, counted, maxima_F, alive):
+        f1_WTB = np.zeros((*active_WT.shape, counted.slots))
+        f1_WTB[:, :, counted.slot_B] = f1_score(tp_WTB, active_WT[:, :, None], counted.true_B)
         best_WB = f1_WTB.max(axis=1)
         slot = np.argsort(-best_WB, axis=1, kind="stable")[:, :count]
         rows = np.arange(len(slot))[:, None]
@@ -296,22 +300,22 @@ def best_slots(
     return slots, thresholds, f1
 
 
-def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, want_labels: bool = True) -> Scan:
+def scan(
+    acts: Acts, labels: sp.csr_array | CountedLabels, maxima_F: Float32, alive: Int32, *, want_labels: bool = True
+) -> Scan:
     """One pass over training activations [N, F] and 0/1 labels [N, B]; `alive` lists the features to use."""
-    boards, slots = labels.shape
-    if boards >= 1 << 24:
-        raise ValueError(f"{boards} boards are too many to count in float32; use fewer than {1 << 24}")
-    positives = _positives(labels)
-    shape = (len(THRESHOLDS), slots)
+    if acts.shape[0] >= 1 << 24:
+        raise ValueError(f"{acts.shape[0]} boards are too many to count in float32; use fewer than {1 << 24}")
+    counted = labels if isinstance(labels, CountedLabels) else CountedLabels.of(labels)
+    shape = (len(THRESHOLDS), len(counted.slot_B))
     best_TB, feature_TB = np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
     tp_TB, predicted_TB = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     active_FT = np.zeros((acts.shape[1], len(THRESHOLDS)), dtype=np.float32)
     labels_m3: list[NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
-    true_B = np.maximum(positives.true_B, 1)  # a slot that is never true has no TP either: 0 / 1, not 0 / 0
-    for ids, tp_WTB, active_WT in _counted(acts, positives, maxima_F, alive):
+    for ids, tp_WTB, active_WT in _counted(acts, counted, maxima_F, alive):
         active_FT[ids] = active_WT
         # F1 / 2 without e, which changes F1 by less than 1e-8: enough to compare, at a third of the cost.
-        half_WTB = active_WT[:, :, None] + true_B
+        half_WTB = active_WT[:, :, None] + counted.true_B
         np.divide(tp_WTB, half_WTB, out=half_WTB)
         better = np.unravel_index(np.flatnonzero(half_WTB.max(axis=0) > best_TB), shape)
         chosen = half_WTB[:, better[0], better[1]].argmax(axis=0)
@@ -321,7 +325,11 @@ def scan(acts: Acts, labels: sp.csr_array, maxima_F: Float32, alive: Int32, *, w
         feature_TB[better] = ids[chosen]
         if want_labels:
             feature, threshold, column = _labels_of(tp_WTB, active_WT)
-            labels_m3.append(np.stack([threshold, ids[feature], positives.column_B[column]], axis=1))
-    f1_TB = f1_score(tp_TB, predicted_TB, positives.true_B)
-    back = np.argsort(positives.column_B)
-    return Scan(f1_TB[:, back], feature_TB[:, back], np.concatenate(labels_m3), active_FT)
+            labels_m3.append(np.stack([threshold, ids[feature], counted.slot_B[column]], axis=1))
+    # A slot that is never true is detected by no feature.
+    # In the order of columns, because the order of a sum decides its last digit.
+    f1_TB = np.zeros((shape[0], counted.slots), order="F")
+    of_all_TB = np.full((shape[0], counted.slots), -1)
+    f1_TB[:, counted.slot_B] = f1_score(tp_TB, predicted_TB, counted.true_B)
+    of_all_TB[:, counted.slot_B] = feature_TB
+    return Scan(f1_TB, of_all_TB, np.concatenate(labels_m3), active_FT)

@@ -36,7 +36,7 @@ from .board_features import read_features
 from .board_labels import dot_positions, label_games
 from .board_properties import HEADLINE, STRATEGY
 from .board_results import BoardScores, BoardsResult, FeatureReading, LayerBoards, SubsampleScores
-from .boards import LayerScores, measure_layer, own_threshold_held_out, random_subset
+from .boards import LayerScores, PreparedLabels, measure_layer, own_threshold_held_out, prepare_labels, random_subset
 from .tokens import kind_of
 
 CHARACTERS, DOTS, MAX_SAMPLE_GAMES = 256, 20, 1000
@@ -77,7 +77,7 @@ def evaluate_boards(
     splits = choose_games(corpus, test_corpus, games)
     games = len(splits["train"])
     properties = (HEADLINE,) if brief else PROPERTIES
-    labels = {name: board_labels(tuple(part), properties, workers) for name, part in splits.items()}
+    labels = _prepared_labels(tuple(splits["train"]), tuple(splits["test"]), properties, workers)
     sample = min(max(1, games // 2), MAX_SAMPLE_GAMES)
     inputs = [(*board_rows(part), sample if name == "train" else 0) for name, part in splits.items()]
 
@@ -116,7 +116,13 @@ def evaluate_boards(
     ffn = model.feed_forwards()[best] if coder is None else coder
     features = None
     if not brief:
-        features = _features(ffn, reading, random_reading, splits["test"], labels["test"][HEADLINE])
+        features = _features(
+            ffn,
+            reading,
+            random_reading,
+            splits["test"],
+            board_labels(tuple(splits["test"]), properties, workers)[HEADLINE],
+        )
     return BoardsResult(
         games=games,
         boards=games * DOTS,
@@ -158,11 +164,19 @@ class _Reading(NamedTuple):
         return own_threshold_held_out(self.scores.coverage, self.test.rows, labels_NB, self.train.maxima_F)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def board_labels(texts: tuple[str, ...], properties: tuple[str, ...], workers: int | None) -> dict[str, Any]:
     """`label_games`, cached because a suite measures many models on the same games. Do not change the arrays."""
     say(f"labelling {len(texts) * DOTS:,} boards of {len(texts):,} games")
     return label_games(texts, properties, dots=DOTS, workers=workers)
+
+
+@functools.lru_cache(maxsize=2)
+def _prepared_labels(
+    train: tuple[str, ...], test: tuple[str, ...], properties: tuple[str, ...], workers: int | None
+) -> PreparedLabels:
+    """The labels of both sets of games, cached as `board_labels` are."""
+    return prepare_labels(*(board_labels(texts, properties, workers) for texts in (train, test)))
 
 
 def choose_games(corpus: Corpus, test_corpus: Corpus | None, count: int) -> dict[str, list[str]]:
@@ -250,8 +264,8 @@ def board_rows(texts: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64], npt
     return tokens_GN, np.array([len(ids) for ids in tokens]), np.array([dot_positions(text, DOTS) for text in texts])
 
 
-def _scores(train: Harvest, test: Harvest, labels: dict[str, Any]) -> LayerScores:
-    return measure_layer(train.rows, test.rows, train.maxima_F, train.alive_F, labels["train"], labels["test"])
+def _scores(train: Harvest, test: Harvest, labels: PreparedLabels) -> LayerScores:
+    return measure_layer(train.rows, test.rows, train.maxima_F, train.alive_F, labels)
 
 
 def _numbers(scores: LayerScores) -> dict[str, Any]:

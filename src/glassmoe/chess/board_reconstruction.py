@@ -2,29 +2,40 @@
 
 The definition and its quirks are those of SAE_BoardGameEval (Karvonen et al. 2024): a feature predicts the
 slots that it detects with precision >= 0.95 and at least 10 true positives, the prediction of a board is the
-union over its active features, and scores are micro counts over all boards and slots. Unions of slots are
-bitwise ORs of 64-bit words.
+union over its active features, and scores are micro counts over all boards and slots. Boards are packed into
+64-bit words, so that the boards for which a slot is predicted are a bitwise OR of those on which features are
+active.
 
-Array legend: N boards, F features, B slots, T = 11 thresholds, W 64-bit words of packed slots, L features
-with labels, R rows of a table (thresholds * L), C classes of a property, G properties, m activations or
-labels.
+Array legend: N boards, F features, B slots, T = 11 thresholds, L features with labels, R = T * L + 1 rows of a
+table, the last one without boards, w words of packed boards, C classes of a property, G properties, m labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from .board_counts import THRESHOLDS, Acts, Float32, Float64, Int32, entries, f1_score, threshold_at
+from .board_counts import (
+    THRESHOLDS,
+    Acts,
+    Float32,
+    Float64,
+    PackedLabels,
+    Words,
+    dense_buckets,
+    f1_score,
+    pack_boards,
+    sparse_buckets,
+    threshold_at,
+)
 
-_ROWS = 1000
+_BOARDS, _LABELS = 1024, 1 << 14
+"""Boards and labels that are worked on at a time. The boards fill whole words."""
 _LAST = len(THRESHOLDS) - 1
-
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -46,134 +57,118 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Group:
-    """One property's slots among the stacked columns and packed bits.
-
-    Properties with several classes own whole words, one plane of squares after the other, so that a
-    square's classes are the same bit of different words; two-valued ones share words.
-    """
+    """One property's slots among the stacked columns: its classes for one square after the other."""
 
     columns: slice
     classes: int
-    words: slice
-    mask_w: Words
-    bit_B: NDArray[np.int64]
 
 
-def pack_groups(widths: Sequence[tuple[int, int]]) -> list[Group]:
-    """Packing for stacked properties, each as (slots, classes)."""
-    groups, column, bit = [], 0, 0
-    for slots, classes in widths:
-        index = np.arange(slots)
-        if classes > 1:
-            bit = -(-bit // 64) * 64
-            plane = -(-(slots // classes) // 64) * 64
-            bit_B, end = bit + index % classes * plane + index // classes, bit + classes * plane
-        else:
-            bit_B, end = bit + index, bit + slots
-        first, stop = bit // 64, -(-end // 64)
-        mask = np.zeros(stop - first, dtype=np.uint64)
-        np.bitwise_or.at(mask, bit_B // 64 - first, np.uint64(1) << (bit_B % 64).astype(np.uint64))
-        groups.append(Group(slice(column, column + slots), classes, slice(first, stop), mask, bit_B))
-        column, bit = column + slots, end
-    return groups
+def group_slots(widths: Sequence[tuple[int, int]]) -> list[Group]:
+    """Stacked properties, each as (slots, classes)."""
+    ends = np.cumsum([slots for slots, _ in widths]).tolist()
+    return [Group(slice(end - slots, end), classes) for end, (slots, classes) in zip(ends, widths, strict=True)]
 
 
 class _Votes:
-    """The slots that each feature predicts at each threshold, packed: word_WR, R = threshold * L + feature."""
+    """The labels (threshold, feature, slot), each as the slot that it predicts and the boards for which it does, which
+    are a row of the table of a piece of boards. Predictions are numbered threshold * B + slot; those behind the last
+    threshold are of the variant "last"."""
 
     def __init__(self, label_m3: NDArray[np.int64], groups: Sequence[Group]) -> None:
-        self.bit_B = np.concatenate([group.bit_B for group in groups])
-        self.words = groups[-1].words.stop
-        threshold, feature, slot = label_m3.T
-        self.features, local = np.unique(feature, return_inverse=True)
-        self.count = len(self.features)
-        bit = self.bit_B[slot]
-        one_m = np.uint64(1) << (bit % 64).astype(np.uint64)
-        word_TLW = np.zeros((len(THRESHOLDS), self.count, self.words), dtype=np.uint64)
-        np.bitwise_or.at(word_TLW, (threshold, local, bit // 64), one_m)
-        self.any_TL: NDArray[np.bool_] = np.asarray(word_TLW.any(axis=2))
-        self.at_WR = self._flat(word_TLW)
-        # Variant "last": per property, the highest exceeded threshold *at which the feature has a label*.
-        last_TLW = word_TLW.copy()
-        for t in range(1, len(THRESHOLDS)):
-            for group in groups:
-                mask = group.mask_w
-                silent = np.all(word_TLW[t][:, group.words] & mask == 0, axis=1)
-                last_TLW[t][silent, group.words] |= last_TLW[t - 1][silent, group.words] & mask
-        self.last_WR = self._flat(last_TLW)
+        threshold_m, feature_m, slot_m = label_m3.T
+        self.features, local_m = np.unique(feature_m, return_inverse=True)
+        self.slots, count, levels = groups[-1].columns.stop, len(self.features), len(THRESHOLDS)
+        row_m = threshold_m * count + local_m
+        prediction_m = threshold_m * self.slots + slot_m
+        order = np.argsort(prediction_m)
+        self.prediction_m, self.row_m = prediction_m[order], row_m[order]
+        # Variant "last": a label counts until its feature exceeds the next threshold at which it has a label of the
+        # same property.
+        property_m = np.searchsorted([group.columns.stop for group in groups], slot_m, side="right")
+        own_m = (property_m * count + local_m) * levels + threshold_m
+        known, place_m = np.unique(own_m, return_inverse=True)
+        place_m += 1
+        next_m = known[np.minimum(place_m, len(known) - 1)]
+        ends_m = (place_m < len(known)) & (next_m // levels == own_m // levels)
+        until_m = np.where(ends_m, next_m % levels * count + local_m, levels * count)
+        order = np.argsort(slot_m)
+        self.last_m, self.from_m, self.until_m = levels * self.slots + slot_m[order], row_m[order], until_m[order]
 
-    def _flat(self, word_TLW: Words) -> Words:
-        return np.ascontiguousarray(word_TLW.reshape(-1, self.words).T)
-
-    def pack(self, labels_NB: NDArray[np.uint8]) -> Words:
-        """Labels [N, B] -> packed slots [N, W]."""
-        bits = np.zeros((len(labels_NB), self.words * 64), dtype=np.uint8)
-        bits[:, self.bit_B] = labels_NB
-        return np.packbits(bits, axis=1, bitorder="little").view("<u8").astype(np.uint64)
-
-
-def _union(word_WR: Words, row_m: NDArray[np.intp], board_m: NDArray[np.intp], boards: int) -> Words:
-    """Packed union [N, W] of the table rows `row_m` of each board; board_m ascends."""
-    out_NW = np.zeros((boards, len(word_WR)), dtype=np.uint64)
-    if len(board_m):
-        start = np.flatnonzero(np.diff(board_m, prepend=-1))
-        for word, table in enumerate(word_WR):
-            out_NW[board_m[start], word] = np.bitwise_or.reduceat(table[row_m], start)
-    return out_NW
+    def predictions(self, table_Rw: Words) -> Words:
+        """[T + 1, B, w]: the boards for which each slot is predicted above each threshold, and by the variant last."""
+        levels = len(THRESHOLDS) + 1
+        prediction = np.zeros((levels * self.slots, table_Rw.shape[1]), dtype=np.uint64)
+        for start in range(0, len(self.row_m), _LABELS):
+            piece = slice(start, start + _LABELS)
+            _unite(prediction, self.prediction_m[piece], table_Rw[self.row_m[piece]])
+            _unite(prediction, self.last_m[piece], table_Rw[self.from_m[piece]] & ~table_Rw[self.until_m[piece]])
+        return prediction.reshape(levels, self.slots, -1)
 
 
-def _predictions(
-    votes: _Votes, row: NDArray[np.intp], local: Int32, bucket: NDArray[np.uint8], boards: int
-) -> list[Words]:
-    """Twelve packed predictions [N, W]: the union above each threshold, then the variant "last"."""
-    predictions = []
-    top = (bucket.astype(np.intp) - 1) * votes.count + local
-    last = _union(votes.last_WR, top, row, boards)
-    for t in range(len(THRESHOLDS)):
-        above = np.flatnonzero(bucket > t)
-        row, local, bucket = row[above], local[above], bucket[above]
-        votes_m = votes.any_TL[t][local]
-        predictions.append(_union(votes.at_WR, t * votes.count + local[votes_m], row[votes_m], boards))
-    return [*predictions, last]
+def _unite(prediction: Words, number_m: NDArray[np.int64], word_mw: Words) -> None:
+    """Adds the boards of each label to the prediction of its number; numbers ascend."""
+    first = np.flatnonzero(np.diff(number_m, prepend=-1))
+    prediction[number_m[first]] |= np.bitwise_or.reduceat(word_mw, first, axis=0)
 
 
-def _exactly_one(word_NCw: Words) -> Words:
-    """Bits that are set in exactly one of the planes C."""
-    once, twice = np.zeros_like(word_NCw[:, 0]), np.zeros_like(word_NCw[:, 0])
-    for plane in range(word_NCw.shape[1]):
-        twice |= once & word_NCw[:, plane]
-        once |= word_NCw[:, plane]
+def _table(acts: Acts, maxima_F: Float32, features: NDArray[np.int64]) -> Words:
+    """[R, w]: the boards on which each feature is active above each threshold."""
+    boards = acts.shape[0]
+    if isinstance(acts, np.ndarray):
+        bucket_LN = np.ascontiguousarray(dense_buckets(acts, maxima_F, features).T)
+    else:
+        rank_F = np.full(acts.shape[1], -1, dtype=np.int32)
+        rank_F[features] = np.arange(len(features))
+        row, rank, bucket = sparse_buckets(acts, maxima_F, rank_F)
+        bucket_LN = np.zeros((len(features), boards), dtype=np.uint8)
+        bucket_LN[rank, row] = bucket
+    nowhere = np.zeros((1, boards), dtype=np.bool_)
+    return np.concatenate([*(pack_boards(bucket_LN > t) for t in range(len(THRESHOLDS))), pack_boards(nowhere)])
+
+
+def _exactly_one(word_TSCw: Words) -> Words:
+    """Bits that are set in exactly one of the classes C."""
+    once, twice = np.zeros_like(word_TSCw[:, :, 0]), np.zeros_like(word_TSCw[:, :, 0])
+    for plane in range(word_TSCw.shape[2]):
+        twice |= once & word_TSCw[:, :, plane]
+        once |= word_TSCw[:, :, plane]
     return once & ~twice
 
 
-def _tally(group: Group, predicted_NW: Words, true_NW: Words) -> NDArray[np.int64]:
-    """True positives, predicted, true, and squares with exactly one right and one wrong class."""
-    predicted = predicted_NW[:, group.words] & group.mask_w
-    true = true_NW[:, group.words] & group.mask_w
-    both = 0
+def _count(words: Words) -> NDArray[np.int64]:
+    """Bits that are set, for each entry of the first axis."""
+    total: NDArray[np.int64] = np.bitwise_count(words).sum(axis=tuple(range(1, words.ndim)), dtype=np.int64)
+    return total
+
+
+def _tally(group: Group, predicted_TBw: Words, right_TBw: Words, true_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """True positives, predicted, true, and squares with exactly one right and one wrong class, of each of the twelve
+    predictions [T + 1, 4]."""
+    predicted, right = predicted_TBw[:, group.columns], right_TBw[:, group.columns]
+    tally_T4 = np.zeros((len(predicted), 4), dtype=np.int64)
+    tally_T4[:, 0], tally_T4[:, 1] = _count(right), _count(predicted)
+    tally_T4[:, 2] = true_B[group.columns].sum()
     if group.classes > 1:
-        planes = (len(true), group.classes, -1)
-        one_right = _exactly_one((predicted & true).reshape(planes))
-        both = int(np.bitwise_count(one_right & _exactly_one((predicted & ~true).reshape(planes))).sum())
-    counts = [int(np.bitwise_count(words).sum()) for words in (predicted & true, predicted, true)]
-    return np.array([*counts, both], dtype=np.int64)
+        squares = (len(predicted), -1, group.classes, predicted.shape[2])
+        one_right, one_wrong = (_exactly_one(words.reshape(squares)) for words in (right, predicted ^ right))
+        tally_T4[:, 3] = _count(one_right & one_wrong)
+    return tally_T4
 
 
 def reconstruct(
-    acts: Acts, labels: sp.csr_array, maxima: Float32, label_m3: NDArray[np.int64], groups: Sequence[Group]
+    acts: Acts, labels: PackedLabels, maxima: Float32, label_m3: NDArray[np.int64], groups: Sequence[Group]
 ) -> list[Reconstruction]:
     """Reconstruction of each group on the test boards, from train's (threshold, feature, slot) labels."""
     votes = _Votes(label_m3, groups)
-    rank_F = np.full(acts.shape[1], -1, dtype=np.int32)
-    rank_F[votes.features] = np.arange(votes.count)
     tally_GT4 = np.zeros((len(groups), len(THRESHOLDS) + 1, 4), dtype=np.int64)
-    for start in range(0, labels.shape[0], _ROWS):
-        rows = np.arange(start, min(start + _ROWS, labels.shape[0]))
-        true_NW = votes.pack(labels[rows].toarray())
-        row, local, bucket = entries(acts, rows, maxima, rank_F)
-        for t, predicted_NW in enumerate(_predictions(votes, row, local, bucket, len(rows))):
-            for number, group in enumerate(groups):
-                tally_GT4[number, t] += _tally(group, predicted_NW, true_NW)
+    for start in range(0, acts.shape[0], _BOARDS):
+        part: Any = acts[start : start + _BOARDS]
+        predicted_TBw = votes.predictions(_table(part, maxima, votes.features))
+        true_Bw = labels.word_Bw[:, start // 64 : start // 64 + predicted_TBw.shape[2]]
+        right_TBw = predicted_TBw & true_Bw
+        true_B = np.bitwise_count(true_Bw).sum(axis=1, dtype=np.int64)
+        for number, group in enumerate(groups):
+            tally_GT4[number] += _tally(group, predicted_TBw, right_TBw, true_B)
     results = []
     for group, tally_T4 in zip(groups, tally_GT4, strict=True):
         inside = (label_m3[:, 2] >= group.columns.start) & (label_m3[:, 2] < group.columns.stop)

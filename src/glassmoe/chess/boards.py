@@ -29,22 +29,28 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from .board_counts import (
+    THRESHOLDS,
     Acts,
+    CountedLabels,
     Float32,
     Float64,
     Int32,
+    PackedLabels,
     Scan,
+    Words,
     as_acts,
     as_labels,
     f1_score,
+    pack_boards,
     scan,
     threshold_at,
 )
 from .board_properties import HEADLINE, PROPERTIES, STRATEGY
-from .board_reconstruction import Reconstruction, pack_groups, reconstruct
+from .board_reconstruction import Group, Reconstruction, group_slots, reconstruct
 
 F1_GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _ROWS = 1000
+_THRESHOLD_T = np.array([threshold_at(index) for index in range(len(THRESHOLDS))])
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def coverage(acts_NF: Any, labels_NB: Any, maxima_F: Any, alive_F: Any = None) -
     negative maximum.
     """
     acts, labels = as_acts(acts_NF), as_labels(labels_NB)
-    maxima, alive = _check(acts, labels, maxima_F, alive_F)
+    maxima, alive = _check(acts, labels.shape, maxima_F, alive_F)
     return _coverage(scan(acts, labels, maxima, alive, want_labels=False), slice(None))
 
 
@@ -120,23 +126,23 @@ def held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F
     A slot for which no feature scores on train has F1 0.
     """
     acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
-    maxima, _ = _check(acts, labels, maxima_F, None)
+    maxima, _ = _check(acts, labels.shape, maxima_F, None)
     if labels.shape[1] != len(covered.feature_B):
         raise ValueError(
             f"coverage has {len(covered.feature_B)} slots but the test labels have {labels.shape[1]}; "
             f"both must come from the same properties"
         )
-    return _held_out(covered, _Columns(acts, covered.feature_B), labels, maxima)
+    return _held_out(covered, _Columns(acts, covered.feature_B), PackedLabels.of(labels), maxima)
 
 
-def _check(acts: Acts, labels: sp.csr_array, maxima_F: Any, alive_F: Any) -> tuple[Float32, Int32]:
+def _check(acts: Acts, shape: tuple[int, int], maxima_F: Any, alive_F: Any) -> tuple[Float32, Int32]:
     """Maxima as float32 [F] and the numbers of the features to use. ValueError for shapes that disagree and for
     invalid maxima."""
     boards, features = acts.shape
     maxima = np.asarray(maxima_F, dtype=np.float32)
-    if labels.shape[0] != boards:
-        raise ValueError(f"activations are of {boards} boards but labels of {labels.shape[0]}")
-    if boards == 0 or labels.shape[1] == 0:
+    if shape[0] != boards:
+        raise ValueError(f"activations are of {boards} boards but labels of {shape[0]}")
+    if boards == 0 or shape[1] == 0:
         raise ValueError("there are no boards or no slots to score")
     if maxima.shape != (features,):
         raise ValueError(f"maxima_F must have shape ({features},), one per feature, not {maxima.shape}")
@@ -163,7 +169,7 @@ def _coverage(scanned: Scan, columns: slice) -> Coverage:
         above={level: float((f1_TB[best] > level).mean()) for level in F1_GRID},
         own_threshold_value=float(own_f1_B.mean()),
         own_threshold_f1_B=own_f1_B,
-        own_threshold_B=np.array([threshold_at(index) for index in own_B]),
+        own_threshold_B=_THRESHOLD_T[own_B],
         own_threshold_feature_B=feature_TB[own_B, np.arange(len(own_B))],
     )
 
@@ -174,13 +180,14 @@ class _Columns:
     def __init__(self, acts: Acts, features: NDArray[np.int64]) -> None:
         self.ids = np.unique(features[features >= 0])
         part: Any = acts[:, self.ids]
-        self.value_Nc: Float32 = part if isinstance(acts, np.ndarray) else part.toarray()
+        self.value_cN: Float32 = np.ascontiguousarray((part if isinstance(acts, np.ndarray) else part.toarray()).T)
 
-    def of(self, features: NDArray[np.int64]) -> Float32:
-        return self.value_Nc[:, np.searchsorted(self.ids, features)]
+    def above(self, features: NDArray[np.int64], least: Float32) -> Words:
+        """Packed boards [c, w] on which each feature exceeds its number."""
+        return pack_boards(self.value_cN[np.searchsorted(self.ids, features)] > least[:, None])
 
 
-def _held_out(covered: Coverage, columns: _Columns, labels: sp.csr_array, maxima: Float32) -> HeldOut:
+def _held_out(covered: Coverage, columns: _Columns, labels: PackedLabels, maxima: Float32) -> HeldOut:
     f1_B = _detection(columns, labels, maxima, covered.feature_B, covered.threshold)
     return HeldOut(float(f1_B.mean()), covered.threshold, f1_B)
 
@@ -188,28 +195,31 @@ def _held_out(covered: Coverage, columns: _Columns, labels: sp.csr_array, maxima
 def own_threshold_held_out(covered: Coverage, test_acts_NF: Any, test_labels_NB: Any, maxima_F: Any) -> Float64:
     """F1 [B] on test boards of each slot's own best feature and threshold on the training boards."""
     acts, labels = as_acts(test_acts_NF), as_labels(test_labels_NB)
-    maxima, _ = _check(acts, labels, maxima_F, None)
+    maxima, _ = _check(acts, labels.shape, maxima_F, None)
     feature_B = covered.own_threshold_feature_B
-    return _detection(_Columns(acts, feature_B), labels, maxima, feature_B, covered.own_threshold_B)
+    return _detection(_Columns(acts, feature_B), PackedLabels.of(labels), maxima, feature_B, covered.own_threshold_B)
 
 
 def _detection(
     columns: _Columns,
-    labels: sp.csr_array,
+    labels: PackedLabels,
     maxima: Float32,
     feature_B: NDArray[np.int64],
     threshold_B: float | Float64,
 ) -> Float64:
     """F1 [B] of feature_B above threshold_B times its maximum; 0 where the feature is -1."""
-    f1_B = np.zeros(labels.shape[1])
+    f1_B = np.zeros(len(labels.true_B))
     slots = np.flatnonzero(feature_B >= 0)
     if len(slots):
-        features = feature_B[slots]
         share = np.broadcast_to(np.asarray(threshold_B, dtype=np.float32), feature_B.shape)[slots]
-        active_NB = columns.of(features) > share * maxima[features]
-        true_NB = labels[:, slots].toarray().astype(bool)
-        tp = (active_NB & true_NB).sum(axis=0)
-        f1_B[slots] = f1_score(tp, active_NB.sum(axis=0), true_NB.sum(axis=0))
+        # Several slots may have the same feature at the same threshold.
+        key = feature_B[slots].astype(np.int64) << 32 | share.view(np.int32)
+        key, pair = np.unique(key, return_inverse=True)
+        feature = key >> 32
+        active = columns.above(feature, (key & 0xFFFFFFFF).astype(np.int32).view(np.float32) * maxima[feature])
+        predicted = np.bitwise_count(active).sum(axis=1, dtype=np.int64)
+        tp = np.bitwise_count(active[pair] & labels.word_Bw[slots]).sum(axis=1, dtype=np.int64)
+        f1_B[slots] = f1_score(tp, predicted[pair], labels.true_B[slots])
     return f1_B
 
 
@@ -231,8 +241,8 @@ def reconstruction(
     """
     train, test = as_acts(train_acts_NF), as_acts(test_acts_NF)
     train_labels, test_labels = as_labels(train_labels_NB), as_labels(test_labels_NB)
-    maxima, alive = _check(train, train_labels, maxima_F, alive_F)
-    _check(test, test_labels, maxima_F, alive_F)
+    maxima, alive = _check(train, train_labels.shape, maxima_F, alive_F)
+    _check(test, test_labels.shape, maxima_F, alive_F)
     slots = train_labels.shape[1]
     if test_labels.shape[1] != slots or classes < 1 or slots % classes:
         raise ValueError(
@@ -240,57 +250,87 @@ def reconstruction(
             f"together; the slots must be equal and a multiple of the classes"
         )
     scanned = scan(train, train_labels, maxima, alive)
-    return reconstruct(test, test_labels, maxima, scanned.label_m3, pack_groups([(slots, classes)]))[0]
+    groups = group_slots([(slots, classes)])
+    return reconstruct(test, PackedLabels.of(test_labels), maxima, scanned.label_m3, groups)[0]
 
 
-def measure_layer(
-    train_acts_NF: Any,
-    test_acts_NF: Any,
-    maxima_F: Any,
-    alive_F: Any,
+@dataclass(frozen=True)
+class PreparedLabels:
+    """Labels of both splits in the forms that the scores read. They are made once for all layers of all models that are
+    measured on the same boards."""
+
+    headline: str
+    strategy: tuple[str, ...] | None
+    """The properties of the strategy means; None without them."""
+    groups: dict[str, Group]
+    """Each property's slots among all slots."""
+    train: CountedLabels
+    test: PackedLabels
+    shapes: tuple[tuple[int, int], tuple[int, int]]
+    """Numbers of boards and slots of the training and the test labels."""
+
+
+def prepare_labels(
     train_labels: Mapping[str, Any],
     test_labels: Mapping[str, Any],
     *,
     headline: str = HEADLINE,
     strategy: Sequence[str] = STRATEGY,
-) -> LayerScores:
-    """Every board score of one layer, from activations [N, F] of both splits and labels by property name.
+) -> PreparedLabels:
+    """Labels by property name, for `measure_layer`.
 
-    All properties share one pass over the activations. The strategy means need every property of `strategy`
-    in both label dictionaries; with none of them the means are None. ValueError when labels are missing or
-    shapes disagree.
+    The strategy means need every property of `strategy` in both dictionaries; with none of them the means are None.
+    ValueError when labels are missing or shapes disagree.
     """
     if headline not in train_labels or set(train_labels) != set(test_labels):
         raise ValueError(f"both label dictionaries must hold {headline!r} and the same properties")
     missing = [name for name in strategy if name not in train_labels]
     if missing and len(missing) < len(strategy):
         raise ValueError(f"the strategy group is incomplete: {', '.join(missing)} missing")
-    train, test = as_acts(train_acts_NF), as_acts(test_acts_NF)
     by_name = {name: (as_labels(train_labels[name]), as_labels(test_labels[name])) for name in train_labels}
     for name, (train_B, test_B) in by_name.items():
         if train_B.shape[1] != test_B.shape[1]:
             raise ValueError(f"{name}: {train_B.shape[1]} train slots but {test_B.shape[1]} test slots")
-    train_all = sp.csr_array(sp.hstack([pair[0] for pair in by_name.values()], format="csr"))
-    test_all = sp.csr_array(sp.hstack([pair[1] for pair in by_name.values()], format="csr"))
-    maxima, alive = _check(train, train_all, maxima_F, alive_F)
-    _check(test, test_all, maxima_F, alive_F)
-    groups = pack_groups([(pair[0].shape[1], _classes(name)) for name, pair in by_name.items()])
-    scanned = scan(train, train_all, maxima, alive)
+    train, test = (sp.csr_array(sp.hstack(parts, format="csr")) for parts in zip(*by_name.values(), strict=True))
+    groups = group_slots([(pair[0].shape[1], _classes(name)) for name, pair in by_name.items()])
+    return PreparedLabels(
+        headline,
+        None if missing or not strategy else tuple(strategy),
+        dict(zip(by_name, groups, strict=True)),
+        CountedLabels.of(train),
+        PackedLabels.of(test),
+        (train.shape, test.shape),
+    )
+
+
+def measure_layer(
+    train_acts_NF: Any, test_acts_NF: Any, maxima_F: Any, alive_F: Any, labels: PreparedLabels
+) -> LayerScores:
+    """Every board score of one layer, from activations [N, F] of both splits and the labels of their boards.
+
+    All properties share one pass over the activations. ValueError when shapes disagree.
+    """
+    train, test = as_acts(train_acts_NF), as_acts(test_acts_NF)
+    maxima, alive = _check(train, labels.shapes[0], maxima_F, alive_F)
+    _check(test, labels.shapes[1], maxima_F, alive_F)
+    groups = list(labels.groups.values())
+    scanned = scan(train, labels.train, maxima, alive)
     covered = [_coverage(scanned, group.columns) for group in groups]
     columns = _Columns(test, np.concatenate([one.feature_B for one in covered]))
-    tests = [pair[1] for pair in by_name.values()]
-    held = [_held_out(one, columns, labels, maxima) for one, labels in zip(covered, tests, strict=True)]
-    rebuilt = reconstruct(test, test_all, maxima, scanned.label_m3, groups)
-    scores = dict(zip(by_name, zip(covered, held, rebuilt, strict=True), strict=True))
+    held = [
+        _held_out(one, columns, labels.test[group.columns], maxima) for one, group in zip(covered, groups, strict=True)
+    ]
+    rebuilt = reconstruct(test, labels.test, maxima, scanned.label_m3, groups)
+    scores = dict(zip(labels.groups, zip(covered, held, rebuilt, strict=True), strict=True))
 
     def mean(values: Sequence[Coverage | HeldOut | Reconstruction]) -> float | None:
-        value_by_name = dict(zip(by_name, (one.value for one in values), strict=True))
-        return None if missing or not strategy else float(np.mean([value_by_name[name] for name in strategy]))
+        value_by_name = dict(zip(labels.groups, (one.value for one in values), strict=True))
+        return None if labels.strategy is None else float(np.mean([value_by_name[name] for name in labels.strategy]))
 
     return LayerScores(
-        coverage=scores[headline][0],
-        held_out=scores[headline][1],
-        reconstruction=scores[headline][2],
+        coverage=scores[labels.headline][0],
+        held_out=scores[labels.headline][1],
+        reconstruction=scores[labels.headline][2],
         strategy_coverage=mean(covered),
         strategy_held_out=mean(held),
         strategy_reconstruction=mean(rebuilt),
@@ -310,7 +350,7 @@ def _active_features(acts: Acts, alive: Int32) -> float:
     """Positive activations of the features `alive` per board."""
     if isinstance(acts, np.ndarray):
         starts = range(0, len(acts), _ROWS)
-        count = sum(int((acts[start : start + _ROWS, alive] > 0).sum()) for start in starts)
+        count = int(sum(np.count_nonzero(acts[start : start + _ROWS] > 0, axis=0)[alive].sum() for start in starts))
     else:
         keep_F = np.zeros(acts.shape[1], dtype=bool)
         keep_F[alive] = True

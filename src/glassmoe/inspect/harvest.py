@@ -150,12 +150,9 @@ class _Collector:
         if features.ids is None:
             greatest, least = values.amax(0), values.amin(0)
         else:
-            ids = features.ids.flatten()
-            silent = torch.bincount(ids, minlength=features.width) < tokens
-            # A token's strength is 0 for every feature that it does not list.
+            experts_RK = _listed_experts(features, self.layer.num_experts)
             greatest, least = (
-                torch.where(silent, 0.0, start).scatter_reduce_(0, ids, values.flatten(), reduce)
-                for start, reduce in ((-torch.inf, "amax"), (torch.inf, "amin"))
+                _extremes_of_lists(features) if experts_RK is None else _extremes_of_experts(features, experts_RK)
             )
         nonzero = (greatest != 0) | (least != 0)
         self.greatest_F = torch.maximum(self.greatest_F, greatest.cpu())
@@ -183,19 +180,64 @@ def _to_rows(features: Features, experts: int) -> Float32 | sp.csr_array:
     )
 
 
-def _whole_experts(features: Features, experts: int) -> Features | None:
-    """What `coalesce` returns, in less time, for tokens that list different experts with all their features in order;
-    None for others."""
+def _extremes_of_lists(features: Features) -> tuple[Tensor, Tensor]:
+    """(F,) each: the greatest and the least strength of every feature over all tokens. A token's strength is 0 for
+    every feature that it does not list."""
+    assert features.ids is not None
+    ids, values = features.ids.flatten(), features.values.float().flatten()
+    silent = torch.bincount(ids, minlength=features.width) < len(features.ids)
+    greatest, least = (
+        torch.where(silent, 0.0, start).scatter_reduce_(0, ids, values, reduce)
+        for start, reduce in ((-torch.inf, "amax"), (torch.inf, "amin"))
+    )
+    return greatest, least
+
+
+def _extremes_of_experts(features: Features, experts_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """What `_extremes_of_lists` returns, an expert at a time."""
+    tokens, experts = experts_RK.shape
+    values_SF = features.values.float().view(tokens * experts, -1)
+    hidden = values_SF.shape[1]
+    greatest_EF, least_EF = values_SF.new_zeros(2, features.width // hidden, hidden)
+    for expert in experts_RK.unique().tolist():
+        listed_SF = values_SF[(experts_RK == expert).flatten()]
+        greatest_F, least_F = listed_SF.amax(0), listed_SF.amin(0)
+        if len(listed_SF) < tokens:
+            greatest_F, least_F = greatest_F.clamp(min=0), least_F.clamp(max=0)
+        greatest_EF[expert], least_EF[expert] = greatest_F, least_F
+    return greatest_EF.flatten(), least_EF.flatten()
+
+
+_ROWS_A_LOOK = 256
+
+
+def _listed_experts(features: Features, experts: int) -> Tensor | None:
+    """(R, K): the experts that each token lists, all features of each in order; None where tokens list otherwise."""
     hidden = features.width // experts
     assert features.ids is not None
     if experts == 1 or features.ids.shape[1] % hidden:
         return None
-    rows = len(features.ids)
-    ids_RKF, values_RKF = (each.view(rows, -1, hidden) for each in (features.ids, features.values))
-    unit_F = torch.arange(hidden, device=ids_RKF.device)
-    first_RK, order_RK = ids_RKF[:, :, 0].sort(dim=1)
-    different = bool((first_RK[:, 1:] > first_RK[:, :-1]).all()) and bool((first_RK % hidden == 0).all())
-    if not different or not torch.equal(ids_RKF, ids_RKF[:, :, :1] + unit_F):
+    ids_RKF = features.ids.view(len(features.ids), -1, hidden)
+    first_RK, unit_F = ids_RKF[:, :, 0], torch.arange(hidden, device=ids_RKF.device)
+    for ids, first in zip(ids_RKF.split(_ROWS_A_LOOK), first_RK.split(_ROWS_A_LOOK), strict=True):
+        if bool((first % hidden).any()) or not torch.equal(ids, first.unsqueeze(2) + unit_F):
+            return None
+    return first_RK // hidden
+
+
+def _whole_experts(features: Features, experts: int) -> Features | None:
+    """What `coalesce` returns, in less time, for tokens that list different experts with all their features in order;
+    None for others."""
+    experts_RK = _listed_experts(features, experts)
+    if experts_RK is None:
         return None
+    hidden = features.width // experts
+    order_RK = experts_RK.argsort(dim=1)
+    experts_RK = experts_RK.gather(1, order_RK)
+    if not bool((experts_RK[:, 1:] > experts_RK[:, :-1]).all()):
+        return None
+    values_RKF = features.values.view(*order_RK.shape, hidden)
     values_RKF = values_RKF.gather(1, order_RK.unsqueeze(2).expand_as(values_RKF))
-    return Features(values_RKF.flatten(1), features.width, (first_RK.unsqueeze(2) + unit_F).flatten(1))
+    unit_F = torch.arange(hidden, device=experts_RK.device)
+    ids_RKF = experts_RK.unsqueeze(2) * hidden + unit_F
+    return Features(values_RKF.flatten(1), features.width, ids_RKF.flatten(1))
