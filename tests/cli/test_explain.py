@@ -402,7 +402,7 @@ def test_figure8_by_a_model_on_this_machine(text_runs: Path, tmp_path: Path) -> 
     assert scores["detection"]["examples"] == scores["probability"]["examples"] > 0 == scores["detection"]["failed"]
     assert 0 <= scores["probability"]["auc"]["mean"] <= 1
     page = (tmp_path / "figure8-local.md").read_text()
-    assert "AUC of yes, shuffled" in page and "Judged by llama-of-rules" in page
+    assert "AUC of yes, shuffled" in page and "Explained by rules and judged by llama, by the odds" in page
     lines = lines_of(text_runs / "coders/explanations/1-transcoder-k4/llama-of-rules.jsonl")
     assert {line["explainer"] for line in lines if line["explanation"]} == {"rules"}
 

@@ -285,7 +285,7 @@ def _explanations(
         if (windows := int(text.store.windows_F[feature])) < fewest
     }
     alive = [feature for feature in alive if feature not in explanations]
-    with bar(len(alive), "explain", "feature", lines=True) as progress:
+    with bar(len(alive), "explain", "feature", show=bool(alive), lines=True) as progress:
         for start in range(0, len(alive), CHUNK):
             chunk = alive[start : start + CHUNK]
             new = judge.explain([trial(text, feature, protocol) for feature in chunk])

@@ -107,8 +107,8 @@ class Figure8Results(ResultsFile):
         return [
             self.opening(),
             markdown_table([_HEADER[i] for i in shown], [[line[i] for i in shown] for line in lines]),
-            f"Means over features drawn at random, without silent ones, with half the 95% interval. Judged by "
-            f"{self.judge['name']} on {protocol['per_decile']} windows of each tenth of a feature's strength and "
+            f"Means over features drawn at random, without silent ones, with half the 95% interval. {self._judged()} "
+            f"on {protocol['per_decile']} windows of each tenth of a feature's strength and "
             f"{protocol['silent']} windows where it does not fire, from documents that did not explain it. `shuffled`: "
             f"the same with another feature's explanation. L0: features per token; for GELU, GEGLU, SoLU and Switch "
             f"layers only the greatest k features of a token count. Read from {data}; the paper reads RedPajama, and "
@@ -120,6 +120,15 @@ class Figure8Results(ResultsFile):
             markdown_table(["features", *map(str, range(1, 11)), "not"], tenths),
             figure(name),
         ]
+
+    def _judged(self) -> str:
+        """Who explained and who judged, the beginning of a sentence."""
+        name = str(self.judge["name"])
+        own = name.removesuffix(OF_RULES)
+        words = f"Judged by {name}" if own == name else f"Explained by rules and judged by {own}"
+        if any("probability" in row.scores for row in self.entries):
+            words += ", by the odds of yes against no (their AUC needs no threshold; 0.5 is chance),"
+        return words
 
     def draw(self, path: Path) -> list[Path]:
         return _draw(self, path)
