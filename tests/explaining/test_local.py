@@ -125,9 +125,9 @@ def test_words_that_a_tokenizer_does_not_tell_apart() -> None:
     def tokenizer(text: str, add_special_tokens: bool) -> dict[str, list[int]]:  # noqa: ARG001
         return {"input_ids": [0, *map(ord, text.strip())] if text[0] == " " else [*map(ord, text)]}
 
-    assert local._answer_tokens(tokenizer) == {"yes": [ord("Y"), ord("y")], "no": [ord("N"), ord("n")]}
-    with pytest.raises(ValueError, match="begins yes and no with the same tokens"):
-        local._answer_tokens(lambda *_, **__: {"input_ids": [7]})
+    assert local._answer_tokens(tokenizer, Path("x")) == {"yes": [ord("Y"), ord("y")], "no": [ord("N"), ord("n")]}
+    with pytest.raises(ValueError, match="x cannot judge, because its tokenizer begins yes and no"):
+        local._answer_tokens(lambda *_, **__: {"input_ids": [7]}, Path("x"))
 
 
 def test_the_threshold_comes_from_the_other_half() -> None:

@@ -65,7 +65,7 @@ class LocalChat:
                 f"control shows whether it can judge"
             )
         self._model: Any = model.to(on).eval()
-        self._words = _answer_tokens(self._tokenizer)
+        self._words = _answer_tokens(self._tokenizer, folder)
         self._cache: Any = None
         self._cached: list[int] = []
         self._can_share: bool | None = None
@@ -75,13 +75,7 @@ class LocalChat:
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
         """The answer to each conversation; None where it is longer than the model's context."""
-        keys = [self._key(messages) for messages in conversations]
-        known = {key: self.answers.get(key) if self.answers else None for key in keys}
-        self.counts.asked += len(keys)
-        self.counts.cached += sum(known[key] is not None for key in keys)
-        rows = {
-            key: self._prompt(messages) for key, messages in zip(keys, conversations, strict=True) if known[key] is None
-        }
+        keys, known, rows = self._looked_up(conversations)
         fitting = {key: row_N for key, row_N in rows.items() if self._room(len(row_N)) > 0}
         with bar(len(rows), self.folder.name, "answer", show=len(rows) > 1) as progress:
             for part in self._answered_together(fitting):
@@ -95,13 +89,7 @@ class LocalChat:
         """ln P(yes) - ln P(no) of the next token after each conversation: positive where the model would rather answer
         yes. None where a conversation is longer than the model's context. What the conversations have in common at
         their beginning is computed once, also from one call to the next."""
-        keys = [self._key(messages, "odds") for messages in conversations]
-        known = {key: self.answers.get(key) if self.answers else None for key in keys}
-        self.counts.asked += len(keys)
-        self.counts.cached += sum(known[key] is not None for key in keys)
-        rows = {
-            key: self._prompt(messages) for key, messages in zip(keys, conversations, strict=True) if known[key] is None
-        }
+        keys, known, rows = self._looked_up(conversations, "odds")
         fitting = {key: row_N for key, row_N in rows.items() if self._room(len(row_N)) >= 0}
         shared = self._shared_beginning(list(fitting.values()))
         for part in _batches([(key, row_N[shared:]) for key, row_N in fitting.items()], READ_TOGETHER):
@@ -115,6 +103,17 @@ class LocalChat:
         settings = {"weights": self._identity, "max_new_tokens": LONGEST_ANSWER}
         counts = {**vars(self.counts), "failed": dict(self.counts.failed)}
         return Questions(self.folder.name, settings, **counts)
+
+    def _looked_up(
+        self, conversations: Sequence[Messages], *what: str
+    ) -> tuple[list[str], dict[str, str | None], dict[str, list[int]]]:
+        """Each conversation's key, key -> answer on disk, and key -> token ids of what has no answer there."""
+        keys = [self._key(messages, *what) for messages in conversations]
+        known = {key: self.answers.get(key) if self.answers else None for key in keys}
+        self.counts.asked += len(keys)
+        self.counts.cached += sum(known[key] is not None for key in keys)
+        rows = {key: messages for key, messages in zip(keys, conversations, strict=True) if known[key] is None}
+        return keys, known, {key: self._prompt(messages) for key, messages in rows.items()}
 
     def _key(self, messages: Messages, *what: str) -> str:
         """Names a question on disk. `what` is asked besides an answer in words."""
@@ -239,7 +238,7 @@ class LocalChat:
         return logits_BV if bias is None else logits_BV + bias[tokens].float()
 
 
-def _answer_tokens(tokenizer: Any) -> dict[str, list[int]]:
+def _answer_tokens(tokenizer: Any, folder: Path) -> dict[str, list[int]]:
     """Tokens with which an answer of yes or no begins, in the usual spellings. ValueError where the tokenizer does not
     tell them apart."""
     first = {
@@ -254,7 +253,10 @@ def _answer_tokens(tokenizer: Any) -> dict[str, list[int]]:
     both = first["yes"] & first["no"]  # a space of its own
     words = {word: sorted(ids - both) for word, ids in first.items()}
     if not all(words.values()):
-        raise ValueError("its tokenizer begins yes and no with the same tokens, so that no answer can be read")
+        raise ValueError(
+            f"{folder} cannot judge, because its tokenizer begins yes and no with the same token; give the folder of a "
+            f"different language model"
+        )
     return words
 
 
