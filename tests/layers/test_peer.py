@@ -83,8 +83,9 @@ def test_no_candidate_is_missed(n: int, k: int) -> None:
     """Also where many sums are equal: then the kept sums are still the greatest."""
     torch.manual_seed(n)
     for s in (torch.randn(2, 3, 50, n), torch.randint(0, 4, (2, 3, 50, n)).float()):
-        i, j = best_pairs(s, k)
+        sums, (i, j) = best_pairs(s, k)
         kept = s[0].gather(-1, i) + s[1].gather(-1, j)
+        assert torch.equal(sums, kept)
         every = (s[0].unsqueeze(-1) + s[1].unsqueeze(-2)).flatten(-2)
         assert torch.equal(kept, every.topk(k, dim=-1).values)
         assert all(len(set(row.tolist())) == k for row in (i * n + j).flatten(0, 1))
@@ -206,9 +207,9 @@ def test_queries_are_normalised_as_torchs_batch_norm_does() -> None:
     torch.testing.assert_close(layer.router.query_var, twin.running_var)
     layer, twin = layer.eval(), twin.eval()
     q = twin(x @ layer.router.query.T).view(50, 2, 3, 4)
-    s = torch.einsum("tphc,phnc->phtn", q, layer.router.keys)
-    i, j = best_pairs(s, 5)
-    assert torch.equal(layer.router(x)[1], (i * 7 + j).transpose(0, 1).flatten(1))
+    s = torch.einsum("tphc,phnc->pthn", q, layer.router.keys)
+    _, (i, j) = best_pairs(s, 5)
+    assert torch.equal(layer.router(x)[1], (i * 7 + j).flatten(1))
     # A float64 layer keeps its statistics in float64.
     layer.double().train()(torch.randn(50, 10, dtype=torch.float64))
     assert layer.router.query_mean.dtype == torch.float64

@@ -72,6 +72,41 @@ D) and the layer. Add your own router by `ROUTERS["name"] = Router`, or by an en
 `glassmoe.routers`."""
 
 
+def exact_scores(x_TD: Tensor, w_ND: Tensor, b_N: Tensor | None, backward_dtype: torch.dtype) -> Tensor:
+    """(T, N): x w^T + b in the type of x, whatever the autocast state. The products of the gradient run in a type of
+    their own, `gradient_dtype(x)` for routers, like those of every other map."""
+    scores_TN: Tensor = _ExactScores.apply(x_TD, w_ND, b_N, backward_dtype)  # type: ignore[no-untyped-call]
+    return scores_TN
+
+
+def gradient_dtype(x_TD: Tensor) -> torch.dtype:
+    """The autocast type where autocast is on, and the type of x, or float32 if that is wider, where it is off."""
+    device = x_TD.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(x_TD.dtype, torch.float32)
+
+
+class _ExactScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, w_ND: Tensor, b_N: Tensor | None, backward_dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x_TD, w_ND)
+        ctx.dtype = backward_dtype
+        return torch.nn.functional.linear(x_TD, w_ND, b_N)
+
+    @staticmethod
+    def backward(ctx: Any, ds_TN: Tensor) -> tuple[Tensor | None, ...]:
+        x_TD, w_ND = ctx.saved_tensors
+        dx_TD = dw_ND = None
+        db_N = ds_TN.sum(0) if ctx.needs_input_grad[2] else None
+        ds_TN = ds_TN.to(ctx.dtype)
+        if ctx.needs_input_grad[0]:
+            dx_TD = (ds_TN @ w_ND.to(ctx.dtype)).to(x_TD.dtype)
+        if ctx.needs_input_grad[1]:
+            dw_ND = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_ND.dtype)
+        return dx_TD, dw_ND, db_N, None
+
+
 class _Moments(torch.autograd.Function):
     """Mean mu^T x and variance var^T (x * x) of every expert's pre-activations on each token, in float32. A CPU reads x
     in pieces that stay in the cache, in as few passes for each gradient as possible."""
@@ -79,7 +114,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, mean_ED: Tensor, var_ED: Tensor) -> tuple[Tensor, Tensor]:
         mean_TE, var_TE = (x_TD.new_empty(len(x_TD), len(mean_ED), dtype=torch.float32) for _ in range(2))
-        for rows in _pieces(x_TD):
+        for rows in pieces(x_TD):
             x_RD = x_TD[rows].float()
             mean_TE[rows] = x_RD @ mean_ED.T
             var_TE[rows] = x_RD.square() @ var_ED.T
@@ -90,7 +125,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, dmean_TE: Tensor, dvar_TE: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x_TD, mean_ED, var_ED = ctx.saved_tensors
         dx_TD, dmean_ED, dvar_ED = torch.empty_like(x_TD), torch.zeros_like(mean_ED), torch.zeros_like(var_ED)
-        for rows in _pieces(x_TD):
+        for rows in pieces(x_TD):
             x_RD, dmean_RE, dvar_RE = x_TD[rows].float(), dmean_TE[rows], dvar_TE[rows]
             dx_TD[rows] = ((dvar_RE @ var_ED).mul_(x_RD)).addmm_(dmean_RE, mean_ED, beta=2)
             if ctx.needs_input_grad[1]:
@@ -99,9 +134,11 @@ class _Moments(torch.autograd.Function):
         return dx_TD, dmean_ED, dvar_ED
 
 
-def _pieces(x_TD: Tensor) -> list[slice]:
-    size = 1024 if x_TD.device.type == "cpu" else max(1, len(x_TD))
-    return [slice(start, start + size) for start in range(0, len(x_TD), size)]
+def pieces(x_TD: Tensor, size: int = 1024) -> list[slice]:
+    """The rows of x in pieces of `size` rows, which stay in the cache of a CPU; a GPU gets one."""
+    tokens = len(x_TD)
+    size = size if x_TD.device.type == "cpu" else max(1, tokens)
+    return [slice(start, start + size) for start in range(0, max(1, tokens), size)]
 
 
 def expected_l0(scores_TE: Tensor, hidden: int) -> Tensor:

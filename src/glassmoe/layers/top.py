@@ -32,7 +32,7 @@ def greatest(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ):
         values, places = s.topk(k, dim=-1)
         return values, places
-    wide = s.double().contiguous()
+    wide = s.to(torch.float64, memory_format=torch.contiguous_format)
     wide.view(torch.int64).bitwise_or_(torch.arange(n))
     wide.numpy().sort(axis=-1)
     best = wide[..., n - k :].flip(-1)
