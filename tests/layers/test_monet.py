@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from glassmoe.config import load, recipes
+from glassmoe.layers import monet
 from glassmoe.layers.monet import MonetHD, MonetRouter, MonetSizes, MonetVD, monet_sizes, routing_losses
 from glassmoe.model import GlassConfig, GlassForCausalLM, build_feed_forward
 from glassmoe.model.statistics import layer_statistics, model_statistics
@@ -147,6 +148,20 @@ def test_forward_write_features_and_naive_twin_agree_with_all_gradients(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_pieces_of_tokens_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = make(name).train(), token_input()
+
+    def outcome() -> list[torch.Tensor]:
+        y, losses = layer(x)
+        return [y, *losses.values(), *gradients(layer, x, y + 1e3 * sum(losses.values())).values()]
+
+    whole = outcome()
+    monkeypatch.setattr(monet, "PIECE", 3)
+    for piecewise, at_once in zip(outcome(), whole, strict=True):
+        torch.testing.assert_close(piecewise, at_once, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("edit", ["scale", "set", "add", "ablate"])
 def test_one_edited_feature_does_what_a_naive_edited_forward_does(name: str, edit: str) -> None:
     """An edit by x is an edit of the unit by x / G where the gate G is not 0. Where it is 0, HD writes nothing, and VD
@@ -236,7 +251,7 @@ def test_batch_norm_against_torchs_own() -> None:
         x = torch.randn(tokens, 6) + 0.5
         with torch.no_grad():
             scores = (x @ router.weight.T).view(tokens, 2, 3, 8)
-            for side, gates in enumerate(router(x, update=update)):
+            for side, (gates, *_) in enumerate(router.sides(x, update=update)):
                 normalised = peers[side](scores[:, side])
                 kept = normalised >= normalised.amax(-1, keepdim=True).clamp_max(quantile)
                 assert torch.equal(gates > 0, kept)
@@ -270,21 +285,25 @@ def test_only_learning_moves_the_running_statistics() -> None:
     assert moved()
 
 
+def losses_of(*sides: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return routing_losses(*((gates.mean(0), gates.amax(-1)) for gates in sides))
+
+
 def test_losses_by_hand() -> None:
     g1 = torch.tensor([[[1.0, 0.0]], [[0.5, 0.5]]])
     g2 = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
-    uniformity, ambiguity = routing_losses(g1, g2)
+    uniformity, ambiguity = losses_of(g1, g2)
     # Means over tokens 0.75, 0.25 and 0.5, 0.5: -(ln 0.75 + ln 0.25) / 2 = 0.836988 and ln 2 = 0.693147.
     assert uniformity.item() == pytest.approx((0.836988 + 0.693147) / 2, abs=1e-5)
     # 1 - maximum: 0 and 0.5; 0.1 and 0.1.
     assert ambiguity.item() == pytest.approx((0.25 + 0.1) / 2, abs=1e-6)
-    assert routing_losses(g1[:1], g1[:1])[0].isfinite()  # an expert without a token
+    assert losses_of(g1[:1], g1[:1])[0].isfinite()  # an expert without a token
 
 
 def test_gradients_of_the_losses_by_hand() -> None:
     g1 = torch.tensor([[[0.75, 0.25]], [[0.4, 0.6]]], requires_grad=True)
     g2 = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]], requires_grad=True)
-    uniformity, ambiguity = routing_losses(g1, g2)
+    uniformity, ambiguity = losses_of(g1, g2)
     # Of the mean over two sides and two tokens, -1 at each greatest gate.
     for side in torch.autograd.grad(ambiguity, [g1, g2]):
         torch.testing.assert_close(side[:, 0].min(-1).values, torch.full((2,), -0.25))
@@ -299,7 +318,7 @@ def test_losses_are_weighted_and_exist_in_training_only(name: str) -> None:
     layer, x = make(name), token_input()
     assert layer.eval()(x)[1] == {}
     losses = layer.train()(x)[1]
-    uniformity, ambiguity = routing_losses(*naive_gates(layer, x))
+    uniformity, ambiguity = losses_of(*naive_gates(layer, x))
     assert losses.keys() == {"uniformity", "ambiguity"}
     torch.testing.assert_close(losses["uniformity"], 1e-3 * uniformity)
     torch.testing.assert_close(losses["ambiguity"], 1e-3 * ambiguity)

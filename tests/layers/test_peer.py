@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from glassmoe.inspect.harvest import _Collector
-from glassmoe.layers.peer import MOMENTUM, Peer, best_pairs, peer
+from glassmoe.layers import peer as module
+from glassmoe.layers.peer import MOMENTUM, Peer, ProductKeys, best_pairs, peer
 from glassmoe.model import GlassConfig, GlassForCausalLM, build_feed_forward
 from glassmoe.model.statistics import layer_statistics, model_statistics
 from naive_peer import naive_experts, naive_peer_features, naive_peer_output
@@ -61,6 +62,30 @@ def test_both_ways_equal_brute_force_with_all_gradients(
         torch.testing.assert_close(other, naive, **near)
         for name, gradient in gradients(layer, x, other).items():
             torch.testing.assert_close(gradient, reference[name], **near, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("merges", [False, True])
+def test_one_map_to_all_scores_and_pieces_of_tokens_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, merges: bool, training: bool
+) -> None:
+    monkeypatch.setattr(ProductKeys, "_merges", lambda *_: merges)
+    monkeypatch.setattr(module, "PIECE", 5)
+    layer = make(10, 49, 3, 5, 4).double().train(training)
+    x = (torch.randn(23, 10, dtype=torch.float64) + 1).requires_grad_()
+    naive, fast = naive_peer_output(layer, x), layer(x)[0]
+    torch.testing.assert_close(fast, naive, rtol=1e-10, atol=1e-10)
+    reference = gradients(layer, x, naive)
+    for name, gradient in gradients(layer, x, fast).items():
+        torch.testing.assert_close(gradient, reference[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_when_one_map_to_all_scores_takes_fewer_multiplications() -> None:
+    """chess-small: 64 * 128 * (T + 64) against T * 64 * (128 + 64), so from 128 tokens on they are equal."""
+    with torch.device("meta"):
+        keys, paper = ProductKeys(128, 64, 9, 16, 64), ProductKeys(512, 1024, 8, 16, 256)
+    assert [keys._merges(tokens) for tokens in (1, 128, 129, 4080)] == [False, False, True, True]
+    assert not paper._merges(100_000)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

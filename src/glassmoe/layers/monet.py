@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from .batch_statistics import mean_over_processes, several_processes
 from .features import Features, FeedForward, bias_parameter, empty_parameters
+from .routers import gradient_dtype, pieces
 
 UNIFORMITY = AMBIGUITY = 1e-3
 """Weights of the two training losses."""
@@ -38,6 +39,8 @@ NORM_EPSILON = 1e-5
 NORM_MOMENTUM = 0.1
 LEAST_SHARE = 1e-10
 """Share of an expert without tokens in the uniformity loss, which would be infinite at 0."""
+PIECE = 512
+"""Tokens that a CPU takes from x to gates at a time."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ class MonetRouter(nn.Module):
     in the autocast type, like those of every other map. `running_mean` and `running_var` are (2, H) buffers, updated as
     torch.nn.BatchNorm1d does it. Where several processes train together, a pass that updates them takes the statistics
     of the tokens of all processes, for its cut-off too, as one process with all these tokens would.
+
+    Scores are a linear map of x, so their mean and variance follow from those of x. The cut-off is then known before
+    the scores, and a CPU takes a piece of tokens from x to gates while it is in the cache.
     """
 
     running_mean: Tensor
@@ -121,116 +127,136 @@ class MonetRouter(nn.Module):
         self.register_buffer("running_mean", torch.zeros(2, sizes.heads))
         self.register_buffer("running_var", torch.ones(2, sizes.heads))
 
-    def forward(self, x_TD: Tensor, update: bool = False) -> tuple[Tensor, Tensor]:
-        """g1 and g2, each (T, H, E); every row sums to 1. `update`: whether this batch updates the running statistics
-        (in training only)."""
-        device = x_TD.device.type
-        dtype = torch.promote_types(x_TD.dtype, torch.float32)
-        backward_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-        with torch.autocast(device, enabled=False):
-            x_TD = x_TD.to(dtype)
-            # One product for both sides would copy all gradients to join the sides again.
-            g1_THE, g2_THE = (
-                self._gates(_Scores.apply(x_TD, w_ND, backward_dtype), side, update)  # type: ignore[no-untyped-call]
-                for side, w_ND in enumerate(self.weight.to(dtype).chunk(2))
-            )
-        return g1_THE, g2_THE
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """g1 and g2, each (T, H, E); every row sums to 1."""
+        one, other = self.sides(x_TD)
+        return one.gates, other.gates
 
-    def _gates(self, scores: Tensor, side: int, update: bool) -> Tensor:
-        """(T, H, E): one side's gates from its scores (T, H * E)."""
-        scores_THE = scores.view(-1, *self.shape)
-        # Subtracting a number from a whole row does not change its softmax, and the gradient of a softmax is 0 where it
-        # is 0. So the cut-off is moved to 0, and scores below it become -inf in place, outside autograd.
-        above_THE = scores_THE - self._cutoff(scores_THE.detach(), side, update)
-        F.threshold(above_THE.detach(), -torch.finfo(above_THE.dtype).tiny, -torch.inf, inplace=True)
-        return torch.softmax(above_THE, dim=-1)
+    def sides(self, x_TD: Tensor, dtype: torch.dtype | None = None, update: bool = False) -> tuple[_Side, _Side]:
+        """The gates of both sides, in `dtype` if there is one, and what the training losses need of them. `update`:
+        whether this batch updates the running statistics (in training only)."""
+        backward_dtype = gradient_dtype(x_TD)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            w_2HED = self.weight.to(x_TD.dtype).view(2, *self.shape, -1)
+            threshold_2H = self._threshold(x_TD, w_2HED, update)
+            # One product for both sides would copy all gradients to join the sides again.
+            one, other = (
+                _Side(*_Gates.apply(x_TD, w_HED, threshold_H, dtype or x_TD.dtype, backward_dtype))  # type: ignore[no-untyped-call]
+                for w_HED, threshold_H in zip(w_2HED.unbind(), threshold_2H, strict=True)
+            )
+        return one, other
 
     @torch.no_grad()
-    def _cutoff(self, scores_THE: Tensor, side: int, update: bool) -> Tensor:
-        """(T, H, 1): the lowest score that gets a gate."""
-        running_mean_H, running_var_H = self.running_mean[side], self.running_var[side]
+    def _threshold(self, x_TD: Tensor, w_2HED: Tensor, update: bool) -> Tensor:
+        """(2, H): the lowest score that gets a gate, where a row has a score above it."""
         if self.training:
-            # Each row first: one reduction over tokens and experts takes many times as long. The rest is float64.
-            mean_H = scores_THE.mean(-1).double().mean(0)
-            square_H = torch.linalg.vector_norm(scores_THE, dim=-1).double().square().mean(0) / scores_THE.shape[-1]
-            tokens: int | Tensor = len(scores_THE)
+            tokens: int | Tensor = len(x_TD)
+            mean_D = x_TD.mean(0)
+            centred_TD = x_TD - mean_D
+            covariance_DD = centred_TD.T @ centred_TD / tokens
+            mean_2HE = w_2HED @ mean_D
+            within_2HE = (w_2HED @ covariance_DD * w_2HED).sum(-1)
+            mean_2H = mean_2HE.double().mean(-1)
+            square_2H = (within_2HE.double() + mean_2HE.double().square()).mean(-1)
             if update and several_processes():
-                moments, tokens = mean_over_processes(torch.cat([mean_H, square_H]), len(scores_THE))
-                mean_H, square_H = moments.chunk(2)
-            var_H = square_H - mean_H.square()
+                moments, tokens = mean_over_processes(torch.cat([mean_2H, square_2H]).flatten(), len(x_TD))
+                mean_2H, square_2H = moments.view(2, *mean_2H.shape)
+            var_2H = square_2H - mean_2H.square()
             if update:
-                count = tokens * self.shape[-1]
-                running_mean_H.lerp_(mean_H.to(running_mean_H.dtype), NORM_MOMENTUM)
-                running_var_H.lerp_((var_H * (count / (count - 1))).to(running_var_H.dtype), NORM_MOMENTUM)
+                count = tokens * self.shape[1]
+                self.running_mean.lerp_(mean_2H.to(self.running_mean.dtype), NORM_MOMENTUM)
+                self.running_var.lerp_((var_2H * (count / (count - 1))).to(self.running_var.dtype), NORM_MOMENTUM)
         else:
-            mean_H, var_H = running_mean_H, running_var_H
-        threshold_H = (mean_H + self.quantile * (var_H + NORM_EPSILON).sqrt()).to(scores_THE.dtype)
-        return torch.minimum(scores_THE.amax(-1, keepdim=True), threshold_H.unsqueeze(-1))
+            mean_2H, var_2H = self.running_mean, self.running_var
+        return (mean_2H + self.quantile * (var_2H + NORM_EPSILON).sqrt()).to(x_TD.dtype)
 
 
-class _Scores(torch.autograd.Function):
-    """x w^T, with the gradient's products in a type of their own."""
+class _Side(NamedTuple):
+    """One side of the router: gates (T, H, E), their means over tokens (H, E), and the greatest of each row (T, H)."""
+
+    gates: Tensor
+    mean_HE: Tensor
+    greatest_TH: Tensor
+
+
+class _Gates(torch.autograd.Function):
+    """Gates of one side in `dtype`, as `_Side` has them. The gradient to the scores takes one pass."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, w_ND: Tensor, backward_dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x_TD, w_ND)
+    def forward(
+        ctx: Any, x_TD: Tensor, w_HED: Tensor, threshold_H: Tensor, dtype: torch.dtype, backward_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (len(x_TD), *w_HED.shape[:2])
+        gates_THE, greatest_TH = x_TD.new_empty(shape), x_TD.new_empty(shape[:2])
+        returned_THE = gates_THE if dtype == x_TD.dtype else torch.empty_like(gates_THE, dtype=dtype)
+        sum_HE = x_TD.new_zeros(shape[1:])
+        for rows in pieces(x_TD, PIECE):
+            scores_RHE = (x_TD[rows] @ w_HED.flatten(0, 1).T).view(-1, *shape[1:])
+            # Subtracting a number from a whole row does not change its softmax, and the gradient of a softmax is 0
+            # where it is 0. So the cut-off is moved to 0, and scores below it become -inf.
+            scores_RHE -= torch.minimum(scores_RHE.amax(-1, keepdim=True), threshold_H.unsqueeze(-1))
+            F.threshold(scores_RHE, -torch.finfo(scores_RHE.dtype).tiny, -torch.inf, inplace=True)
+            gates_RHE = torch.softmax(scores_RHE, dim=-1, out=gates_THE[rows])
+            sum_HE += gates_RHE.sum(0)
+            greatest_TH[rows] = gates_RHE.amax(-1)
+            if returned_THE is not gates_THE:
+                returned_THE[rows] = gates_RHE
+        ctx.save_for_backward(x_TD, w_HED, gates_THE, greatest_TH)
         ctx.dtype = backward_dtype
-        return x_TD @ w_ND.T
+        ctx.set_materialize_grads(False)
+        return returned_THE, sum_HE / shape[0], greatest_TH
 
     @staticmethod
-    def backward(ctx: Any, ds_TN: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_TD, w_ND = ctx.saved_tensors
-        ds_TN = ds_TN.to(ctx.dtype)
+    def backward(
+        ctx: Any, dgates_THE: Tensor | None, dmean_HE: Tensor | None, dgreatest_TH: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x_TD, w_HED, gates_THE, greatest_TH = ctx.saved_tensors
+        ds_THE = torch.empty_like(gates_THE, dtype=ctx.dtype)
+        for rows in pieces(x_TD, PIECE):
+            gates_RHE = gates_THE[rows]
+            if dgates_THE is None:
+                d_RHE = torch.zeros_like(gates_RHE)
+            else:
+                d_RHE = dgates_THE[rows].to(gates_RHE.dtype, copy=True)
+            if dmean_HE is not None:
+                d_RHE += dmean_HE / len(x_TD)
+            if dgreatest_TH is not None:
+                # To the greatest of each row, and to each of several equal ones.
+                over_RHE = gates_RHE - greatest_TH[rows].unsqueeze(-1)
+                d_RH1 = dgreatest_TH[rows].unsqueeze(-1)
+                tiny = torch.finfo(over_RHE.dtype).tiny
+                d_RHE += torch.ops.aten.threshold_backward(d_RH1.expand_as(over_RHE), over_RHE, -tiny)
+            ds_THE[rows] = torch._softmax_backward_data(d_RHE, gates_RHE, -1, gates_RHE.dtype)
+        ds_TN, w_ND = ds_THE.flatten(1), w_HED.flatten(0, 1)
         dx_TD = (ds_TN @ w_ND.to(ctx.dtype)).to(x_TD.dtype) if ctx.needs_input_grad[0] else None
-        dw_ND = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_ND.dtype) if ctx.needs_input_grad[1] else None
-        return dx_TD, dw_ND, None
+        dw_HED = None
+        if ctx.needs_input_grad[1]:
+            dw_HED = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_HED.dtype).view_as(w_HED)
+        return dx_TD, dw_HED, None, None, None
 
 
-def routing_losses(g1_THE: Tensor, g2_THE: Tensor) -> tuple[Tensor, Tensor]:
+def routing_losses(*sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Uniformity: minus the mean over sides, heads and experts of log (mean over tokens of the gate); log E at best.
     Ambiguity: the mean over sides, heads and tokens of 1 - the greatest gate; 0 when one expert gets all.
 
-    Both are scalars without their weight. An expert without a token gets no gradient, because of the cut-off.
+    `sides`: the means (H, E) and the greatest gates (T, H) of each. Both losses are scalars without their weight. An
+    expert without a token gets no gradient, because of the cut-off.
     """
-    return (_uniformity(g1_THE) + _uniformity(g2_THE)) / 2, (_ambiguity(g1_THE) + _ambiguity(g2_THE)) / 2
-
-
-def _uniformity(gates_THE: Tensor) -> Tensor:
-    return -gates_THE.mean(0).clamp_min(LEAST_SHARE).log().mean()
-
-
-def _ambiguity(gates_THE: Tensor) -> Tensor:
-    greatest_TH: Tensor = _Greatest.apply(gates_THE)  # type: ignore[no-untyped-call]
-    return (1 - greatest_TH).mean()
-
-
-class _Greatest(torch.autograd.Function):
-    """The largest entry of each row. A threshold sends the gradient to that entry (to each of several equal ones); the
-    gradient of `amax`, by masks, takes several times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, gates_THE: Tensor) -> Tensor:
-        greatest_TH1 = gates_THE.amax(-1, keepdim=True)
-        ctx.save_for_backward(gates_THE, greatest_TH1)
-        return greatest_TH1.squeeze(-1)
-
-    @staticmethod
-    def backward(ctx: Any, dy_TH: Tensor) -> Tensor:
-        gates_THE, greatest_TH1 = ctx.saved_tensors
-        over_THE = gates_THE - greatest_TH1
-        dgates_THE: Tensor = torch.ops.aten.threshold_backward(
-            dy_TH.unsqueeze(-1).expand_as(over_THE), over_THE, -torch.finfo(over_THE.dtype).tiny
-        )
-        return dgates_THE
+    uniformity = torch.stack([-mean_HE.clamp_min(LEAST_SHARE).log().mean() for mean_HE, _ in sides])
+    ambiguity = torch.stack([(1 - greatest_TH).mean() for _, greatest_TH in sides])
+    return uniformity.mean(), ambiguity.mean()
 
 
 def exchange(values_TEM: Tensor, from_THE: Tensor, to_THE: Tensor) -> Tensor:
-    """(T, E, M): sum_h to_hj sum_i from_hi values_im, which sends the values of one side's experts to the other side.
+    """(T, E, M + 1): sum_h to_hj sum_i from_hi values_im, which sends the values of one side's experts to the other
+    side, and after them the total gate sum_h to_hj: as a unit of value 1 it needs no sum, and no gradient, of its own.
 
     Two products of H * E * M per token. K = to^T from would have E * E numbers per token, 4.3 GB for 4096 tokens and
     E = 512.
     """
-    return to_THE.to(values_TEM.dtype).mT @ (from_THE.to(values_TEM.dtype) @ values_TEM)
+    inner_THM = F.pad(from_THE.to(values_TEM.dtype) @ values_TEM, (0, 1), value=1.0)
+    return to_THE.to(values_TEM.dtype).mT @ inner_THM
 
 
 def shares(gates_THE: Tensor) -> Tensor:
@@ -246,6 +272,26 @@ def scaled(values_TEM: Tensor, total_TE: Tensor) -> Tensor:
     broadcasting along so few numbers, and summing its gradient, takes several times as long."""
     total_TE1 = total_TE.to(values_TEM.dtype).unsqueeze(-1)
     return values_TEM * (total_TE1 @ total_TE1.new_ones(1, values_TEM.shape[-1]))
+
+
+def squared_relu(z_TF: Tensor) -> Tensor:
+    """relu(z)^2, whose gradient takes two passes instead of five."""
+    a_TF: Tensor = _SquaredReLU.apply(z_TF)  # type: ignore[no-untyped-call]
+    return a_TF
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z_TF: Tensor) -> Tensor:
+        r_TF = F.relu(z_TF)
+        ctx.save_for_backward(r_TF)
+        return r_TF * r_TF
+
+    @staticmethod
+    def backward(ctx: Any, da_TF: Tensor) -> Tensor:
+        (r_TF,) = ctx.saved_tensors
+        dz_TF: Tensor = (da_TF * r_TF).mul_(2)
+        return dz_TF
 
 
 class Monet(FeedForward):
@@ -265,11 +311,13 @@ class Monet(FeedForward):
         self.router = MonetRouter(width, sizes)
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        g1_THE, g2_THE = self.router(x_TD, update=torch.is_grad_enabled())
-        y_TD = self._fused(x_TD, g1_THE, g2_THE)
+        device = x_TD.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
+        one, other = self.router.sides(x_TD, dtype, update=torch.is_grad_enabled())
+        y_TD = self._fused(x_TD, one.gates, other.gates)
         if not self.training:
             return y_TD, {}
-        uniformity, ambiguity = routing_losses(g1_THE, g2_THE)
+        uniformity, ambiguity = routing_losses(one[1:], other[1:])
         return y_TD, {"uniformity": UNIFORMITY * uniformity, "ambiguity": AMBIGUITY * ambiguity}
 
     def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
@@ -302,22 +350,19 @@ class MonetHD(Monet):
     def write(self, features: Features) -> Tensor:
         g1_THE, g2_THE = features.context
         values_TEM = features.to_dense().unflatten(1, (self.num_experts, -1))
-        return self._decode(exchange(values_TEM, shares(g1_THE), g2_THE), g2_THE.sum(1))
+        return self._decode(exchange(values_TEM, shares(g1_THE), g2_THE))
 
     def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
-        a_TEM = self._units(x_TD)
-        g1_THE, g2_THE = g1_THE.to(a_TEM.dtype), g2_THE.to(a_TEM.dtype)
-        return self._decode(exchange(a_TEM, g1_THE, g2_THE), g2_THE.sum(1))
+        return self._decode(exchange(self._units(x_TD), g1_THE, g2_THE))
 
     def _units(self, x_TD: Tensor) -> Tensor:
         """(T, E, M): a."""
-        a_TF = F.relu(F.linear(x_TD, self.w_enc, self.b_enc)).square()
+        a_TF = squared_relu(F.linear(x_TD, self.w_enc, self.b_enc))
         return a_TF.view(-1, self.num_experts, self.sizes.unit)
 
-    def _decode(self, mixed_TEM: Tensor, total2_TE: Tensor) -> Tensor:
-        dtype = mixed_TEM.dtype
-        biases_TD = total2_TE.to(dtype) @ self.b_dec.to(dtype)
-        return biases_TD + mixed_TEM.flatten(1) @ self.w_dec.to(dtype)
+    def _decode(self, mixed_TEN: Tensor) -> Tensor:
+        """`mixed_TEN`: what `exchange` returns, N = M + 1: the units, then the total gate, which b multiplies."""
+        return mixed_TEN.flatten(1) @ with_bias(self.w_dec, self.b_dec).to(mixed_TEN.dtype)
 
 
 class MonetVD(Monet):
@@ -360,36 +405,38 @@ class MonetVD(Monet):
     def write(self, features: Features) -> Tensor:
         g1_THE, g2_THE = features.context
         f1_TEM, f2_TEM = features.to_dense().unflatten(1, (2, self.sizes.experts, -1)).unbind(1)
-        crossed1_TEM = exchange(f1_TEM, shares(g1_THE), g2_THE)
-        crossed2_TEM = exchange(f2_TEM, shares(g2_THE), g1_THE)
-        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), g1_THE.sum(1), g2_THE.sum(1))
+        crossed1_TEN = exchange(f1_TEM, shares(g1_THE), g2_THE)
+        crossed2_TEN = exchange(f2_TEM, shares(g2_THE), g1_THE)
+        return self._decode((f1_TEM, crossed2_TEN), (f2_TEM, crossed1_TEN))
 
     def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
         a1_TEM, a2_TEM = self._units(x_TD)
-        g1_THE, g2_THE = g1_THE.to(a1_TEM.dtype), g2_THE.to(a2_TEM.dtype)
-        total1_TE, total2_TE = g1_THE.sum(1), g2_THE.sum(1)
-        f1_TEM, f2_TEM = scaled(a1_TEM, total1_TE), scaled(a2_TEM, total2_TE)
-        crossed1_TEM, crossed2_TEM = exchange(a1_TEM, g1_THE, g2_THE), exchange(a2_TEM, g2_THE, g1_THE)
-        return self._decode((f1_TEM, crossed2_TEM), (crossed1_TEM, f2_TEM), total1_TE, total2_TE)
+        crossed1_TEN, crossed2_TEN = exchange(a1_TEM, g1_THE, g2_THE), exchange(a2_TEM, g2_THE, g1_THE)
+        # What crosses to a side comes with the total gates of that side.
+        f1_TEM, f2_TEM = scaled(a1_TEM, crossed2_TEN[..., -1]), scaled(a2_TEM, crossed1_TEN[..., -1])
+        return self._decode((f1_TEM, crossed2_TEN), (f2_TEM, crossed1_TEN))
 
     def _units(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """a1 and a2, each (T, E, M)."""
         b_enc_F = None if self.b_enc is None else self.b_enc.flatten()
-        a_TF = F.relu(F.linear(x_TD, self.w_enc.flatten(0, 1), b_enc_F)).square()
+        a_TF = squared_relu(F.linear(x_TD, self.w_enc.flatten(0, 1), b_enc_F))
         a1_TEM, a2_TEM = a_TF.unflatten(1, (2, self.sizes.experts, -1)).unbind(1)
         return a1_TEM, a2_TEM
 
-    def _decode(
-        self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], total1_TE: Tensor, total2_TE: Tensor
-    ) -> Tensor:
-        """`left`: what V11 and V12 read, `right`: what V21 and V22 read, each (T, E, M)."""
+    def _decode(self, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+        """The features of a side, which V11 and V22 read, and what `exchange` sends to it, which V12 and b1, or V21 and
+        b2, read."""
         dtype = left[0].dtype
-        # V11 above V12 and V21 above V22: one product a half.
-        w_dec_2FC = self.w_dec.to(dtype).view(2, self.num_features, -1)
+        v11, v12, v21, v22 = self.w_dec.to(dtype).unbind()
+        b1, b2 = self.b_dec.to(dtype).unbind()
         halves = [
-            torch.cat(pair, dim=1).flatten(1) @ w_dec_FC + total_TE.to(dtype) @ b_EC
-            for pair, w_dec_FC, b_EC, total_TE in zip(
-                (left, right), w_dec_2FC.unbind(), self.b_dec.to(dtype).unbind(), (total1_TE, total2_TE), strict=True
-            )
+            torch.addmm(f_TEM.flatten(1) @ own_FC, crossed_TEN.flatten(1), with_bias(other_FC, b_EC))
+            for (f_TEM, crossed_TEN), own_FC, other_FC, b_EC in ((left, v11, v12, b1), (right, v22, v21, b2))
         ]
         return torch.cat(halves, dim=1)
+
+
+def with_bias(w_FD: Tensor, b_ED: Tensor) -> Tensor:
+    """(E * (M + 1), D): the rows of each expert's units, and its bias after them."""
+    experts = len(b_ED)
+    return torch.cat([w_FD.view(experts, -1, w_FD.shape[-1]), b_ED.unsqueeze(1)], dim=1).flatten(0, 1)
