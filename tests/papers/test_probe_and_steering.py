@@ -62,7 +62,11 @@ def test_steering_from_coders_to_the_page(coders: Path, tmp_path: Path, capsys: 
     found = json.loads((tmp_path / "mxd-steering-small.json").read_text())
     assert [row["feature"] for row in found["rows"]] == [None, 0, 1, 2] * 3
     assert all(len(row["texts"]) == 10 and 0 < row["fluency"] < 1 for row in found["rows"])
+    shown = found["rows"][:4]
+    assert all(row["different"] == len(set(row["texts"])) for row in shown)
+    mean = sum(row["different"] for row in shown[1:]) / 3
     page = (tmp_path / "mxd-steering-small.md").read_text()
+    assert f"Different texts: 1/mxd-k4 {mean:.1f} of 10 ({shown[0]['different']} without)" in page
     assert page == SteeringResults.from_dict(found).page("mxd-steering-small")
     assert "50 was added to one feature at a time, at every token" in page
     assert (tmp_path / "figures/mxd-steering-small.png").stat().st_size > 1000

@@ -65,6 +65,8 @@ class SteeringRow(Result):
     """Geometric mean probability of their tokens under the model without the edit."""
     texts: list[str] | None = omitted()
     """The generated texts; the file has those of the first rows only."""
+    different: int | None = omitted()
+    """How many of them are different; None in files of earlier versions."""
     judges: dict[str, JudgeRating | None] | None = omitted()
     """Model -> its rating, None where it gave none."""
     concept: float | None = None
@@ -114,7 +116,8 @@ class SteeringResults(CoderResults):
         offline = (
             "Agreement is the mean cosine between the texts of a feature, in the output of the model's last block, "
             "minus the mean of the unchanged texts. Fluency is the geometric mean probability of their tokens under "
-            "the unchanged model. Texts that repeat one token agree too: read agreement next to fluency."
+            "the unchanged model. Texts that repeat one token agree too, and so do equal texts: read agreement next to "
+            f"fluency and next to how many texts are different.{self._different()}"
         )
         plain = _table(OFFLINE, self._lines(lambda row: (row.agreement, row.fluency)))
         if self.judges:
@@ -158,6 +161,16 @@ class SteeringResults(CoderResults):
         return [
             f"Some texts were empty: {few} of {len(seen)} sets were judged by fewer than {samples} texts{unjudged}."
         ]
+
+    def _different(self) -> str:
+        """A sentence: how many texts of a feature are different, for each set of features."""
+        parts = []
+        for name in dict.fromkeys(row.name for row in self.entries):
+            counts = [row.different for row in self.entries if row.name == name and row.different is not None]
+            if len(counts) > 1:  # the first is of the texts without a change
+                mean = statistics.fmean(counts[1:])
+                parts.append(f"{name} {mean:.1f} of {self.sampling['samples']} ({counts[0]} without)")
+        return f" Different texts: {', '.join(parts)}." if parts else ""
 
     def _lines(self, read: Callable[[SteeringRow], Pair], by: str = "") -> list[list[Any]]:
         """A table's line for each set of features: n, the means of two numbers over features that have both, and the
@@ -233,6 +246,7 @@ def mxd_steering(
         say(f"{set_name}: {len(numbers)} features")
         measured = specialisation(subject, reader.layer, reader.place, numbers, amount, prompt, SAMPLING)
         rows = judged(judges, [SteeringRow.from_dict({"name": reader.name, **row.to_dict()}) for row in measured])
+        rows = [replace(row, different=len(set(row.texts or []))) for row in rows]
         rows = [row if at < SHOWN else replace(row, texts=None) for at, row in enumerate(rows)]
         steered = replace(
             steered,
