@@ -72,7 +72,7 @@ def test_the_page_says_where_fits_differ() -> None:
 
 
 def test_curves_are_means_over_seeds() -> None:
-    """At 512 tokens mxd has (0.5 + 0.7) / 2; a coder that was not validated there has no number."""
+    """At 512 tokens mxd has (0.5 + 0.7) / 2 and an L0 of 4; a coder that was not validated there has no number."""
 
     def learned(name: str, seed: int, *points: tuple[int, float]) -> FrontierRow:
         curve = [{"tokens": tokens, "normalised_mse": mse, "l0": 4.0} for tokens, mse in points]
@@ -82,7 +82,7 @@ def test_curves_are_means_over_seeds() -> None:
     _, _, table = _against_tokens(rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert lines[0] == ["k", "tokens", "mxd", "moe-x"]
-    assert lines[2:] == [["4", "512", "0.600", "-"], ["4", "1,024", "0.300", "0.900"]]
+    assert lines[2:] == [["4", "512", "0.600 (4.0)", "-"], ["4", "1,024", "0.300 (4.0)", "0.900 (4.0)"]]
     assert _against_tokens([row("mxd", 4, 0, 0.2, 0.1)]) == []  # rows of earlier versions
 
 

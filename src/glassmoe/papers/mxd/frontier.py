@@ -81,8 +81,8 @@ FACTS: dict[str, Callable[[Any], str]] = {
 FIT_COLUMNS = {"tokens_fitted": "tokens", "lr": "learning rate"}
 """Facts that are columns of the table too where rows differ."""
 CURVE_LEGEND = (
-    "Normalised MSE on a few held-out rows of the data, the same each time, while the learning rate falls; means over "
-    "seeds."
+    "Normalised MSE, and L0 in brackets, on a few held-out rows of the data, the same each time, while the learning "
+    "rate falls; means over seeds."
 )
 BOARDS_LEGEND = "Coverage and reconstruction were measured on {games} games; as many others chose the features."
 
@@ -377,18 +377,23 @@ def _line(
 
 def _against_tokens(rows: Sequence[FrontierRow]) -> list[str]:
     """The learning curves: a line for each k and number of tokens, a column for each coder, means over seeds."""
-    values: dict[tuple[int, int], dict[str, list[float]]] = {}
+    values: dict[tuple[int, int], dict[str, list[FrontierPoint]]] = {}
     for row in rows:
         for point in row.curve or []:
-            values.setdefault((row.k, point.tokens), {}).setdefault(row.name, []).append(point.normalised_mse)
+            values.setdefault((row.k, point.tokens), {}).setdefault(row.name, []).append(point)
     if not values:
         return []
     names = list(dict.fromkeys(row.name for row in rows if row.curve))
     lines = [
-        [k, f"{tokens:,}", *(f"{mean(at[name]):.3f}" if name in at else None for name in names)]
-        for (k, tokens), at in sorted(values.items())
+        [k, f"{tokens:,}", *(_mean_point(at.get(name)) for name in names)] for (k, tokens), at in sorted(values.items())
     ]
     return ["## Against tokens", CURVE_LEGEND, markdown_table(["k", "tokens", *names], lines)]
+
+
+def _mean_point(points: Sequence[FrontierPoint] | None) -> str | None:
+    if not points:
+        return None
+    return f"{mean(each.normalised_mse for each in points):.3f} ({mean(each.l0 for each in points):.1f})"
 
 
 def draw(rows: Sequence[FrontierRow], path: Path) -> list[Path]:
