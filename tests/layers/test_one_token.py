@@ -40,6 +40,10 @@ def test_rows_that_are_zero_are_not_read() -> None:
     with torch.no_grad():
         assert combined_active(torch.tensor([[0.0, 2.0, 0.0, -1.0]]), w).tolist() == [[1.0, 4.0, 7.0]]
         assert combined_active(torch.zeros(1, 4), w).tolist() == [[0.0, 0.0, 0.0]]
+        h, w = drawn(1, 9).relu(), drawn(9, 12)
+        for dtype in (torch.float32, torch.bfloat16):
+            number, rows = h.to(dtype), w.to(dtype)
+            torch.testing.assert_close(combined_active(number, rows, 0.5), (number * 0.5) @ rows)
 
 
 def test_all_else_goes_to_torch() -> None:

@@ -168,8 +168,8 @@ def few_tokens(
             h_1F = _values_of(e, x_1D, w_enc_EFD, b_enc_EF, activation, w_up_EFD)
             w_dec_FD = w_dec_EFD[e]
             if large:
-                write = combined_active if activation == "relu" else combined
-                written_1D = write(h_1F * gate, w_dec_FD)
+                sparse = activation == "relu"
+                written_1D = combined_active(h_1F, w_dec_FD, gate) if sparse else combined(h_1F * gate, w_dec_FD)
                 y_1D = y_1D + written_1D if beta else written_1D
             else:
                 y_1D = torch.addmm(y_1D, h_1F, w_dec_FD, beta=beta, alpha=gate)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,11 +64,18 @@ def combined(h: Tensor, w_FD: Tensor) -> Tensor:
     return y_PD.sum(0).view(*h.shape[:-1], -1)
 
 
-def combined_active(h_1F: Tensor, w_FD: Tensor) -> Tensor:
-    """(1, D): h W, reading only the rows whose number is not zero."""
-    unit_A = h_1F[0].nonzero().squeeze(1)
+def combined_active(h_1F: Tensor, w_FD: Tensor, factor: float = 1.0) -> Tensor:
+    """(1, D): factor * h W, reading only the rows whose number is not zero. No gradient."""
+    if h_1F.dtype == torch.float32:  # numpy finds and takes numbers in a third of the time of torch
+        h_F = h_1F.detach().numpy()[0]
+        active = (h_F != 0).nonzero()[0]
+        unit_A, number_A = torch.from_numpy(active), torch.from_numpy(h_F[active] * np.float32(factor))
+    else:
+        unit_A = h_1F[0].nonzero().squeeze(1)
+        number_A = h_1F[0, unit_A] * factor
     _, begin, _ = _rows(len(w_FD))
-    return F.embedding_bag(unit_A, w_FD, begin, mode="sum", per_sample_weights=h_1F[0, unit_A])
+    y_1D: Tensor = torch.embedding_bag(w_FD, unit_A, begin, False, 0, False, number_A)[0]
+    return y_1D
 
 
 @lru_cache(maxsize=64)
