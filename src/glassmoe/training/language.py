@@ -94,8 +94,10 @@ class LanguageTask:
         self.compute = torch.compile(self.module) if self.config.train.compile else self.module
         self.fingerprint = self.corpus.fingerprint
         self.tokens_per_step = self.config.train.batch_rows * (self.rows["train"].length - 1)
-        with torch.device("meta"):
-            shape = self.build()
+        shape = self.module
+        if group.count > 1:  # a process holds a part of the module
+            with torch.device("meta"):
+                shape = self.build()
         self.parameters, self.active_parameters = shape.num_parameters(), active_parameters(shape)
         self.flops_per_token = self.flops(shape, self.rows["train"].length - 1)
 

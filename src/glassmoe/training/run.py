@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def write_environment(
         active_parameters=active_parameters,
         total_parameters=total_parameters,
         python=platform.python_version(),
-        packages={name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")},
+        packages=dict(_packages()),
     )
     write_text(out / ENVIRONMENT, json.dumps(with_checksum(environment.to_dict()), indent=1) + "\n")
 
@@ -218,14 +219,26 @@ def model_card(config: RunConfig, step: int, kind: TokenKind) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the working directory's repository, with a `+` when files differ from it."""
+    """The commit of the working directory's repository, with a `+` when files differ from it. A process asks git once,
+    because it goes on with the code that it has loaded."""
+    return _commit(Path.cwd())
+
+
+@lru_cache(maxsize=1)
+def _commit(folder: Path) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, cwd=folder
         )
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+@lru_cache(maxsize=1)
+def _packages() -> dict[str, str | None]:
+    """Versions of the packages that a run depends on; None for those that are not installed."""
+    return {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")}
 
 
 def _version(name: str) -> str | None:
