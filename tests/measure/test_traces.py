@@ -95,7 +95,7 @@ def test_each_kind_of_coder_gets_a_row(noise_games: Path, tmp_path: Path) -> Non
 def test_an_interrupted_command_goes_on_at_its_prompt(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"prompts": 3, "lengths": "5,9", "check": 1, "device": "cpu"}
+    options = {"prompts": 4, "lengths": "5,9", "check": 2, "device": "cpu"}
     whole = gm.reproduce("trace", [run], results=tmp_path / "whole", out=tmp_path / "whole", **options)
     traced: list[list[int]] = []
 
@@ -116,9 +116,9 @@ def test_an_interrupted_command_goes_on_at_its_prompt(
     traced.clear()
     monkeypatch.setattr(traces, "traced_prompt", lambda *given: traced.append(given[1]) or traced_prompt(*given))
     resumed = gm.reproduce("trace", [run], results=tmp_path, out=tmp_path, **options)
-    assert len(traced) == 2 and "1 lines are not what was written; they are traced again" in capsys.readouterr().err
+    assert len(traced) == 3 and "1 lines are not what was written; they are traced again" in capsys.readouterr().err
     (one,), (other,) = whole.entries, resumed.entries
     assert replace(one, seconds=other.seconds) == other
     # Other settings are other work.
     gm.reproduce("trace", [run], results=tmp_path / "more", out=tmp_path, **{**options, "features": 40})
-    assert len(traced) == 5 and len(list((tmp_path / "trace").glob("moex-*.jsonl"))) == 2
+    assert len(traced) == 7 and len(list((tmp_path / "trace").glob("moex-*.jsonl"))) == 2
