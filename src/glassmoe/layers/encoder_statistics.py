@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .reused import Reused
+
 
 def encoder_statistics(w_enc_EFD: Tensor, b_enc_EF: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance over the rows of each expert's encoder: two (E, D) float32 tensors, (E, D + 1) with a bias."""
@@ -24,16 +26,16 @@ def _with_bias(mean_ED: Tensor, var_ED: Tensor, b_enc_EF: Tensor | None) -> tupl
 
 
 def _column_statistics(w_EFD: Tensor) -> tuple[Tensor, Tensor]:
-    _, mean_ED, var_ED = _ColumnStatistics.apply(w_EFD, None)  # type: ignore[no-untyped-call]
+    _, mean_ED, var_ED = _ColumnStatistics.apply(w_EFD, None, Reused())  # type: ignore[no-untyped-call]
     return mean_ED, var_ED
 
 
 def cast_with_statistics(
-    w_enc_EFD: Tensor, b_enc_EF: Tensor | None, dtype: torch.dtype
+    w_enc_EFD: Tensor, b_enc_EF: Tensor | None, dtype: torch.dtype, memory: Reused
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`w_enc_EFD` in `dtype`, and what `encoder_statistics` returns, in one pass over the weights and one over their
-    gradients. For a CPU."""
-    cast_EFD, mean_ED, var_ED = _ColumnStatistics.apply(w_enc_EFD, dtype)  # type: ignore[no-untyped-call]
+    gradients. For a CPU. `memory`: where large copies and gradients go."""
+    cast_EFD, mean_ED, var_ED = _ColumnStatistics.apply(w_enc_EFD, dtype, memory)  # type: ignore[no-untyped-call]
     return cast_EFD, _with_bias(mean_ED, var_ED, b_enc_EF)
 
 
@@ -45,8 +47,11 @@ class _ColumnStatistics(torch.autograd.Function):
     no pass of their own."""
 
     @staticmethod
-    def forward(ctx: Any, w_EFD: Tensor, dtype: torch.dtype | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        cast_EFD = None if dtype is None else torch.empty_like(w_EFD, dtype=dtype)
+    def forward(
+        ctx: Any, w_EFD: Tensor, dtype: torch.dtype | None, memory: Reused
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        ctx.memory = memory
+        cast_EFD = None if dtype is None else memory.empty_like(w_EFD, dtype)
         means, variances = [], []
         for e, w_FD in enumerate(w_EFD):
             if cast_EFD is not None:
@@ -63,19 +68,19 @@ class _ColumnStatistics(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, dcast_EFD: Tensor | None, dmean_ED: Tensor | None, dvar_ED: Tensor | None
-    ) -> tuple[Tensor | None, None]:
+    ) -> tuple[Tensor | None, None, None]:
         w_EFD, mean_ED = ctx.saved_tensors
         if dmean_ED is None and dvar_ED is None:  # the router's gradient is off
-            return None if dcast_EFD is None else dcast_EFD.to(w_EFD.dtype), None
+            return None if dcast_EFD is None else dcast_EFD.to(w_EFD.dtype), None, None
         dmean_ED = torch.zeros_like(mean_ED) if dmean_ED is None else dmean_ED
         dvar_ED = torch.zeros_like(mean_ED) if dvar_ED is None else dvar_ED
         slope_ED = dvar_ED * (2 / w_EFD.shape[1])
         offset_ED = dmean_ED / w_EFD.shape[1] - slope_ED * mean_ED
         if dcast_EFD is None or w_EFD.dtype != torch.float32:
             dw_EFD = torch.addcmul(offset_ED.unsqueeze(1), w_EFD.float(), slope_ED.unsqueeze(1)).to(w_EFD.dtype)
-            return dw_EFD if dcast_EFD is None else dw_EFD + dcast_EFD, None
-        dw_EFD = torch.empty_like(w_EFD)
+            return dw_EFD if dcast_EFD is None else dw_EFD + dcast_EFD, None, None
+        dw_EFD = ctx.memory.empty_like(w_EFD)
         for e, dw_FD in enumerate(dw_EFD):
             torch.addcmul(offset_ED[e], w_EFD[e], slope_ED[e], out=dw_FD)
             dw_FD += dcast_EFD[e]
-        return dw_EFD, None
+        return dw_EFD, None, None

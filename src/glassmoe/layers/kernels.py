@@ -27,6 +27,7 @@ from torch import Tensor
 from . import one_token
 from .dense import ACTIVATIONS
 from .one_token import combined, combined_active, linear
+from .reused import Reused, cast
 from .top import count_each
 
 
@@ -86,22 +87,26 @@ def expert_mlp(
     experts_TK: Tensor,
     activation: str,
     w_up_EFD: Tensor | None = None,
+    memory: Reused | None = None,
 ) -> Tensor:
     """(T, D): sum over a token's experts of gate * W_dec^T s(W_enc x + b_enc), the mixture as MoE-X writes it. Gated
     experts have s(W_enc x + b_enc) * (W_up x) in place of s(W_enc x + b_enc).
 
     `activation`: one of `ACTIVATIONS`. Under autocast the weights are cast to the autocast dtype here, explicitly,
-    because grouped products are not autocast-aware.
+    because grouped products are not autocast-aware. `memory`: where large copies and gradients of weights go.
     """
+    memory = memory or Reused()
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
-        x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), w_enc_EFD.to(dtype), w_dec_EFD.to(dtype)
+        x_TD, w_enc_EFD, w_dec_EFD = x_TD.to(dtype), cast(w_enc_EFD, dtype, memory), cast(w_dec_EFD, dtype, memory)
         b_enc_EF = None if b_enc_EF is None else b_enc_EF.to(dtype)
-        w_up_EFD = None if w_up_EFD is None else w_up_EFD.to(dtype)
+        w_up_EFD = None if w_up_EFD is None else cast(w_up_EFD, dtype, memory)
     slots = _slots_for(x_TD, experts_TK, w_enc_EFD.shape[0])
     x_SD: Tensor = _Dispatch.apply(x_TD, slots)  # type: ignore[no-untyped-call]
-    kernel = _grouped if _can_group(x_SD, w_enc_EFD) else _loop
-    y_SD = kernel(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD)
+    if _can_group(x_SD, w_enc_EFD):
+        y_SD = _grouped(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD)
+    else:
+        y_SD = _loop(x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, slots, activation, w_up_EFD, memory)
     y_TD: Tensor = _Combine.apply(y_SD, gates_TK, slots)  # type: ignore[no-untyped-call]
     return y_TD
 
@@ -279,11 +284,12 @@ def _loop(
     w_dec_EFD: Tensor,
     slots: Slots,
     activation: str,
-    w_up_EFD: Tensor | None = None,
+    w_up_EFD: Tensor | None,
+    memory: Reused,
 ) -> Tensor:
     counts = slots.counts_E.tolist()
     y_SD: Tensor = _ExpertLoop.apply(  # type: ignore[no-untyped-call]
-        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation
+        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation, memory
     )
     return y_SD
 
@@ -301,6 +307,7 @@ class _ExpertLoop(torch.autograd.Function):
         w_up_EFD: Tensor | None,
         counts: list[int],
         activation: str,
+        memory: Reused,
     ) -> Tensor:
         hidden = w_enc_EFD.shape[1]
         z_SF = x_SD.new_empty(len(x_SD), hidden)
@@ -317,7 +324,7 @@ class _ExpertLoop(torch.autograd.Function):
                 h_SF = h_SF * u_SF[rows]
             torch.mm(h_SF, w_dec_EFD[e], out=y_SD[rows])
         ctx.save_for_backward(x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, z_SF, u_SF)
-        ctx.counts, ctx.activation = counts, activation
+        ctx.counts, ctx.activation, ctx.memory = counts, activation, memory
         return y_SD
 
     @staticmethod
@@ -325,9 +332,9 @@ class _ExpertLoop(torch.autograd.Function):
         x_SD, w_enc_EFD, b_enc_EF, w_up_EFD, w_dec_EFD, z_SF, u_SF = ctx.saved_tensors
         dy_SD = dy_SD.contiguous()
         dx_SD = torch.empty_like(x_SD)
-        dw_enc_EFD, dw_dec_EFD = torch.empty_like(w_enc_EFD), torch.empty_like(w_dec_EFD)
+        dw_enc_EFD, dw_dec_EFD = ctx.memory.empty_like(w_enc_EFD), ctx.memory.empty_like(w_dec_EFD)
         db_enc_EF = None if b_enc_EF is None else torch.empty_like(b_enc_EF)
-        dw_up_EFD = None if w_up_EFD is None else torch.empty_like(w_up_EFD)
+        dw_up_EFD = None if w_up_EFD is None else ctx.memory.empty_like(w_up_EFD)
         for e, rows in enumerate(_ranges(ctx.counts)):
             dh_SF = dy_SD[rows] @ w_dec_EFD[e].T
             dgate_SF = dh_SF if u_SF is None else dh_SF * u_SF[rows]
@@ -342,7 +349,7 @@ class _ExpertLoop(torch.autograd.Function):
                 du_SF = dh_SF * gate_SF
                 torch.mm(du_SF.T, x_SD[rows], out=dw_up_EFD[e])
                 dx_SD[rows] += du_SF @ w_up_EFD[e]
-        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, dw_up_EFD, None, None
+        return dx_SD, dw_enc_EFD, db_enc_EF, dw_dec_EFD, dw_up_EFD, None, None, None
 
 
 def _activation_backward(z_SF: Tensor, ds_SF: Tensor, activation: str) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from glassmoe.registry import ROUTER_REGISTRY
 from .encoder_statistics import cast_with_statistics, encoder_statistics
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
 from .kernels import expert_mlp, expert_values, few_tokens
+from .reused import Reused
 from .routers import ROUTERS, balance_loss, choose, choose_few, sparsity_router, sparsity_scores
 
 EXPERTS_IN_PYTHON = 16
@@ -68,6 +69,7 @@ class MoE(FeedForward):
         self.router_name, entry = router, ROUTER_REGISTRY.look_up(ROUTERS, router)
         self.router: nn.Module | None = entry(width, num_experts) if isinstance(entry, type) else None
         self.score_function = None if isinstance(entry, type) else entry
+        self._memory = Reused()
         self._statistics: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -87,7 +89,9 @@ class MoE(FeedForward):
             return self._forward_few(x_TD), {}
         w_enc, scores_TE = self._encoders_and_scores(x_TD)
         gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
-        y_TD = expert_mlp(x_TD, w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up)
+        y_TD = expert_mlp(
+            x_TD, w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up, self._memory
+        )
         if self.b_dec is not None:
             y_TD = y_TD + self.b_dec.to(y_TD.dtype)
         if self.training and self.balance:
@@ -104,7 +108,7 @@ class MoE(FeedForward):
             or torch.compiler.is_compiling()
         ):
             return self.w_enc, self.scores(x_TD)
-        w_enc, statistics = cast_with_statistics(self.w_enc, self.b_enc, torch.get_autocast_dtype("cpu"))
+        w_enc, statistics = cast_with_statistics(self.w_enc, self.b_enc, torch.get_autocast_dtype("cpu"), self._memory)
         if not self.router_gradient:
             statistics = statistics[0].detach(), statistics[1].detach()
         self._statistics = None  # as in encoder_statistics
