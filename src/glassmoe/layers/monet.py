@@ -173,9 +173,11 @@ class MonetRouter(nn.Module):
 
 
 class _Side(NamedTuple):
-    """One side of the router: gates (T, H, E), their means over tokens (H, E), and the greatest of each row (T, H)."""
+    """One side of the router: gates (T, H, E), their means over tokens (H, E), and the greatest of each row (T, H).
+    `again` is `gates` once more, for a second reader: gradients of both then need no pass of their own to be added."""
 
     gates: Tensor
+    again: Tensor
     mean_HE: Tensor
     greatest_TH: Tensor
 
@@ -186,7 +188,7 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, w_HED: Tensor, threshold_H: Tensor, dtype: torch.dtype, backward_dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         shape = (len(x_TD), *w_HED.shape[:2])
         gates_THE, greatest_TH = x_TD.new_empty(shape), x_TD.new_empty(shape[:2])
         returned_THE = gates_THE if dtype == x_TD.dtype else torch.empty_like(gates_THE, dtype=dtype)
@@ -205,20 +207,24 @@ class _Gates(torch.autograd.Function):
         ctx.save_for_backward(x_TD, w_HED, gates_THE, greatest_TH)
         ctx.dtype = backward_dtype
         ctx.set_materialize_grads(False)
-        return returned_THE, sum_HE / shape[0], greatest_TH
+        return returned_THE, returned_THE.detach(), sum_HE / shape[0], greatest_TH
 
     @staticmethod
     def backward(
-        ctx: Any, dgates_THE: Tensor | None, dmean_HE: Tensor | None, dgreatest_TH: Tensor | None
+        ctx: Any,
+        dgates_THE: Tensor | None,
+        dagain_THE: Tensor | None,
+        dmean_HE: Tensor | None,
+        dgreatest_TH: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         x_TD, w_HED, gates_THE, greatest_TH = ctx.saved_tensors
         ds_THE = torch.empty_like(gates_THE, dtype=ctx.dtype)
         for rows in pieces(x_TD, PIECE):
             gates_RHE = gates_THE[rows]
-            if dgates_THE is None:
-                d_RHE = torch.zeros_like(gates_RHE)
-            else:
-                d_RHE = dgates_THE[rows].to(gates_RHE.dtype, copy=True)
+            read = [each[rows].to(gates_RHE.dtype, copy=True) for each in (dgates_THE, dagain_THE) if each is not None]
+            d_RHE = read[0] if read else torch.zeros_like(gates_RHE)
+            if len(read) > 1:
+                d_RHE += read[1]
             if dmean_HE is not None:
                 d_RHE += dmean_HE / len(x_TD)
             if dgreatest_TH is not None:
@@ -314,13 +320,13 @@ class Monet(FeedForward):
         device = x_TD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         one, other = self.router.sides(x_TD, dtype, update=torch.is_grad_enabled())
-        y_TD = self._fused(x_TD, one.gates, other.gates)
+        y_TD = self._fused(x_TD, one, other)
         if not self.training:
             return y_TD, {}
-        uniformity, ambiguity = routing_losses(one[1:], other[1:])
+        uniformity, ambiguity = routing_losses(one[2:], other[2:])
         return y_TD, {"uniformity": UNIFORMITY * uniformity, "ambiguity": AMBIGUITY * ambiguity}
 
-    def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
+    def _fused(self, x_TD: Tensor, one: _Side, other: _Side) -> Tensor:
         """(T, D): the output for these gates."""
         raise NotImplementedError
 
@@ -352,8 +358,8 @@ class MonetHD(Monet):
         values_TEM = features.to_dense().unflatten(1, (self.num_experts, -1))
         return self._decode(exchange(values_TEM, shares(g1_THE), g2_THE))
 
-    def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
-        return self._decode(exchange(self._units(x_TD), g1_THE, g2_THE))
+    def _fused(self, x_TD: Tensor, one: _Side, other: _Side) -> Tensor:
+        return self._decode(exchange(self._units(x_TD), one.gates, other.gates))
 
     def _units(self, x_TD: Tensor) -> Tensor:
         """(T, E, M): a."""
@@ -409,9 +415,10 @@ class MonetVD(Monet):
         crossed2_TEN = exchange(f2_TEM, shares(g2_THE), g1_THE)
         return self._decode((f1_TEM, crossed2_TEN), (f2_TEM, crossed1_TEN))
 
-    def _fused(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor) -> Tensor:
+    def _fused(self, x_TD: Tensor, one: _Side, other: _Side) -> Tensor:
         a1_TEM, a2_TEM = self._units(x_TD)
-        crossed1_TEN, crossed2_TEN = exchange(a1_TEM, g1_THE, g2_THE), exchange(a2_TEM, g2_THE, g1_THE)
+        crossed1_TEN = exchange(a1_TEM, one.gates, other.gates)
+        crossed2_TEN = exchange(a2_TEM, other.again, one.again)
         # What crosses to a side comes with the total gates of that side.
         f1_TEM, f2_TEM = scaled(a1_TEM, crossed2_TEN[..., -1]), scaled(a2_TEM, crossed1_TEN[..., -1])
         return self._decode((f1_TEM, crossed2_TEN), (f2_TEM, crossed1_TEN))
