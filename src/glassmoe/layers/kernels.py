@@ -284,12 +284,12 @@ def _loop(
     w_dec_EFD: Tensor,
     slots: Slots,
     activation: str,
-    w_up_EFD: Tensor | None,
-    memory: Reused,
+    w_up_EFD: Tensor | None = None,
+    memory: Reused | None = None,
 ) -> Tensor:
     counts = slots.counts_E.tolist()
     y_SD: Tensor = _ExpertLoop.apply(  # type: ignore[no-untyped-call]
-        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation, memory
+        x_SD, w_enc_EFD, b_enc_EF, w_dec_EFD, w_up_EFD, counts, activation, memory or Reused()
     )
     return y_SD
 
