@@ -89,9 +89,8 @@ class MoE(FeedForward):
             return self._forward_few(x_TD), {}
         w_enc, scores_TE = self._encoders_and_scores(x_TD)
         gates_TK, experts_TK = choose(scores_TE, self.experts_per_token)
-        y_TD = expert_mlp(
-            x_TD, w_enc, self.b_enc, self.w_dec, gates_TK, experts_TK, self.activation, self.w_up, self._memory
-        )
+        weights = w_enc, self.b_enc, self.w_dec
+        y_TD = expert_mlp(x_TD, *weights, gates_TK, experts_TK, self.activation, self.w_up, self._memory)
         if self.b_dec is not None:
             y_TD = y_TD + self.b_dec.to(y_TD.dtype)
         if self.training and self.balance:

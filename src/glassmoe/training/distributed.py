@@ -168,14 +168,13 @@ def sum_gradients(model: nn.Module, group: Processes) -> None:
 def clip_gradients(model: nn.Module, largest: float, group: Processes, *, own: bool = False) -> Tensor:
     """Scales the gradient so that its norm is at most `largest`; returns the norm before, on the device. `own`: whether
     the processes hold different modules, whose gradients are not summed."""
+    found = [p.grad for p in model.parameters() if p.grad is not None]
     if group.count == 1:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        total = torch.nn.utils.get_total_norm(gradients)
+        total = torch.nn.utils.get_total_norm(found)
         # A CPU does not read and write all gradients to multiply them by 1.
         if total.device.type != "cpu" or not largest / (total + 1e-6) >= 1:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, total)
         return total
-    found = [p.grad for p in model.parameters() if p.grad is not None]
 
     def squares(divided: bool) -> Tensor:
         norms = [local(g).norm() for g in found if (own or is_sharded(g)) is divided]
