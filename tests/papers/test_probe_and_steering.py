@@ -238,25 +238,27 @@ def test_a_rating_by_odds() -> None:
 
 
 def test_mistakes_with_judges(coders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(words: str) -> str:
+    def error_message(words: str) -> str:
         assert main(["reproduce", "mxd-steering", str(coders), *words.split()]) == 2
         return capsys.readouterr().err
 
-    assert "give both judge and judge_model, or neither" in told("--judge http://localhost:1/v1")
-    assert "or neither" in told("--judge-model judge")
-    assert "or by judge=local:PATH alone" in told("--judge local:model --judge-model judge")
-    assert "there is no folder nowhere" in told("--judge local:nowhere")
-    assert "there is no coder 'mx'; choose one of 1/mxd-k4, 1/transcoder-k4" in told("--coder mx")
-    assert "judge_model is 'a,'; expected names separated by commas" in told(
+    assert "give both judge and judge_model, or neither" in error_message("--judge http://localhost:1/v1")
+    assert "or neither" in error_message("--judge-model judge")
+    assert "or by judge=local:PATH alone" in error_message("--judge local:model --judge-model judge")
+    assert "there is no folder nowhere" in error_message("--judge local:nowhere")
+    assert "there is no coder 'mx'; choose one of 1/mxd-k4, 1/transcoder-k4" in error_message("--coder mx")
+    assert "judge_model is 'a,'; expected names separated by commas" in error_message(
         "--judge http://localhost:1/v1 --judge-model a,"
     )
-    assert "one such as http://localhost:8000/v1" in told("--judge localhost:1 --judge-model a")
-    assert "--judge-settings takes keys and values" in told(
+    assert "one such as http://localhost:8000/v1" in error_message("--judge localhost:1 --judge-model a")
+    assert "--judge-settings takes keys and values" in error_message(
         "--judge http://localhost:1/v1 --judge-model a --judge-settings hot"
     )
-    assert "above 0" in told("--judge http://localhost:1/v1 --judge-model a --max-calls 0")
-    assert "needs prices; give --prices IN,OUT" in told("--judge http://localhost:1/v1 --judge-model a --max-cost 2")
+    assert "above 0" in error_message("--judge http://localhost:1/v1 --judge-model a --max-calls 0")
+    assert "needs prices; give --prices IN,OUT" in error_message(
+        "--judge http://localhost:1/v1 --judge-model a --max-cost 2"
+    )
     for wrong in ("1", "1,2,3", "1,x", "1,-2", "nan,1", "1,inf"):
-        assert f"prices is '{wrong}'; expected dollars per million tokens" in told(
+        assert f"prices is '{wrong}'; expected dollars per million tokens" in error_message(
             f"--judge http://a/v1 --judge-model a --prices {wrong}"
         )
