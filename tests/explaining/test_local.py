@@ -55,7 +55,7 @@ def odds_alone(chat: LocalChat, question: list[dict[str, str]]) -> float:
 def test_odds_in_batches_are_those_of_whole_passes(
     folders: dict[str, Path], model: str, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "READ_TOGETHER", together)
+    monkeypatch.setattr(local, "TOKENS_TO_READ", together)
     chat = opened(folders[model])
     for questions in (
         asked(SAME + "the cat", SAME + "dog", SAME, SAME + "the cat and a tree"),

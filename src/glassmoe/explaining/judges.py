@@ -76,8 +76,8 @@ def make_judge(
 
     `model`: behind an endpoint. `settings`: of its requests (default: temperature 0). `cache`: folder of answers.
     `max_calls`, `max_cost` (dollars, with `prices`): limits. `explainer`: who writes the explanations that the judge
-    scores: the judge itself, or `rules`. ValueError for an unknown name, with the nearest known
-    one, and for options that the judge does not take.
+    scores: the judge itself, or `rules`. ValueError for an unknown name, with the nearest known one, and for options
+    that the judge does not take.
     """
     options = JudgeOptions(
         model=model,

@@ -25,7 +25,7 @@ from .results import Questions
 
 LONGEST_ANSWER = 256
 """Tokens of an answer."""
-ANSWERED_TOGETHER, READ_TOGETHER = 16_384, 4096
+TOKENS_TO_ANSWER, TOKENS_TO_READ = 16_384, 4096
 """Tokens of the questions in a batch that is answered in words, or by the probabilities of one token."""
 
 
@@ -75,12 +75,12 @@ class LocalChat:
 
     def ask(self, conversations: Sequence[Messages]) -> list[str | None]:
         """The answer to each conversation; None where it is longer than the model's context."""
-        keys, known, rows = self._looked_up(conversations)
+        keys, known, rows = self._look_up(conversations)
         fitting = {key: row_N for key, row_N in rows.items() if self._room(len(row_N)) > 0}
         with bar(len(rows), self.folder.name, "answer", show=len(rows) > 1) as progress:
-            for part in self._answered_together(fitting):
-                for key, answer in zip([key for key, _ in part], self._written([row for _, row in part]), strict=True):
-                    known[key] = self._noted(key, answer)
+            for part in self._batches_to_answer(fitting):
+                for key, answer in zip([key for key, _ in part], self._write([row for _, row in part]), strict=True):
+                    known[key] = self._store(key, answer)
                     progress.update()
         self._count(keys, rows, fitting)
         return [known[key] for key in keys]
@@ -89,12 +89,12 @@ class LocalChat:
         """ln P(yes) - ln P(no) of the next token after each conversation: positive where the model would rather answer
         yes. None where a conversation is longer than the model's context. What the conversations have in common at
         their beginning is computed once, also from one call to the next."""
-        keys, known, rows = self._looked_up(conversations, "odds")
+        keys, known, rows = self._look_up(conversations, "odds")
         fitting = {key: row_N for key, row_N in rows.items() if self._room(len(row_N)) >= 0}
         shared = self._shared_beginning(list(fitting.values()))
-        for part in _batches([(key, row_N[shared:]) for key, row_N in fitting.items()], READ_TOGETHER):
+        for part in _batches([(key, row_N[shared:]) for key, row_N in fitting.items()], TOKENS_TO_READ):
             for (key, _), odds in zip(part, self._odds([row for _, row in part], shared), strict=True):
-                known[key] = self._noted(key, f"{odds:.6g}")
+                known[key] = self._store(key, f"{odds:.6g}")
         self._count(keys, rows, fitting)
         return [None if (value := known[key]) is None else float(value) for key in keys]
 
@@ -104,7 +104,7 @@ class LocalChat:
         counts = {**vars(self.counts), "failed": dict(self.counts.failed)}
         return Questions(self.folder.name, settings, **counts)
 
-    def _looked_up(
+    def _look_up(
         self, conversations: Sequence[Messages], *what: str
     ) -> tuple[list[str], dict[str, str | None], dict[str, list[int]]]:
         """Each conversation's key, key -> answer on disk, and key -> token ids of what has no answer there."""
@@ -120,7 +120,7 @@ class LocalChat:
         question = json.dumps([self._identity, [dict(each) for each in messages], *what], sort_keys=True)
         return hashlib.sha256(question.encode()).hexdigest()
 
-    def _noted(self, key: str, answer: str) -> str:
+    def _store(self, key: str, answer: str) -> str:
         if self.answers:
             self.answers.add(key, answer)
         return answer
@@ -137,12 +137,12 @@ class LocalChat:
         context = getattr(self._model.config, "max_position_embeddings", None)
         return LONGEST_ANSWER if context is None else min(LONGEST_ANSWER, context - tokens)
 
-    def _answered_together(self, rows: Mapping[str, list[int]]) -> list[list[tuple[str, list[int]]]]:
+    def _batches_to_answer(self, rows: Mapping[str, list[int]]) -> list[list[tuple[str, list[int]]]]:
         """Batches of questions. One near the end of the context is asked alone, since padding would shorten the answers
         of others."""
         alone = [(key, row) for key, row in rows.items() if self._room(len(row)) < LONGEST_ANSWER]
         others = [(key, row) for key, row in rows.items() if self._room(len(row)) == LONGEST_ANSWER]
-        return [*_batches(others, ANSWERED_TOGETHER), *([each] for each in alone)]
+        return [*_batches(others, TOKENS_TO_ANSWER), *([each] for each in alone)]
 
     def _prompt(self, messages: Messages) -> list[int]:
         """The N token ids of a conversation, up to where the model answers."""
@@ -158,7 +158,7 @@ class LocalChat:
         return ids
 
     @torch.no_grad()
-    def _written(self, rows: Sequence[list[int]]) -> list[str]:
+    def _write(self, rows: Sequence[list[int]]) -> list[str]:
         """Greedy answers to several questions, which are padded on the left to one length."""
         length = max(map(len, rows))
         pad = self._tokenizer.pad_token_id or self._tokenizer.eos_token_id or 0

@@ -57,7 +57,7 @@ class Rating(NamedTuple):
 def rate_texts(judge: ChatModel, sets: Sequence[Sequence[str]]) -> list[Rating | None]:
     """A judge's rating of each set of texts; None where it did not answer or its answer cannot be read (counted in
     `judge.counts`). Texts are data: they are shown as JSON strings, which no text can leave."""
-    return [_rated_by_odds(judge, texts) for texts in sets] if is_yes_no(judge) else _rated_in_words(judge, sets)
+    return [_rate_by_odds(judge, texts) for texts in sets] if is_yes_no(judge) else _rate_in_words(judge, sets)
 
 
 def is_yes_no(judge: ChatModel) -> TypeGuard[YesNoModel]:
@@ -65,26 +65,26 @@ def is_yes_no(judge: ChatModel) -> TypeGuard[YesNoModel]:
     return hasattr(judge, "odds")
 
 
-def _rated_in_words(judge: ChatModel, sets: Sequence[Sequence[str]]) -> list[Rating | None]:
+def _rate_in_words(judge: ChatModel, sets: Sequence[Sequence[str]]) -> list[Rating | None]:
     found = []
-    for answer in judge.ask([_asked(PROMPT, texts) for texts in sets]):
+    for answer in judge.ask([_conversation(PROMPT, texts) for texts in sets]):
         rating = None if answer is None else parse_rating(answer)
         judge.counts.malformed += answer is not None and rating is None
         found.append(rating)
     return found
 
 
-def _rated_by_odds(judge: YesNoModel, texts: Sequence[str]) -> Rating | None:
-    concept, fluency = judge.odds([_asked(prompt, texts) for prompt in (CONCEPT, FLUENCY)])
-    return None if concept is None or fluency is None else Rating(_chance(concept), _chance(fluency))
+def _rate_by_odds(judge: YesNoModel, texts: Sequence[str]) -> Rating | None:
+    concept, fluency = judge.odds([_conversation(prompt, texts) for prompt in (CONCEPT, FLUENCY)])
+    return None if concept is None or fluency is None else Rating(_probability(concept), _probability(fluency))
 
 
-def _chance(odds: float) -> float:
+def _probability(odds: float) -> float:
     """The probability of yes among yes and no, from ln P(yes) - ln P(no)."""
     return (1 + math.tanh(odds / 2)) / 2
 
 
-def _asked(prompt: str, texts: Sequence[str]) -> list[dict[str, str]]:
+def _conversation(prompt: str, texts: Sequence[str]) -> list[dict[str, str]]:
     lines = [f"{number}. {json.dumps(text, ensure_ascii=False)}" for number, text in enumerate(texts, start=1)]
     return [{"role": "user", "content": prompt.format(count=len(lines), texts="\n".join(lines))}]
 

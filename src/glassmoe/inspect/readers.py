@@ -3,7 +3,7 @@ model, with the model and the places that they stand for. What measures features
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,6 +121,15 @@ def open_readers(
 def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place]]:
     """What measures take: name -> what reads, and where."""
     return {name: (reader.layer, reader.place) for name, reader in readers.items()}
+
+
+def with_coders(readers: Iterable[Reader], coders: Sequence[str]) -> list[Reader]:
+    """These readers with only the coders that `coders` names; all coders without names. Layers of the model stay."""
+    return [
+        reader
+        for reader in readers
+        if not coders or reader.config is None or any(is_meant(reader.name, wanted) for wanted in coders)
+    ]
 
 
 def one_reader(readers: Mapping[str, Reader], coder: str | None = None) -> Reader:

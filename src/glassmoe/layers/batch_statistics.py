@@ -1,6 +1,6 @@
-"""Statistics of the tokens of all processes that train together, for layers that keep running statistics of a batch.
+"""Statistics of a batch, also of the tokens of all processes that train together, for layers that keep running ones.
 
-Legend: N numbers per token.
+Legend: T tokens, D numbers that a linear map reads, N numbers per token.
 """
 
 from __future__ import annotations
@@ -8,6 +8,15 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def moments_of_map(x_TD: Tensor, w_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (1/T) of x w^T over the tokens, each (N,), from those of x: no (T, N) numbers are needed. `w`
+    may have more dimensions before its last, which the results then have."""
+    mean_D = x_TD.mean(0)
+    centred_TD = x_TD - mean_D
+    covariance_DD = centred_TD.T @ centred_TD / len(x_TD)
+    return w_ND @ mean_D, (w_ND @ covariance_DD * w_ND).sum(-1)
 
 
 def several_processes() -> bool:

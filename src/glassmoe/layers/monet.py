@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_statistics import mean_over_processes, several_processes
+from .batch_statistics import mean_over_processes, moments_of_map, several_processes
+from .exact import gradient_dtype, gradients_of_map
 from .features import Features, FeedForward, bias_parameter, empty_parameters
-from .routers import gradient_dtype, pieces
+from .routers import pieces
 
 UNIFORMITY = AMBIGUITY = 1e-3
 """Weights of the two training losses."""
@@ -152,11 +153,7 @@ class MonetRouter(nn.Module):
         """(2, H): the lowest score that gets a gate, where a row has a score above it."""
         if self.training:
             tokens: int | Tensor = len(x_TD)
-            mean_D = x_TD.mean(0)
-            centred_TD = x_TD - mean_D
-            covariance_DD = centred_TD.T @ centred_TD / tokens
-            mean_2HE = w_2HED @ mean_D
-            within_2HE = (w_2HED @ covariance_DD * w_2HED).sum(-1)
+            mean_2HE, within_2HE = moments_of_map(x_TD, w_2HED)
             mean_2H = mean_2HE.double().mean(-1)
             square_2H = (within_2HE.double() + mean_2HE.double().square()).mean(-1)
             if update and several_processes():
@@ -234,12 +231,8 @@ class _Gates(torch.autograd.Function):
                 tiny = torch.finfo(over_RHE.dtype).tiny
                 d_RHE += torch.ops.aten.threshold_backward(d_RH1.expand_as(over_RHE), over_RHE, -tiny)
             ds_THE[rows] = torch._softmax_backward_data(d_RHE, gates_RHE, -1, gates_RHE.dtype)
-        ds_TN, w_ND = ds_THE.flatten(1), w_HED.flatten(0, 1)
-        dx_TD = (ds_TN @ w_ND.to(ctx.dtype)).to(x_TD.dtype) if ctx.needs_input_grad[0] else None
-        dw_HED = None
-        if ctx.needs_input_grad[1]:
-            dw_HED = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_HED.dtype).view_as(w_HED)
-        return dx_TD, dw_HED, None, None, None
+        dx_TD, dw_ND = gradients_of_map(ds_THE.flatten(1), x_TD, w_HED.flatten(0, 1), ctx.needs_input_grad)
+        return dx_TD, None if dw_ND is None else dw_ND.view_as(w_HED), None, None, None
 
 
 def routing_losses(*sides: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batch_statistics import mean_over_processes, several_processes
+from .batch_statistics import mean_over_processes, moments_of_map, several_processes
 from .dense import ACTIVATIONS
+from .exact import exact_scores, gradient_dtype
 from .features import Features, FeedForward, bias_parameter, empty_parameters, linear_write
-from .routers import exact_scores, gradient_dtype, pieces
+from .routers import pieces
 from .top import greatest
 
 ORIGINAL = {"heads": 8, "k": 16}
@@ -160,10 +161,7 @@ class ProductKeys(nn.Module):
         tokens = len(x_TD)
         if not self.training or tokens < 2:
             return self.query_mean.to(x_TD.dtype), self.query_var.to(x_TD.dtype)
-        mean_D = x_TD.mean(0)
-        centred_TD = x_TD - mean_D
-        covariance_DD = centred_TD.T @ centred_TD / tokens
-        mean_Q, var_Q = query_QD @ mean_D, (query_QD @ covariance_DD * query_QD).sum(1)
+        mean_Q, var_Q = moments_of_map(x_TD, query_QD)
         if learn and torch.is_grad_enabled():
             self._update(mean_Q.detach(), var_Q.detach(), tokens)
         return mean_Q, var_Q

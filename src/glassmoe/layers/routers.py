@@ -72,41 +72,6 @@ D) and the layer. Add your own router by `ROUTERS["name"] = Router`, or by an en
 `glassmoe.routers`."""
 
 
-def exact_scores(x_TD: Tensor, w_ND: Tensor, b_N: Tensor | None, backward_dtype: torch.dtype) -> Tensor:
-    """(T, N): x w^T + b in the type of x, whatever the autocast state. The products of the gradient run in a type of
-    their own, `gradient_dtype(x)` for routers, like those of every other map."""
-    scores_TN: Tensor = _ExactScores.apply(x_TD, w_ND, b_N, backward_dtype)  # type: ignore[no-untyped-call]
-    return scores_TN
-
-
-def gradient_dtype(x_TD: Tensor) -> torch.dtype:
-    """The autocast type where autocast is on, and the type of x, or float32 if that is wider, where it is off."""
-    device = x_TD.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return torch.promote_types(x_TD.dtype, torch.float32)
-
-
-class _ExactScores(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, w_ND: Tensor, b_N: Tensor | None, backward_dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x_TD, w_ND)
-        ctx.dtype = backward_dtype
-        return torch.nn.functional.linear(x_TD, w_ND, b_N)
-
-    @staticmethod
-    def backward(ctx: Any, ds_TN: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, w_ND = ctx.saved_tensors
-        dx_TD = dw_ND = None
-        db_N = ds_TN.sum(0) if ctx.needs_input_grad[2] else None
-        ds_TN = ds_TN.to(ctx.dtype)
-        if ctx.needs_input_grad[0]:
-            dx_TD = (ds_TN @ w_ND.to(ctx.dtype)).to(x_TD.dtype)
-        if ctx.needs_input_grad[1]:
-            dw_ND = (ds_TN.T @ x_TD.to(ctx.dtype)).to(w_ND.dtype)
-        return dx_TD, dw_ND, db_N, None
-
-
 class _Moments(torch.autograd.Function):
     """Mean mu^T x and variance var^T (x * x) of every expert's pre-activations on each token, in float32. A CPU reads x
     in pieces that stay in the cache, in as few passes for each gradient as possible."""

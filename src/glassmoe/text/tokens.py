@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 
 from .gguf import from_pretrained, gguf_of
-from .words import WordIds, ask, cuts_at_words, spelled_bytes
+from .words import WordIds, ask, cuts_at_words, spelled_bytes, tokens_by_id
 
 SEPARATOR = "<|endoftext|>"
 LEAST_IDS = 257
@@ -51,9 +51,7 @@ def kind_and_encoder(
         raise ValueError(
             f"the tokenizer has no token {start!r} for the start of a document; pass a different tokenizer"
         )
-    vocabulary = [""] * (max(id_of.values()) + 1)
-    for token, place in id_of.items():
-        vocabulary[place] = token
+    vocabulary = tokens_by_id(id_of)
     dtype = np.dtype("<u2") if len(vocabulary) <= 1 << 16 else np.dtype("<u4")
     begin = id_of[start]
     encode = document_encoder(tokenizer, begin, dtype)

@@ -7,7 +7,7 @@ words that are not in the cache as one long text, and its ids are divided among 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import compress
 from operator import not_
@@ -73,6 +73,14 @@ def _uncut(token: dict[str, Any]) -> bool:
     return bool(token["special"] or (runs_of_spaces and not token["lstrip"] and not token["rstrip"]))
 
 
+def tokens_by_id(id_of: Mapping[str, int]) -> list[str]:
+    """The tokens in the order of their ids; an id without a token has an empty one."""
+    tokens = [""] * (max(id_of.values()) + 1)
+    for token, token_id in id_of.items():
+        tokens[token_id] = token
+    return tokens
+
+
 def spelled_bytes(described: dict[str, Any], vocabulary: Sequence[str]) -> npt.NDArray[np.int64]:
     """Number of bytes that each token of a byte-level BPE spells, int64 [ids]. `described`: the JSON of the
     tokenizer."""
@@ -109,10 +117,7 @@ class WordIds:
         self._dtype = dtype
         self._known = _Known()
         id_of = described["model"]["vocab"] | {each["content"]: each["id"] for each in described["added_tokens"]}
-        vocabulary = [""] * (max(id_of.values()) + 1)
-        for token, place in id_of.items():
-            vocabulary[place] = token
-        self._bytes_of = spelled_bytes(described, vocabulary)
+        self._bytes_of = spelled_bytes(described, tokens_by_id(id_of))
         # A normalizer may change the bytes of other words.
         self._ascii_only = described["normalizer"] is not None
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ def _commit(folder: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-@lru_cache(maxsize=1)
+@cache
 def _packages() -> dict[str, str | None]:
     """Versions of the packages that a run depends on; None for those that are not installed."""
     return {name: _version(name) for name in ("torch", "transformers", "numpy", "safetensors", "chess")}

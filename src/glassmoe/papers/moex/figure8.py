@@ -24,7 +24,7 @@ from glassmoe.explaining.judges import OF_RULES
 from glassmoe.explaining.opening import LayerExamples, fitted_row, open_all_examples, open_layers
 from glassmoe.explaining.results import MeanInterval, ScoreSummary
 from glassmoe.explaining.trials import ExplanationProtocol, Judge
-from glassmoe.inspect.readers import Reader
+from glassmoe.inspect.readers import Reader, with_coders
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import plus_minus
 from glassmoe.measure.results_file import ResultsFile, figure, option_words, origin
@@ -174,8 +174,8 @@ def figure8(
         "coder": ",".join(coders) or None,
         "features": features,
         "tokens": tokens,
-        "per_decile": None if per_decile == 10 else per_decile,
-        "silent": None if silent == 100 else silent,
+        "per_decile": None if per_decile == ExplanationProtocol.per_decile else per_decile,
+        "silent": None if silent == ExplanationProtocol.silent else silent,
         "min_windows": min_windows or None,
         "seed": seed or None,
         "judge": judge.name.removesuffix(OF_RULES),
@@ -225,16 +225,11 @@ Opened = tuple[str, Subject, list[Reader]]
 def _chosen(opened: list[Opened], coders: Sequence[str]) -> list[Opened]:
     """The same with only these of the coders; all without names. Layers of runs stay. ValueError for a coder that no
     run has."""
-    if not coders:
-        return opened
     readers = [reader for _, _, own in opened for reader in own if reader.config is not None]
     known = dict.fromkeys(short_name(reader.name) for reader in readers)
     for name in coders:
         require_coder(known, name)
-    return [
-        (run, subject, [reader for reader in own if reader.config is None or short_name(reader.name) in coders])
-        for run, subject, own in opened
-    ]
+    return [(run, subject, with_coders(own, coders)) for run, subject, own in opened]
 
 
 def _explained(

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from glassmoe.coders.names import is_meant, require_coder
+from glassmoe.coders.names import require_coder
 from glassmoe.console import say
 from glassmoe.explaining.asking import ChatModel
 from glassmoe.explaining.chat import Counts
 from glassmoe.explaining.ratings import is_yes_no, rate_texts
 from glassmoe.explaining.results import Questions, questions_of
-from glassmoe.inspect.readers import Reader, open_readers
+from glassmoe.inspect.readers import open_readers, with_coders
 from glassmoe.inspect.sample import Sampling
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
@@ -216,15 +216,15 @@ def mxd_steering(
     """
     require_plots("matplotlib.figure", "Drawing figures")
     subject, readers = open_readers(str(path), layers, own=neurons, device=device)
-    readers = _chosen(readers, coders)
+    for coder in coders:
+        require_coder([name for name, reader in readers.items() if reader.config is not None], coder)
+    readers = {reader.name: reader for reader in with_coders(readers.values(), coders)}
     header = coder_header("mxd-steering", path, subject, device)
-    options = {
+    options: dict[str, Any] = {
         "layers": ",".join(map(str, layers)) if layers else None,
         "coder": ",".join(coders) or None,
         "features": features,
         "amount": f"{amount:g}",
-        "judge": None,
-        "judge_model": None,
     }
     if judges:
         models = ",".join(chat.summary().model for chat in judges)
@@ -255,18 +255,6 @@ def mxd_steering(
         )
         saved = steered.save(results, f"mxd-steering-{name or Path(path).name}")
     return saved
-
-
-def _chosen(readers: Mapping[str, Reader], coders: Sequence[str]) -> dict[str, Reader]:
-    """The same with only these of the coders; all without names. Neurons stay. ValueError for a coder that is not
-    there."""
-    for name in coders:
-        require_coder([name for name, reader in readers.items() if reader.config is not None], name)
-    return {
-        name: reader
-        for name, reader in readers.items()
-        if not coders or reader.config is None or any(is_meant(name, coder) for coder in coders)
-    }
 
 
 def judged(judges: Sequence[ChatModel], rows: Sequence[SteeringRow]) -> list[SteeringRow]:
