@@ -41,7 +41,7 @@ class Registry:
 
     def installed(self) -> dict[str, EntryPoint]:
         """Name -> entry point of the packages that are installed."""
-        return _installed(entry_points, self.group, tuple(_changed(folder) for folder in sys.path))
+        return installed(self.group)
 
     def provider(self, name: str) -> str | None:
         """The installed package that provides a name; None for a built-in name and one that was added to the
@@ -76,6 +76,11 @@ class Registry:
             raise ValueError(self._unknown(name, self.names()))
         entry: Any = point.load()
         return entry  # type: ignore[no-any-return]
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Name -> entry point, of one group, of the packages that are installed now."""
+    return _installed(entry_points, group, tuple(_changed(folder) for folder in sys.path))
 
 
 @cache

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from glassmoe import config as configuration
+from glassmoe import registry
 from glassmoe.cli import main as cli
 from glassmoe.data import domains
 from glassmoe.data.corpus import Corpus
@@ -78,12 +79,10 @@ class Point:
 
 @pytest.fixture
 def dna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(domains, "entry_points", lambda group: [Point("dna")] if group == "glassmoe.domains" else [])
-    for cached in (domains.domain, domains._entry_points):
-        cached.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Point("dna")] if group == "glassmoe.domains" else [])
+    domains.domain.cache_clear()
     yield
-    for cached in (domains.domain, domains._entry_points):
-        cached.cache_clear()
+    domains.domain.cache_clear()
 
 
 def test_known_domains_are_imported_on_first_use() -> None:

@@ -11,9 +11,10 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
+
+from glassmoe.registry import installed
 
 from .tokens import TokenKind
 
@@ -74,14 +75,9 @@ class Domain:
         return self.corpus if tokens == self.tokenized else f"{self.corpus} as {tokens}"
 
 
-@cache
-def _entry_points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-
-
 def domain_names() -> list[str]:
     """Names of all domains, those of other packages last."""
-    return list(dict.fromkeys([*DOMAINS, *_entry_points()]))
+    return list(dict.fromkeys([*DOMAINS, *installed(ENTRY_POINTS)]))
 
 
 @cache
@@ -90,8 +86,8 @@ def domain(name: str) -> Domain:
     if name in DOMAINS:
         module, _, attribute = DOMAINS[name].partition(":")
         loaded: Any = getattr(importlib.import_module(module), attribute)
-    elif name in _entry_points():
-        loaded = _entry_points()[name].load()
+    elif (point := installed(ENTRY_POINTS).get(name)) is not None:
+        loaded = point.load()
     else:
         raise ValueError(f"unknown domain {name!r}; known: {', '.join(domain_names())}")
     assert isinstance(loaded, Domain)
