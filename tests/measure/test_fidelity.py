@@ -15,6 +15,7 @@ from glassmoe.coders.reconstruction import ReconstructionSums
 from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest
+from glassmoe.layers.features import Features
 from glassmoe.measure.fidelity import Fidelity, fidelity
 from glassmoe.model import Dense, GlassConfig, GlassForCausalLM
 from glassmoe.model.random_twins import random_coder
@@ -97,6 +98,7 @@ def naive(model: GlassForCausalLM, coder: Coder, layer: int, rows: Rows, indices
         "normalised_mse": float((x - y).square().sum() / (x - x.mean(0)).square().sum()),
         "l0": float((f > 0).sum() / len(f)),
         "alive": float((f > 0).any(0).double().mean()),
+        "largest_share": float(f.clamp(min=0).sum(0).max() / f.clamp(min=0).sum()),
         "tokens": len(x),
         "rows": len(indices),
     }
@@ -153,9 +155,22 @@ def test_figures_by_hand() -> None:
     sums.add(coder, torch.tensor([[3.0, 3]]))
     # Variances of the stream 1 and 0, of the error 1 and 0; mean squared error 2, features (0, 0, 3) and (1, 0, 3).
     found = sums.finish().to_dict()
-    assert found == pytest.approx(
-        {"squared_error": 2, "variance_explained": 0, "normalised_mse": 2, "l0": 1.5, "alive": 2 / 3, "tokens": 2}
-    )
+    expected = {"squared_error": 2, "variance_explained": 0, "normalised_mse": 2, "l0": 1.5, "alive": 2 / 3}
+    assert found == pytest.approx({**expected, "tokens": 2, "largest_share": 6 / 7})
+
+
+def test_largest_share_by_hand() -> None:
+    """Listed features; a value below 0 counts as 0, and a coder that is silent has a share of 0."""
+    coder = Dense(1, 3, "relu")
+    sums = ReconstructionSums()
+    for x, values, ids in ((1.0, [[2.0, -5]], [[0, 2]]), (2.0, [[1.0, 3]], [[2, 1]])):
+        coder.features = lambda _, v=values, i=ids: Features(torch.tensor(v), 3, torch.tensor(i))
+        sums.add(coder, torch.tensor([[x]]))
+    assert sums.finish().largest_share == pytest.approx(3 / 6) and sums.finish().alive == 1
+    silent = ReconstructionSums()
+    coder.features = lambda _: Features(torch.zeros(2, 3), 3)
+    silent.add(coder, torch.tensor([[1.0], [2.0]]))
+    assert silent.finish().largest_share == 0
 
 
 def test_the_hook_is_taken_out_again() -> None:

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from glassmoe.layers.features import Features, FeedForward
-from glassmoe.results import Result
-
-from .base import fired
+from glassmoe.results import Result, omitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +30,9 @@ class CoderReconstruction(Result):
     """Share of the features that are above 0 on at least one token."""
     tokens: int
     """Tokens that were read."""
+    largest_share: float | None = omitted()
+    """Share of the one feature that has most of it in the strength of all features, summed over tokens (values below 0
+    count as 0). Near 1, a single feature that is always on does the work. None where it was not measured."""
 
 
 class ReconstructionSums:
@@ -41,7 +42,7 @@ class ReconstructionSums:
     def __init__(self) -> None:
         self.tokens, self.active = 0, 0
         self.sums: dict[str, Tensor] = {}
-        self.fired_F: Tensor | None = None
+        self.strength_F: Tensor | None = None
 
     @torch.no_grad()
     def add(
@@ -60,15 +61,15 @@ class ReconstructionSums:
         for name, values_TD in (("y", y_TD.double()), ("error", error_TD.double())):
             sums_2D = torch.stack([values_TD.sum(0), values_TD.square().sum(0)])
             self.sums[name] = self.sums.get(name, torch.zeros_like(sums_2D)) + sums_2D
-        fired_F = fired(features)
-        self.fired_F = fired_F if self.fired_F is None else self.fired_F | fired_F
+        strength_F = _strength(features)
+        self.strength_F = strength_F if self.strength_F is None else self.strength_F + strength_F
         self.active += int((features.values > 0).sum())
         self.tokens += len(y_TD)
         return written_TD
 
     def finish(self) -> CoderReconstruction:
         """The measures of all tokens that were added."""
-        assert self.fired_F is not None
+        assert self.strength_F is not None
 
         def variance(name: str) -> float:
             first_D, second_D = self.sums[name] / self.tokens
@@ -80,6 +81,15 @@ class ReconstructionSums:
             variance_explained=1 - variance("error") / variance("y"),
             normalised_mse=squared_error / variance("y"),
             l0=self.active / self.tokens,
-            alive=float(self.fired_F.double().mean()),
+            alive=float((self.strength_F > 0).double().mean()),
             tokens=self.tokens,
+            largest_share=float(self.strength_F.max() / total) if (total := float(self.strength_F.sum())) else 0.0,
         )
+
+
+def _strength(features: Features) -> Tensor:
+    """(F,) float64: the values of each feature above 0, summed over the tokens."""
+    values = features.values.double().clamp(min=0)
+    if features.ids is None:
+        return values.reshape(-1, features.width).sum(0)
+    return values.new_zeros(features.width).scatter_add_(0, features.ids.flatten(), values.flatten())

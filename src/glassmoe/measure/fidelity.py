@@ -106,6 +106,7 @@ class FidelityResult(ResultsByName["CoderFidelity | LayerFidelity"]):
                 "features": one.features,
                 "parameters": one.parameters,
                 "L0": one.l0,
+                "largest": one.largest_share,
                 "dead": one.dead,
                 "normalised MSE": one.normalised_mse,
                 "loss": one.loss,

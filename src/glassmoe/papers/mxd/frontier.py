@@ -50,6 +50,16 @@ BOARDS = {
     "held_out_coverage": Measure("held-out coverage", False),
     "reconstruction": Measure("reconstruction", False),
 }
+COLUMNS = {
+    "l0": ("L0", 1),
+    "largest_share": ("largest", 3),
+    "normalised_mse": ("normalised MSE", 4),
+    "loss_increase": ("increase", 4),
+    "loss_recovered": ("recovered", 3),
+    "dead": ("dead", 0),
+    **{name: (each.words, 4) for name, each in BOARDS.items()},
+}
+"""Measures in the page's table: the word above each, and its decimals. A measure that no row has is no column."""
 STYLES = {
     "mxd": (VERMILLION, "-"),
     "mxd-one": (VERMILLION, "--"),
@@ -69,6 +79,10 @@ LEGEND = (
     "paper. mxd starts as in the paper, with experts around 0; mxd-one starts with all experts equal to one MLP. "
     "mxd-relu, mxd-gelu and mxd-glu have that hidden activation in place of the model's own. moe-x and switch are "
     "mixtures of experts of k features, two of them for each token; their L0 is measured, not set."
+)
+LARGEST_LEGEND = (
+    "Largest: share of the one feature that has most of it in the strength of all features on the held-out text. Near "
+    "1, one feature that is always on does the work."
 )
 FACTS: dict[str, Callable[[Any], str]] = {
     "tokens_fitted": lambda tokens: f"{tokens / 1e6:.2f}M",
@@ -173,14 +187,16 @@ class FrontierResults(ResultsFile):
     def sections(self, name: str) -> Iterable[str | None]:
         rows = self.entries
         measures = measures_of(rows)
-        boards = [each for each in BOARDS if each in measures]
         fit_columns = [fact for fact in FIT_COLUMNS if len({FACTS[fact](row.value(fact)) for row in rows}) > 1]
+        columns = {
+            each: words for each, (words, _) in COLUMNS.items() if any(row.value(each) is not None for row in rows)
+        }
         lines = [
-            _line(coder, k, [row for row in rows if (row.name, row.k) == (coder, k)], fit_columns, boards)
+            _line(coder, k, [row for row in rows if (row.name, row.k) == (coder, k)], fit_columns, columns)
             for k, coder in dict.fromkeys((row.k, row.name) for row in rows)
         ]
-        header = ["coder", "k", "seeds", *(FIT_COLUMNS[fact] for fact in fit_columns), "features", "parameters", "L0"]
-        header += ["normalised MSE", "increase", "recovered", "dead", *(BOARDS[each].words for each in boards)]
+        header = ["coder", "k", "seeds", *(FIT_COLUMNS[fact] for fact in fit_columns), "features", "parameters"]
+        header += columns.values()
         answers = [
             [
                 f"{each.name} is ahead of {each.rival} at k = {each.k} in {measures[each.measure].words}",
@@ -194,8 +210,8 @@ class FrontierResults(ResultsFile):
         return [
             self._opening(),
             markdown_table(header, lines),
-            LEGEND,
-            BOARDS_LEGEND.format(games=max(row.games or 0 for row in rows)) if boards else None,
+            f"{LEGEND} {LARGEST_LEGEND}" if "largest_share" in columns else LEGEND,
+            BOARDS_LEGEND.format(games=max(row.games or 0 for row in rows)) if {*BOARDS} & {*columns} else None,
             *(self.remarks or []),
             *_against_tokens(rows),
             "## The paper's claims",
@@ -357,22 +373,14 @@ def _range(rows: Sequence[FrontierRow], fact: str) -> str:
 
 
 def _line(
-    name: str, k: int, group: Sequence[FrontierRow], fit_columns: Sequence[str], boards: Sequence[str]
+    name: str, k: int, group: Sequence[FrontierRow], fit_columns: Sequence[str], columns: Iterable[str]
 ) -> list[Any]:
-    def words(measure: str, places: int = 4) -> str | None:
+    def words(measure: str) -> str | None:
         values = [value for row in group if (value := row.value(measure)) is not None]
-        return plus_minus(*interval(values), places) if len(values) == len(group) else None
+        return plus_minus(*interval(values), COLUMNS[measure][1]) if len(values) == len(group) else None
 
     fit = [_range(group, fact) for fact in fit_columns]
-    facts = [f"{group[0].features:,}", f"{group[0].parameters:,}"]
-    numbers = [
-        words("l0", 1),
-        words("normalised_mse"),
-        words("loss_increase"),
-        words("loss_recovered", 3),
-        words("dead", 0),
-    ]
-    return [name, k, len(group), *fit, *facts, *numbers, *map(words, boards)]
+    return [name, k, len(group), *fit, f"{group[0].features:,}", f"{group[0].parameters:,}", *map(words, columns)]
 
 
 def _against_tokens(rows: Sequence[FrontierRow]) -> list[str]:
