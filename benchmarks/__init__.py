@@ -34,11 +34,12 @@ from .steps import step_rows
 from .stores import store_rows
 from .tables import GROUPS, BenchResults
 from .text import text_rows
+from .together import together_rows
 from .traces import trace_rows
 
 __all__ = ["GROUPS", "BenchResults", "Sizes", "bench"]
 
-NEED_CHESS = ("memory", "data", "boards", "pages")
+NEED_CHESS = ("together", "memory", "data", "boards", "pages")
 
 
 def bench(
@@ -87,6 +88,7 @@ def bench(
         "peers": lambda: peer_rows(sizes, device, peer_module, monet_module),
         "steps": lambda: step_rows(sizes, device, dtype, nanogpt_module),
         "learning": lambda: learning_rows(sizes, before, games),
+        "together": lambda: together_rows(sizes),
         "coders": lambda: coder_rows(sizes, device),
         "model-coders": lambda: model_coder_rows(sizes, model, layer, data),
         "memory": lambda: memory_rows(sizes),

@@ -55,6 +55,10 @@ class Sizes:
     learning_steps: int = 200
     learning_every: int = 50
     learning_rows: int = 256
+    together_recipes: tuple[str, ...] = ("chess-small", "chess-moves-large")
+    together_games: int = 4000
+    together_steps: int = 12
+    together_from: int = 4
     memory_layers: tuple[str, ...] = ("moe-x", "monet-hd", "monet-vd", "peer")
     memory_steps: int = 3
     memory_games: int = 100

@@ -12,7 +12,7 @@ from glassmoe.results import markdown_table, stored_as
 
 SCHEMA_VERSION = 2
 GROUPS = (
-    *("shapes", "layers", "peers", "steps", "learning", "coders", "model-coders", "memory"),
+    *("shapes", "layers", "peers", "steps", "learning", "together", "coders", "model-coders", "memory"),
     *("data", "text", "boards", "stores", "traces", "pages", "startup"),
 )
 SAME = ("schema_version", "hardware", "dtype", "torch", "tokens", "repeats")

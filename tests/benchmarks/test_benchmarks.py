@@ -21,6 +21,7 @@ from benchmarks.parts import layer_parts, route
 from benchmarks.steps import LAYERS
 from benchmarks.tables import BenchResults
 from benchmarks.text import write_text_file
+from benchmarks.together import tokens_per_second
 
 import forked
 from benchmarks import Sizes, bench, boards, steps, stores
@@ -56,6 +57,10 @@ TOY = Sizes(
     learning_steps=4,
     learning_every=2,
     learning_rows=2,
+    together_recipes=("chess-small",),
+    together_games=300,
+    together_steps=3,
+    together_from=1,
     memory_layers=("monet-vd",),
     memory_steps=1,
     memory_games=2,
@@ -296,6 +301,25 @@ def test_the_seconds_to_a_loss() -> None:
     assert seconds_to(curve, 1.75) == 35.0  # halfway from 2.5 to 1.0
     with pytest.raises(ValueError, match=r"never reaches a loss of 0\.5; its lowest is 1\.0"):
         seconds_to(curve, 0.5)
+
+
+def test_tokens_per_second_by_hand(tmp_path: Path) -> None:
+    """From step 2 to step 4: 60 tokens in 3 seconds. Validation lines and the first step do not count."""
+    lines = [
+        {"step": 1, "tokens": 30, "seconds": 9.0, "loss": 3.0},
+        {"step": 2, "tokens": 60, "seconds": 10.0, "loss": 3.0},
+    ]
+    lines += [{"step": 2, "valid_loss": 3.0}, {"step": 4, "tokens": 120, "seconds": 13.0, "loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert tokens_per_second(tmp_path / "metrics.jsonl", 2) == 20
+
+
+@pytest.mark.slow
+def test_two_trainings_side_by_side() -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("needs two cores")
+    lines = measured("together")
+    assert len(lines) == 2 and all(line["value"] > 0 for line in lines.values())
 
 
 def test_learning_needs_a_checkout(tmp_path: Path) -> None:
