@@ -60,7 +60,7 @@ def test_packages_that_are_installed_later_are_found(tmp_path: Path, monkeypatch
     assert ROUTER_REGISTRY.names() == built_in
 
 
-def test_an_unknown_name_is_told_with_the_nearest_before_torch_is_imported() -> None:
+def test_an_unknown_name_is_an_error_with_the_nearest_before_torch_is_imported() -> None:
     code = (
         "import sys; from glassmoe.config import ModelConfig\n"
         "from glassmoe.coders.configuration import CoderConfig\n"
@@ -114,7 +114,7 @@ def test_a_router_with_weights_starts_like_other_weights(monkeypatch: pytest.Mon
     assert model(torch.zeros(1, 3, dtype=torch.long)).logits.shape == (1, 3, 32)
 
 
-def test_kinds_say_of_themselves_what_the_configuration_says() -> None:
+def test_kinds_agree_with_the_configuration() -> None:
     assert [kind for kind in KINDS if kind in AUTOENCODERS] == list(AUTOENCODERS)
     for kind in KINDS:
         config = CoderConfig(layer=0, kind=kind)

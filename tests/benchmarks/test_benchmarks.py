@@ -278,7 +278,7 @@ def test_boards_scores_are_those_of_the_brute_force() -> None:
 
 
 @pytest.mark.usefixtures("forked_programs")
-def test_gathering_examples_leaves_as_many_features_as_said() -> None:
+def test_gathering_examples_leaves_as_many_features_as_configured() -> None:
     lines = measured("stores")
     speeds, (memory,) = ([line for line in lines.values() if line["unit"] == unit] for unit in ("ratio", "GiB"))
     assert [line["name"].split()[3] for line in speeds] == ["2048", "4096"] and memory["value"] > 0.1
@@ -402,7 +402,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--repeats", "0"], "above 0"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(words: list[str], says: str) -> None:
+def test_mistakes_are_reported_before_anything_is_measured(words: list[str], says: str) -> None:
     with pytest.raises(ValueError) as error:
         main(words)
     assert says in str(error.value)
@@ -474,7 +474,7 @@ def same_tokens(line: dict[str, Any]) -> None:
     assert line["tokens"] == line["tokens_of_peer"] > 10_000
 
 
-def test_made_up_text_has_words_as_often_as_zipf_says(tmp_path: Path) -> None:
+def test_generated_text_has_words_with_the_frequencies_of_zipf(tmp_path: Path) -> None:
     file = write_text_file(tmp_path / "a.jsonl", 300_000)
     texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
     assert 300_000 <= file.stat().st_size < 400_000 and len(set(texts)) == len(texts)

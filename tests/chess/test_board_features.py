@@ -64,7 +64,7 @@ def common_slots(labels_NB: np.ndarray, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_planted_features_are_told(games: tuple, sparse: bool) -> None:
+def test_planted_features_are_detected(games: tuple, sparse: bool) -> None:
     _, _, texts, test_NB = games
     planted = common_slots(test_NB, 3)
     found = read(games, planted, sparse=sparse)

@@ -418,7 +418,7 @@ def layer(boards: int = 80, features: int = 30) -> tuple[np.ndarray, dict[str, n
     return acts, labels, acts.max(axis=0)
 
 
-def test_random_subset_is_seeded_and_of_the_asked_width() -> None:
+def test_random_subset_is_seeded_and_of_the_requested_width() -> None:
     acts, labels, maxima = layer()
     alive, prepared = np.arange(30) >= 4, prepare_labels(labels, labels)
     subsets = [random_subset(alive, maxima, width=10, seed=seed) for seed in (1, 1, 2)]

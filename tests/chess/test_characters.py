@@ -52,7 +52,7 @@ def test_move_text():
         move_text(["e4"] * (MAX_PLIES + 1))
 
 
-def test_missing_chess_says_what_to_install(monkeypatch):
+def test_missing_chess_is_an_error_that_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "chess", None)
     with pytest.raises(ValueError, match=r'pip install "glassmoe\[chess\]"'):
         require_chess("Checking games")

@@ -115,7 +115,7 @@ def test_movetext(movetext, expected):
         assert (texts, skipped) == ([], [(0, expected)])
 
 
-def test_games_without_headers_are_told_apart():
+def test_games_without_headers_are_separated():
     texts, skipped = read("1. e4 e5 1-0 1. d4 d5 0-1\n\n1. c4 c5\n\n1. Nf3 Nf6\n1/2-1/2")
     assert texts == [";1.e4 e5", ";1.d4 d5", ";1.c4 c5", ";1.Nf3 Nf6"]
     assert skipped == []

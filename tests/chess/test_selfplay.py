@@ -43,7 +43,7 @@ def canonical(text):
     return move_text(sans)
 
 
-def test_manifest_says_synthetic(many):
+def test_the_manifest_records_synthetic_games(many):
     manifest, corpus = many
     assert manifest["synthetic"] is True and manifest["checked"] is True and manifest["seed"] == 7
     assert sum(manifest["games"].values()) + manifest["duplicates"] == 1400

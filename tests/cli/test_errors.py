@@ -351,7 +351,7 @@ def test_windows_is_refused_in_one_sentence(
         assert not shown.out
 
 
-def test_python_without_file_locks_says_so() -> None:
+def test_python_without_file_locks_is_reported() -> None:
     code = "import sys; sys.modules['fcntl'] = None\nimport glassmoe\nglassmoe.RunConfig\nimport glassmoe.locks"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1].startswith("ImportError: glassmoe runs on Linux")

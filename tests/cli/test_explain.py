@@ -297,7 +297,7 @@ def test_boards_that_cannot_be_read_can_be_left_out(tmp_path: Path, capsys: pyte
         ("--layer 1 --per-decile 2 --feature 1 --tokens 3000", "other settings"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(
+def test_mistakes_are_reported_in_one_sentence(
     text_runs: Path,
     tmp_path: Path,
     words: str,
@@ -322,7 +322,7 @@ def counted(answer: str) -> str:
     return json.dumps({**json.loads(answer), "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
 
 
-def test_an_endpoint_is_asked_before_anything_is_read(
+def test_an_endpoint_is_tried_before_anything_is_read(
     text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -455,7 +455,7 @@ def test_a_store_of_other_weights_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert main([*words, "--again"]) == 0
 
 
-def test_every_strength_is_kept_for_the_exports(
+def test_every_strength_is_stored_for_the_exports(
     text_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(text_runs / "gelu", tmp_path / "run", ignore=shutil.ignore_patterns("features", "explanations"))

@@ -16,7 +16,7 @@ def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("verb", ALL)
-def test_help_speaks_of_the_command_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_in_terms_of_the_command_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(verb, capsys)
     assert "in Python" not in text and "glassmoe.load" not in text and "RunConfig" not in text
     assert f"glassmoe {find_verb(verb.split())[0].examples[0]}" in text
@@ -38,5 +38,5 @@ def test_groups_of_a_training_have_short_names(capsys: pytest.CaptureFixture[str
     assert "\nstart:\n" in capsys.readouterr().out
 
 
-def test_steering_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_steering_names_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exactly one of add, set, scale and ablate" in help_of("steer", capsys)

@@ -376,7 +376,7 @@ def test_a_coder_belongs_to_its_weights(gpt2: Path, text: Path, tmp_path: Path) 
     assert weights_digest(load_subject(str(gpt2)).model) and len(found) == 1
 
 
-def test_activations_that_are_not_finite_are_told(gpt2: Path, text: Path, tmp_path: Path) -> None:
+def test_activations_that_are_not_finite_are_reported(gpt2: Path, text: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(gpt2)
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[0, 0] = math.nan

@@ -210,7 +210,7 @@ def test_what_is_left_open_is_filled_in(source: Path, played: Path, tmp_path: Pa
     fit(config, tmp_path / "coder")  # the same fit, though config.yaml says more
 
 
-def test_a_coder_is_measured_and_the_figures_are_kept(source: Path, played: Path, tmp_path: Path) -> None:
+def test_a_coder_is_measured_and_the_figures_are_saved(source: Path, played: Path, tmp_path: Path) -> None:
     out = fit(tiny(source, steps=30, eval_every=30, checkpoint_every=30), tmp_path / "coder")
     corpus = Corpus.open(played)
     found = evaluate(out, corpus, games=5, workers=1, max_rows=8, micro_rows=4)

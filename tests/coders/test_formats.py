@@ -604,7 +604,7 @@ def test_an_imported_coder_is_measured_like_the_one_that_went_out(
     assert load_coder(tmp_path / "two")[1].module == "transformer.h.{}.mlp"
 
 
-def test_the_verb_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_hub_name_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in {
         "hub": "hub needs one of export, import",
         "hub --json": "got none",

@@ -93,7 +93,7 @@ def test_a_corpus_without_a_validation_document_at_one_percent_takes_ten(
     ("texts", "reason"), [(["one book " * 100], "there is only one"), (["a", "b", "c"], "none of the 3 was drawn")]
 )
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-def test_text_without_a_validation_document_says_how_to_prepare_it(
+def test_text_without_a_validation_document_is_an_error_that_names_the_command(
     tmp_path: Path, texts: list[str], reason: str, kind: str
 ) -> None:
     prepared(tmp_path / "text", made_up_texts(100), valid_share=0.3)

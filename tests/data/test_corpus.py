@@ -91,7 +91,7 @@ def test_fingerprint_names_the_content(tmp_path):
     assert len(a) == 64
 
 
-def test_finished_folder_is_kept_unless_told(tmp_path):
+def test_a_finished_folder_is_not_replaced_without_overwrite(tmp_path):
     write(tmp_path / "c", made_up_games(20))
     before = Corpus.open(tmp_path / "c").fingerprint
     with pytest.raises(ValueError, match=r"already holds a prepared corpus.*--overwrite"):
@@ -125,7 +125,7 @@ def test_writer_refuses_bad_arguments(tmp_path):
         CorpusWriter(tmp_path / "file", CHARACTERS)
 
 
-def test_opening_what_is_not_there_says_what_to_do(tmp_path):
+def test_opening_a_missing_corpus_names_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"glassmoe data chess GAMES.pgn --out .*nowhere"):
         Corpus.open(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no finished preparation"):
@@ -232,7 +232,7 @@ def test_game_rows_are_cut_or_padded():
 
 
 @pytest.mark.parametrize("cut", ["packed", "packed:", "packed:1", "games:0", "rows:4", "games:-3", "games:2.5", ""])
-def test_bad_cut_says_the_two_forms(cut):
+def test_a_bad_cut_is_an_error_with_the_two_forms(cut):
     with pytest.raises(ValueError, match=r"'packed:N'.*'games:N'"):
         Rows(games_of([b";1.e4"]), cut)
 

@@ -135,7 +135,7 @@ def test_files_name_what_names_no_source(tmp_path: Path) -> None:
     }
 
 
-def test_a_field_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_requested_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objects = [{"text": "one", "source": "x", "meta": {"year": 1999}}, {"text": "two", "source": "x"}]
     file = lines(tmp_path / "t.jsonl", [*objects, {"text": "three", "meta": {"year": None}}])
     command = ["data", "text", str(file), "--tokenizer", "train:300", "--out", str(tmp_path / "c"), "--workers", "1"]
@@ -160,7 +160,7 @@ def test_too_many_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert not list((tmp_path / "c").glob("*sources*")) and "not kept" in capsys.readouterr().err
 
 
-def test_many_sources_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_sources_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = lines(tmp_path / "t.jsonl", [{"text": f"text {i}", "source": f"s{i}"} for i in range(1001)])
     command = ["data", "text", str(file), "--tokenizer", "train:300", "--out", str(tmp_path / "c"), "--workers", "1"]
     assert cli.main(command) == 0

@@ -86,7 +86,7 @@ def test_questions_show_what_they_should(shown) -> None:
     assert [line[0] for line in fuzz.splitlines() if line[:1].isdigit()] == list("12345") and "\x00" not in fuzz
 
 
-def test_a_model_on_this_machine_is_asked(tmp_path: Path) -> None:
+def test_a_local_model_judges(tmp_path: Path) -> None:
     """A random GPT-2 talks nonsense, which is counted; a second time it is not asked again. Its context of 40 tokens
     is shorter than any question, which is told, too."""
     prepared(tmp_path / "text", made_up_texts(60))
@@ -172,7 +172,7 @@ def test_a_judge_by_embeddings(encoder: Path, tmp_path: Path) -> None:
     assert '"explanation": "fires in texts with words such as cat"' in (tmp_path / "embedding.jsonl").read_text()
 
 
-def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_package_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedding, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"glassmoe\[explain\]"):
         Embed()

@@ -135,7 +135,7 @@ def test_failures_are_counted_and_leave_the_rest(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_kept(form: str) -> None:
+def test_retry_after_is_respected(form: str) -> None:
     times: list[float] = []
 
     def answer(number: int, body: dict) -> Reply:
@@ -182,7 +182,7 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize("status, advice", [(401, "set OPENAI_API_KEY"), (403, "may use"), (404, "up to /v1")])
-def test_a_door_that_is_shut_is_told_at_once(status: int, advice: str) -> None:
+def test_a_refused_connection_is_reported_at_once(status: int, advice: str) -> None:
     with serving(lambda *_: Reply('{"error": {"message": "no entry"}}', status)) as server:
         judge = chat(server, concurrent=2)
         with pytest.raises(ValueError, match=rf"HTTP {status} \(no entry\); .*{advice}"):
@@ -388,7 +388,7 @@ def test_what_is_under_way_counts_as_the_dearest() -> None:
     assert seen[0] == 1 and max(seen) <= 5
 
 
-def test_an_endpoint_that_tells_no_tokens_cannot_be_capped(tmp_path: Path) -> None:
+def test_an_endpoint_without_token_counts_cannot_be_capped(tmp_path: Path) -> None:
     """It is refused after one answer, which is kept; without a cap it is only counted."""
     with serving(echo) as server:
         judge = chat(server, tmp_path / "a.jsonl", prices=(1.0, 1.0), cost=5.0)
@@ -404,7 +404,7 @@ def test_an_endpoint_that_tells_no_tokens_cannot_be_capped(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "told", [{}, {"prompt_tokens": 3}, {"prompt_tokens": "3", "completion_tokens": 1}, None, [], {"prompt_tokens": -1}]
 )
-def test_usage_that_says_nothing(told: object) -> None:
+def test_usage_without_numbers(told: object) -> None:
     assert usage(json.dumps({"usage": told})) is None and usage("<html>") is usage("[]") is None
 
 

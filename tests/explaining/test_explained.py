@@ -95,7 +95,7 @@ def test_a_result_is_values_rows_and_a_table(store: PlantedStore, tmp_path: Path
     assert "mean over features" in table and "6 features of" in table and f"explanations: {found.file}" in table
 
 
-def test_fewer_windows_than_asked_for_are_told(store: PlantedStore, tmp_path: Path) -> None:
+def test_fewer_windows_than_requested_are_reported(store: PlantedStore, tmp_path: Path) -> None:
     found = explain(store, rule_judge(), tmp_path, [0], protocol=ExplanationProtocol(per_decile=2, silent=100_000))
     assert found.scores["detection"].fewer == 1
     assert found.scores["detection"].examples < found.scores["detection"].asked == 100_020
@@ -300,7 +300,7 @@ def test_a_judge_that_cannot_explain_leaves_features_unexplained(store: PlantedS
 
 
 @pytest.mark.usefixtures("direct")
-def test_nobody_there_is_told_at_once(store: PlantedStore, tmp_path: Path) -> None:
+def test_an_unreachable_endpoint_is_reported_at_once(store: PlantedStore, tmp_path: Path) -> None:
     with serving(oracle) as server:
         gone = server.url
     with pytest.raises(ValueError, match="no answer of org/judge"):
@@ -335,7 +335,7 @@ def test_a_killed_run_pays_nothing_twice(store: PlantedStore, tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("direct")
-def test_a_cap_on_calls_is_kept(store: PlantedStore, tmp_path: Path) -> None:
+def test_a_cap_on_calls_is_respected(store: PlantedStore, tmp_path: Path) -> None:
     with serving(oracle) as server:
         found = explain(store, judge(server.url, calls=7), tmp_path, [0, 1])
         assert len(server.asked) == 7

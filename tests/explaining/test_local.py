@@ -77,7 +77,7 @@ def test_odds_without_a_cache_that_can_be_cut(folders: dict[str, Path], monkeypa
     assert chat.odds(questions) == pytest.approx([odds_alone(chat, question) for question in questions], abs=1e-4)
 
 
-def test_odds_are_kept_apart_from_answers_in_words(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_odds_are_saved_apart_from_answers_in_words(folders: dict[str, Path], tmp_path: Path) -> None:
     chat = opened(folders["gpt2"], Answers(tmp_path / "answers.jsonl"))
     long = asked("the cat " * 60)
     questions = [*asked("the cat", "a dog", "the cat"), *long]

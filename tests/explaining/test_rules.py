@@ -92,7 +92,7 @@ def windows(lines: list[list[str]], start: int = 0, sources: list[str] | None = 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.words()[:60])
-def test_what_is_said_is_read_back(rule: Rule) -> None:
+def test_explanations_are_parsed_back_into_rules(rule: Rule) -> None:
     for token in ("token", "character", "move"):
         assert parse(rule.words(token)) == rule
 
@@ -111,7 +111,7 @@ def test_what_is_said_is_read_back(rule: Rule) -> None:
         'fires in documents of "web" after "x"',
     ],
 )
-def test_what_says_no_rule(text: str) -> None:
+def test_text_that_is_no_rule(text: str) -> None:
     assert parse(text) is None
 
 

@@ -124,7 +124,7 @@ def test_tokenizers_of_games_in_transformers(name: str, tmp_path: Path) -> None:
     assert padded == list(kind.vocabulary)
 
 
-def test_the_card_says_what_the_files_say(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_agrees_with_the_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     held = tmp_path / "held.txt"
     held.write_text("the cat sees a dog under the tree")
     assert main(["eval", "ppl", str(run)]) == 0
@@ -199,7 +199,7 @@ def a_folder_with_code(path: Path, family: str) -> Path:
         "explain FOLDER --layer 0",
     ],
 )
-def test_code_beside_a_model_is_refused_and_nobody_is_asked(
+def test_code_beside_a_model_is_refused_without_a_prompt(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))

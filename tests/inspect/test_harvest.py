@@ -143,7 +143,7 @@ def test_random_twin_has_the_shape_and_other_weights() -> None:
     assert torch.equal(twin.feed_forwards()[0].w_enc, random_twin(model).feed_forwards()[0].w_enc)
 
 
-def test_load_says_what_is_wrong(tmp_path: Path) -> None:
+def test_load_reports_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no run at"):
         load_subject(str(tmp_path / "nothing"), own=True)
     with pytest.raises(ValueError, match="is not a run"):

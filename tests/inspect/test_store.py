@@ -133,7 +133,7 @@ def test_the_histogram_by_hand() -> None:
 
 
 @pytest.mark.parametrize("waiting", [0, 40, 10**6])
-def test_what_is_kept_against_a_plain_sort(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_examples_against_a_plain_sort(waiting: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many equal keys, the greatest among them: of these the first that came stay, however often it is settled."""
     monkeypatch.setattr(examples, "WAITING", waiting)
     monkeypatch.setattr(examples, "MOST_PARTS", 3)
@@ -254,7 +254,7 @@ def passed(of: Subject) -> list[int]:
     return seen
 
 
-def test_every_strength_is_kept_when_asked(corpus: Corpus, tmp_path: Path) -> None:
+def test_every_strength_is_stored_on_request(corpus: Corpus, tmp_path: Path) -> None:
     of = subject(tmp_path)
     store = made(tmp_path / "store", of, corpus, Gathering(**{**vars(SMALL), "full": True}))
     all_RNF = strengths(store, of)
@@ -325,7 +325,7 @@ def test_a_pass_that_ends_before_the_layer_reads_the_same(site: str, tmp_path: P
         inputs_at(of.model, places[1:], tokens)
 
 
-def test_features_that_are_no_numbers_are_told(corpus: Corpus, tmp_path: Path) -> None:
+def test_features_that_are_not_finite_are_reported(corpus: Corpus, tmp_path: Path) -> None:
     of = subject(tmp_path)
     of.model.feed_forwards()[1].b_enc = torch.nn.Parameter(torch.full((4, 16), float("nan")))
     with pytest.raises(RuntimeError, match="not all finite"):

@@ -38,7 +38,7 @@ def test_many_rows_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert neighbour_share(rows, expert, 5) == whole
 
 
-def test_experts_that_read_alike_are_told_from_random_ones() -> None:
+def test_experts_that_read_alike_are_separated_from_random_ones() -> None:
     model = make()
     random = encoder_map(model, 1, rows=48, neighbours=5)
     assert random.chance == pytest.approx(15 / 63)
@@ -57,7 +57,7 @@ def test_experts_that_read_alike_are_told_from_random_ones() -> None:
     assert (experts[nearest] == experts).float().mean() > 0.9
 
 
-def test_seeded_and_within_the_rows_asked_for() -> None:
+def test_seeded_and_within_the_requested_rows() -> None:
     model = make()
     first, again, other = (encoder_map(model, 0, rows=30, seed=seed) for seed in (3, 3, 4))
     assert first == again and first.points != other.points

@@ -121,7 +121,7 @@ def test_regressions_are_those_of_scikit_learn(samples: int, top: int) -> None:
         assert np.array_equal(each * slope + intercept > 0, probe.predict(each[:, None]))
 
 
-def test_a_constant_feature_never_says_yes() -> None:
+def test_a_constant_feature_never_predicts_yes() -> None:
     found = logistic_regressions(np.array([[0.0] * 9, [3.7] * 9]), np.arange(9) < 4)
     assert found.slope_F.tolist() == found.intercept_F.tolist() == [0, 0]
 
@@ -240,7 +240,7 @@ def test_tasks_from_files(tmp_path: Path) -> None:
         labelled(str(tmp_path / "missing.jsonl"))
 
 
-def test_made_up_surnames_are_told_by_their_endings() -> None:
+def test_made_up_surnames_are_classified_by_their_endings() -> None:
     pairs = surnames(200)
     assert pairs == surnames(200) and len({text.split()[1] for text, _ in pairs}) == 200
     from glassmoe.text.labelled import ENDINGS

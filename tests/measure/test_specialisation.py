@@ -144,7 +144,7 @@ def test_experts_that_a_source_decides() -> None:
     assert -0.02 < said.dealt < 0.06
 
 
-def test_the_verb_tells_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_reports_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from glassmoe.text.documents import prepare_text
     from text_files import made_up_texts, prepared, text_run
 

@@ -74,7 +74,7 @@ def test_windows_by_hand() -> None:
             windows(9, 4, stride)
 
 
-def test_a_model_that_knows_nothing_by_hand(corpus: Path) -> None:
+def test_uniform_predictions_by_hand(corpus: Path) -> None:
     """Zero weights give every one of V tokens the same chance: log V nats a token."""
     kind = Corpus.open(corpus).kind
     model = GPT2LMHeadModel(

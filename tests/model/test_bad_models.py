@@ -58,7 +58,7 @@ def test_a_text_of_50_tokens(tmp_path: Path) -> None:
         glassmoe.decompose(model, layers=[1], data=file, out=tmp_path / "one", device="cpu")
 
 
-def test_a_base_model_without_a_chat_template_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_model_without_a_chat_template_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chat = LocalChat(tied_llama(tmp_path / "base"), device="cpu")
     assert "base has no chat template, as base models have none: it is asked in plain text" in capsys.readouterr().err
     assert chat.ask([[{"role": "user", "content": "the cat"}]])[0] is not None

@@ -121,7 +121,7 @@ def test_stages_of_a_pipeline_compute_the_model(shape: str) -> None:
     torch.testing.assert_close(hidden, whole.model(ids)[0])
 
 
-def test_configuration_says_what_servers_ask_for() -> None:
+def test_configuration_has_what_servers_need() -> None:
     for shape, kv_heads in (("learned", 4), ("llama", 2)):
         config = model_of(shape).config
         assert (config.num_attention_heads, config.num_key_value_heads) == (4, kv_heads)

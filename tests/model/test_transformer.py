@@ -190,7 +190,7 @@ def test_total_loss_ignores_batching() -> None:
     assert one[0] == pytest.approx(three[0], rel=1e-5)
 
 
-def test_too_long_a_text_says_so() -> None:
+def test_too_long_a_text_is_an_error() -> None:
     with pytest.raises(ValueError, match="49 tokens are more than this model's context of 48"):
         make()(input_ids=torch.zeros(1, 49, dtype=torch.long))
 
@@ -211,7 +211,7 @@ def test_layer_statistics_by_hand() -> None:
     ] * 2
 
 
-def test_exported_code_is_flat_and_knows_transformers_in_two_files_only() -> None:
+def test_exported_code_is_flat_and_imports_transformers_in_two_files_only() -> None:
     """An exported folder holds these files side by side, where glassmoe may not be installed."""
     files = code_files()
     assert {"transformer.py", "configuration.py", "features.py", "kernels.py", "attention.py"} <= files.keys()

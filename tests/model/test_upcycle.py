@@ -43,7 +43,7 @@ def test_equal_experts_give_what_the_dense_layer_gave(dense: str, mixture: str, 
     assert all(layer == {"kind": "experts", "exact": True, "redrawn": 0} for layer in started.receipt["layers"])
 
 
-def test_another_activation_is_another_function_and_the_receipt_says_so() -> None:
+def test_another_activation_is_another_function_as_the_receipt_states() -> None:
     source, target = model("gelu", 24), model("moe-x", 48, seed=1)
     started = start_from(source, target, noise=0.0)
     assert (logits(source) - logits(target)).abs().max() > 1e-3

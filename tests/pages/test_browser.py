@@ -143,7 +143,7 @@ def test_scatter(page: Page, site: Path) -> None:
     assert page.run("document.querySelectorAll('.scatter circle').length") == fires > 3
 
 
-def test_texts_that_were_given_and_texts_that_are_asked(page: Page, site: Path, tmp_path: Path) -> None:
+def test_given_texts_and_live_texts(page: Page, site: Path, tmp_path: Path) -> None:
     run = site.parent / "text"
     build_site([run], tmp_path / "site", prompts=[ODD])
     (folder,) = [each for each in tmp_path.glob("site/text/*") if each.is_dir()]
@@ -233,7 +233,7 @@ def test_a_link_to_a_feature(page: Page, site: Path) -> None:
     assert heading(page) == "Feature 999 is not here"
 
 
-def test_markup_in_what_a_run_says_is_text(page: Page, site: Path) -> None:
+def test_markup_in_texts_of_a_run_is_shown_as_text(page: Page, site: Path) -> None:
     ready(page, layer(site) + "#5")
     assert heading(page) == MARKUP and MARKUP in page.run("document.querySelector('aside').textContent")
     assert page.run("document.title").endswith(f"of {ODD} - glassmoe")

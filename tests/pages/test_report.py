@@ -167,7 +167,7 @@ def test_several_runs_side_by_side(runs: list[Path], tmp_path: Path) -> None:
         write_report([runs[0], runs[0]], tmp_path / "page.html")
 
 
-def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_of_one_name_are_distinguished(runs: list[Path], tmp_path: Path) -> None:
     for parent in ("a", "b"):
         folder = tmp_path / parent / "run"
         folder.mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_runs_of_one_name_are_told_apart(runs: list[Path], tmp_path: Path) -> No
     assert "a/run" in text and "b/run" in text
 
 
-def test_what_is_not_comparable_is_said(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_that_are_not_comparable_are_marked(runs: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "other"
     folder.mkdir()
     for file in ("config.yaml", "environment.json", "metrics.jsonl"):
@@ -244,7 +244,7 @@ def test_a_board_by_hand() -> None:
     assert '<use href="#b" class="white" x="240" y="240" width="40" height="40" opacity="0.65"></use>' in mapped
 
 
-def test_a_run_that_was_stopped_between_lines_tells_its_own_step(
+def test_a_run_that_was_stopped_between_lines_reports_its_own_step(
     noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Metrics every fourth step, stopped after the seventh: seven of ten, on the page, in the card and in a measure."""

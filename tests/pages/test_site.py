@@ -327,7 +327,7 @@ def test_serving(made: Path) -> None:
         serving.shutdown()
 
 
-def test_what_a_prompt_says(made: Path, tmp_path: Path) -> None:
+def test_the_list_of_a_prompt(made: Path, tmp_path: Path) -> None:
     """The page, the server and `explain --prompt` say what the model says when it is opened."""
     import glassmoe
     from glassmoe.pages.explore.prompts import live_prompts

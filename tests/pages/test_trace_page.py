@@ -171,7 +171,7 @@ def test_examples_that_are_missing_or_of_other_weights(
     assert "the page shows no examples of 1/moe-x" in capsys.readouterr().err
 
 
-def test_what_the_page_says_first() -> None:
+def test_the_first_sentences_of_the_page() -> None:
     graph = made_graph()
     values = {tile.about.split(":")[0].split(" (")[0]: tile.value for tile in tiles(graph)}
     assert values["nodes hold 80% of the influence on the target"] == "20"

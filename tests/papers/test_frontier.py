@@ -42,7 +42,7 @@ def test_of_boards_more_is_better() -> None:
     assert found["held_out_coverage"].name == "mxd-one"
 
 
-def test_the_page_says_where_fits_differ() -> None:
+def test_the_page_shows_where_fits_differ() -> None:
     """Rows of one file come from fits of different lengths and measures of different rows."""
 
     def page(*fits: tuple[int, float, float]) -> str:

@@ -200,7 +200,7 @@ def test_a_killed_suite_goes_on(games: Path, toy: Path, tmp_path: Path) -> None:
     assert read_metrics(metrics)[-1]["step"] == STEPS
 
 
-def test_minutes_become_tokens_that_are_kept(
+def test_minutes_become_tokens_that_are_saved(
     games: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = settings(games, toy, tmp_path / "runs", tmp_path / "results")

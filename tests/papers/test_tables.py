@@ -195,7 +195,7 @@ def saved(path: Path, *rows: MeasuredRow, **more: Any) -> dict[str, Any]:
     return found
 
 
-def test_rows_are_merged_in_declared_order_and_notes_kept(tmp_path: Path) -> None:
+def test_rows_are_merged_in_declared_order_with_their_notes(tmp_path: Path) -> None:
     path, names = tmp_path / "results" / "table1", ["gelu", "moe-x"]
     saved(path, row("moe-x"), names=names, failed=[{"name": "gelu", "seed": 1, "reason": "out of memory"}])
     found = saved(path, row("gelu", 1), row("gelu", 0), names=names)

@@ -128,7 +128,7 @@ def test_killed_preparation_is_refused_and_made_again(tmp_path: Path) -> None:
     assert not list((tmp_path / "c").glob("*.partial"))
 
 
-def test_finished_folder_is_kept_unless_told(tmp_path: Path) -> None:
+def test_a_finished_folder_is_not_replaced_without_overwrite(tmp_path: Path) -> None:
     prepared(tmp_path / "c", made_up_texts(20))
     with pytest.raises(ValueError, match=r"already holds a prepared corpus.*--overwrite"):
         prepared(tmp_path / "c", made_up_texts(30))
@@ -180,7 +180,9 @@ def test_every_kind_of_file_and_folder(tmp_path: Path) -> None:
     assert manifest["inputs"][4]["sha256"] == hashlib.sha256(stored).hexdigest()
 
 
-def test_standard_input_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_of_standard_input_is_read_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared(tmp_path / "first", ["one", "two"])
     for given, expected in (
         (jsonl(["three", "four"]), ["three", "four"]),
@@ -207,7 +209,7 @@ def test_where_a_stream_is_cut_changes_nothing(tmp_path: Path, monkeypatch: pyte
         assert found == texts, (read_bytes, chunk_bytes)
 
 
-def test_bad_documents_are_counted_and_told(tmp_path: Path) -> None:
+def test_bad_documents_are_counted_and_reported(tmp_path: Path) -> None:
     lines = [
         b'{"text": "good"}',
         b"not json",
@@ -451,7 +453,7 @@ def test_words_looked_up_give_the_tokens_of_the_whole_text(own: Tokenizer, monke
 
 
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFC()], ids=["none", "nfc"])
-def test_words_asked_as_one_text_have_the_ids_that_each_has_alone(normalizer: object) -> None:
+def test_words_tokenised_as_one_text_have_the_ids_that_each_has_alone(normalizer: object) -> None:
     own = byte_level(None, normalizer)
     ids_of = WordIds(own, np.dtype("<u2"), described(own))
 
@@ -490,7 +492,7 @@ def test_words_are_looked_up_only_where_that_is_known_to_be_exact() -> None:
     assert [each.tolist() for each in encode(texts)] == [[0, *pairs.encode(text).ids] for text in texts]
 
 
-def test_the_tokens_of_text_are_not_told_by_the_name() -> None:
+def test_the_tokens_of_text_are_not_decided_by_the_name() -> None:
     with pytest.raises(ValueError, match="that of a tokenizer"):
         token_kind(TEXT)
     with pytest.raises(ValueError, match="no token '<s>'"):

@@ -103,7 +103,7 @@ def test_a_piece_that_looks_like_a_byte_is_one_only_with_byte_fallback() -> None
     assert Spelling(kind).one(kind.vocabulary.index("<0x0A>")) == "<0x0A>"
 
 
-def test_only_tokens_that_are_asked_for_are_spelled(
+def test_only_requested_tokens_are_spelled(
     words_and_kind: tuple[Spelling, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real vocabulary takes seconds to spell, and graphs of prompts need few of its tokens."""

@@ -24,7 +24,7 @@ def test_inputs_are_the_sum_of_all_edges(kind: str, shape: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strengths_are_what_the_layer_says(kind: str) -> None:
+def test_strengths_equal_those_of_the_layer(kind: str) -> None:
     held = frozen(made_model(kind, "biases"))
     for block in held.blocks:
         active, features = block.active, block.layer.features(block.read_SD)

@@ -126,7 +126,7 @@ def test_mlps_that_were_not_replaced_are_errors_and_may_have_coders() -> None:
     assert_complete(graph)
 
 
-def test_a_change_in_an_upcycled_model_does_what_the_check_says() -> None:
+def test_a_change_in_an_upcycled_model_has_the_effect_of_the_check() -> None:
     """The check changes the imported decoder; here the same change is made in the model of transformers."""
     subject = upcycled_subject("llama", "moe-x", (0, 2))
     graph = Tracer(subject, {}).trace("w1 w5 w2 w9", target="w3", check=4)
@@ -243,7 +243,7 @@ def test_prompts_and_tokens_that_are_none_are_refused() -> None:
     refused("target is token id 99; expected an id from 0 to 31", subject, target=99)
 
 
-def test_models_without_features_are_told_what_to_do() -> None:
+def test_models_without_features_are_an_error_that_names_what_to_do() -> None:
     refused(
         "gpt2 has no features to trace: its MLPs are dense; fit coders .* glassmoe decompose", foreign_subject("gpt2")
     )

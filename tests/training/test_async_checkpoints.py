@@ -62,7 +62,7 @@ def test_the_copy_of_a_step_is_written_while_training_goes_on(
     assert_same_bits(plain, later)
 
 
-def test_as_many_checkpoints_stay_as_asked(noise_games: Path, tmp_path: Path) -> None:
+def test_as_many_checkpoints_stay_as_configured(noise_games: Path, tmp_path: Path) -> None:
     for keep in (1, 3):
         out = train(tiny(noise_games, "gelu", keep=keep, async_checkpoints=True), tmp_path / str(keep))
         assert names(out) == [f"step-{step:08d}" for step in (2, 4, 6)][-keep:]

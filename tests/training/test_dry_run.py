@@ -106,7 +106,7 @@ def test_every_layer_has_a_dry_run(ffn: str, precision: str) -> None:
     assert found.kept.backward < found.recomputed.backward
 
 
-def test_the_command_says_whether_it_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_reports_whether_it_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["train", "quickstart", "--dry-run", "--memory", "0.01", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(words) == 0
     assert "it does not fit into 0.0 GiB a process" in capsys.readouterr().out

@@ -91,7 +91,7 @@ def test_resume_is_bit_exact_after_sigkill_at_random_moments(noise_games: Path, 
 
 
 @pytest.mark.parametrize(("silence", "lines"), [(0.0, 6), (1e9, 2)])
-def test_training_without_a_bar_speaks_now_and_then(
+def test_training_without_a_bar_prints_lines(
     silence: float, lines: int, noise_games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -269,7 +269,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
         train(config, tmp_path / "parts")
 
 
-def test_the_run_directory_says_what_it_is(noise_games: Path, tmp_path: Path) -> None:
+def test_the_run_directory_describes_itself(noise_games: Path, tmp_path: Path) -> None:
     run = train(tiny(noise_games, steps=2), tmp_path / "run")
     assert {p.name for p in run.iterdir()} >= {
         "config.yaml",

@@ -31,7 +31,7 @@ def source(noise_games: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(narrow(noise_games), tmp_path_factory.mktemp("source") / "dense")
 
 
-def test_the_receipt_tells_the_loss_before_and_after_and_what_the_source_had_seen(
+def test_the_receipt_has_the_loss_before_and_after_and_the_tokens_of_the_source(
     noise_games: Path, source: Path, tmp_path: Path
 ) -> None:
     train(started(noise_games, source), tmp_path / "up")
@@ -108,7 +108,7 @@ def test_mistakes_get_one_clear_message(
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_snapshots_are_kept_and_can_be_read(noise_games: Path, tmp_path: Path) -> None:
+def test_snapshots_are_saved_and_can_be_read(noise_games: Path, tmp_path: Path) -> None:
     out = train(tiny(noise_games, snapshot_every=2), tmp_path / "run")
     kept = sorted(path.name for path in (out / "snapshots").iterdir())
     assert kept == ["step-00000002", "step-00000004", "step-00000006"]

@@ -207,7 +207,7 @@ def test_a_run_goes_on_as_a_mixture(run: Path, text: Path, tmp_path: Path) -> No
     assert losses["source"] == pytest.approx(lines(run)[-1]["valid_loss"], rel=1e-4)
 
 
-def test_a_run_without_its_tokenizer_says_so(run: Path, tmp_path: Path) -> None:
+def test_a_run_without_its_tokenizer_is_an_error(run: Path, tmp_path: Path) -> None:
     loaded = load_subject(str(run), "cpu", own=True)
     with pytest.raises(ValueError, match=r"has no tokenizer.json"):
         replace(loaded, name=str(tmp_path)).kind()
