@@ -352,7 +352,7 @@ def test_the_papers_models_have_recipes(
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     capsys.readouterr()
     assert main([*words.split(), "--k", "8"]) == 2
-    assert "already says what k says" in capsys.readouterr().err
+    assert "sets k already" in capsys.readouterr().err
     assert main(["decompose", "--config", "mxd-gpt3", "--out", "x"]) == 2
     assert "did you mean mxd-gpt2?" in capsys.readouterr().err
     assert main(["decompose", str(gpt2), "--out", "x"]) == 2

@@ -58,7 +58,7 @@ def decompose(
         k: Features per token, such as 32 or "8,16,32"; every kind that has a k is fitted once for each.
         data: Prepared data, or text (.jsonl, .txt, folders) that is prepared into `out` (default: the data of the run).
         out: Directory of the coders (default: runs/NAME-coders).
-        recipe: Name or YAML file of a sweep, which says everything but where model, data and coders are.
+        recipe: Name or YAML file of a sweep, which sets everything except the paths of model, data and coders.
         module: Path of the MLP in a family that is not known, such as model.h.{}.mlp.
         site: What autoencoders read: the output of the MLP, or the residual stream after the block.
         features: Features of a transcoder (default: 32 times the width); mixtures get the same number of parameters.
@@ -81,13 +81,13 @@ def decompose(
         A `Model` whose layers are the fitted coders, by names such as `8/mxd-k32`.
     """
     if recipe is not None:
-        says: dict[str, Any] = {"layers": layers, "coders": coders, "k": k, "module": module, "site": site}
-        says |= {"features": features, "activation": activation, "tokens": tokens, "batch_tokens": batch_tokens}
-        says |= {"context": context, "lr": lr, "reference": reference, "normalise": normalise, "seed": seed}
+        options: dict[str, Any] = {"layers": layers, "coders": coders, "k": k, "module": module, "site": site}
+        options |= {"features": features, "activation": activation, "tokens": tokens, "batch_tokens": batch_tokens}
+        options |= {"context": context, "lr": lr, "reference": reference, "normalise": normalise, "seed": seed}
         defaults = inspect.signature(decompose).parameters
-        both = [name for name, value in says.items() if value != defaults[name].default]
+        both = [name for name, value in options.items() if value != defaults[name].default]
         if both:
-            raise ValueError(f"the recipe {recipe} already says what {both[0]} says; leave one of the two out")
+            raise ValueError(f"the recipe {recipe} sets {both[0]} already; leave one of the two out")
     elif model is None or layers is None:
         raise ValueError("decompose needs a model and layers, or a recipe, such as: decompose gpt2 --layers 8")
     numbers = whole_numbers(layers, "layers")
@@ -210,8 +210,8 @@ def import_coder(
         folder: Folder with cfg.json and sae_weights.safetensors or sae.safetensors.
         model: The model that the coder belongs to: a run directory, a folder of transformers files, or a hub id.
         out: Directory to write.
-        layer: Layer that it belongs to (default: what the folder says).
-        site: What it reads and rebuilds (default: what the folder says).
+        layer: Layer that it belongs to (default: as in the folder).
+        site: What it reads and rebuilds (default: as in the folder).
         module: Path of the MLP in a family that is not known, such as model.h.{}.mlp.
         device: Where the model runs.
     """

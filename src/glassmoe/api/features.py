@@ -64,7 +64,7 @@ def explain(
             endpoint such as http://localhost:8000/v1, or a judge of your own.
         explainer: Who writes the explanations that the judge scores: the judge itself, or rules.
         judge_model: Of an endpoint: the model that is asked.
-        judge_settings: Of an endpoint: what else every request says, a JSON object (default: temperature 0).
+        judge_settings: Of an endpoint: further fields of every request, a JSON object (default: temperature 0).
         judge_cache: Folder of the judges' answers.
         max_calls: Requests to each judge at most.
         max_cost: Dollars spent on each judge at most; needs `prices`.

@@ -167,7 +167,7 @@ def mxd_steering(
         judge: Who rates the texts: the address of an OpenAI-compatible endpoint, or local:PATH, a model of transformers
             in a folder (default: offline measures alone).
         judge_model: Of an endpoint: models there that rate the texts, with commas between.
-        judge_settings: What else every request says, a JSON object (default: temperature 0).
+        judge_settings: Further fields of every request, a JSON object (default: temperature 0).
         judge_cache: Folder of the judges' answers.
         max_calls: Requests to each judge at most.
         max_cost: Dollars spent on each judge at most; needs `prices`.

@@ -86,7 +86,7 @@ def _help() -> str:
     lines = [f"  {name:<12}{verb.about}" for name, verb in VERBS.items()]
     return "\n".join(
         [
-            "usage: glassmoe VERB ...   (glassmoe VERB --help says more)",
+            "usage: glassmoe VERB ...   (glassmoe VERB --help shows more)",
             "",
             "Train, open and explain language models that can be read from the inside.",
             "",
@@ -99,7 +99,7 @@ def _help() -> str:
 
 def _help_of(verb: Verb) -> str:
     lines = [f"  {name:<16}{kind.about}" for name, kind in verb.kinds.items()]
-    usage = f"usage: glassmoe {verb.name} KIND ...   (glassmoe {verb.name} KIND --help says more)"
+    usage = f"usage: glassmoe {verb.name} KIND ...   (glassmoe {verb.name} KIND --help shows more)"
     return "\n".join([usage, "", verb.about, "", *lines])
 
 

@@ -55,7 +55,7 @@ class Endpoint:
     model: str
     """Name of the model there."""
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
-    """What else every request says."""
+    """Further fields of every request."""
     timeout: float = 120.0
     """Seconds that one request may take in all, from the connection to the last byte of its answer."""
     tries: int = 5

@@ -35,7 +35,7 @@ class JudgeOptions:
     model: str | None = None
     """Model behind an endpoint."""
     settings: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
-    """What else every request to an endpoint says."""
+    """Further fields of every request to an endpoint."""
     cache: Path = Path("runs/judges")
     """Folder of the answers of language models, so that no question is asked twice."""
     max_calls: int | None = None

@@ -172,7 +172,7 @@ class Questions(Result):
     model: str
     """Name of the model."""
     settings: dict[str, Any]
-    """What else every request says."""
+    """Further fields of every request."""
     asked: int
     """Questions in all."""
     answered: int

@@ -32,7 +32,7 @@ PPL = "ppl-"
 
 def write_card(model: Any, kind: TokenKind, run: Path, config: RunConfig | None, licence: str) -> str:
     """The card's Markdown. `run`: where the model lies; `config`: that of its run, None for a folder that has none,
-    whose training then is not told. `licence`: what its field says."""
+    whose training is then left out. `licence`: what its field says."""
     layers, name, numbers = own_layers(model), layer_kind(model), None
     if not hasattr(model, "feed_forwards"):
         numbers = model.config.glassmoe["layers"]
