@@ -89,6 +89,12 @@ class Sizes:
                 raise ValueError(f"--widths takes multiples of 8, which the kernels need, got {width}")
 
 
+def training(recipe: str, settings: Mapping[str, object], out: Path) -> list[str]:
+    """The command that trains a recipe with these settings, by the package that the interpreter finds."""
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "glassmoe", "train", recipe, *options, "--out", str(out)]
+
+
 def alternate(
     passes: Mapping[str, Callable[[], object]],
     repeats: int,

@@ -7,17 +7,18 @@ is compared, not wall time, because a machine may be shared.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .compare import ROOT, Sizes, ratios, row, skipped
+from glassmoe.training.records import METRICS
+from glassmoe.training.tracking import read_metrics
+
+from .compare import ROOT, Sizes, ratios, row, skipped, training
 
 LAYERS = ("gelu", "moe-x")
 RECIPE = "chess-small"
@@ -82,14 +83,12 @@ def _train(checkout: Path, layer: str, data: Path, sizes: Sizes) -> Curve:
             "data.path": data, "model.ffn": layer, "train.steps": steps, "train.eval_every": every,
             "train.eval_rows": sizes.learning_rows, "train.checkpoint_every": steps, "train.snapshot_every": steps,
         }  # fmt: skip
-        options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, "-m", "glassmoe", "train", RECIPE, *options, "--out", str(out)]
+        command = training(RECIPE, settings, out)
         began = _children_seconds()
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = _children_seconds() - began
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    evaluated = [line for line in lines if "valid_loss" in line]
-    return [(round(seconds * line["step"] / steps, 2), line["valid_loss"]) for line in evaluated]
+        lines = read_metrics(out / METRICS)
+    return [(round(seconds * line.step / steps, 2), line.valid_loss) for line in lines if line.valid_loss is not None]
 
 
 def _children_seconds() -> float:

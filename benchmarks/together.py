@@ -6,24 +6,25 @@ and small products that gain little from a second, so two processes may learn mo
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from .compare import Sizes, row, skipped
+from glassmoe.data.parallel import default_workers
+from glassmoe.training.records import METRICS
+from glassmoe.training.tracking import read_metrics
 
-LAYERS = ("gelu", "moe-x")
+from .compare import Sizes, row, skipped, training
+from .learning import LAYERS
 
 
 def together_rows(sizes: Sizes) -> list[dict[str, Any]]:
     """A line for each of `sizes.together_recipes` and `LAYERS`."""
     from glassmoe.chess.selfplay import generate
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = default_workers()
     if cores < 2:
         return [skipped("two trainings side by side", "needs two cores")]
     note = f"steps {sizes.together_from} to {sizes.together_steps}; {cores} cores; start of the processes not counted"
@@ -59,22 +60,18 @@ def _train(recipe: str, layer: str, games: Path, runs: list[Path], threads: int,
         "data.path": games, "model.ffn": layer, "train.steps": end, "train.log_every": sizes.together_from,
         "train.eval_every": end, "train.eval_rows": 2, "train.checkpoint_every": end, "train.snapshot_every": end,
     }  # fmt: skip
-    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    words = [sys.executable, "-m", "glassmoe", "train", recipe, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     silent = subprocess.DEVNULL
-    processes = [
-        subprocess.Popen([*words, "--out", str(run)], env=environment, stdout=silent, stderr=silent) for run in runs
-    ]
+    commands = [training(recipe, settings, run) for run in runs]
+    processes = [subprocess.Popen(words, env=environment, stdout=silent, stderr=silent) for words in commands]
     codes = [process.wait() for process in processes]
     if any(codes):
-        raise RuntimeError(f"a training of {recipe} with {layer} failed; try: {' '.join(words)}")
-    return [tokens_per_second(run / "metrics.jsonl", sizes.together_from) for run in runs]
+        raise RuntimeError(f"a training of {recipe} with {layer} failed; try: {' '.join(commands[0])}")
+    return [tokens_per_second(run / METRICS, sizes.together_from) for run in runs]
 
 
 def tokens_per_second(metrics: Path, after: int) -> float:
     """Tokens per second of a training from step `after` to its last, by its log."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line and line["step"] >= after]
+    steps = [line for line in read_metrics(metrics) if "loss" in line and line.step >= after]
     first, last = steps[0], steps[-1]
-    return float((last["tokens"] - first["tokens"]) / (last["seconds"] - first["seconds"]))
+    return (last.tokens - first.tokens) / (last.seconds - first.seconds)

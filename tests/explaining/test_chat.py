@@ -343,9 +343,9 @@ def test_tokens_and_dollars_by_hand(tmp_path: Path) -> None:
         judge = chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0))
         judge.ask(questions("x", "y"))
         judge.ask(questions("x", "z"))
-        told = judge.summary().to_dict()
-        assert (told["prompt_tokens"], told["completion_tokens"], told["prices"]) == (3000, 300, [2.0, 30.0])
-        assert told["cost"] == pytest.approx(0.015) and told["unmetered"] == told["lost"] == 0
+        summary = judge.summary().to_dict()
+        assert (summary["prompt_tokens"], summary["completion_tokens"], summary["prices"]) == (3000, 300, [2.0, 30.0])
+        assert summary["cost"] == pytest.approx(0.015) and summary["unmetered"] == summary["lost"] == 0
         assert chat(server, tmp_path / "answers.jsonl", prices=(2.0, 30.0)).summary().cost == 0
         free = chat(server)
         free.ask(questions("x"))
@@ -402,10 +402,11 @@ def test_an_endpoint_without_token_counts_cannot_be_capped(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "told", [{}, {"prompt_tokens": 3}, {"prompt_tokens": "3", "completion_tokens": 1}, None, [], {"prompt_tokens": -1}]
+    "reported",
+    [{}, {"prompt_tokens": 3}, {"prompt_tokens": "3", "completion_tokens": 1}, None, [], {"prompt_tokens": -1}],
 )
-def test_usage_without_numbers(told: object) -> None:
-    assert usage(json.dumps({"usage": told})) is None and usage("<html>") is usage("[]") is None
+def test_usage_without_numbers(reported: object) -> None:
+    assert usage(json.dumps({"usage": reported})) is None and usage("<html>") is usage("[]") is None
 
 
 def test_a_request_that_is_lost_counts_as_the_dearest() -> None:
@@ -419,8 +420,8 @@ def test_a_request_that_is_lost_counts_as_the_dearest() -> None:
         judge = chat(server, prices=(10.0, 0.0), cost=0.03, concurrent=1, timeout=0.5, tries=1)
         assert judge.ask(questions(*"abcde")) == ["yes", None, None, "yes", None]
         end.set()
-    told = judge.summary().to_dict()
-    assert told["cost"] == pytest.approx(0.03) and told["lost"] == 1 and told["prompt_tokens"] == 2000
+    summary = judge.summary().to_dict()
+    assert summary["cost"] == pytest.approx(0.03) and summary["lost"] == 1 and summary["prompt_tokens"] == 2000
     judge.ask(questions("f"))
     assert judge.summary().lost == 1
     gone = chat(closed_port(), prices=(10.0, 0.0), cost=0.03, tries=2)
