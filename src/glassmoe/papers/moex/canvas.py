@@ -39,6 +39,7 @@ STYLES = {
     "moe-x-upcycled": (VERMILLION, "--"),
     "moe-x-upcycled-full": (VERMILLION, ":"),
     "moe-x-learned-router": (ORANGE, "-"),
+    "moe-x-frozen-router": (ORANGE, "--"),
 }
 
 

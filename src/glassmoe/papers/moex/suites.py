@@ -93,6 +93,7 @@ ROWS: dict[str, RowMaker] = {
     "relu-continued": lambda base: replace(make("relu-source", base), source="relu-source"),
     "switch-sparsity-router": TableRow({"ffn": "switch", "router": "sparsity"}),
     "moe-x-learned-router": TableRow({"ffn": "moe-x", "router": "learned"}),
+    "moe-x-frozen-router": TableRow({"ffn": "moe-x", "router_gradient": False}),
     **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
     "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
     # Of recipes that spread tokens by a stronger balance loss than others.
