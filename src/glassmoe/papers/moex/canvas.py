@@ -40,6 +40,7 @@ STYLES = {
     "moe-x-upcycled-full": (VERMILLION, ":"),
     "moe-x-learned-router": (ORANGE, "-"),
     "moe-x-frozen-router": (ORANGE, "--"),
+    "moe-x-no-balance": (ORANGE, ":"),
 }
 
 

@@ -94,6 +94,7 @@ ROWS: dict[str, RowMaker] = {
     "switch-sparsity-router": TableRow({"ffn": "switch", "router": "sparsity"}),
     "moe-x-learned-router": TableRow({"ffn": "moe-x", "router": "learned"}),
     "moe-x-frozen-router": TableRow({"ffn": "moe-x", "router_gradient": False}),
+    "moe-x-no-balance": TableRow({"ffn": "moe-x", "balance": 0.0}),
     **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
     "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
     # Of recipes that spread tokens by a stronger balance loss than others.
