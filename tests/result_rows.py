@@ -67,3 +67,23 @@ def text_row(name: str, seed: int, loss: float) -> MeasuredRow:
         "sparsity": [{"l0": 10.0, "alive": 1.0}, {"l0": 20.0, "alive": 0.5}],
     }  # fmt: skip
     return MeasuredRow.from_dict(values)
+
+
+def cells(page: str, first: str, header: str) -> dict[str, str]:
+    """The line of a page's table that begins with `first`, by column; the table is the one whose header has
+    `header`."""
+    lines = page.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("|") and f"| {header} " in line)
+    names = [each.strip() for each in lines[at].strip("|").split("|")]
+    seen: dict[str, int] = {}
+    keys = []
+    for name in names:  # the paper's columns share a name: paper, paper2, paper3
+        seen[name] = seen.get(name, 0) + 1
+        keys.append(name + (str(seen[name]) if seen[name] > 1 else ""))
+    for line in lines[at + 2 :]:
+        values = [each.strip() for each in line.strip("|").split("|")]
+        if values[0] == first:
+            return dict(zip(keys, values, strict=True))
+        if not line.startswith("|"):
+            break
+    raise AssertionError(f"no line {first} in the table with {header}")

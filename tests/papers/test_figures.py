@@ -36,7 +36,12 @@ def routed(name: str) -> MeasuredRow:
 
 
 ROWS = {
-    "table1": [row("gelu", 0), row("gelu", 1, coverage=0.3), row("moe-x-upcycled"), coder()],
+    "table1": [
+        row("gelu", 0, board_curve=[[2e6, 0.1, 0.05, 0.1, 0], [4e6, 0.1, 0.05, 0.2, 0], [8e6, 0.2, 0.1, 0.3, 1]]),
+        row("gelu", 1, coverage=0.3),
+        row("moe-x-upcycled"),
+        coder(),
+    ],
     "table2": [text_row("gelu", 0, 4.0), text_row("gelu", 1, 4.1), text_row("moe-x", 0, 3.9)],
     "upcycled": [text_row("source", 0, 3.5), text_row("reglu", 0, 3.9), text_row("moe-x", 0, 3.8)],
     "table3": [row("switch"), row("moe-x-learned-router"), row("moe-x")],
@@ -77,7 +82,7 @@ def test_every_suite_is_drawn_from_its_file(suite: str, tmp_path: Path) -> None:
 def test_a_large_svg_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glassmoe.pages.plots.SVG_BYTES", 10)
     (tmp_path / "x-bars.svg").write_text("of an earlier run")
-    assert [path.suffix for path in draw(results("table1", ROWS["table1"]), tmp_path, "x")] == [".png", ".png"]
+    assert [path.suffix for path in draw(results("table1", ROWS["table1"]), tmp_path, "x")] == [".png"] * 3
     assert not (tmp_path / "x-bars.svg").exists()
 
 
@@ -96,6 +101,11 @@ def test_labels_say_tokens_seeds_and_scale(tmp_path: Path) -> None:
     assert (coverage.get_xlabel(), reconstruction.get_xlabel()) == ("coverage", "reconstruction")
     assert [each.get_text() for each in coverage.get_yticklabels()] == ["gelu", "moe-x-upcycled", "sae-topk"]
     assert [bar.get_width() for bar in reconstruction.patches][:3] == pytest.approx([0.5, 0.4, 0.5])
+    with drawing():
+        (panel,) = figures._growth(results("table1", ROWS["table1"], token="move")).axes
+    assert (panel.get_title(loc="left"), panel.get_xlabel()) == ("gelu", "million moves")
+    assert list(panel.lines[2].get_xdata()) == [2, 4, 4, 8, 8]
+    assert panel.lines[0].get_xdata()[-1] == pytest.approx(80)
     figure = figures._figure3(results("figure3", ROWS["figure3"], token="move"))
     assert "8M moves and one seed a row" in figure.get_supxlabel()
     assert {text.get_text() for text in figure.axes[0].texts} == {"1x", "2x"}

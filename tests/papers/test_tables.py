@@ -11,27 +11,7 @@ import pytest
 from glassmoe.measure.results_file import dumps
 from glassmoe.papers.moex.rows import MeasuredRow
 from glassmoe.papers.moex.tables import TableResults
-from result_rows import coder, results, row
-
-
-def cells(page: str, first: str, header: str) -> dict[str, str]:
-    """The line of a page's table that begins with `first`, by column; the table is the one whose header has
-    `header`."""
-    lines = page.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("|") and f"| {header} " in line)
-    names = [each.strip() for each in lines[at].strip("|").split("|")]
-    seen: dict[str, int] = {}
-    keys = []
-    for name in names:  # the paper's columns share a name: paper, paper2, paper3
-        seen[name] = seen.get(name, 0) + 1
-        keys.append(name + (str(seen[name]) if seen[name] > 1 else ""))
-    for line in lines[at + 2 :]:
-        values = [each.strip() for each in line.strip("|").split("|")]
-        if values[0] == first:
-            return dict(zip(keys, values, strict=True))
-        if not line.startswith("|"):
-            break
-    raise AssertionError(f"no line {first} in the table with {header}")
+from result_rows import cells, coder, results, row
 
 
 def test_headline_by_hand() -> None:

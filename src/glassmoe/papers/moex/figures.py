@@ -12,6 +12,7 @@ from glassmoe.pages.plots import BLACK, BLUE, COLOURS, GREEN, ORANGE, SKY, VERMI
 
 from .canvas import panels, plain_ticks, style, title
 from .claims import measures_of
+from .growth import GOAL, REACH, growth
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 from .rows import MeasuredRow, by_name, mean_of, values_of
 from .tables import TableResults
@@ -152,6 +153,31 @@ def _curves(results: TableResults) -> Any:
     for panel in axes[1:]:
         panel.set_ylim(bottom=0)
     title(figure, "Along the training", axes[:1], columns=6)
+    return figure
+
+
+def _growth(results: TableResults) -> Any:
+    """Reconstruction along the training of the first four rows, and the two lines that say where it would reach
+    `GOAL`."""
+    rows = growth(results.entries)[:4]
+    if not rows:
+        return None
+    note = "points: during training; solid: straight in tokens; dashed: straight in their logarithm"
+    figure, axes = panels(results, len(rows), 3.0, note, sharey=True)
+    for panel, (at, row) in zip(axes, enumerate(rows), strict=True):
+        colour, (first, last) = style(row.name, at)[0], (row.points[0][0], row.points[-1][0])
+        along = [first * (REACH * last / first) ** (step / 60) for step in range(61)]
+        for line, dash in ((row.by_million, "-"), (row.by_doubling, "--")):
+            panel.plot([x / 1e6 for x in along], [line.at(x) for x in along], dash, color=colour, linewidth=1)
+        panel.plot([x / 1e6 for x, _ in row.points], [y for _, y in row.points], "o", color=colour, markersize=3.5)
+        panel.axhline(GOAL, color=BLACK, linestyle=":", linewidth=0.9)
+        panel.set_xscale("log")
+        plain_ticks(panel)
+        panel.set_ylim(0, 1.25 * GOAL)
+        panel.set_title(row.name)
+        panel.set_xlabel(f"million {results.token_word}s")
+    axes[0].set_ylabel("reconstruction")
+    title(figure, f"What would reach a reconstruction of {GOAL:.2f}")
     return figure
 
 
@@ -357,7 +383,7 @@ def _layer_sweep(results: TableResults) -> Any:
 
 _TABLE: Mapping[str, Callable[[TableResults], Any]] = {"bars": _bars, "curves": _curves}
 FIGURES: dict[str, Mapping[str, Callable[[TableResults], Any]]] = {
-    "table1": _TABLE,
+    "table1": {**_TABLE, "growth": _growth},
     "table2": {"perplexity": _perplexities, "curves": _curves},
     "table3": _TABLE,
     "table4": _TABLE,

@@ -17,7 +17,7 @@ from glassmoe.measure.results import layer_sections
 from glassmoe.measure.results_file import ResultsFile, joined_remarks, merged, section
 from glassmoe.results import markdown_table, omitted, stored_as
 
-from . import knowledge, text_tables
+from . import growth, knowledge, text_tables
 from .claims import LOSS_MARGIN, Statement, all_measures_of, differences, order
 from .paper import PUBLISHED_LAYERS, ROUTER_CORRELATION, published
 from .rows import COST, FailedRow, MeasuredRow, TextFacts, by_name, cost, mean_of, values_of
@@ -120,6 +120,8 @@ class TableResults(ResultsFile):
             parts += text_tables.sections(rows)
         for part in (knowledge.sections, _starts, _coders, _routers, _maps, _curves):
             parts += part(rows)
+        if self.suite == "table1":
+            parts += growth.sections(rows, self.token_word)
         parts += layer_sections(rows)
         if self.suite == "calibration":
             parts += _published_layers()
