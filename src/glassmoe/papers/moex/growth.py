@@ -20,7 +20,7 @@ REACH = 10
 
 
 @dataclass(frozen=True)
-class Line:
+class GrowthLine:
     """Reconstruction as a straight line in millions of tokens or in the binary logarithm of tokens, by least
     squares."""
 
@@ -33,7 +33,7 @@ class Line:
     """Root mean square of what the line misses."""
 
     @classmethod
-    def through(cls, points: Sequence[tuple[float, float]], logarithmic: bool) -> Line:
+    def through(cls, points: Sequence[tuple[float, float]], logarithmic: bool) -> GrowthLine:
         """The line through (tokens, reconstruction)."""
         x, y = [_place(tokens, logarithmic) for tokens, _ in points], [score for _, score in points]
         slope, start = statistics.linear_regression(x, y)
@@ -61,10 +61,10 @@ class Growth:
     name: str
     points: list[tuple[float, float]]
     """(tokens, reconstruction), by tokens."""
-    by_million: Line
-    by_doubling: Line
+    by_million: GrowthLine
+    by_doubling: GrowthLine
 
-    def goal(self, line: Line) -> float | None:
+    def goal(self, line: GrowthLine) -> float | None:
         """Tokens of the first point at `GOAL` or, without one, those at which `line` reaches it; None if that is not
         within `REACH` times the tokens that were seen."""
         reached = [tokens for tokens, score in self.points if score >= GOAL]
@@ -80,7 +80,7 @@ def growth(rows: Sequence[MeasuredRow]) -> list[Growth]:
     for name, group in by_name(rows).items():
         points = sorted((each[0], each[3]) for row in group for each in row.curve_from_source("board_curve"))
         if len({tokens for tokens, _ in points}) >= LEAST_POINTS:
-            found.append(Growth(name, points, Line.through(points, False), Line.through(points, True)))
+            found.append(Growth(name, points, GrowthLine.through(points, False), GrowthLine.through(points, True)))
     return found
 
 
