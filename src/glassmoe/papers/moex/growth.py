@@ -102,7 +102,7 @@ def sections(rows: Sequence[MeasuredRow], token: str) -> list[str]:
         f"Straight lines through the reconstructions above, of all seeds of a row: in the number of {token}s, and in "
         f"its logarithm. Residual: root mean square of what the line misses. {GOAL:.2f} at: {token}s of the first "
         f"point, or else of the line, at {goal}; lines are followed to {REACH} times the {token}s seen. All points of "
-        "a row but the last were taken before its learning rate had come down; a shorter run that has ended would be "
-        "ahead of them."
+        "a row but the last were taken before its learning rate had come down, so a shorter run that has ended may "
+        "differ from them."
     )
     return section(f"What would reach {goal}", text, header, lines)
