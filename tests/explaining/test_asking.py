@@ -172,6 +172,19 @@ def test_a_judge_by_embeddings(encoder: Path, tmp_path: Path) -> None:
     assert '"explanation": "fires in texts with words such as cat"' in (tmp_path / "embedding.jsonl").read_text()
 
 
+def test_one_judge_by_embeddings_tells_features_of_two_layers_apart(encoder: Path) -> None:
+    vocabulary, protocol = [" the", " on", " in", " cat", " dog"], ExplanationProtocol(2, 10)
+    layers = [
+        trial(TokenText(planted(vocabulary, [detect], rows=160), words_kind(vocabulary)), 0, protocol)
+        for detect in (lambda text, at: text[at] == " cat", lambda text, at: text[at] == " dog")
+    ]
+    judge, text = embedding_judge(Embed(encoder)), "fires in texts with words such as cat"
+    for name, scorer in judge.scorers.items():
+        together = [scorer([(text, one)])[0] for one in layers]
+        alone = [embedding_judge(Embed(encoder)).scorers[name]([(text, one)])[0] for one in layers]
+        assert together == alone and together[0] != together[1], name
+
+
 def test_without_the_package_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedding, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"glassmoe\[explain\]"):

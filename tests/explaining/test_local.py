@@ -177,6 +177,19 @@ def test_a_judge_by_odds(tmp_path: Path) -> None:
     assert "<<" in prompts.to_fuzz_one("cats", one)[0][-1]["content"].rpartition("\n\n")[2]
 
 
+def test_one_judge_tells_features_of_two_layers_apart() -> None:
+    """Feature 0 of one layer fires on cats, feature 0 of the other on dogs, and both have the same explanation."""
+    vocabulary, protocol = [" the", " a", " on", " in", " cat", " dog"], ExplanationProtocol(3, 30)
+    layers = [
+        trial(TokenText(planted(vocabulary, [detect]), words_kind(vocabulary)), 0, protocol)
+        for detect in (lambda text, at: text[at] == " cat", lambda text, at: text[at] == " dog")
+    ]
+    judge = yes_no_judge(Scripted())
+    for name, scorer in judge.scorers.items():
+        together = [scorer([("cats", one)])[0] for one in layers]
+        assert together == [yes_no_judge(Scripted()).scorers[name]([("cats", one)])[0] for one in layers], name
+
+
 def test_a_local_judge_of_the_explanations_of_rules(folders: dict[str, Path], tmp_path: Path) -> None:
     name, cache = f"local:{folders['llama']}", tmp_path / "judges"
     judge = make_judge(name, cache=cache, device="cpu", explainer="rules")

@@ -87,19 +87,19 @@ def embedding_judge(embed: Embed) -> Judge:
     """The judge `embedding`: explains by the words that windows share (or the best rule) and scores by the cosine of an
     explanation and a window. For detection, the threshold is chosen on half the explaining windows of the feature that
     is tried, also in the control."""
-    embedded: dict[int, tuple[Float32, Float32]] = {}
+    embedded: dict[Trial, tuple[Float32, Float32]] = {}
 
     def cosines(case: Case) -> tuple[Float32, Float32]:
         """Cosines with the explaining and with the scoring windows."""
         explanation, trial = case
-        if trial.feature not in embedded:
+        if trial not in embedded:
             while len(embedded) >= REMEMBERED:
                 embedded.pop(next(iter(embedded)))
             parts = (trial.explaining[::2], trial.scoring)
             texts = [[part.text(e) for e in range(len(part))] for part in parts]
-            embedded[trial.feature] = (embed(texts[0]), embed(texts[1]))
+            embedded[trial] = (embed(texts[0]), embed(texts[1]))
         explanation_D = embed([explanation])[0]
-        explaining_ED, scoring_ED = embedded[trial.feature]
+        explaining_ED, scoring_ED = embedded[trial]
         return explaining_ED @ explanation_D, scoring_ED @ explanation_D
 
     def detect(case: Case) -> Score:

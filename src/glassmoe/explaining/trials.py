@@ -41,7 +41,8 @@ class ExplanationProtocol:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """The windows of one feature."""
+    """The windows of one feature. Two trials are equal only if they are one object: features of two layers can have one
+    number, and a judge that remembers by trial must not mix them."""
 
     feature: int
     """Its number."""

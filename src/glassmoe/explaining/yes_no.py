@@ -36,11 +36,11 @@ class YesNoModel(ChatModel, Protocol):
 def yes_no_judge(chat: YesNoModel) -> Judge:
     """A language model as a judge that explains in words and scores by the odds of yes."""
     in_words = chat_judge(chat)
-    known: dict[tuple[str, str, int], Float32] = {}
+    known: dict[tuple[str, str, Trial], Float32] = {}
 
     def odds(name: str, question: Callable[[str, Trial], list[Messages]], case: Case) -> Float32:
         explanation, trial = case
-        key = (name, explanation, trial.feature)
+        key = (name, explanation, trial)
         if key not in known:
             while len(known) >= REMEMBERED:
                 known.pop(next(iter(known)))
