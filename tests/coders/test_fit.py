@@ -18,8 +18,9 @@ from glassmoe.coders.configuration import AUTOENCODERS, CoderConfig, FitConfig
 from glassmoe.coders.files import load_coder
 from glassmoe.coders.fit import CoderTask, fit
 from glassmoe.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
-from glassmoe.data.corpus import Corpus
+from glassmoe.data.corpus import Corpus, Rows
 from glassmoe.inspect.readers import one_reader, open_coders
+from glassmoe.measure.perplexity import perplexity
 from glassmoe.measure.saved import read_measure
 from glassmoe.model.subject import load_subject
 from glassmoe.training import checkpoint
@@ -239,6 +240,19 @@ def test_a_coder_is_measured_and_the_figures_are_saved(source: Path, played: Pat
     save_file(weights, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"was fitted to other weights than .*moved holds"):
         open_coders(out, str(moved))
+
+
+def test_the_loss_of_a_coder_is_that_of_all_validation_rows(source: Path, tmp_path: Path) -> None:
+    """A table compares it with losses of models, which are those of all rows."""
+    from glassmoe.chess.selfplay import generate
+
+    generate(tmp_path / "games", games=600, valid_share=0.9, workers=1, progress=False)
+    corpus = Corpus.open(tmp_path / "games")
+    out = fit(tiny(source, steps=2), tmp_path / "coder")
+    found = evaluate(out, corpus, games=1, workers=1, controls=False)
+    rows = Rows(corpus.split("valid"), "games:64")
+    assert found.splice.rows_read == len(rows) > 512
+    assert found.splice.loss == pytest.approx(perplexity(load_subject(source).model, rows).loss, rel=1e-4)
 
 
 def test_a_model_that_reads_moves_is_read_too(tmp_path: Path) -> None:

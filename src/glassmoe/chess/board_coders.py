@@ -38,14 +38,14 @@ def evaluate_coder(
     test_corpus: Corpus | None = None,
     controls: bool = True,
     workers: int | None = None,
-    max_rows: int = 512,
+    max_rows: int | None = None,
     micro_rows: int = 16,
 ) -> CoderResult:
-    """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus`, cut as for the fit. For a
-    chess model also `evaluate_boards` with `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
+    """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus` (default: all, as for the loss
+    of a model), cut as for the fit. For a chess model also `evaluate_boards` with `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
     in the coder's directory."""
     _, valid = validation_rows(subject, {reader.name: reader}, str(corpus.path))
-    read = np.arange(min(max_rows, len(valid)))
+    read = np.arange(len(valid) if max_rows is None else min(max_rows, len(valid)))
     splice = fidelity(subject.model, {"coder": (reader.layer, reader.place)}, valid, read, micro_rows)["coder"]
     boards = None
     if corpus.tokens != TEXT:

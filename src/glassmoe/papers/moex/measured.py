@@ -40,6 +40,8 @@ from .runner import Plan, Work, make, snapshots
 
 SPARSITY_ROWS = 16
 """Validation rows on which the layers of a model of text are counted."""
+SPLICED_ROWS = 512
+"""Validation rows on which the fidelity of an autoencoder of a model of text is measured; its loss is that of all."""
 TEXT_MEASURES = (
     "loss", "loss_standard_error", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "windows", "window",
     "last_word", "sha256",
@@ -131,7 +133,7 @@ def _measure_text(plan: Plan, work: Work, corpus: Corpus) -> MeasuredRow:
         # There is no run that belongs to its measures, only the weights.
         saved = partial(saved, weights=row.model["weights"])
     elif work.row.coder:
-        row = replace(row, splice=saved("coder", lambda: _coder(work, corpus))["splice"])
+        row = replace(row, splice=saved("coder", lambda: _coder(work, corpus, max_rows=SPLICED_ROWS))["splice"])
     else:
         row = replace(row, sparsity=saved("sparsity", lambda: _sparsity(work, valid))["layers"])
     return replace(
