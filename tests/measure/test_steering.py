@@ -45,6 +45,8 @@ def test_agreement_by_hand() -> None:
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
     assert agreement(rows) == pytest.approx(2 / 3 / 2**0.5)
     assert agreement(torch.ones(4, 3)) == pytest.approx(1.0)
+    # Cosines of 1, 0 and 0.
+    assert agreement(torch.tensor([[1.0, 0], [2, 0], [0, 0]])) == pytest.approx(1 / 3)
 
 
 def test_edits_and_whole_experts() -> None:
@@ -160,6 +162,18 @@ def test_specialisation_of_a_feature_that_writes_one_word(gpt2: str) -> None:
     assert plain.feature is None and loud.feature == 1 and len(loud.texts) == 4
     assert loud.agreement > plain.agreement and mild.agreement > plain.agreement
     assert 0 < plain.fluency < 1
+
+
+def test_a_harmless_edit_is_as_far_from_the_reference_as_none(gpt2: str) -> None:
+    """Texts without an edit get no lower agreement than texts of the same model with another seed."""
+    subject = load_subject(gpt2)
+    layer, place = neurons(subject, 2), subject.place(2, "mlp")
+    plain, harmless = specialisation(subject, layer, place, [1], 1e-9, "", Sampling(6, samples=8, temperature=1.0))
+    assert harmless.texts == plain.texts and harmless.agreement == pytest.approx(plain.agreement, abs=1e-4)
+    assert abs(plain.agreement + 1 / 7) > 0.02  # what n texts have around their own mean
+    # Without chance, all texts are those of the reference.
+    plain, *_ = specialisation(subject, layer, place, [1], 1.0, "", Sampling(6, samples=3, temperature=0.0))
+    assert plain.agreement == pytest.approx(0, abs=1e-6) or plain.agreement is None
 
 
 def test_specialisation_of_a_model_of_our_own(chess: str) -> None:

@@ -8,8 +8,8 @@ distance (half the sum of the differences) between the steps without and with th
 `specialisation` is the protocol of the Mixture of Decoders paper (Oldfield et al. 2025): add an amount to one feature,
 write several texts, and measure how much they are about one thing and how fluent they are. The paper asks two language
 models. Here the judges are offline: `agreement` is the mean cosine between the texts of a feature, where a text is the
-mean over its new tokens of the last block's output, less the mean of texts without an edit; `fluency` is the geometric
-mean probability of the new tokens under the model as it is.
+mean over its new tokens of the last block's output, less the mean of reference texts without an edit; `fluency` is the
+geometric mean probability of the new tokens under the model as it is.
 
 Legend: B texts, N tokens, V vocabulary, D width.
 """
@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,9 @@ from glassmoe.text.spelling import Spelling
 
 SHOWN = 8
 """Tokens whose probability rises or falls most that are listed."""
+REFERENCE = 4
+"""Reference texts for each text of a feature. The error of their mean, which all texts of a feature share, adds about
+1 / (n + 1) to an agreement, for n reference texts."""
 
 
 @dataclass(frozen=True)
@@ -234,23 +237,27 @@ def specialisation(
     sampling: Sampling,
 ) -> list[RaisedTexts]:
     """Texts with `amount` added to each of `features` in turn, at every token. The first entry has texts without an
-    edit."""
+    edit. All entries are compared with the same reference texts, which have no edit either and another seed: around
+    their own mean, n texts without an edit would have an agreement of -1 / (n - 1), whatever they say."""
     kind = subject.kind()
+
+    def written(edit: Edit | None, sampling: Sampling) -> tuple[list[Tokens], int]:
+        with spliced(subject.model, layer, place, edit):
+            return sampled(subject.model, prompt, kind, sampling)
+
+    rows, read = written(None, replace(sampling, seed=sampling.seed + 1, samples=REFERENCE * sampling.samples))
+    reference = [_states(subject, row, read)[0] for row in rows if len(row) > read]
+    middle_D = torch.stack(reference).mean(0) if reference else torch.zeros(subject.width)
     results: list[RaisedTexts] = []
-    middle_D: Tensor | None = None
     for feature in (None, *features):
         edit = None if feature is None else Edit("add", (feature,), amount)
-        with spliced(subject.model, layer, place, edit):
-            rows, read = sampled(subject.model, prompt, kind, sampling)
+        rows, read = written(edit, sampling)
         states, log_sum, count = [], 0.0, 0
         for row in rows:
             if len(row) > read:
                 state_D, losses = _states(subject, row, read)
                 states.append(state_D)
                 log_sum, count = log_sum - sum(losses), count + len(losses)
-        if feature is None:
-            middle_D = torch.stack(states).mean(0) if states else torch.zeros(subject.width)
-        assert middle_D is not None
         results.append(
             RaisedTexts(
                 feature=feature,
@@ -263,10 +270,10 @@ def specialisation(
 
 
 def agreement(states_BD: Tensor) -> float:
-    """The mean cosine between each two rows."""
+    """The mean cosine between each two rows; a row of zeros has a cosine of 0 with every row."""
     unit_BD = F.normalize(states_BD.double(), dim=1)
     texts = len(unit_BD)
-    return float(((unit_BD.sum(0) ** 2).sum() - texts) / (texts * (texts - 1)))
+    return float(((unit_BD.sum(0) ** 2).sum() - (unit_BD**2).sum()) / (texts * (texts - 1)))
 
 
 def _states(subject: Subject, row: Tokens, read: int) -> tuple[Tensor, list[float]]:

@@ -115,7 +115,7 @@ class SteeringResults(CoderResults):
         )
         offline = (
             "Agreement is the mean cosine between the texts of a feature, in the output of the model's last block, "
-            "minus the mean of the unchanged texts. Fluency is the geometric mean probability of their tokens under "
+            "minus the mean of unchanged texts. Fluency is the geometric mean probability of their tokens under "
             "the unchanged model. Texts that repeat one token agree too, and so do equal texts: read agreement next to "
             f"fluency and next to how many texts are different.{self._different()}"
         )
