@@ -7,7 +7,17 @@ import pytest
 import scipy.sparse as sp
 
 from glassmoe.chess.board_counts import as_acts, as_labels, best_slots, f1_score, threshold_at
-from glassmoe.chess.board_explanations import EXPLAINED, KEPT, START, at_home, explain, explain_boards, explained_name
+from glassmoe.chess.board_explanations import (
+    EXPLAINED,
+    KEPT,
+    START,
+    PropertyExplanation,
+    _surprising,
+    at_home,
+    explain,
+    explain_boards,
+    explained_name,
+)
 from glassmoe.chess.board_labels import label_games
 from glassmoe.chess.board_properties import PROPERTIES
 from glassmoe.chess.selfplay import generate
@@ -137,6 +147,20 @@ def test_what_is_at_home(words: str, expected: bool) -> None:
     assert len(START) == 64
 
 
+def test_surprising_features_are_not_chosen_by_the_scores_that_are_shown() -> None:
+    """Feature 1 is better on the other games, but feature 0 on those that choose. Feature 3 is behind random weights on
+    the choosing games."""
+
+    def detects(slot: int, f1_chosen: float, f1: float) -> PropertyExplanation:
+        name = f"property {slot}"
+        return PropertyExplanation(name, slot, 0.5, f1_chosen, f1, f1, f1=f1, true_share=0.1, f1_always_on=0.2)
+
+    features = {0: detects(0, 0.6, 0.3), 1: detects(0, 0.5, 0.9), 2: detects(1, 0.8, 0.1), 3: detects(2, 0.4, 0.8)}
+    found = _surprising(features, np.array([0.1, 0.3, 0.5]))
+    assert [each.feature for each in found] == [2, 0]  # 0.8 - 0.3 and 0.6 - 0.2
+    assert [each.more for each in found] == [pytest.approx(0.1 - 0.3), pytest.approx(0.3 - 0.2)]
+
+
 def test_from_a_model_to_its_layers(tmp_path: Path) -> None:
     generate(tmp_path / "games", games=300, seed=3, workers=1)
     corpus = Corpus.open(tmp_path / "games")
@@ -149,7 +173,7 @@ def test_from_a_model_to_its_layers(tmp_path: Path) -> None:
     for level, count in found.levels.items():
         assert count == sum(each.f1 >= float(level) for each in found.features.values())
         assert found.always_on[level] <= count >= found.at_home[level]
-    assert all(each.more > 0 for each in found.surprising)
+    assert all(each.more == each.f1 - max(each.f1_always_on, each.f1_random) for each in found.surprising)
     with pytest.raises(ValueError, match="layer 2 is not in this model"):
         explain_boards(model, corpus, 2)
     short = GlassForCausalLM(GlassConfig(ffn="relu", width=16, layers=1, heads=2, active_width=32, context=64))

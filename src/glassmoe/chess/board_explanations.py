@@ -132,7 +132,7 @@ class BoardExplanations(PropertyCounts):
     random: dict[str, int] | None = omitted()
     """Levels of the same layer with random weights; with controls."""
     surprising: list[BoardFeature] | None = omitted()
-    """The features furthest above the baselines, one a property; with controls."""
+    """The features furthest above the baselines on the choosing games, one a property; with controls."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -296,15 +296,16 @@ def _best_of_any(train: Harvest, test: Harvest, train_labels: sp.csr_array, test
 
 
 def _surprising(features: Mapping[int, PropertyExplanation], random_B: Float64) -> list[BoardFeature]:
-    """The features whose F1 most exceeds both a feature that always fires and the best feature of random weights on the
-    same property; one for each property."""
+    """The features that most exceed both a feature that always fires and the best feature of random weights on the same
+    property; one for each property. They are chosen and ordered by their F1 on the choosing games, so that the F1 that
+    is shown has not chosen itself."""
     margins: dict[str, float] = {}
     best: dict[str, BoardFeature] = {}
     for feature, one in features.items():
         random = float(random_B[one.slot])
-        margin = one.f1 - max(random, one.f1_always_on)
-        if margin > margins.get(one.property, 0.0):
-            scores = {"feature": feature, "f1_random": random, "more": margin}
-            margins[one.property] = margin
+        baseline = max(random, one.f1_always_on)
+        if one.f1_chosen - baseline > margins.get(one.property, 0.0):
+            margins[one.property] = one.f1_chosen - baseline
+            scores = {"feature": feature, "f1_random": random, "more": one.f1 - baseline}
             best[one.property] = BoardFeature.from_dict({**one.to_dict(), **scores})
     return sorted(best.values(), key=lambda surprising: -margins[surprising.property])[:SURPRISING]

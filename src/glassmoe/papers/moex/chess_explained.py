@@ -82,8 +82,8 @@ class ChessExplainedResults(ResultsFile):
             "which the time of the game predicts as well. `random weights`: the same layer without training.",
             *(self.remarks or []),
             "## The most surprising",
-            "Largest F1 above both a feature that always fires and the best feature of random weights, on the same "
-            "property.",
+            "Furthest above both a feature that always fires and the best feature of random weights on the same "
+            "property: chosen and ordered by the F1 on the choosing games, with the scores of the other games.",
             markdown_table(
                 ["model", "layer", "feature", "property", *(key.replace("_", " ") for key in SCORES)], surprising
             ),
