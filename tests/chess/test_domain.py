@@ -16,6 +16,10 @@ def test_first_moves_by_hand() -> None:
     assert first_moves(CHARACTERS, ";1.e4 e5 2.N", texts)[0][0] == "Nf3"
     assert first_moves(CHARACTERS, ";1.e4 e5 ", [";1.e4 e5 2.Nf3 "]) == (["Nf3"], 1.0)
     assert first_moves(MOVES, "; e2e4", ["; e2e4 e7e5 g1f3", "; e2e4 e2e4"]) == (["e7e5", "e2e4"], 0.5)
+    # A null move is not legal, and a game may end after its first move.
+    ends = [";1.e4 e5 2.-- Nc6", ";1.e4 e5 2.Nf3;1.e4"]
+    assert first_moves(CHARACTERS, ";1.e4 e5 2.", ends) == (["--", "Nf3"], 0.5)
+    assert first_moves(MOVES, "; e2e4", ["; e2e4 0000", "; e2e4 e7e5"]) == (["0000", "e7e5"], 0.5)
     with pytest.raises(ValueError, match=r"move 'Ke3' of the prompt is not legal"):
         first_moves(CHARACTERS, ";1.Ke3 ", [";1.Ke3 "])
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from game_files import PACK, as_pgn, pgn, prepare, prepare_text, read, synthetic
 from glassmoe.checksums import read_json
 from glassmoe.chess.characters import move_text
+from glassmoe.chess.headers import header_blocks
 from glassmoe.chess.pgn import prepare_chess
 from glassmoe.chess.replay import Replayer
 from glassmoe.chess.selfplay import play_game
@@ -125,6 +126,35 @@ def test_one_broken_game_does_not_swallow_the_next():
     texts, skipped = read(pgn("e4 e5") + '[Event "x"]\n\n1. e4 {no end\n\n' + pgn("d4 d5") + pgn("e4 e4") + pgn("c4"))
     assert texts == [";1.e4 e5", ";1.e4", ";1.d4 d5", ";1.c4"]
     assert skipped == [(3, "illegal move")]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        '[Event "x"]\n\n1. e4 e5 1-0' + between
+        for between in ("", " ", "  ", "\t ", " {White wins} ", " (1. d4) ", " $1", "{c}", " *")
+    ]
+    + ['[Event "x"]\n\n1. e4 e5' + between for between in ("", " ", "  ", "!? ", " O-O ", " e8=Q ", "#  ")],
+)
+def test_a_game_whose_tags_begin_within_a_line_has_its_own_start(before: str) -> None:
+    tag = '[Event "y"] [Variant "Chess960"] 1. d4 d5 *\n'
+    blocks = list(header_blocks((before + tag).encode()))
+    assert len(blocks) == 2 and b"Chess960" in blocks[1][0] and b"Chess960" not in blocks[0][0]
+
+
+@pytest.mark.parametrize("between", ["{c} ", ", ", ". ", "  "])
+def test_tags_of_one_line_may_have_something_between_them(between: str) -> None:
+    ((tags, text),) = header_blocks(f'[Event "x"] {between}[Variant "Chess960"] 1. d4 d5 *\n'.encode())
+    assert b"Chess960" in tags and b"1. d4 d5" in text
+
+
+@pytest.mark.parametrize(
+    "movetext",
+    ['1. e4 {see 1. d4 [White "x"] there} e5', '1. e4 ; after 1. d4 [White "x"]\ne5', '1. e4 {\n1. d4 [White "x"]} e5'],
+)
+def test_tags_in_comments_begin_no_game(movetext: str) -> None:
+    ((_, text),) = header_blocks(f'[Event "x"]\n\n{movetext} *\n'.encode())
+    assert b"e5" in text
 
 
 def test_header_blocks_with_and_without_blank_lines():

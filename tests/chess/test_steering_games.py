@@ -14,6 +14,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.edit import Edit, spliced
 from glassmoe.model.neurons import neurons
 from glassmoe.model.subject import activations, load_subject
+from glassmoe.papers.moex.steering_games import SteeredMoves, SteeringGamesResults
 from glassmoe.training.language import train
 from tiny_runs import tiny
 
@@ -62,6 +63,13 @@ def test_raised_features_against_one_written_out(corpus: Corpus, tmp_path: Path)
                 after = subject.model(ids).logits[:, -1].log_softmax(-1)
             kl = (before.exp() * (before - after)).sum(-1).mean()
             assert row.shift == pytest.approx(float(kl), rel=1e-3, abs=1e-6) and row.shift > 0
+
+
+def test_a_layer_in_which_nothing_fires_has_a_row_without_means(tmp_path: Path) -> None:
+    row = {"name": "run", "features": "1/relu", "positions": 3, "legal": 0.5, "rows": []}
+    rows = [SteeredMoves.from_dict({**row, "times": times}) for times in (1.0, 4.0)]
+    SteeringGamesResults(command="", commit="", hardware="", entries=rows).save(tmp_path, "silent")
+    assert "| run   | 1/relu   | 4     | 0 | 0.500 | -" in (tmp_path / "silent.md").read_text()
 
 
 def test_the_verb_writes_results(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

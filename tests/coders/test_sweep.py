@@ -89,6 +89,31 @@ def test_a_corpus_without_a_validation_document_at_one_percent_takes_ten(
     assert found.data.path == str(tmp_path / "out/text")
 
 
+def test_other_text_is_never_taken_for_that_of_an_earlier_call(tmp_path: Path) -> None:
+    prepared(tmp_path / "text", made_up_texts(100), valid_share=0.3)
+    model = str(random_gpt2(tmp_path / "model", tmp_path / "text"))
+    first, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text(jsonl(made_up_texts(200)))
+    other.write_text(jsonl(made_up_texts(300)))
+    out = tmp_path / "out"
+
+    def documents(data: Path) -> int:
+        sweep(model, layers=[1], coders=["sae-topk"], ks=[4], data=str(data), out=out, context=32)
+        corpus = Corpus.open(out / "text")
+        return sum(len(corpus.split(split).offsets) - 1 for split in ("train", "valid"))
+
+    assert documents(first) < documents(other)
+    written = (out / "text/manifest.json").stat().st_mtime_ns
+    moved = other.rename(tmp_path / "c.jsonl")
+    assert documents(moved) > 0 and (out / "text/manifest.json").stat().st_mtime_ns == written
+    # Coders that have been fitted to one text are not resumed with another.
+    (out / "1/sae-topk-k4").mkdir(parents=True)
+    (out / "1/sae-topk-k4/metrics.jsonl").touch()
+    with pytest.raises(ValueError, match=r"out was made with other data: .*b.jsonl, not as now .*a.jsonl. Give the sam"):
+        documents(first)
+    assert documents(moved) > 0
+
+
 @pytest.mark.parametrize(
     ("texts", "reason"), [(["one book " * 100], "there is only one"), (["a", "b", "c"], "none of the 3 was drawn")]
 )

@@ -4,6 +4,7 @@ import pytest
 
 import glassmoe
 from glassmoe.text.tokens import train_tokenizer
+from glassmoe.tracing.prompts import read_prompt
 from text_files import made_up_texts
 
 
@@ -20,3 +21,10 @@ def test_a_token_that_was_added_to_the_tokenizer_alone_is_refused() -> None:
     for read in (opened.tokenize, opened.features, opened.generate):
         with pytest.raises(ValueError, match=r"token '<new>' \(id 280\), but llama-\w+ reads ids below 280; leave"):
             read("the <new> cat")
+    with pytest.raises(ValueError, match=r"token '<new>' \(id 280\), but llama-\w+ reads ids below 280; leave"):
+        glassmoe.steer(opened, layer=0, feature=1, add=1.0, prompt="the <new> cat", tokens=2)
+    kind = opened.subject.kind()
+    with pytest.raises(ValueError, match=r"token '<new>' \(id 280\)"):
+        read_prompt(opened.subject, kind, "the <new> cat")
+    with pytest.raises(ValueError, match="token id 280; expected ids from 0 to 279"):
+        read_prompt(opened.subject, kind, [1, 280])

@@ -173,6 +173,16 @@ def test_largest_share_by_hand() -> None:
     assert silent.finish().largest_share == 0
 
 
+def test_gated_units_below_0_are_active() -> None:
+    """Products of an open gate and a linear branch have either sign."""
+    coder = Dense(2, 3, "reglu")
+    coder.features = lambda _: Features(torch.tensor([[2.0, -1, 0], [0, -3, 0]]), 3)
+    sums = ReconstructionSums()
+    sums.add(coder, torch.tensor([[1.0, 3], [2.0, 1]]))
+    found = sums.finish()
+    assert found.l0 == 1.5 and found.alive == pytest.approx(2 / 3) and found.largest_share == pytest.approx(4 / 6)
+
+
 def test_the_hook_is_taken_out_again() -> None:
     model, coder = make_model(), make_coder()
     tokens = torch.randint(0, 32, (2, 20))

@@ -115,6 +115,21 @@ def test_experts_that_a_token_decides() -> None:
             assert lift == pytest.approx(1 / load[expert], rel=0.02)
 
 
+def test_gated_units_below_0_are_active() -> None:
+    torch.manual_seed(0)
+    shape = {"width": 16, "layers": 1, "heads": 2, "active_width": 16, "num_experts": 4, "context": 12}
+    model = GlassForCausalLM(GlassConfig(ffn="moe-x", gated=True, vocab_size=32, **shape)).eval()
+    tokens = np.random.default_rng(0).integers(0, 32, (4, 12))
+    (layer,) = experts_of(model, tokens, np.full(4, 12), CHARACTERS).layers
+    with torch.no_grad():
+        x = model.model.tokens(torch.from_numpy(tokens)) + model.model.positions.weight[:12]
+        block = model.model.layers[0]
+        x = x + block.attention(block.attention_norm(x))
+        values = block.ffn.features(block.ffn_norm(x).flatten(0, 1)).values
+    assert layer.l0 == pytest.approx(float((values != 0).sum(1).float().mean()), rel=1e-5)
+    assert layer.l0 > 1.5 * float((values > 0).sum(1).float().mean())
+
+
 def test_experts_that_a_source_decides() -> None:
     """Documents of one source are made of other tokens than those of the other, and the token decides the expert: of
     the source the experts say the mutual information by the formula; of documents dealt at random hardly anything."""

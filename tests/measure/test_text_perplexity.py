@@ -97,6 +97,9 @@ def test_uniform_predictions_by_hand(corpus: Path) -> None:
         math.exp(last * math.log(kind.size) / 2), rel=1e-5
     )
     assert (found.last_word.accuracy, found.last_word.words) == (0.0, 2)
+    # White space after the last word does not belong to it.
+    spaced = text_perplexity(model, kind, as_text([text + " \n" for text in texts], passages=True), 8)
+    assert spaced.tokens > tokens and spaced.last_word.perplexity == pytest.approx(found.last_word.perplexity, rel=1e-5)
 
 
 def models(corpus: Path) -> dict[str, object]:

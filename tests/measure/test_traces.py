@@ -45,7 +45,7 @@ def test_a_results_file_counts_nodes_and_agreement(run: Path, tmp_path: Path) ->
     assert set(held) >= {"norms", "experts", "all but norms", "all but experts and gates"}
     file = json.loads((tmp_path / "trace-moex.json").read_text())
     assert (
-        file["command"] == "glassmoe reproduce trace moex --prompts 3 --lengths 5,9"
+        file["command"] == "glassmoe reproduce trace moex --prompts 3 --lengths 5,9 --check 2"
         and file["rows"][0]["nodes"] == row.nodes
     )
     page = (tmp_path / "trace-moex.md").read_text()
@@ -86,7 +86,7 @@ def test_each_kind_of_coder_gets_a_row(noise_games: Path, tmp_path: Path) -> Non
         ("opened/transcoder-k5", "transcoder"),
     ]
     assert results.command == (
-        "glassmoe reproduce trace opened --prompts 2 --coder mxd-k5,transcoder-k5 --lengths 5,9 --features 20"
+        "glassmoe reproduce trace opened --prompts 2 --coder mxd-k5,transcoder-k5 --lengths 5,9 --features 20 --check 2"
     )
     with pytest.raises(ValueError, match="there is no coder 'sae-k5'; choose one of 0/mxd-k5, 0/transcoder-k5"):
         gm.reproduce("trace", [tmp_path / "opened"], coder="mxd-k5,sae-k5", data=noise_games, **options)

@@ -153,6 +153,13 @@ def test_grouped_heads_under_bf16_are_close() -> None:
             LlamaConfig(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
             "has rope_parameters .*'linear'.*, which glassmoe's decoder cannot express; supported are",
         ),
+        (
+            # The Llama of transformers reads the other fields of rope_parameters, but not this one.
+            LlamaConfig(
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+            ),
+            "has rope_parameters .*'partial_rotary_factor': 0.5.*, which glassmoe's decoder cannot express",
+        ),
     ],
 )
 def test_what_cannot_be_expressed_is_refused(config: object, message: str) -> None:

@@ -104,6 +104,24 @@ def upcycle(source: Path, out: Path, *words: object) -> int:
     return main([*map(str, ["upcycle", source, "--data", source / "text", "--out", out, *BRIEF.split(), *words])])
 
 
+def test_a_model_whose_sizes_and_ends_are_in_a_nested_configuration(tokenizer: Path, tmp_path: Path) -> None:
+    """Gemma 3 that reads images too: its top configuration has no eos_token_id."""
+    kind = text_kind(*load_tokenizer(tokenizer))
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {**GEMMA, "vocab_size": kind.size, "bos_token_id": kind.start, "eos_token_id": [kind.start, 3]}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    source = tmp_path / "source"
+    model.save_pretrained(source)
+    for file in tokenizer.iterdir():
+        (source / file.name).write_bytes(file.read_bytes())
+    prepared(source / "text", made_up_texts(150), str(source), valid_share=0.2)
+    assert upcycle(source, tmp_path / "run", "--layers", "1", "--ffn", "switch", "--num_experts", "2") == 0
+    assert glassmoe.load(tmp_path / "run").torch_model.config.get_text_config().eos_token_id == [kind.start, 3]
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("opt", "olmoe")])
 @torch.no_grad()
 def test_a_copy_computes_what_its_source_computes(name: str, sources: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from glassmoe import config as configuration
 from glassmoe.config import RunConfig
+from glassmoe.data.sources import discover, made_of
 from glassmoe.locks import writing
 
 from .arguments import Device, Numbers, PathLike, above_zero, one_of, paths, public, whole_numbers
@@ -222,11 +223,12 @@ def _train(config: RunConfig, name: str, data: PathLike | None, out: PathLike | 
         return train_language_model(config, out)
 
 
-RAW = (".pgn", ".txt", ".jsonl", ".parquet", ".zst", ".bz2", ".gz")
+RAW = (".pgn", ".txt", ".jsonl", ".parquet", ".arrow", ".zst", ".bz2", ".gz")
 
 
 def _prepared(data: Path, config: RunConfig, out: Path) -> str:
-    """Prepared data as it is; raw files are prepared into the run directory, where a later call finds them."""
+    """Prepared data as it is; raw files are prepared into the run directory, where a later call with the same files
+    finds them."""
     if any((data / name).exists() for name in ("manifest.json", "config.yaml", "config.json")):
         return str(data)  # prepared, or a mistake that is explained where it is opened
     files = data.iterdir() if data.is_dir() else [data]
@@ -236,7 +238,15 @@ def _prepared(data: Path, config: RunConfig, out: Path) -> str:
         raise ValueError(f"{data} holds raw files; with several processes, prepare them first with glassmoe data")
     text = config.data.tokens == "text"
     folder = out / ("text" if text else "games")
-    if (folder / "manifest.json").exists():
+    if text:
+        from glassmoe.text.documents import files_of
+
+        names = files_of(data)[0]
+    else:
+        from glassmoe.chess.game_files import KINDS
+
+        names = discover(data, KINDS)[0]
+    if made_of(folder, names, out):
         return str(folder)
     if text:
         prepare_text(data, out=folder, tokenizer=config.start.source or "train:8192", overwrite=True)

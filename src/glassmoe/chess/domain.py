@@ -54,10 +54,11 @@ def first_moves(kind: TokenKind, prompt: str, texts: Sequence[str]) -> tuple[lis
     moves, legal = [], 0
     for text in texts:
         written = _words(text, kind)[len(before) : len(before) + 1]
-        moves.append(written[0] if written else "")
+        # A `;` begins the next game.
+        moves.append(written[0].partition(";")[0] if written else "")
         try:
-            parse(moves[-1])
-            legal += 1
+            # python-chess reads `--` and `0000` as a move that passes, which is false as a truth value.
+            legal += bool(parse(moves[-1]))
         except ValueError:
             continue
     return moves, legal / len(texts)

@@ -32,8 +32,10 @@ _START_TAGS = re.compile(rb'\[[ \t]*(SetUp|FEN|Variant)[ \t]*"?([^"\]\n]*)', re.
 _START_BOARD = b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq"
 _STANDARD = {b"", b"standard", b"chess", b"classical", b"normal", b"from position"}
 
-# A tag behind the result of the game before it, on the same line.
-_TAG_AFTER_RESULT = re.compile(rb"\[(?<=[012*][ \t]\[)(?=" + _NAME + rb'[ \t]+")')
+# A tag that does not begin its line, and what may be before it: a result or a move, a comment, variation or tag.
+_TAG_WITHIN_LINE = re.compile(rb"\[(?<=[^\n]\[)(?=" + _NAME + rb'[ \t]*")')
+_MAY_BE_BEFORE = re.compile(rb"(?:[\d*+#!?\])},.]|[OZ]-?[O0]|=[QRBN])[ \t]*\Z")
+_LOOK_BACK = 4096
 _COMMENTS = re.compile(rb"\{[^}]*\}?|;[^\n]*|^%[^\n]*|\[[^\]\n]*\]|^\[[^\n]*", re.MULTILINE)
 _PLAYED = re.compile(rb"[a-h][1-8]|[O0]-[O0]|--|Z0|@@|(?<!\S)(?:1-0|0-1|1/2|\*)(?!\S)")
 
@@ -44,7 +46,7 @@ def header_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     Lines of tags that follow each other belong to one game. So do tags after a blank line, or after a stray line
     without a move or a result, unless they repeat a tag of the game.
     """
-    data = b"\n" + _TAG_AFTER_RESULT.sub(b"\n[", data)
+    data = b"\n" + _TAG_WITHIN_LINE.sub(_on_its_own_line, data)
     tags, text, begin, started = b"", b"", 0, False
     for block in _HEADERS.finditer(data):
         between = data[begin : block.start()]
@@ -61,6 +63,14 @@ def header_blocks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     text += data[begin:]
     if started or text.strip():
         yield tags, text
+
+
+def _on_its_own_line(tag: re.Match[bytes]) -> bytes:
+    """The bracket of a tag, after a newline unless the tag belongs to a comment or to the value of another tag."""
+    before = tag.string[max(0, tag.start() - _LOOK_BACK) : tag.start()]
+    line = before[before.rfind(b"\n") + 1 :]
+    in_comment = before.rfind(b"{") > before.rfind(b"}") or line.startswith(b"%") or b";" in _TAG.sub(b"", line)
+    return b"[" if in_comment or not _MAY_BE_BEFORE.search(line) else b"\n["
 
 
 def _is_between_tags(text: bytes) -> bool:

@@ -25,14 +25,14 @@ class CoderReconstruction(Result):
     normalised_mse: float
     """`squared_error` / mean ||y - mean y||^2."""
     l0: float
-    """Mean number of features above 0 per token."""
+    """Mean number of active features per token."""
     alive: float
-    """Share of the features that are above 0 on at least one token."""
+    """Share of the features that are active on at least one token."""
     tokens: int
     """Tokens that were read."""
     largest_share: float | None = omitted()
-    """Share of the one feature that has most of it in the strength of all features, summed over tokens (values below 0
-    count as 0). Near 1, a single feature that is always on does the work. None where it was not measured."""
+    """Share of the one feature that has most of it in the strength of all features, summed over tokens (the size of
+    active values, 0 for the others). Near 1, a single feature that is always on does the work. None where it was not measured."""
 
 
 class ReconstructionSums:
@@ -61,9 +61,10 @@ class ReconstructionSums:
         for name, values_TD in (("y", y_TD.double()), ("error", error_TD.double())):
             sums_2D = torch.stack([values_TD.sum(0), values_TD.square().sum(0)])
             self.sums[name] = self.sums.get(name, torch.zeros_like(sums_2D)) + sums_2D
-        strength_F = _strength(features)
+        active = coder.active(features)
+        strength_F = _strength(features, active)
         self.strength_F = strength_F if self.strength_F is None else self.strength_F + strength_F
-        self.active += int((features.values > 0).sum())
+        self.active += int(active.sum())
         self.tokens += len(y_TD)
         return written_TD
 
@@ -87,9 +88,9 @@ class ReconstructionSums:
         )
 
 
-def _strength(features: Features) -> Tensor:
-    """(F,) float64: the values of each feature above 0, summed over the tokens."""
-    values = features.values.double().clamp(min=0)
+def _strength(features: Features, active: Tensor) -> Tensor:
+    """(F,) float64: the size of each feature where it is active, summed over the tokens."""
+    values = features.values.double().abs() * active
     if features.ids is None:
         return values.reshape(-1, features.width).sum(0)
     return values.new_zeros(features.width).scatter_add_(0, features.ids.flatten(), values.flatten())

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from glassmoe.config import DataConfig, OptimizerConfig, TrainConfig
 from glassmoe.console import say
 from glassmoe.data.domains import domain_of
+from glassmoe.data.sources import made_of
 from glassmoe.data.tokens import TEXT
 from glassmoe.model.subject import ModelSource, Subject, load_subject
 from glassmoe.registry import CODER_REGISTRY
-from glassmoe.text.documents import prepare_text
+from glassmoe.text.documents import files_of, prepare_text
 from glassmoe.training.distributed import reading_processes, wait_for_all
 
 from .configuration import (
@@ -159,12 +160,12 @@ def _coders(
 
 
 def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
-    """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text.
-    ValueError for text and a model in memory without a tokenizer, and for text without a document for validation."""
+    """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text, which a
+    later call with the same text finds. ValueError for other text than that of the coders in `out`, for text and a model in memory without a tokenizer, and for text without a document for validation."""
     if (Path(data) / "manifest.json").is_file():
         return str(data)
     folder, group = out / "text", reading_processes()
-    if group.first and not (folder / "manifest.json").is_file():
+    if group.first and not made_of(folder, files_of(data)[0], out):
         with _tokenizer(model) as tokenizer:
             documents = prepare_text([data], folder, tokenizer=tokenizer, overwrite=True).sequences
             if not documents["valid"] and documents["train"] > 1:

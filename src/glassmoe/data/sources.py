@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import hashlib
+import json
 import shlex
 import sys
 import unicodedata
@@ -95,6 +96,37 @@ def discover(inputs: str | Path | Sequence[str | Path], kinds: Mapping[str, str]
         else:
             files.append(name)
     return files, ignored
+
+
+def made_of(folder: Path, names: Sequence[str], out: Path) -> bool:
+    """Whether the prepared data in `folder` was made of these files as they are now. Standard input and data sets are
+    compared by name, and files by size and sha256, because they may have moved.
+
+    ValueError if `folder` holds the data of other files and `out` a training or fit that read it.
+    """
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return False
+    known = json.loads(manifest.read_text(encoding="utf-8")).get("inputs", [])
+    if len(known) == len(names) and all(map(_is_input, known, names)):
+        return True
+    if any(out.rglob("metrics.jsonl")):
+        raise ValueError(
+            f"{out} was made with other data: {', '.join(each['file'] for each in known[:3])}, not as now "
+            f"{', '.join(names[:3])}. Give the same data to resume, or another --out"
+        )
+    return False
+
+
+def _is_input(known: Mapping[str, Any], name: str) -> bool:
+    """Whether an entry of a manifest is of this file."""
+    path = Path(name)
+    if not path.is_file():
+        return bool(known["file"] == name)
+    if known["bytes"] != path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        return bool(known["sha256"] == hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def kind_of_file(name: str, kinds: Mapping[str, str]) -> str | None:

@@ -59,7 +59,7 @@ class Embed:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """(T, D) float32: the mean over a text's tokens, of norm 1; 0 for a text without tokens."""
-        vectors_TD = np.zeros((len(texts), self._model.config.hidden_size), np.float32)
+        vectors_TD = np.zeros((len(texts), self._model.config.get_text_config().hidden_size), np.float32)
         # Texts of similar length share a batch and need little padding.
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         for start in range(0, len(order), BATCH):

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from glassmoe.console import bar, say
 from glassmoe.device import fast_bf16, pick_device
+from glassmoe.model.families import context_of
 from glassmoe.text.gguf import from_pretrained, gguf_of
 from glassmoe.text.tokens import loading_failure
 
@@ -134,8 +135,7 @@ class LocalChat:
 
     def _room(self, tokens: int) -> int:
         """Tokens of an answer to a question of so many; negative where the question is too long."""
-        context = getattr(self._model.config, "max_position_embeddings", None)
-        return LONGEST_ANSWER if context is None else min(LONGEST_ANSWER, context - tokens)
+        return min(LONGEST_ANSWER, context_of(self._model) - tokens)
 
     def _batches_to_answer(self, rows: Mapping[str, list[int]]) -> list[list[tuple[str, list[int]]]]:
         """Batches of questions. One near the end of the context is asked alone, since padding would shorten the answers

@@ -225,7 +225,7 @@ def encoded(
     rows, numbers, unreadable = [], [], 0
     for number, text in enumerate(texts):
         try:
-            ids = np.asarray(kind.encode(text)).astype(np.int64)
+            ids = np.asarray(subject.encode(text)).astype(np.int64)
         except ValueError:  # outside the vocabulary
             unreadable += 1
             continue

@@ -168,8 +168,14 @@ def origin(device: str) -> dict[str, Any]:
 
 
 def option_words(options: Mapping[str, Any]) -> str:
-    """Options of a command as it is typed, each with a space before it; those that are None are left out."""
-    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value is not None)
+    """Options of a command as it is typed, each with a space before it; those that are None are left out. False is
+    `--no-NAME`."""
+    words = []
+    for name, value in options.items():
+        word = name.replace("_", "-")
+        if value is not None:
+            words.append(f" --{'no-' if value is False else ''}{word}" + ("" if isinstance(value, bool) else f" {value}"))
+    return "".join(words)
 
 
 def section(title: str, text: str, header: Sequence[str], lines: Sequence[Sequence[Any]]) -> list[str]:

@@ -76,9 +76,9 @@ class LayerExperts(Result):
     entropy: float
     """Entropy of the load, in bits; log2 E if all experts have the same load."""
     l0: float
-    """Units above 0 per token."""
+    """Active units per token."""
     activity: float
-    """Share of the chosen experts' units above 0."""
+    """Share of the chosen experts' units that are active."""
     information: dict[str, PropertyInformation]
     """By the name of the property (`properties_of`)."""
     tokens: list[list[list[Any]]]
@@ -273,7 +273,7 @@ def _read(
             stream[i].add(x_TD, position_T)
             by_scores[i].add(relative(scores_TE), position_T)
             chosen[i].append(choose(scores_TE, layer.experts_per_token)[1].cpu().numpy())
-            active[i] += float((layer.features(x_TD).values > 0).sum())
+            active[i] += float(layer.active(layer.features(x_TD)).sum())
     return chosen, active, stream, by_scores
 
 

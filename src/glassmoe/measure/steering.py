@@ -136,6 +136,7 @@ def steered(
     prompt that cannot be read."""
     kind = subject.kind()
     prompt = kind.prompt if prompt is None else prompt
+    subject.encode(prompt, prompt=True)  # raises for a token that the model cannot read
     written: list[list[Tokens]] = []
     read = 0
     for change in (None, edit):

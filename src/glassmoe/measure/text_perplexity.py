@@ -378,8 +378,10 @@ def _last_words(kind: TokenKind, texts: Sequence[str], rows: Sequence[Tokens], s
             continue  # a passage of one word has nothing before it
         # The tokens after those of the beginning; a token that spans both belongs to the word.
         first = min(len(kind.encode(before)), len(row) - 1) - 1
-        nats.append(float(nats_N[first:].sum(dtype=np.float64)))
-        right.append(bool(hits_N[first:].all()))
+        # White space after the word does not belong to it.
+        end = max(first + 1, len(kind.encode(text.rstrip())) - 1)
+        nats.append(float(nats_N[first:end].sum(dtype=np.float64)))
+        right.append(bool(hits_N[first:end].all()))
     if not nats:
         return LastWords(None, None, 0)
     return LastWords(_exp(sum(nats), len(nats)), sum(right) / len(right), len(nats))

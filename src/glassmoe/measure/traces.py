@@ -187,6 +187,7 @@ def traces(
         "coder": ",".join(coders) or None,
         "lengths": lengths and "{},{}".format(*lengths),
         "features": None if features == FEATURES else features,
+        "check": check,
         "seed": seed or None,
     }
     command = f"glassmoe reproduce trace {' '.join(names)} --prompts {prompts}{option_words(options)}"

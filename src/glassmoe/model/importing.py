@@ -123,6 +123,9 @@ def _neox_settings(foreign: Any) -> Settings:
 
 
 def _llama_settings(foreign: Any) -> Settings:
+    if foreign.rope_parameters.get("partial_rotary_factor", 1.0) != 1:
+        # The Llama of transformers turns all entries whatever this says.
+        _refuse(foreign, "rope_parameters")
     _insist(foreign, mlp_bias=False, head_dim=foreign.hidden_size // foreign.num_attention_heads)
     if foreign.intermediate_size % 2:
         _refuse(foreign, "intermediate_size")

@@ -93,7 +93,7 @@ def prepare_text(
             f"max_documents is {max_documents}; expected a number of documents of at least 1, or None for all"
         )
     workers = count_workers(workers)
-    names, ignored = _discover(inputs)
+    names, ignored = files_of(inputs)
     for name in names:
         if (table := "dataset" if is_dataset(name) else kind_of_file(name, KINDS)) in TABLES:
             require_packages(name, table)
@@ -164,7 +164,7 @@ def prepare_text(
         )
 
 
-def _discover(inputs: str | Path | Sequence[str | Path]) -> tuple[list[str], int]:
+def files_of(inputs: str | Path | Sequence[str | Path]) -> tuple[list[str], int]:
     """The files and data sets that are read, in order, and how many other files the folders hold."""
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     names: list[str] = []

@@ -114,7 +114,7 @@ def _from_file(name: str, path: Path, text_field: str) -> EvaluationText:
 
 def _entries(source: TextFile, path: Path, passages: bool, text_field: str) -> Iterator[tuple[str | Skip, bool]]:
     ending = Path(path.name.lower().removesuffix(packing_of(path.name))).suffix
-    if ending in (".jsonl", ".parquet"):
+    if ending in (".jsonl", ".parquet", ".arrow"):
         for chunk in source.chunks():
             yield from ((each.text, each.repaired) for each in documents(chunk, text_field))
         return

@@ -40,12 +40,13 @@ def read_prompt(subject: Subject, kind: TokenKind, prompt: str | Sequence[int]) 
     if not len(prompt):
         raise ValueError("the prompt is empty; give the text whose next token is to be explained")
     if isinstance(prompt, str):
-        ids = [int(token) for token in kind.encode_prompt(prompt)]
+        ids = [int(token) for token in subject.encode(prompt, prompt=True)]
     else:
         ids = [int(token) for token in prompt]
-        wrong = [token for token in ids if not 0 <= token < kind.size]
+        size = min(kind.size, subject.vocab_size)
+        wrong = [token for token in ids if not 0 <= token < size]
         if wrong:
-            raise ValueError(f"the prompt has token id {wrong[0]}; expected ids from 0 to {kind.size - 1}")
+            raise ValueError(f"the prompt has token id {wrong[0]}; expected ids from 0 to {size - 1}")
     if not 0 < len(ids) <= subject.context:
         raise ValueError(f"the prompt has {len(ids)} tokens; expected 1 to {subject.context}, the context of the model")
     texts = Spelling(kind)(np.array(ids))

@@ -11,6 +11,7 @@ from glassmoe.config import RunConfig
 from glassmoe.console import say
 from glassmoe.data.tokens import TokenKind
 from glassmoe.model import GlassConfig
+from glassmoe.model.families import text_settings
 from glassmoe.model.loading import OWN, read_settings
 from glassmoe.model.replacing import replacement_settings
 from glassmoe.model.subject import Subject, load_subject
@@ -70,7 +71,7 @@ def _ends(source: Subject, kind: TokenKind) -> int | list[int]:
         generated = GenerationConfig.from_pretrained(source.name).eos_token_id
     except (OSError, ValueError):
         generated = None
-    configured = source.model.config.eos_token_id
+    configured = getattr(text_settings(source.model), "eos_token_id", None)
     several = isinstance(configured, list) or isinstance(generated, list)
     ids = [end for ends in (configured, generated) for end in (ends if isinstance(ends, list) else [ends])]
     ids = [end for end in dict.fromkeys(ids) if end is not None]

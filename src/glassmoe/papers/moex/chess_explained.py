@@ -14,7 +14,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.data.tokens import TEXT
 from glassmoe.explaining.opening import data_of
 from glassmoe.measure.encoder_map import require_plots
-from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.measure.results_file import ResultsFile, figure, option_words, origin
 from glassmoe.model.subject import load_subject
 from glassmoe.pages.plots import drawing, write
 from glassmoe.results import Result, markdown_table, stored_as
@@ -109,7 +109,9 @@ def chess_explained(
     """
     require_plots("matplotlib.figure", "Drawing figures")
     names = [Path(run).name for run in runs]
-    explained = ChessExplainedResults(command=f"glassmoe reproduce chess-explained {' '.join(names)}", **origin(device))
+    words = option_words({"layers": layers and ",".join(map(str, layers)), "games": games})
+    command = f"glassmoe reproduce chess-explained {' '.join(names)}{words}"
+    explained = ChessExplainedResults(command=command, **origin(device))
     subjects = {str(run): load_subject(str(run), device) for run in runs}
     for run, subject in subjects.items():
         if subject.tokens == TEXT or subject.model.config.model_type != "glassmoe":

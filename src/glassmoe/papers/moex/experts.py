@@ -17,7 +17,7 @@ from glassmoe.data.prepared import largest
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.probing import encoded
-from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.measure.results_file import ResultsFile, figure, option_words, origin
 from glassmoe.measure.specialisation import DEALS, LayerExperts, TokenSources, experts_of
 from glassmoe.model.subject import Subject, load_subject
 from glassmoe.model.swapping import layer_kind
@@ -91,9 +91,8 @@ class ExpertsResults(ResultsFile):
         return [
             f"{self.opening()} Read: {read}.",
             markdown_table(["model", "layer", "load of an expert", "entropy", "L0", "activity"], load),
-            "Load: share of all choices, smallest and largest expert. Entropy: that of the load, in bits. L0: units "
-            "above "
-            "0 per token. Activity: share of the chosen experts' units above 0.",
+            "Load: share of all choices, smallest and largest expert. Entropy: that of the load, in bits. L0: active "
+            "units per token. Activity: share of the chosen experts' units that are active.",
             "## What the choice of experts depends on",
             markdown_table(["model", "layer", *columns], choice),
             "Mutual information of a token's experts with each property, minus that with the property shuffled, as a "
@@ -137,9 +136,9 @@ def experts(
         about = {"name": Path(path).name, "ffn": layer_kind(subject.model), "read": read, "token": subject.kind().one}
         rows.append(ExpertsRow.from_dict({**about, **measured.to_dict()}))
     names = [Path(path).name for path in runs]
-    return ExpertsResults(command=f"glassmoe reproduce experts {' '.join(names)}", entries=rows, **origin(device)).save(
-        results, f"experts-{name or names[0]}"
-    )
+    words = option_words({"task": task and Path(task).name, "tokens": tokens})
+    command = f"glassmoe reproduce experts {' '.join(names)}{words}"
+    return ExpertsResults(command=command, entries=rows, **origin(device)).save(results, f"experts-{name or names[0]}")
 
 
 def _rows(

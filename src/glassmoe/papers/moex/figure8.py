@@ -35,7 +35,7 @@ from glassmoe.results import Result, markdown_table, stored_as
 from .best_explained import BEST, KINDS, DetectedFeature, KindScores, best_explained, speaks_of
 from .canvas import style
 
-DENSE = ("gelu", "geglu", "solu", "switch", "neurons")
+DENSE = ("gelu", "gelu-tanh", "geglu", "swiglu", "solu", "switch", "neurons")
 """Layers whose features are almost never 0."""
 CHECK = 32
 """The k for neurons in delphi's article."""
@@ -110,10 +110,11 @@ class Figure8Results(ResultsFile):
             f"Means over features drawn at random, without silent ones, with half the 95% interval. {self._judged()} "
             f"on {protocol['per_decile']} windows of each tenth of a feature's strength and "
             f"{protocol['silent']} windows where it does not fire, from documents that did not explain it. `shuffled`: "
-            f"the same with another feature's explanation. L0: features per token; for GELU, GEGLU, SoLU and Switch "
-            f"layers only the greatest k features of a token count. Read from {data}; the paper reads RedPajama, and "
+            f"the same with another feature's explanation. L0: features per token; for GELU, GEGLU, SwiGLU, SoLU and "
+            f"Switch layers only the greatest k features of a token count. Read from {data}; the paper reads RedPajama, and "
             f"its explainer and judge is a language model of 70B, so its accuracies are not comparable.",
             *_fewer(rows),
+            *_other_data(rows),
             *(self.remarks or []),
             *_findings(rows),
             "## Accuracy in each tenth, the strongest first, and where the feature does not fire",
@@ -172,7 +173,9 @@ def figure8(
     options = {
         "layer": layer,
         "coder": ",".join(coders) or None,
+        "scale": None if scale == "cpu" else scale,
         "features": features,
+        "keep": keep,
         "tokens": tokens,
         "per_decile": None if per_decile == ExplanationProtocol.per_decile else per_decile,
         "silent": None if silent == ExplanationProtocol.silent else silent,
@@ -334,9 +337,13 @@ def _fewer(rows: Sequence[Figure8Row]) -> list[str]:
         own = row.scores.get("detection")
         if own and own.fewer:
             parts.append(f"{row.name}: {own.fewer} features ({own.examples:,} of {own.asked:,} windows)")
-    if len({row.data_sha256 for row in rows}) > 1:
-        parts.append("the rows were not all read on the same data")
     return [f"Scored on fewer windows than asked for: {'; '.join(parts)}."] if parts else []
+
+
+def _other_data(rows: Sequence[Figure8Row]) -> list[str]:
+    """A sentence if rows were read on different data."""
+    different = len({row.data_sha256 for row in rows}) > 1
+    return ["The rows were not all read on the same data."] if different else []
 
 
 def _draw(results: Figure8Results, path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.inspect.readers import open_readers
 from glassmoe.measure.encoder_map import require_plots
 from glassmoe.measure.intervals import interval, plus_minus
-from glassmoe.measure.results_file import ResultsFile, figure, origin
+from glassmoe.measure.results_file import ResultsFile, figure, option_words, origin
 from glassmoe.pages.plots import drawing, write
 from glassmoe.results import Result, markdown_table, stored_as
 
@@ -53,8 +53,8 @@ class SteeringGamesResults(ResultsFile):
     def sections(self, name: str) -> Iterable[str | None]:
         lines = []
         for row in self.entries:
-            scores = zip(*((each.legal, each.changed, each.shift) for each in row.steered), strict=True)
-            means = [plus_minus(*interval(values), 3) for values in scores]
+            scores = [[getattr(each, key) for each in row.steered] for key in ("legal", "changed", "shift")]
+            means = [plus_minus(*interval(values), 3) if values else None for values in scores]
             lines.append([row.name, row.features, f"{row.times:g}", len(row.steered), f"{row.legal:.3f}", *means])
         return [
             self.opening(),
@@ -93,7 +93,14 @@ def steering_games(
     """
     require_plots("matplotlib.figure", "Drawing figures")
     names = [Path(path).name for path in paths]
-    moves = SteeringGamesResults(command=f"glassmoe reproduce steering-games {' '.join(names)}", **origin(device))
+    options = {
+        "layers": layers and ",".join(map(str, layers)),
+        "features": features,
+        "positions": positions,
+        "neurons": None if neurons else False,
+    }
+    command = f"glassmoe reproduce steering-games {' '.join(names)} --data GAMES{option_words(options)}"
+    moves = SteeringGamesResults(command=command, **origin(device))
     for path in map(str, paths):
         subject, readers = open_readers(path, layers, own=neurons, device=device)
         corpus = Corpus.open(str(data), subject.tokens).require(subject.tokens)
@@ -111,7 +118,7 @@ def steering_games(
 
 def _draw(rows: Sequence[SteeredMoves], path: Path) -> list[Path]:
     """The share of other moves against the share of legal moves at the largest multiple, a dot for each feature."""
-    rows = [row for row in rows if row.times == max(TIMES)]
+    rows = [row for row in rows if row.times == max(TIMES) and row.steered]
     with drawing():
         from matplotlib.figure import Figure
 
