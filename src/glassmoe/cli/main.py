@@ -83,7 +83,7 @@ def _guarded(run: Callable[[], int]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<12}{verb.about}" for name, verb in VERBS.items()]
+    lines = [f"  {name:<16}{verb.about}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "usage: glassmoe VERB ...   (glassmoe VERB --help shows more)",
