@@ -34,6 +34,7 @@ from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.readers import open_coders, open_readers
 from glassmoe.measure.fidelity import FidelityResult, evaluate_fidelity, fidelity
 from glassmoe.measure.saved import read_measure
+from glassmoe.model import Features, FeedForward
 from glassmoe.model.subject import activations, load_subject, place_in, weights_digest
 from glassmoe.training.distributed import Processes
 from glassmoe.training.language import train
@@ -264,10 +265,10 @@ def test_a_perfect_stand_in_recovers_all(gpt2: Path, text: Path) -> None:
     place = place_in(model, 1, "mlp")
     mlp = model.get_submodule(place.module)
 
-    class Same(torch.nn.Module):
-        def features(self, x: torch.Tensor) -> object:
-            from glassmoe.model import Features
+    class Same(FeedForward):
+        num_features = mlp.c_fc.nf
 
+        def features(self, x: torch.Tensor) -> object:
             hidden = mlp.act(mlp.c_fc(x))
             return Features(hidden, hidden.shape[1])
 

@@ -109,7 +109,7 @@ def test_other_text_is_never_taken_for_that_of_an_earlier_call(tmp_path: Path) -
     # Coders that have been fitted to one text are not resumed with another.
     (out / "1/sae-topk-k4").mkdir(parents=True)
     (out / "1/sae-topk-k4/metrics.jsonl").touch()
-    with pytest.raises(ValueError, match=r"out was made with other data: .*b.jsonl, not as now .*a.jsonl. Give the sam"):
+    with pytest.raises(ValueError, match=r"out was made with other data: .*b.jsonl, not as now .*a.jsonl. Give"):
         documents(first)
     assert documents(moved) > 0
 

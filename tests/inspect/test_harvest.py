@@ -1,5 +1,6 @@
 """Harvesting against the whole activations written out, and loading what users name."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ GAMES, LENGTH = 7, 24
 def make(ffn: str, **settings: object) -> GlassForCausalLM:
     torch.manual_seed(0)
     config = {"width": 16, "layers": 2, "heads": 2, "active_width": 32, "num_experts": 4, "context": 32}
-    return GlassForCausalLM(GlassConfig(ffn=ffn, init_std=0.3, **{**config, **settings})).eval()
+    return GlassForCausalLM(GlassConfig(ffn=ffn, **{"init_std": 0.3, **config, **settings})).eval()
 
 
 def games() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -141,6 +142,28 @@ def test_random_twin_has_the_shape_and_other_weights() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(twin.feed_forwards()[0].w_enc, model.feed_forwards()[0].w_enc)
     assert torch.equal(twin.feed_forwards()[0].w_enc, random_twin(model).feed_forwards()[0].w_enc)
+
+
+@pytest.mark.parametrize("ffn", ["monet-hd", "peer"])
+def test_a_twin_with_running_statistics_has_those_of_the_rows(ffn: str) -> None:
+    """In evaluation it opens as many gates as with the statistics of the tokens themselves."""
+    model = make(ffn, init_std=0.02)
+    rows = np.random.default_rng(0).integers(0, 32, (60, 30))
+    fresh, settled = random_twin(model), random_twin(model, rows)
+    for name, p in fresh.named_parameters():
+        assert torch.equal(p, settled.get_parameter(name)), name
+    ids = torch.from_numpy(rows[-8:])
+
+    def first_layer(twin: GlassForCausalLM) -> float:
+        x = activations_at(twin, 0, "mlp", rows[-8:]).x.flatten(0, 1)
+        return float((twin.feed_forwards()[0].features(x).values > 0).sum(-1).float().mean())
+
+    with torch.no_grad():
+        assert not torch.equal(fresh(ids).logits, settled(ids).logits)
+        expected = first_layer(copy.deepcopy(settled).train())
+    assert first_layer(settled) == pytest.approx(expected, rel=0.1)
+    if ffn == "monet-hd":
+        assert abs(first_layer(fresh) - expected) > abs(first_layer(settled) - expected)
 
 
 def test_load_reports_what_is_wrong(tmp_path: Path) -> None:

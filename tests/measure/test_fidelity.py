@@ -17,7 +17,7 @@ from glassmoe.inspect.edit import spliced
 from glassmoe.inspect.harvest import activations_at, harvest
 from glassmoe.layers.features import Features
 from glassmoe.measure.fidelity import Fidelity, fidelity
-from glassmoe.model import Dense, GlassConfig, GlassForCausalLM
+from glassmoe.model import GLU, Dense, GlassConfig, GlassForCausalLM
 from glassmoe.model.random_twins import random_coder
 from glassmoe.model.subject import Place, place_in, replaced
 
@@ -175,7 +175,7 @@ def test_largest_share_by_hand() -> None:
 
 def test_gated_units_below_0_are_active() -> None:
     """Products of an open gate and a linear branch have either sign."""
-    coder = Dense(2, 3, "reglu")
+    coder = GLU(2, 3, "relu")
     coder.features = lambda _: Features(torch.tensor([[2.0, -1, 0], [0, -3, 0]]), 3)
     sums = ReconstructionSums()
     sums.add(coder, torch.tensor([[1.0, 3], [2.0, 1]]))

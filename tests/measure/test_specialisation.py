@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from glassmoe.chess.tokens import CHARACTERS, MOVES
 from glassmoe.cli import main as cli
+from glassmoe.inspect.harvest import activations_at
 from glassmoe.measure import specialisation
 from glassmoe.measure.specialisation import (
     DEALS,
@@ -76,6 +78,17 @@ def test_classes_of_text_by_spelling(tmp_path: Path) -> None:
     assert classes[kind.vocabulary.index("Ġthe")] == "word"
 
 
+def test_classes_of_tokens_whose_decoder_drops_the_first_space() -> None:
+    """Llama 2, T5 and the like: a token by itself is decoded without the space that it begins with."""
+    words = {"<s>": 0, "<unk>": 1, "\u2581the": 2, "the": 3, "\u2581The": 4, "\u258112": 5, "\u2581": 6}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    kind = text_kind(tokenizer.to_str(), "<s>")
+    assert kind.decode([2]) == "the" and kind.classes is not None
+    assert list(kind.classes)[2:] == ["word", "inside", "Word", "number", "space"]
+
+
 def test_experts_that_a_token_decides() -> None:
     """A layer that reads embeddings alone, with a router that takes them apart: what it says of the token is all."""
     torch.manual_seed(0)
@@ -122,10 +135,7 @@ def test_gated_units_below_0_are_active() -> None:
     tokens = np.random.default_rng(0).integers(0, 32, (4, 12))
     (layer,) = experts_of(model, tokens, np.full(4, 12), CHARACTERS).layers
     with torch.no_grad():
-        x = model.model.tokens(torch.from_numpy(tokens)) + model.model.positions.weight[:12]
-        block = model.model.layers[0]
-        x = x + block.attention(block.attention_norm(x))
-        values = block.ffn.features(block.ffn_norm(x).flatten(0, 1)).values
+        values = model.feed_forwards()[0].features(activations_at(model, 0, "mlp", tokens).x.flatten(0, 1)).values
     assert layer.l0 == pytest.approx(float((values != 0).sum(1).float().mean()), rel=1e-5)
     assert layer.l0 > 1.5 * float((values > 0).sum(1).float().mean())
 

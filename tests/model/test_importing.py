@@ -155,9 +155,7 @@ def test_grouped_heads_under_bf16_are_close() -> None:
         ),
         (
             # The Llama of transformers reads the other fields of rope_parameters, but not this one.
-            LlamaConfig(
-                rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-            ),
+            LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
             "has rope_parameters .*'partial_rotary_factor': 0.5.*, which glassmoe's decoder cannot express",
         ),
     ],

@@ -42,8 +42,8 @@ def evaluate_coder(
     micro_rows: int = 16,
 ) -> CoderResult:
     """The fidelity of a fitted coder on the first `max_rows` validation rows of `corpus` (default: all, as for the loss
-    of a model), cut as for the fit. For a chess model also `evaluate_boards` with `games`, `test_corpus`, `controls` and `workers`. Saves the measure `coder`
-    in the coder's directory."""
+    of a model), cut as for the fit. For a chess model also `evaluate_boards` with `games`, `test_corpus`, `controls`
+    and `workers`. Saves the measure `coder` in the coder's directory."""
     _, valid = validation_rows(subject, {reader.name: reader}, str(corpus.path))
     read = np.arange(len(valid) if max_rows is None else min(max_rows, len(valid)))
     splice = fidelity(subject.model, {"coder": (reader.layer, reader.place)}, valid, read, micro_rows)["coder"]

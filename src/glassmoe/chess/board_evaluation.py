@@ -15,7 +15,7 @@ Legend: G games, N tokens, B slots.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -213,13 +213,18 @@ def random_twins(
     model: GlassForCausalLM, coder: FeedForward | None, layer: int, site: Site, inputs: Sequence[Any]
 ) -> tuple[GlassForCausalLM, FeedForward | None]:
     """The random-weight twin of a model and, with a coder, a coder of the twin before its fit."""
-    twin = random_twin(model)
+    twin = random_twin(model, games_of(*inputs[0][:2]))
     if coder is None:
         return twin, None
     tokens_GN, lengths_G = (each[:FIRST_GAMES] for each in inputs[0][:2])
     read = activations_at(twin, layer, site, tokens_GN)
     inside_GN = torch.from_numpy(np.arange(tokens_GN.shape[1]) < lengths_G[:, None]).to(read.x.device)
     return twin, random_coder(coder, read.x[inside_GN], read.y[inside_GN])
+
+
+def games_of(tokens_GN: Tokens, lengths_G: npt.NDArray[np.int64]) -> Iterator[Tokens]:
+    """The tokens of each game, without its padding."""
+    return (row[:length] for row, length in zip(tokens_GN, lengths_G, strict=True))
 
 
 def _features(

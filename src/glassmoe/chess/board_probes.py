@@ -31,7 +31,7 @@ from glassmoe.model import GlassForCausalLM
 from glassmoe.model.random_twins import random_twin
 from glassmoe.results import Result, omitted
 
-from .board_evaluation import DOTS, board_labels, board_rows, check_games, check_layers, choose_games
+from .board_evaluation import DOTS, board_labels, board_rows, check_games, check_layers, choose_games, games_of
 
 PIECES = "board_to_piece_state"
 """The property whose slots are the classes: 13 for each square."""
@@ -132,7 +132,7 @@ def evaluate_board_probes(
     games = len(splits["train"])
     fitting, testing = (classes_of(board_labels(tuple(part), (PIECES,), workers)[PIECES]) for part in splits.values())
     rows = {name: board_rows(part) for name, part in splits.items()}
-    models = [model, *([random_twin(model)] if controls else [])]
+    models = [model, *([random_twin(model, games_of(*rows["train"][:2]))] if controls else [])]
     progress = bar(len(chosen_layers) * len(models), "layers", "layer")
     scores: list[list[tuple[Classes, float]]] = []
     for each in models:

@@ -32,7 +32,8 @@ class CoderReconstruction(Result):
     """Tokens that were read."""
     largest_share: float | None = omitted()
     """Share of the one feature that has most of it in the strength of all features, summed over tokens (the size of
-    active values, 0 for the others). Near 1, a single feature that is always on does the work. None where it was not measured."""
+    active values, 0 for the others). Near 1, a single feature that is always on does the work. None where it was not
+    measured."""
 
 
 class ReconstructionSums:

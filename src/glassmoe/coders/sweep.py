@@ -161,7 +161,8 @@ def _coders(
 
 def prepared(data: str | Path, model: ModelSource, out: Path) -> str:
     """A prepared folder of `data`: that itself, or made of its text with the model's tokenizer as `out`/text, which a
-    later call with the same text finds. ValueError for other text than that of the coders in `out`, for text and a model in memory without a tokenizer, and for text without a document for validation."""
+    later call with the same text finds. ValueError for other text than that of the coders in `out`, for text and
+    a model in memory without a tokenizer, and for text without a document for validation."""
     if (Path(data) / "manifest.json").is_file():
         return str(data)
     folder, group = out / "text", reading_processes()

@@ -174,7 +174,9 @@ def option_words(options: Mapping[str, Any]) -> str:
     for name, value in options.items():
         word = name.replace("_", "-")
         if value is not None:
-            words.append(f" --{'no-' if value is False else ''}{word}" + ("" if isinstance(value, bool) else f" {value}"))
+            words.append(
+                f" --{'no-' if value is False else ''}{word}" + ("" if isinstance(value, bool) else f" {value}")
+            )
     return "".join(words)
 
 

@@ -30,6 +30,7 @@ from glassmoe.model import GlassForCausalLM, MoE
 from glassmoe.model.subject import activations, place_in
 from glassmoe.model.swapping import layer_kind, own_layers
 from glassmoe.results import Result, omitted, stored_as
+from glassmoe.text.spelling import Spelling
 
 from .position import PositionVariance, losses_without_position, relative
 
@@ -296,9 +297,9 @@ def _favourites(
     read_V = table_VE.sum(1) / experts_TK.shape[1]
     known = np.flatnonzero(read_V >= LEAST)
     lift_VE = table_VE[known] / np.maximum(table_VE[known].sum(1, keepdims=True) * load_E, 1e-12)
-    favourites = []
+    favourites, spelling = [], Spelling(kind)
     for expert in range(len(load_E)):
         best = np.argsort(-lift_VE[:, expert], kind="stable")[:most]
-        named = [(kind.decode([int(known[b])]) or kind.vocabulary[known[b]], lift_VE[b, expert]) for b in best]
+        named = [(spelling.one(int(known[b])) or kind.vocabulary[known[b]], lift_VE[b, expert]) for b in best]
         favourites.append([[text, round(float(lift), 2)] for text, lift in named if lift > 1])
     return favourites

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from glassmoe.data.tokens import TEXT, TokenKind, Tokens
 
 from .gguf import from_pretrained, gguf_of
+from .spelling import Spelling
 from .words import WordIds, ask, cuts_at_words, spelled_bytes, tokens_by_id
 
 SEPARATOR = "<|endoftext|>"
@@ -75,8 +76,10 @@ def kind_and_encoder(
         start_token=start,
         unit="documents",
         tokenizer=tokenizer_json,
-        token_class=lambda token: "start" if token == begin else word_class(decode([token])),
+        # By the spelling, because some decoders drop the space before a token that stands alone.
+        token_class=lambda token: "start" if token == begin else word_class(spelling().one(token)),
     )
+    spelling = cache(lambda: Spelling(kind))  # reads the whole tokenizer, which is seldom needed
     return kind, encode
 
 

@@ -71,7 +71,7 @@ def _ends(source: Subject, kind: TokenKind) -> int | list[int]:
         generated = GenerationConfig.from_pretrained(source.name).eos_token_id
     except (OSError, ValueError):
         generated = None
-    configured = getattr(text_settings(source.model), "eos_token_id", None)
+    configured: Any = getattr(text_settings(source.model), "eos_token_id", None)
     several = isinstance(configured, list) or isinstance(generated, list)
     ids = [end for ends in (configured, generated) for end in (ends if isinstance(ends, list) else [ends])]
     ids = [end for end in dict.fromkeys(ids) if end is not None]

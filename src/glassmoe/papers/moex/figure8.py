@@ -111,8 +111,8 @@ class Figure8Results(ResultsFile):
             f"on {protocol['per_decile']} windows of each tenth of a feature's strength and "
             f"{protocol['silent']} windows where it does not fire, from documents that did not explain it. `shuffled`: "
             f"the same with another feature's explanation. L0: features per token; for GELU, GEGLU, SwiGLU, SoLU and "
-            f"Switch layers only the greatest k features of a token count. Read from {data}; the paper reads RedPajama, and "
-            f"its explainer and judge is a language model of 70B, so its accuracies are not comparable.",
+            f"Switch layers only the greatest k features of a token count. Read from {data}; the paper reads "
+            f"RedPajama, and its explainer and judge is a language model of 70B, so its accuracies are not comparable.",
             *_fewer(rows),
             *_other_data(rows),
             *(self.remarks or []),

@@ -132,5 +132,6 @@ def _draw(rows: Sequence[SteeredMoves], path: Path) -> list[Path]:
             panel.plot(fmean(changed), fmean(legal), "D", color=colour, markersize=6, label=label)
         panel.set_xlabel("positions with another move")
         panel.set_ylabel("legal moves")
-        panel.legend()
+        if rows:
+            panel.legend()
         return write(canvas, path)

@@ -213,8 +213,8 @@ def _legend(results: TableResults) -> str:
     text += knowledge.legend(rows) + _other_rates(rows)
     if any(row.splice is not None for row in rows):
         text += (
-            " The loss of an autoencoder is that of the model with the reconstruction in place of its residual stream, on "
-            "the validation rows that are counted under Autoencoders."
+            " The loss of an autoencoder is that of the model with the reconstruction in place of its residual stream, "
+            "on the validation rows that are counted under Autoencoders."
         )
     return text
 
@@ -311,10 +311,22 @@ def _coders(rows: Sequence[MeasuredRow]) -> list[str]:
             fit = [splice[key] for key in ("loss_recovered", "variance_explained")]
             alive = f"{splice['alive']:.1%}"
             lines.append([row.name, row.seed, splice.get("rows"), *losses, *fit, f"{splice['l0']:.1f}", alive])
-    header = ["row", "seed", "rows", "loss", "spliced", "zeroed", "increase", "loss recovered", "variance explained", "L0"]
+    header = [
+        "row",
+        "seed",
+        "rows",
+        "loss",
+        "spliced",
+        "zeroed",
+        "increase",
+        "loss recovered",
+        "variance explained",
+        "L0",
+    ]
     text = (
         "On the first validation rows, as many as the third column says: the loss of the model itself, with the "
-        "reconstruction in place of its residual stream (spliced), and with zeros there. Loss recovered is 1 when the reconstruction costs nothing."
+        "reconstruction in place of its residual stream (spliced), and with zeros there. Loss recovered is 1 when the "
+        "reconstruction costs nothing."
     )
     return section("Autoencoders", text, [*header, "alive"], lines)
 
