@@ -34,6 +34,8 @@ RECIPES = {
 
 CURVE_POINTS = 4
 """Points of a run at which the boards measure is taken, including the last."""
+ONE_STEP = 1e-9
+"""Share of T that is rounded up to one step."""
 SHORT = 0.25
 """Share of T for the rows of figures with many sizes."""
 
@@ -96,6 +98,9 @@ ROWS: dict[str, RowMaker] = {
     "moe-x-frozen-router": TableRow({"ffn": "moe-x", "router_gradient": False}),
     "moe-x-no-balance": TableRow({"ffn": "moe-x", "balance": 0.0}),
     **{f"sae-{kind}": _coder(kind) for kind in CODERS_OF_GELU},
+    # What an autoencoder finds in a model that knows nothing but the moves so far: the control of `sae-topk`.
+    "gelu-one-step": TableRow({"ffn": "gelu"}, share=ONE_STEP, apart=True),
+    "sae-topk-one-step": TableRow({"ffn": "gelu"}, source="gelu-one-step", coder="topk"),
     "sae-topk-short": TableRow({"ffn": "gelu"}, share=SHORT, source="gelu-short", coder="topk"),
     # Of recipes that spread tokens by a stronger balance loss than others.
     **{f"{ffn}-weak-balance": TableRow({"ffn": ffn, "balance": 0.01}) for ffn in ("switch", "moe-x")},
