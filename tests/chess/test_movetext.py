@@ -132,7 +132,7 @@ def test_typographic_dashes(dash, encoding, checked):
 @MODES
 @pytest.mark.parametrize("before", ["a4 b5 axb5 a6 bxa6 Nc6 a7 Rb8", "a2a4 b7b5 a4b5 a7a6 b5a6 b8c6 a6a7 a8b8"])
 @pytest.mark.parametrize(
-    "spelling", ["a8=Q", "a8Q", "a8q", "a8=q", "a8/Q", "a8(Q)", "a8=(Q)", "a8 (Q)", "a8 = Q", "a8:Q"]
+    "spelling", ["a8=Q", "a8Q", "a8q", "a8=q", "a8/Q", "a8(Q)", "a8=(Q)", "a8 (Q)", "a8 = Q", "a8:Q", "a8\n=Q", "a8=\nQ"]
 )
 @pytest.mark.parametrize("mark", ["", "!", "+-", " N"])
 def test_promotions(before, spelling, mark, checked):
@@ -191,6 +191,12 @@ def test_null_moves_end_the_game(null, movetext, checked):
 def test_no_move_is_lost_without_a_word(movetext, checked):
     texts, skipped = read(f'[Event "x"]\n\n{movetext} *', checked)
     assert texts == [] and len(skipped) == 1
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("movetext", ["5. e4 e5 6. Nf3 Nc6", "2. e4 e5", "12... e4 13. e5", "{White} 31. e4 e5"])
+def test_the_rest_of_a_game_is_no_game(movetext, checked):
+    assert read(f'[Event "x"]\n\n{movetext} *', checked) == ([], [(0, "wrong move number")])
 
 
 def test_trusted_games_need_the_right_numbers():

@@ -18,7 +18,7 @@ def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("verb", ALL)
 def test_help_is_in_terms_of_the_command_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(verb, capsys)
-    assert "in Python" not in text and "glassmoe.load" not in text and "RunConfig" not in text
+    assert "%%" not in text and "in Python" not in text and "glassmoe.load" not in text and "RunConfig" not in text
     assert f"glassmoe {find_verb(verb.split())[0].examples[0]}" in text
     # A word in backticks that is an option is spelled as one.
     options = set(re.findall(r"--([a-z-]+)", text))
@@ -40,3 +40,9 @@ def test_groups_of_a_training_have_short_names(capsys: pytest.CaptureFixture[str
 
 def test_help_of_steering_names_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "exactly one of add, set, scale and ablate" in help_of("steer", capsys)
+
+
+def test_examples_of_tables_name_data_that_they_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "reproduce table1 --data data/games" in help_of("reproduce table1", capsys)
+    assert "reproduce table2 --data data/text --on wikitext2" in help_of("reproduce table2", capsys)
+    assert "reproduce upcycled --source smollm2/ --layers 12-19 --data data/text" in help_of("reproduce upcycled", capsys)

@@ -30,7 +30,8 @@ _TAG = re.compile(
 _FIRST_NAME = re.compile(rb"^[ \t]*\[[ \t]*(" + _NAME + rb")", re.MULTILINE)
 _START_TAGS = re.compile(rb'\[[ \t]*(SetUp|FEN|Variant)[ \t]*"?([^"\]\n]*)', re.IGNORECASE)
 _START_BOARD = b"rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq"
-_STANDARD = {b"", b"standard", b"chess", b"classical", b"normal", b"from position"}
+_STANDARD = {b"standard", b"chess", b"classical", b"normal", b"from position"}
+_NOT_GIVEN = {b"", b"?", b"-", b"*"}
 
 # A tag that does not begin its line, and what may be before it: a result or a move, a comment, variation or tag.
 _TAG_WITHIN_LINE = re.compile(rb"\[(?<=[^\n]\[)(?=" + _NAME + rb'[ \t]*")')
@@ -105,8 +106,9 @@ def _repeats(tags: bytes, new: bytes) -> bool:
 
 def require_standard(tags: bytes) -> None:
     """Raises Skip for a variant of chess and for a start position other than the usual one."""
-    values = {name.lower(): value.strip() for name, value in _START_TAGS.findall(tags)}
-    if values.get(b"variant", b"").lower() not in _STANDARD:
+    given = {name.lower(): value.strip() for name, value in _START_TAGS.findall(tags)}
+    values = {name: value for name, value in given.items() if value not in _NOT_GIVEN}
+    if values.get(b"variant", b"standard").lower() not in _STANDARD:
         raise Skip("variant", shown(values[b"variant"]))
     fen = values.get(b"fen", b"")
     if (fen or values.get(b"setup") == b"1") and not b" ".join(fen.split()).startswith(_START_BOARD):

@@ -25,6 +25,7 @@ _COMMENTS_AND_ESCAPES = re.compile(_COMMENTS.pattern + rb"|^%[^\n]*", re.MULTILI
 # [%clk 0:03:00] outside of a comment, and a line that begins like a tag.
 _COMMANDS = re.compile(rb"\[[^\]\n]*\]|^\[[^\n]*", re.MULTILINE)
 _APART_PROMOTION = re.compile(rb"(?<=[a-h][18])\s*(?:=?\s*\(=?([QRBNqrbn])\)|=\s*([QRBNqrbn])(?!\w))")
+_SPACED_EQUALS = re.compile(rb"=\s|\s=")
 _INNERMOST = re.compile(rb"\([^()]*\)")
 _MAX_NESTING = 64
 # A result, or a first move where games lack results, ends the game before it.
@@ -95,7 +96,7 @@ def _main_line(movetext: bytes) -> bytes:
         movetext = _COMMENTS.sub(b" ", movetext)
     if b"[" in movetext:
         movetext = _COMMANDS.sub(b" ", movetext)
-    if b"(" in movetext or b" =" in movetext or b"= " in movetext:
+    if b"(" in movetext or _SPACED_EQUALS.search(movetext):
         movetext = _APART_PROMOTION.sub(rb"=\1\2", movetext)
     depth = 0
     while b"(" in movetext or b")" in movetext:
@@ -158,7 +159,8 @@ def _without_numbers(parts: list[str], checked: bool) -> list[str]:
             remark = ""
         elif remark:
             raise _not_a_move(remark)
-        elif not checked:
+        elif not checked or (not sans and part not in ("0.", "1.", "1...")):
+            # The rest of a game may be legal from the start position, too.
             raise Skip("wrong move number", f"{part} after {len(sans)} plies")
     if remark and not checked and len(sans) > remarked:
         raise _not_a_move(remark)

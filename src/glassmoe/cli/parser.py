@@ -78,8 +78,8 @@ class Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFo
         default = "on" if default is True else default
         unset = default is False or default in (None, argparse.SUPPRESS, "")
         if unset or "default:" in text or not action.option_strings:
-            return text.replace("%", "%%")
-        return f"{text} (default: {default})".replace("%", "%%")
+            return text
+        return f"{text} (default: {default})"
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         names = [name for name in action.option_strings if not name.endswith("+")]

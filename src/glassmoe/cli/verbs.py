@@ -27,6 +27,13 @@ class Verb:
     kinds: dict[str, Verb] = field(default_factory=dict)
 
 
+_DATA_OF_TABLES = {
+    "table2": "--data data/text --on wikitext2",
+    "upcycled": "--source smollm2/ --layers 12-19 --data data/text --on wikitext2",
+}
+"""Options in the examples of the tables that do not read games."""
+
+
 def _group(name: str, about: str, *kinds: Verb) -> Verb:
     return Verb(name, about, kinds={kind.name.split()[1]: kind for kind in kinds})
 
@@ -209,7 +216,7 @@ VERBS: dict[str, Verb] = {
                     f"reproduce {name}",
                     about,
                     "papers:reproduce_table",
-                    (f"reproduce {name} --data data/{'text --on wikitext2' if name == 'table2' else 'games'}",),
+                    (f"reproduce {name} {_DATA_OF_TABLES.get(name, '--data data/games')}",),
                     fixed={"name": name},
                 )
                 for name, about in TABLES.items()
