@@ -464,6 +464,11 @@ def test_every_strength_is_stored_for_the_exports(
     )
     assert main(words) == 0
     capsys.readouterr()
+    for number in ("3000", "1000000"):  # the last is what a new store would have anyway
+        assert main([*words[:-6], "--tokens", number, *words[-4:]]) == 2
+        assert f"gathered with --tokens 2000, not {number}; give --again" in capsys.readouterr().err
+    assert main([*words[:-6], *words[-4:]]) == 0  # no number: the store as it is
+    capsys.readouterr()
     assert main([*words, "--full"]) == 2
     assert "keeps examples only; give --again --full" in capsys.readouterr().err
     assert main([*words, "--full", "--again"]) == 0

@@ -118,7 +118,10 @@ def explain_layers(
     with ExitStack() as locks:
         for folder in folders.values():
             locks.enter_context(writing(shard_folder(folder, shard or Shard()), what=folder))
-        opened = open_all_examples(subject, layers, path, gathering=gathering, data=data, again=again, shard=shard)
+        asked = ["read"] if tokens else []
+        opened = open_all_examples(
+            subject, layers, path, gathering=gathering, data=data, again=again, shard=shard, asked=asked
+        )
         for examples in opened:
             if examples is not None and not isinstance(features, int):
                 check_features(examples.store, features)

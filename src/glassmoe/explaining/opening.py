@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,16 +103,17 @@ def open_all_examples(
     again: bool = False,
     shard: Shard | None = None,
     context: int | None = None,
+    asked: Collection[str] = (),
 ) -> list[LayerExamples | None]:
     """The stores of examples of layers or coders beside the run at `path`. Those that are not there are gathered first,
     all in one reading of the data.
 
-    `gathering`: settings that the stores must have; without, any will do, and a new store has the defaults. `again`:
-    gather anew. Under torchrun the processes share the reading; the first puts the shares together, and all return the
-    stores. `shard`: of a job that other jobs run beside; it gathers its share of stores that are not there, which
-    `merging.merge_folder` needs, and None is returned for them. `context`: tokens of a row for layers of a model of
-    transformers; a coder reads rows as in its fit. ValueError when a store has other settings than asked
-    for or belongs to other weights, and when the data is not known.
+    `gathering`: settings that the stores must have where they are not the defaults, or are named in `asked`; without,
+    any will do, and a new store has the defaults. `again`: gather anew. Under torchrun the processes share the reading;
+    the first puts the shares together, and all return the stores. `shard`: of a job that other jobs run beside; it
+    gathers its share of stores that are not there, which `merging.merge_folder` needs, and None is returned for them.
+    `context`: tokens of a row for layers of a model of transformers; a coder reads rows as in its fit. ValueError when
+    a store has other settings than asked for or belongs to other weights, and when the data is not known.
     """
     wanted = gathering or Gathering()
     group = reading_processes()
@@ -131,7 +132,7 @@ def open_all_examples(
         if (where / MANIFEST).is_file():
             command = f"gather examples anew with: glassmoe explain {path} --layer {layer.number}"
             found = stores[layer.name] = open_store(where, command, subject.has_weights)
-            _check(found, wanted, gathering is not None, data)
+            _check(found, wanted, gathering is not None, asked, data)
         else:
             missing.setdefault(Path(data or data_of(path, subject, layer)), []).append(layer)
     for corpus_path, lacking in missing.items():
@@ -204,12 +205,14 @@ def data_of(path: str | Path, subject: Subject, layer: Reader | None = None) -> 
     return known
 
 
-def _check(store: FeatureStore, wanted: Gathering, asked: bool, data: str | Path | None) -> None:
+def _check(
+    store: FeatureStore, wanted: Gathering, matters: bool, asked: Collection[str], data: str | Path | None
+) -> None:
     """ValueError when a store has other settings than asked for."""
     usual = Gathering()
     for name, option in CHECKED.items():
         value, held = getattr(wanted, name), store.manifest[name]
-        if asked and value != getattr(usual, name) and value != held:
+        if matters and value != held and (value != getattr(usual, name) or name in asked):
             if name == "full":
                 raise ValueError(f"{store.path} keeps examples only; give --again --full to keep every strength")
             raise ValueError(
