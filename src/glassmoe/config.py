@@ -205,9 +205,9 @@ class TrainConfig:
     """How long training takes, in which batches, and what is saved."""
 
     steps: int = 1000
-    """Number of optimiser steps; 0 saves the initial weights only."""
+    """Number of optimizer steps; 0 saves the initial weights only."""
     batch_rows: int = 64
-    """Rows in one optimiser step, summed over all processes."""
+    """Rows in one optimizer step, summed over all processes."""
     micro_rows: int = 16
     """Rows in one forward pass; the gradients of all passes of a step are summed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -230,7 +230,7 @@ class TrainConfig:
     """Number of checkpoints that are kept."""
     async_checkpoints: bool = False
     """Copy what a checkpoint and the model files hold, and write the copy while training goes on. It takes the memory
-    of weights and optimiser states again, on the host."""
+    of weights and optimizer states again, on the host."""
     recompute: bool = False
     """Compute the activations of each block again in the backward pass, instead of keeping them: the memory of one
     block's activations, for a third more time."""

@@ -132,7 +132,8 @@ def test_typographic_dashes(dash, encoding, checked):
 @MODES
 @pytest.mark.parametrize("before", ["a4 b5 axb5 a6 bxa6 Nc6 a7 Rb8", "a2a4 b7b5 a4b5 a7a6 b5a6 b8c6 a6a7 a8b8"])
 @pytest.mark.parametrize(
-    "spelling", ["a8=Q", "a8Q", "a8q", "a8=q", "a8/Q", "a8(Q)", "a8=(Q)", "a8 (Q)", "a8 = Q", "a8:Q", "a8\n=Q", "a8=\nQ"]
+    "spelling",
+    ["a8=Q", "a8Q", "a8q", "a8=q", "a8/Q", "a8(Q)", "a8=(Q)", "a8 (Q)", "a8 = Q", "a8:Q", "a8\n=Q", "a8=\nQ"],
 )
 @pytest.mark.parametrize("mark", ["", "!", "+-", " N"])
 def test_promotions(before, spelling, mark, checked):

@@ -109,7 +109,7 @@ def test_any_file_gives_a_configuration_or_a_message_that_names_it(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A folder with two good checkpoints, and the model and optimisers they fit."""
+    """A folder with two good checkpoints, and the model and optimizers they fit."""
     torch.manual_seed(0)
     config = RunConfig(model=ModelConfig(layers=1, heads=1, width=8, active_width=16, num_experts=2))
     model = build_model(config, 8)

@@ -1,4 +1,4 @@
-"""Documents from .parquet and .arrow files and from data sets: the same corpus as from lines of JSON."""
+"""Documents from .parquet and .arrow files and from datasets: the same corpus as from lines of JSON."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ ROWS = [
             r"t.parquet: reading .parquet needs pyarrow.*pip install pyarrow",
         ),
         ("t.arrow", ("pyarrow", "pyarrow.ipc"), r"t.arrow: reading .arrow needs pyarrow.*pip install pyarrow"),
-        ("datasets:a/b", (), r'datasets:a/b: reading a data set by name needs datasets.*"glassmoe\[datasets\]"'),
+        ("datasets:a/b", (), r'datasets:a/b: reading a dataset by name needs datasets.*"glassmoe\[datasets\]"'),
     ],
 )
 def test_what_reads_tables_may_be_missing(
@@ -49,7 +49,7 @@ def test_what_reads_tables_may_be_missing(
 @pytest.mark.parametrize("name", ["datasets:", "datasets:a:", "datasets:a:b:c:d"])
 def test_names_that_are_no_data_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "find_spec", lambda _: True)
-    with pytest.raises(ValueError, match=r"is no data set; expected datasets:NAME, datasets:NAME:SPLIT or NAME:CON"):
+    with pytest.raises(ValueError, match=r"is no dataset; expected datasets:NAME, datasets:NAME:SPLIT or NAME:CON"):
         prepare_text([name], tmp_path / "c", **OPTIONS)
 
 

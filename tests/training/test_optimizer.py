@@ -1,4 +1,4 @@
-"""Muon against a twin by singular values, the schedule by hand, and who gets which optimiser."""
+"""Muon against a twin by singular values, the schedule by hand, and who gets which optimizer."""
 
 import copy
 import math
@@ -105,7 +105,7 @@ def test_schedule_by_hand() -> None:
 
 
 @pytest.mark.parametrize("ffn", ["gelu", "switch", "moe-x", "solu"])
-def test_every_parameter_has_one_optimiser_and_the_right_decay(ffn: str) -> None:
+def test_every_parameter_has_one_optimizer_and_the_right_decay(ffn: str) -> None:
     model = GlassForCausalLM(GlassConfig(ffn=ffn, width=16, layers=1, heads=2, active_width=32, bias=True))
     adamw, muon = build_optimizers(model, OptimizerConfig())
     names = {id(p): name for name, p in model.named_parameters()}

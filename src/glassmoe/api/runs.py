@@ -81,7 +81,7 @@ def prepare_text(
 
     Args:
         inputs: Files of documents (.jsonl, .txt; also .zst, .bz2, .gz; .parquet and .arrow with pyarrow), folders of
-            these, data sets by name (datasets:NAME:SPLIT, with the package datasets), or - for standard input.
+            these, datasets by name (datasets:NAME:SPLIT, with the package datasets), or - for standard input.
         out: Folder to write.
         tokenizer: train:8192 trains a byte-level BPE with that many ids; otherwise the name or folder of a transformers
             tokenizer.

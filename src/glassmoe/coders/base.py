@@ -224,7 +224,7 @@ class Coder(FeedForward):
 
     @torch.no_grad()
     def before_update(self) -> None:
-        """To be called between the last backward pass of a step and the optimiser."""
+        """To be called between the last backward pass of a step and the optimizer."""
         g_FD = self.w_dec.grad
         if g_FD is not None and self.unit_rows:
             # Rows have norm 1, so this is the gradient's part along each.
@@ -232,7 +232,7 @@ class Coder(FeedForward):
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """To be called when the optimiser has taken step number `step` (from 0)."""
+        """To be called when the optimizer has taken step number `step` (from 0)."""
         if self.unit_rows:
             self.w_dec.copy_(F.normalize(self.w_dec, dim=1))
         self.silent_F.add_(self.seen).masked_fill_(self.fired_F, 0)

@@ -99,7 +99,7 @@ def discover(inputs: str | Path | Sequence[str | Path], kinds: Mapping[str, str]
 
 
 def made_of(folder: Path, names: Sequence[str], out: Path) -> bool:
-    """Whether the prepared data in `folder` was made of these files as they are now. Standard input and data sets are
+    """Whether the prepared data in `folder` was made of these files as they are now. Standard input and datasets are
     compared by name, and files by size and sha256, because they may have moved.
 
     ValueError if `folder` holds the data of other files and `out` a training or fit that read it.

@@ -96,7 +96,7 @@ def _training(model: Any, run: Path, config: RunConfig) -> list[str]:
         ["training FLOPs", f"{done * last.get('flops', 0) + before['source_flops']:.3g}"],
         ["parameters", f"{model.num_parameters():,}"],
         ["active parameters", f"{active_parameters(model):,}"],
-        ["optimiser", config.optimizer.name],
+        ["optimizer", config.optimizer.name],
         ["seed", config.seed],
         ["precision", environment.get("compute_dtype")],
         ["hardware", environment.get("hardware")],

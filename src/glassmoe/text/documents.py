@@ -1,4 +1,4 @@
-"""Documents from files (.jsonl, .txt, .parquet, .arrow) and data sets to a prepared corpus of text.
+"""Documents from files (.jsonl, .txt, .parquet, .arrow) and datasets to a prepared corpus of text.
 
 A .jsonl file holds one JSON object a line; its field `text` (or another one) is a document. A .txt file is one
 document, or several with `<|endoftext|>` between them; line ends become `\n`, and those around a document are dropped.
@@ -165,7 +165,7 @@ def prepare_text(
 
 
 def files_of(inputs: str | Path | Sequence[str | Path]) -> tuple[list[str], int]:
-    """The files and data sets that are read, in order, and how many other files the folders hold."""
+    """The files and datasets that are read, in order, and how many other files the folders hold."""
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     names: list[str] = []
     ignored = 0

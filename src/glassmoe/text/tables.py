@@ -1,6 +1,6 @@
-"""Documents from tables: .parquet and .arrow files (pyarrow), and data sets by name (the package `datasets`).
+"""Documents from tables: .parquet and .arrow files (pyarrow), and datasets by name (the package `datasets`).
 
-A data set is named `datasets:NAME`, `datasets:NAME:SPLIT` or `datasets:NAME:CONFIG:SPLIT`. NAME is an id of the hub or
+A dataset is named `datasets:NAME`, `datasets:NAME:SPLIT` or `datasets:NAME:CONFIG:SPLIT`. NAME is an id of the hub or
 a local folder, and the split is `train` unless it is named. It is streamed, in its own order. A folder that
 `save_to_disk` of `datasets` wrote holds .arrow files, and is read as a folder of files.
 """
@@ -28,7 +28,7 @@ def require_packages(name: str, kind: str) -> None:
     if kind == "dataset":
         if find_spec("datasets") is None:
             raise ValueError(
-                f"{name}: reading a data set by name needs datasets, which is not installed: pip install "
+                f"{name}: reading a dataset by name needs datasets, which is not installed: pip install "
                 f'"glassmoe[datasets]", or pass .jsonl'
             )
         _parts(name)
@@ -57,7 +57,7 @@ def table_lines(name: str, kind: str, field: str, source_field: str) -> Iterator
 
 
 def fingerprint(lines: Iterable[str]) -> Iterator[tuple[str, int, str]]:
-    """The same lines, each with the number of bytes and the sha256 (hex) of all so far: what is known of a data set,
+    """The same lines, each with the number of bytes and the sha256 (hex) of all so far: what is known of a dataset,
     which is no file."""
     digest, size = hashlib.sha256(), 0
     for text in lines:
@@ -126,8 +126,8 @@ def _dataset(name: str, wanted: Sequence[str]) -> Iterator[list[dict[str, Any]]]
 
 
 def _parts(name: str) -> tuple[str, str | None, str]:
-    """Name, configuration and split of a data set. ValueError for a text that is none."""
+    """Name, configuration and split of a dataset. ValueError for a text that is none."""
     parts = name.removeprefix(DATASET).split(":")
     if not 1 <= len(parts) <= 3 or "" in parts:
-        raise ValueError(f"{name} is no data set; expected datasets:NAME, datasets:NAME:SPLIT or NAME:CONFIG:SPLIT")
+        raise ValueError(f"{name} is no dataset; expected datasets:NAME, datasets:NAME:SPLIT or NAME:CONFIG:SPLIT")
     return parts[0], parts[1] if len(parts) == 3 else None, parts[-1] if len(parts) > 1 else "train"

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors files, written under a temporary name and then renamed, so that a reader sees a complete
 checkpoint or none. Nothing is ever unpickled.
 
-A checkpoint holds everything that decides the rest of the run: weights, optimiser state, random state and the step. The
+A checkpoint holds everything that decides the rest of the run: weights, optimizer state, random state and the step. The
 order of rows needs no state, because `data.corpus.row_indices` is a function of seed and step. One process writes the
 file `step-N.safetensors`. Several processes write the folder `step-N`, a file each (`parts.py`). Any number of
 processes reads both kinds: each reads the parts of tensors that it holds.
@@ -159,7 +159,7 @@ def restore(
 def _check(
     path: Path, stored: Stored, model: nn.Module, optimizers: list[torch.optim.Optimizer], extra: dict[str, Any]
 ) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
-    """Step, `extra` and the entries of optimiser state of a checkpoint that fits completely, each with the parameter
+    """Step, `extra` and the entries of optimizer state of a checkpoint that fits completely, each with the parameter
     whose shape it has. Changes nothing."""
     step, values = int(stored.header["step"]), json.loads(stored.header["extra"])
     if f"step-{step:08d}" != path.stem:
@@ -179,13 +179,13 @@ def _check(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         prefixes = [f"optimizer/{names[id(p)]}/" for p in parameters]
         entries = {name.removeprefix(prefix) for prefix in prefixes for name in states if name.startswith(prefix)}
-        if not entries and step:  # an optimiser has no state before the first step
+        if not entries and step:  # an optimizer has no state before the first step
             raise ValueError(f"it lacks the state of {type(optimizer).__name__}")
         for p, prefix in zip(parameters, prefixes, strict=True):
             # Every entry is a number, such as the step of AdamW, or has the shape of its parameter.
             entries_of |= {prefix + entry: p if entry != "step" else torch.tensor(0.0) for entry in entries}
     if states - entries_of.keys():
-        raise ValueError(f"no optimiser here has {min(states - entries_of.keys())}")
+        raise ValueError(f"no optimizer here has {min(states - entries_of.keys())}")
     for name, own in {**expected, **entries_of}.items():
         shape, dtype = stored.shapes[name]
         if shape != list(own.shape) or dtype != own.dtype:

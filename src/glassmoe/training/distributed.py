@@ -1,7 +1,7 @@
 """Training in several processes: the same command alone or under torchrun.
 
 Each process reads its share of the rows of a step. A language model is sharded by PyTorch's FSDP2: a process holds its
-part of every weight, gradient and optimiser state, and gathers the weights of a block while it computes. Modules that
+part of every weight, gradient and optimizer state, and gathers the weights of a block while it computes. Modules that
 are small enough (coders) are copied instead, and their gradients summed. One process alone does neither.
 """
 

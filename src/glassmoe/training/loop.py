@@ -51,7 +51,7 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """The work of one optimiser step.
+    """The work of one optimizer step.
 
     `tokens`: number of tokens that all processes together learn from. `passes`: the named losses of each forward pass
     of this process, `loss` among them. They are divided so that sums over passes and processes are those of the whole
@@ -268,7 +268,7 @@ class StepValues:
 
 
 def _step(s: Session, step: int) -> tuple[StepValues, int]:
-    """One optimiser step. Returns values to log, and the number of tokens that it learned from."""
+    """One optimizer step. Returns values to log, and the number of tokens that it learned from."""
     batch = s.task.batch(step)
     sums: dict[str, Tensor] = {}
     for parts in batch.passes:

@@ -17,7 +17,7 @@ tokens of a forward pass (rows times their length less one) and model width D:
 - backward: the largest number of bytes that the backward pass of one block adds to these.
 - loss: the same of the final norm, the logits and the cross-entropy, forward and backward. Above
   `chunked_loss.MOST_LOGITS` logits this is the memory of a chunk.
-- update: temporary values of an optimiser step.
+- update: temporary values of an optimizer step.
 
 `block`, `backward` and `loss` are counted by running one block and the loss, forward and backward, on tensors without
 data (`live_bytes.py`). The gradients exist from the second pass on; a step of one pass may need less. Not counted: what
@@ -103,11 +103,11 @@ class MemoryPlan(Result):
     gradients: int
     """Their gradients."""
     states: int
-    """Their optimiser states."""
+    """Their optimizer states."""
     gathered: int
     """Weights and gradients of other processes that exist here for a while."""
     update: int
-    """Temporary values of the optimiser step."""
+    """Temporary values of the optimizer step."""
     chunked_loss: bool
     """Whether logits are computed in chunks."""
     recompute: bool
@@ -141,11 +141,11 @@ class MemoryPlan(Result):
     def rows(self) -> list[dict[str, Any]]:
         lines = [
             *(("weights", self.weights, self.weights), ("gradients", self.gradients, self.gradients)),
-            *(("optimiser states", self.states, self.states), ("gathered weights", self.gathered, self.gathered)),
+            *(("optimizer states", self.states, self.states), ("gathered weights", self.gathered, self.gathered)),
             ("activations", self.kept.activations, self.recomputed.activations),
             ("backward pass of a block", self.kept.backward, self.recomputed.backward),
             (f"logits{' in chunks' if self.chunked_loss else ''}", self.kept.logits, self.recomputed.logits),
-            ("optimiser step", self.update, self.update),
+            ("optimizer step", self.update, self.update),
             ("peak", self.total_of(self.kept), self.total_of(self.recomputed)),
         ]
         return [{"part": name, "kept, GiB": kept / GIB, "recomputed, GiB": again / GIB} for name, kept, again in lines]
@@ -160,7 +160,7 @@ class MemoryPlan(Result):
             f"{self.parameters / 1e6:,.2f}M parameters, {self.active_parameters / 1e6:,.2f}M active; vocabulary "
             f"{self.vocabulary:,}; {self.pass_tokens:,} tokens a pass; {several}{copies}; {self.device}, "
             f"{self.precision}.",
-            "The peak has the larger one of backward pass and logits, and the optimiser step only where that needs "
+            "The peak has the larger one of backward pass and logits, and the optimizer step only where that needs "
             "more. Columns: activations are kept, or recomputed (train.recompute).",
             f"As configured (train.recompute {str(self.recompute).lower()}) it "
             f"{'fits' if self.fits else 'does not fit'} into {self.memory / GIB:.1f} GiB a process{advice}.",

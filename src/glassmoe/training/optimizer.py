@@ -115,7 +115,7 @@ def _orthogonal_part(g_ERC: Tensor, dtype: torch.dtype) -> Tensor:
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run. Each parameter is in exactly one of them. `peak_lr` of a group is its peak learning
+    """The optimizers of a run. Each parameter is in exactly one of them. `peak_lr` of a group is its peak learning
     rate.
 
     With Muon, AdamW updates the embeddings, the head, the routers and all one-dimensional tensors. Weight decay acts on
@@ -160,7 +160,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], share: float) -> 
 
 
 def named_state(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """All optimiser state: `parameter name/entry` -> tensor or number."""
+    """All optimizer state: `parameter name/entry` -> tensor or number."""
     names = {id(p): name for name, p in model.named_parameters()}
     return {
         f"{names[id(p)]}/{key}": value

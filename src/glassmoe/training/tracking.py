@@ -23,7 +23,7 @@ class MetricsLine(Mapping[str, Any]):
 
     @property
     def step(self) -> int:
-        """Optimiser steps that were done."""
+        """Optimizer steps that were done."""
         return int(self.entries["step"])
 
     @property

@@ -1,7 +1,7 @@
 """How much of the arithmetic of a device a run uses.
 
 The model FLOP utilisation (MFU; Chowdhery et al. 2022) is the training FLOPs of the tokens of a second, over the peak
-of all devices. Recomputed activations, the optimiser and unused experts are no part of these FLOPs.
+of all devices. Recomputed activations, the optimizer and unused experts are no part of these FLOPs.
 """
 
 from __future__ import annotations

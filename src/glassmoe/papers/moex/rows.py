@@ -149,7 +149,7 @@ class TextFacts(Result):
     """A text that rows are measured on."""
 
     source: str
-    """File or data set that it was read from."""
+    """File or dataset that it was read from."""
     sha256: str
     """Sha256 of its documents."""
     about: str

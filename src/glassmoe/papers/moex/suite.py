@@ -226,7 +226,7 @@ def _tokens_in(
 
 
 def seconds_per_step(config: RunConfig) -> float:
-    """Seconds of one optimiser step of a run, from a few steps on weights that are discarded."""
+    """Seconds of one optimizer step of a run, from a few steps on weights that are discarded."""
     from glassmoe.training.distributed import Processes
     from glassmoe.training.language import LanguageTask
     from glassmoe.training.optimizer import build_optimizers
