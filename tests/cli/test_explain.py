@@ -69,8 +69,26 @@ def test_a_text_run_is_explained(text_runs: Path, capsys: pytest.CaptureFixture[
     shown, held = json.loads(capsys.readouterr().out), read_json(run / "explanations/1-moe-x/rules.json")
     assert {key: shown[key] for key in held} == held and held["features"] == 20
     assert lines_of(run / "explanations/1-moe-x/rules.jsonl")[:12] == lines
+    assert main([*words, "--features", "5-9", "--judge", "none"]) == 0
+    file = run / "explanations/1-moe-x/none.jsonl"
+    assert {json.loads(line)["feature"] for line in file.read_text().splitlines()} == {5, 6, 7, 8, 9}
+    file.unlink(), file.with_suffix(".json").unlink()
     assert main([*words, "--features", "3,17", "--judge", "none"]) == 0
     assert [line["feature"] for line in lines_of(run / "explanations/1-moe-x/none.jsonl")] == [3, 17]
+
+
+def test_what_needs_a_run_says_so_of_coders(text_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("report", "eval boards", "eval ppl"):
+        assert main([*verb.split(), str(text_runs / "coders")]) == 2
+        assert "coders holds coders, and a run is needed; glassmoe eval fidelity" in capsys.readouterr().err
+
+
+def test_opened_coders_have_the_neurons_too(text_runs: Path) -> None:
+    path = text_runs / "coders"
+    opened, names = glassmoe.load(path, device="cpu"), set(glassmoe.load(path, neurons=True, device="cpu"))
+    assert set(glassmoe.load(opened, neurons=True)) == names > set(opened)
+    (layer,) = {reader.number for reader in opened.layers.values()}
+    assert set(glassmoe.load(opened, layers=layer)) == set(opened)
 
 
 def test_coders_are_explained(text_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,7 +286,7 @@ def test_mistakes_are_named(source: Path, noise_games: Path, tmp_path: Path) -> 
         fit(replace(tiny(source), source=str(tmp_path / "nowhere")), tmp_path / "a")
     plain = tmp_path / "plain"
     load_subject(str(source), own=True).model.save_pretrained(plain)
-    with pytest.raises(ValueError, match=r"is not a run with data of its own; give data.path, prepared games"):
+    with pytest.raises(ValueError, match=r"is not a run with data of its own; give data, prepared games"):
         fit(tiny(plain), tmp_path / "a")
     with pytest.raises(ValueError, match=r"train.batch_rows is 8, fewer than the 9 processes"):
         CoderTask(tiny(source, micro_rows=2), tmp_path / "a", torch.device("cpu"), Processes(0, 9))

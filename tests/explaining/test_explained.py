@@ -95,6 +95,19 @@ def test_a_result_is_values_rows_and_a_table(store: PlantedStore, tmp_path: Path
     assert "mean over features" in table and "6 features of" in table and f"explanations: {found.file}" in table
 
 
+def test_one_more_feature_shows_itself_and_keeps_the_means_of_all(store: PlantedStore, tmp_path: Path) -> None:
+    explain(store, rule_judge(), tmp_path, [0, 1, 2])
+    of_three = json.loads((tmp_path / "rules.json").read_text())
+    again = explain(store, rule_judge(), tmp_path, [1])
+    assert [line.feature for line in again.explanations] == [1] and again.features == 1
+    assert [row["feature"] for row in again.rows()] == [1] and again.scores["detection"].balanced_accuracy.n == 1
+    assert json.loads((tmp_path / "rules.json").read_text()) == of_three and of_three["features"] == 3
+    more = explain(store, rule_judge(), tmp_path, [4])
+    of_four = json.loads((tmp_path / "rules.json").read_text())
+    assert [line.feature for line in more.explanations] == [4]
+    assert of_four["features"] == 4 == of_four["scores"]["detection"]["balanced_accuracy"]["n"]
+
+
 def test_fewer_windows_than_requested_are_reported(store: PlantedStore, tmp_path: Path) -> None:
     found = explain(store, rule_judge(), tmp_path, [0], protocol=ExplanationProtocol(per_decile=2, silent=100_000))
     assert found.scores["detection"].fewer == 1

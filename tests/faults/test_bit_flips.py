@@ -78,7 +78,7 @@ READERS: dict[str, tuple[str, str, int, Callable[[Path], object]]] = {
         "run",
         "explanations/1-moe-x/rules.jsonl",
         60,
-        lambda run: read_explanations(run / "explanations/1-moe-x"),
+        lambda run: read_explanations(run / "explanations/1-moe-x", {}),
     ),
     "stores of examples": ("run", "features/1-moe-x/*", 80, store),
     "corpora": ("games", "*", 60, corpus),

@@ -105,7 +105,7 @@ def test_the_judge_that_scored_comes_first(tmp_path: Path) -> None:
     }
     for judge, each in lines.items():
         explain(tmp_path, "x", each, judge)
-    found = read_explanations(tmp_path / "explanations/x")
+    found = read_explanations(tmp_path / "explanations/x", {})
     assert [line.judge for line in found[1]] == ["words", "none"] and [line.judge for line in found[0]] == ["none"]
 
 
@@ -357,7 +357,8 @@ def test_the_list_of_a_prompt(made: Path, tmp_path: Path) -> None:
         value = json.loads(script.removeprefix('glass.got("prompt",').removesuffix(");\n"))
         assert value == first
         with urlopen(f"{base}prompt.js?{urlencode({'text': 'word ' * 500})}") as answer:
-            assert "expected 1 to" in answer.read().decode()
+            said = answer.read().decode()
+            assert "cannot read the prompt 'word word" in said and "expected 1 to" in said
         with pytest.raises(HTTPError, match="404"):
             urlopen(address(serving) + "nowhere/prompt.js?text=a")
         serving.shutdown()
@@ -367,7 +368,16 @@ def test_the_list_of_a_prompt(made: Path, tmp_path: Path) -> None:
     explain(tmp_path / "other", name, [{"feature": explained, "explanation": "fires on words"}])
     from glassmoe.explaining.prompted import saved_explanations
 
-    assert saved_explanations(tmp_path / "other/explanations" / name.replace("/", "-")) == {explained: "fires on words"}
+    folder = tmp_path / "other/explanations" / name.replace("/", "-")
+    subject = glassmoe.load(run, device="cpu").subject
+    assert saved_explanations(folder, subject) == {explained: "fires on words"}
+    # What was said of other weights, or of other data, is not said of these.
+    file = next(folder.glob("*.jsonl"))
+    for key, digest, shown in (("weights_sha256", "0" * 64, False), ("data_sha256", "0" * 64, True)):
+        beside = file.with_suffix(".json")
+        beside.write_text(json.dumps({"settings": {"store": {key: digest}}}))
+        assert bool(saved_explanations(folder, subject)) == shown
+        assert read_explanations(folder, {key: digest}) and not read_explanations(folder, {key: "1" * 64})
 
 
 def test_prompts_that_cannot_be_read(made: Path, tmp_path: Path) -> None:

@@ -8,8 +8,12 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeGuard, TypeVar
+
+if TYPE_CHECKING:
+    from glassmoe.inspect.model import Model
 
 PathLike = str | Path
 Numbers = int | str | Sequence[int]
@@ -144,10 +148,10 @@ def whole_numbers(value: Numbers | None, name: str) -> list[int] | None:
                 raise ValueError(f"{name} is {value!r}; expected whole numbers separated by commas, such as 0,3 or 0-3")
             numbers += range(int(bounds[1]), last + 1)
         return numbers
-    numbers = [value] if isinstance(value, int) else list(value)
-    if not numbers or not all(isinstance(each, int) and not isinstance(each, bool) for each in numbers):
+    several: list[Any] = [value] if isinstance(value, int | Integral) else list(value)
+    if not several or not all(isinstance(each, Integral) and not isinstance(each, bool) for each in several):
         raise ValueError(f"{name} is {value!r}; expected whole numbers, such as 3 or [0, 3]")
-    return numbers
+    return [int(each) for each in several]
 
 
 def names(value: Names | None, name: str) -> list[str] | None:
@@ -160,9 +164,23 @@ def names(value: Names | None, name: str) -> list[str] | None:
     return parts
 
 
-def paths(value: PathLike | Sequence[PathLike]) -> list[Path]:
-    """A list of paths from one or several."""
-    return [Path(value)] if isinstance(value, str | Path) else [Path(each) for each in value]
+def paths(value: PathLike | Model | Sequence[PathLike | Model]) -> list[Path]:
+    """A list of paths from one or several; an opened model stands for where it was opened from."""
+    return [path_of(value)] if isinstance(value, str | Path) or _is_model(value) else [path_of(each) for each in value]
+
+
+def path_of(value: PathLike | Model) -> Path:
+    """A path, or where an opened model was opened from. ValueError for anything else."""
+    path = value if isinstance(value, str | Path) else value.path if _is_model(value) else None
+    if path is None:
+        what = "a model that was made from objects" if _is_model(value) else f"a {type(value).__name__}"
+        raise ValueError(f"files are read here, and {what} has none; give the path of a run, of coders or of a model")
+    return Path(path)
+
+
+def _is_model(value: Any) -> TypeGuard[Model]:
+    """Whether this is a `glassmoe.Model`, told without importing torch."""
+    return hasattr(value, "subject") and hasattr(value, "path")
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from glassmoe.registry import CODER_REGISTRY
 
-from .arguments import Device, Dtype, Names, Numbers, PathLike, Precision, count, names, one_of, public, whole_numbers
+from .arguments import (
+    Device,
+    Dtype,
+    Names,
+    Numbers,
+    PathLike,
+    Precision,
+    count,
+    names,
+    one_of,
+    path_of,
+    public,
+    whole_numbers,
+)
 from .recipes import find_recipe
 from .targets import check_target, coder_names
 
@@ -178,6 +191,7 @@ def export(
     """
     if format != "transformers" and (license or push):
         raise ValueError(f"{'license' if license else 'push'} belongs to models; leave it out for coders")
+    source = path_of(source)
     check_target(source)
     if format == "transformers" and coder_names(Path(source)):
         raise ValueError(f"{source} holds coders; give the format saelens or sparsify")

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .arguments import Device, Dtype, Numbers, PathLike, count, count_or_zero, one_of, paths, public, whole_numbers
+from .arguments import (
+    Device,
+    Dtype,
+    Numbers,
+    PathLike,
+    count,
+    count_or_zero,
+    one_of,
+    path_of,
+    paths,
+    public,
+    whole_numbers,
+)
 from .judging import judge_options
 from .targets import check_target
 
@@ -58,7 +71,7 @@ def explain(
         layer: Layer of the features (default: the only one there).
         coder: Which coder of a sweep, such as mxd-k32 (default: the only one there). Of several, with commas between,
             or of all, one reading of the data gathers the examples.
-        features: How many features, drawn at random, such as 1000; or which, such as "3,17" or [3, 17].
+        features: How many features, drawn at random, such as 1000; or which, such as "3,17", "3-17" or [3, 17].
         feature: This feature alone.
         judge: Who explains and scores: none, rules, embedding[:PATH], local:PATH, the address of an OpenAI-compatible
             endpoint such as http://localhost:8000/v1, or a judge of your own.
@@ -96,11 +109,12 @@ def explain(
     else:
         text = features.strip(",") if isinstance(features, str) else features
         numbers = whole_numbers(text, "features") or []
-        if isinstance(features, str) and "," not in features:
+        if isinstance(features, str) and re.fullmatch(r"\s*-?\d+\s*", features):
             count("features", numbers[0])
             draw = numbers[0]
         else:
             chosen += numbers
+    path = path_of(path)
     every = coder == "all" and prompt is None
     names = coder.split(",") if coder is not None and prompt is None and not every else [coder]
     several = every or len(names) > 1
@@ -121,7 +135,8 @@ def explain(
         from glassmoe.explaining.prompted import prompt_features, saved_explanations
 
         subject, opened = open_layer(path, layer, coder=coder, source=moved, device=device, how=how)
-        return prompt_features(subject, opened, prompt, saved_explanations(explanations_folder(path, opened, keep)))
+        said = saved_explanations(explanations_folder(path, opened, keep), subject)
+        return prompt_features(subject, opened, prompt, said)
     options = judge_options(judge_settings, judge_cache, max_calls, max_cost, prices, device)
     from glassmoe.explaining.judges import make_judge
 
@@ -235,9 +250,12 @@ def report(runs: PathLike | Sequence[PathLike], *, out: PathLike | None = None) 
 
     Args:
         runs: Run directories.
-        out: File to write (default: report.html in the first run).
+        out: File to write, or a folder for report.html (default: the first run).
     """
     from glassmoe.pages.report import write_report
 
     folders = paths(runs)
-    return write_report(folders, Path(out) if out is not None else folders[0] / "report.html")
+    for folder in folders:
+        check_target(folder, run=True)
+    page = folders[0] if out is None else Path(out)
+    return write_report(folders, page / "report.html" if page.is_dir() else page)

@@ -86,6 +86,7 @@ def evaluate_ppl(
     name = next((name for name, value in wrong.items() if value is not None), None)
     if name is not None:
         raise ValueError(f"{name} {advice.format(name)}")
+    _check_row(row, results)
     check_target(run, run=on is None)
     if on is not None:
         from glassmoe.text.evaluation import read_evaluation_texts
@@ -99,10 +100,12 @@ def evaluate_ppl(
     from glassmoe.measure.perplexity import evaluate_perplexity, usual_cut
 
     subject, corpus = _run_and_data(run, data, device)
+    whole = rows is None and cut is None and _is_of_training(subject, corpus)
     cut = cut or usual_cut(subject.model, subject.config, corpus)
     masked = subject.config is not None and subject.config.data.document_mask
     result = evaluate_perplexity(subject.model, corpus, cut, max_rows=rows, document_mask=masked)
-    _record(subject, corpus, "ppl", result, results, row)
+    # Pages call the measure of this name the validation loss of the run.
+    _record(subject, corpus, "ppl", result, results, row, beside=whole)
     return result
 
 
@@ -135,6 +138,7 @@ def evaluate_boards(
         device: Where the model runs.
     """
     numbers = whole_numbers(layers, "layers")
+    _check_row(row, results)
     check_target(run, numbers, run=True)
     from glassmoe.chess.board_evaluation import evaluate_boards as evaluate_model
     from glassmoe.data.corpus import Corpus
@@ -335,7 +339,7 @@ def steer(
     from .models import load
 
     model = load(path, layers=layer, model=source, device=device)
-    target = model.find(coder)
+    target = model.find(coder, layer)
     edit = make_edit(target.layer, features, experts, add=add, set=set, scale=scale, ablate=ablate)
     sampling = Sampling(tokens, samples, temperature, top_p, frequency_penalty, seed)
     result = steered(model.subject, target.layer, target.place, edit, prompt, sampling)
@@ -358,7 +362,16 @@ def _path(target: PathLike | Model) -> str:
     path = getattr(target, "path", target) if not isinstance(target, str | Path) else target
     if path is None:
         raise ValueError("this measure reads a run's files, and the model was made from objects; give a path")
+    if not isinstance(target, str | Path):
+        from glassmoe.inspect.edit import require_unedited
+
+        require_unedited(target.subject.model, "this measure, which reads the run's files")
     return str(path)
+
+
+def _check_row(row: str | None, results: PathLike | None) -> None:
+    if row is not None and results is None:
+        raise ValueError("row names the row of a results file; give results too, or leave row out")
 
 
 def _text(path: PathLike | None) -> str | None:
@@ -379,13 +392,29 @@ def _run_and_data(run: PathLike | Model, data: PathLike | None, device: Device) 
     return subject, corpus.require(subject.tokens, subject.tokenizer_sha256)
 
 
+def _is_of_training(subject: Subject, corpus: Corpus) -> bool:
+    """Whether a run was trained on this data."""
+    from glassmoe.training.records import read_environment
+
+    try:
+        return read_environment(subject.path).data_sha256 == corpus.fingerprint
+    except (OSError, ValueError):
+        return False
+
+
 def _record(
-    subject: Subject, corpus: Corpus, name: str, result: Result, results: PathLike | None = None, row: str | None = None
+    subject: Subject,
+    corpus: Corpus,
+    name: str,
+    result: Result,
+    results: PathLike | None = None,
+    row: str | None = None,
+    beside: bool = True,
 ) -> None:
-    """Keep a measure beside the run, for its page, and in a results file where one is named."""
+    """Keep a measure beside the run, for its page, unless `beside` is off, and in a results file where one is named."""
     from glassmoe.measure.saved import save_measure
 
-    if subject.config is not None:
+    if subject.config is not None and beside:
         save_measure(subject.path, name, result, corpus)
     if results is not None:
         from glassmoe.measure.results import add_row

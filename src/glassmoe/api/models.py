@@ -48,10 +48,13 @@ def load(
     numbers = whole_numbers(layers, "layers")
     check_target(source, numbers)
     from glassmoe.inspect.model import Model
-    from glassmoe.inspect.readers import open_readers
+    from glassmoe.inspect.readers import open_readers, readable
 
     if isinstance(source, Model):
-        return source
+        if layers is None and not neurons:
+            return source
+        chosen = readable(source.subject, source.layers, numbers, own=neurons, name=str(source.path or source))
+        return Model(source.subject, chosen, source.path)
     from glassmoe.model.loading import Loading
 
     how = Loading(dtype, device_map, prefix)

@@ -21,6 +21,10 @@ def check_target(
     """ValueError for a path that is not there, and for layers or a coder that it does not have. A hub id cannot be
     checked here. `one`: a single layer or coder is needed. `run`: only runs and exported folders will do."""
     if not isinstance(target, str | Path):
+        if not isinstance(target, tuple) and not hasattr(target, "subject"):
+            raise ValueError(
+                f"a {type(target).__name__} is no model to open; give a path, a hub id, or a pair (model, tokenizer)"
+            )
         return
     path = Path(target)
     if not path.exists():
@@ -35,6 +39,11 @@ def check_target(
     if path.is_file():
         raise ValueError(f"{target} is a file; give the run directory that `glassmoe train --out` made")
     coders = coder_names(path)
+    if coders and run:
+        raise ValueError(
+            f"{target} holds coders, and a run is needed; glassmoe eval fidelity and explain measure coders, and "
+            f"explore writes their pages"
+        )
     if coders:
         _check_coders(path, coders, layers, coder, one)
     elif layers is not None and (count := layer_count(path)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Device, PathLike, count, count_or_zero, probability, public
+from .arguments import Device, PathLike, count, count_or_zero, path_of, probability, public
 from .targets import check_target
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def trace(
     """
     if site is not None and out is None:
         raise ValueError("site is what the page in the folder out links to; give both, or neither")
+    path = path_of(path)
     check_target(path, None, coder)
     from glassmoe.console import say
     from glassmoe.inspect.model import Model

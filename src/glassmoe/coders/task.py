@@ -370,7 +370,7 @@ def corpus_for(source: str, path: str | None, subject: Subject) -> Corpus:
         path = subject.config.data.path or str(Path(source) / domain_of(subject.tokens).corpus)
     if path is None:
         what = "text to read" if subject.tokens == "text" else "prepared games to read"
-        raise ValueError(f"{source} is not a run with data of its own; give data.path, {what}")
+        raise ValueError(f"{source} is not a run with data of its own; give data, {what}")
     corpus = Corpus.open(path, subject.tokens).require(subject.tokens, subject.tokenizer_sha256)
     advice = f"prepare the text again with --tokenizer {source}"
     own_ids = 0 if subject.tokenizer is None else Tokenizer.from_str(subject.tokenizer).get_vocab_size()
@@ -405,5 +405,6 @@ def _check_length(config: FitConfig | SweepConfig, length: int, subject: Subject
     if length > subject.context:
         raise ValueError(
             f"data.rows {config.data.rows} gives the model {length} tokens to read, and its context is "
-            f"{subject.context}; give shorter rows, such as {config.data.rows.split(':')[0]}:{subject.context}"
+            f"{subject.context}; give shorter rows, such as {config.data.rows.split(':')[0]}:{subject.context} "
+            f"(the option context of decompose)"
         )

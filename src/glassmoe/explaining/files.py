@@ -92,9 +92,25 @@ def finished(
     lines: Iterable[FeatureExplanation],
     questions: Questions | None,
 ) -> ExplanationsResult:
-    """Write the means over the chosen features beside the lines of all, and return them. `about`: `reader`, `keep`,
-    `l0`, `read_tokens`, `num_features`."""
-    result = ExplanationsResult(
+    """Write the means over all `lines` beside them, and return those over the chosen features. `about`: `reader`,
+    `keep`, `l0`, `read_tokens`, `num_features`."""
+    everything = {line.feature: line for line in (*lines, *chosen)}
+    whole, result = (
+        _result(path, about, settings, part, questions) for part in (list(everything.values()), list(chosen))
+    )
+    saved = {key: value for key, value in whole.to_dict().items() if key != "file"}
+    write_text(path.with_suffix(".json"), json.dumps(with_checksum(saved), indent=1, ensure_ascii=False) + "\n")
+    return result
+
+
+def _result(
+    path: Path,
+    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    chosen: Sequence[FeatureExplanation],
+    questions: Questions | None,
+) -> ExplanationsResult:
+    return ExplanationsResult(
         schema_version=SCHEMA_VERSION,
         settings=dict(settings),
         **about,
@@ -107,11 +123,16 @@ def finished(
         control=summary([line.control for line in chosen if line.control]),
         questions=questions,
         file=str(path),
-        explanations=tuple(lines),
+        explanations=tuple(chosen),
     )
-    saved = {key: value for key, value in result.to_dict().items() if key != "file"}
-    write_text(path.with_suffix(".json"), json.dumps(with_checksum(saved), indent=1, ensure_ascii=False) + "\n")
-    return result
+
+
+def explained_store(lines: Path) -> dict[str, Any]:
+    """What identifies the examples that a file JUDGE.jsonl explains; empty where the file beside it does not say."""
+    try:
+        return dict(read_json(lines.with_suffix(".json"))["settings"]["store"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def read_result(path: Path) -> ExplanationsResult:

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from glassmoe.checksums import parse_lines
+from glassmoe.console import say
 from glassmoe.inspect.model import Model
 from glassmoe.inspect.readers import Reader
 from glassmoe.model.subject import Subject
 from glassmoe.results import Result
+
+from .files import explained_store
 
 STRONGEST = 5
 """Features that are shown of a token."""
@@ -74,13 +77,24 @@ def prompt_features(
     return PromptResult(layer.name, prompt, tokens)
 
 
-def saved_explanations(folder: Path) -> dict[int, str]:
+def saved_explanations(folder: Path, subject: Subject) -> dict[int, str]:
     """Feature -> its explanation in the files `JUDGE.jsonl` of a folder, the first file by name that has one. Other
-    lines are left out."""
+    lines are left out, and files of other weights than those of `subject`."""
     said: dict[int, str] = {}
     for file in sorted(folder.glob("*.jsonl")):
+        if not _is_of(subject, explained_store(file).get("weights_sha256")):
+            say(f"{file} explains other weights than {subject.name} holds and is left out")
+            continue
         for line in parse_lines(file)[0]:
             feature, text = line.get("feature"), line.get("explanation")
             if isinstance(feature, int) and isinstance(text, str) and text:
                 said.setdefault(feature, text)
     return said
+
+
+def _is_of(subject: Subject, digest: str | None) -> bool:
+    """Whether explanations may be of this model: unless their weights are known to be others."""
+    try:
+        return digest is None or subject.has_weights(digest)
+    except ValueError:  # too little of the model is loaded to tell
+        return True

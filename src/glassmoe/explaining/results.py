@@ -324,7 +324,7 @@ class ExplanationsResult(Result):
     file: str
     """The file with one line a feature."""
     explanations: tuple[FeatureExplanation, ...] = ()
-    """All lines of the file, which may hold more features than this call asked for. Not in `to_dict`."""
+    """Those of the features that this call asked for; the file may hold more. Not in `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()

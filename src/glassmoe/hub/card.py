@@ -16,7 +16,7 @@ from glassmoe.chess.board_results import BoardsResult
 from glassmoe.config import RunConfig
 from glassmoe.data.tokens import TEXT, TokenKind
 from glassmoe.measure.perplexity import PerplexityResult
-from glassmoe.measure.saved import SavedMeasure, read_measure
+from glassmoe.measure.saved import SavedMeasure, is_of_run, read_measure
 from glassmoe.measure.text_perplexity import TextPerplexity
 from glassmoe.model.families import family_of
 from glassmoe.model.replacing import listed
@@ -136,7 +136,7 @@ def _measures(run: Path) -> list[str]:
     for path in sorted((run / "measures").glob("*.json")):
         record = read_measure(run, path.stem)
         assert record is not None
-        if record.step == step:
+        if record.step == step and (path.stem != "ppl" or is_of_run(record, run)):
             measures[path.stem] = record
         else:
             older += 1

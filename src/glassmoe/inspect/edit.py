@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -50,6 +52,40 @@ def features_of(layer: FeedForward, features: Sequence[int] = (), experts: Seque
         if wrong:
             raise ValueError(f"{what} {wrong[0]} is not in this layer: it has {what}s 0 to {count - 1}")
     return tuple(sorted({*features, *(f for e in experts for f in range(e * size, (e + 1) * size))}))
+
+
+_EDITED: WeakKeyDictionary[Any, dict[Place, tuple[FeedForward, list[Edit]]]] = WeakKeyDictionary()
+"""Model -> the places that are edited now, each with its layer and the edits of it, outermost first."""
+
+
+@contextmanager
+def edited(model: Any, layer: FeedForward, place: Place, edit: Edit) -> Iterator[None]:
+    """`spliced`, where an edit within another one of the same layer adds to it. ValueError for another layer or coder
+    at a place that is edited: one of the two would have no effect."""
+    places = _EDITED.setdefault(model, {})
+    if place not in places:
+        edits = [edit]
+        places[place] = layer, edits
+        try:
+            with spliced(model, layer, place, lambda features: reduce(lambda f, change: change(f), edits, features)):
+                yield
+        finally:
+            del places[place]
+        return
+    held, edits = places[place]
+    if held is not layer:
+        raise ValueError(f"{place.module} is edited by another layer or coder; leave that edit first")
+    edits.append(edit)
+    try:
+        yield
+    finally:
+        edits.pop()
+
+
+def require_unedited(model: Any, what: str) -> None:
+    """ValueError while features of a model are edited, for `what` does not see edits."""
+    if _EDITED.get(model):
+        raise ValueError(f"the model is edited, and {what}, does not see the edit; leave the edit first")
 
 
 @contextmanager

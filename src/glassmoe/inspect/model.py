@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from glassmoe.model.subject import Subject, inputs_at
 from glassmoe.results import Result
 from glassmoe.text.spelling import Spelling
 from glassmoe.tracing.graph import Graph
+from glassmoe.tracing.prompts import given_ids
 from glassmoe.tracing.tracer import FEATURES, Tracer
 
 from .change import one_change
-from .edit import Edit, features_of, spliced
+from .edit import Edit, edited, features_of, require_unedited
 from .readers import Reader, one_reader
 from .sample import Sampling, sampled
 
@@ -150,7 +152,7 @@ class Model(Mapping[str, FeedForward]):
         """
         readable = self.find(name, layer)
         kind = self.subject.kind()
-        ids = self.subject.encode(text) if isinstance(text, str) else np.asarray(text)
+        ids = self.subject.encode(text) if isinstance(text, str) else given_ids(self.subject, text, "the text")
         if not 0 < len(ids) <= self.subject.context:
             raise ValueError(f"the text has {len(ids)} tokens; expected 1 to {self.subject.context}, the context")
         device = next(self.subject.model.parameters()).device
@@ -172,15 +174,18 @@ class Model(Mapping[str, FeedForward]):
         scale: float | None = None,
         ablate: bool = False,
     ) -> Iterator[None]:
-        """Inside this context, features of one layer are changed at every token, in whatever runs the model.
+        """Inside this context, features of one layer are changed at every token, in whatever runs the model. Edits
+        within edits of the same layer add up.
 
         Give one change: `add` to their strength, `set` it, `scale` it, or `ablate` (set to 0). `experts`: all features
-        of these experts. ValueError for a layer or feature that is not there, and unless exactly one change is given.
+        of these experts. What a coder rebuilds takes the place of what it stands for, so that its error is gone, too:
+        compare with an edit that changes nothing, `scale=1.0`. ValueError for a layer or feature that is not there, and
+        unless exactly one change is given.
         """
         self.subject.require_whole("an edit")
         target = self.find(name, layer)
         edit = make_edit(target.layer, features, experts, add=add, set=set, scale=scale, ablate=ablate)
-        with spliced(self.subject.model, target.layer, target.place, edit):
+        with edited(self.subject.model, target.layer, target.place, edit):
             yield
 
     def generate(
@@ -224,6 +229,7 @@ class Model(Mapping[str, FeedForward]):
         prompt that is empty or longer than the context, and for what is no single token.
         """
         self.subject.require_whole("an attribution graph")
+        require_unedited(self.subject.model, "an attribution graph, which is made of the model's own weights")
         parts = {name: (each.layer, each.place) for name, each in self.layers.items()}
         tracer = Tracer(self.subject, parts, coder)
         return tracer.trace(prompt, target=target, against=against, features=features, check=check)
@@ -249,6 +255,7 @@ def make_edit(
     ablate: bool = False,
 ) -> Edit:
     """The change of features or whole experts that these arguments describe. ValueError unless it is exactly one."""
-    chosen = [[each] if isinstance(each, int) else list(each) for each in (features, experts)]
+    given = [[each] if isinstance(each, int | Integral) else [*each] for each in (features, experts)]
+    chosen = [[int(number) for number in numbers] for numbers in given]
     action, amount = one_change(*chosen, add=add, set=set, scale=scale, ablate=ablate)
     return Edit(action, features_of(layer, *chosen), amount)

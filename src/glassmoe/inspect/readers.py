@@ -46,7 +46,14 @@ def open_coders(
     loaded = {folder: load_coder(folder, device) for folder in coder_folders(path)}
     config = next(iter(loaded.values()))[1]
     last = max(fit.coder.layer for _, fit in loaded.values())
-    subject = load_subject(config.source if source is None else source, device, how=how, last=last)
+    try:
+        subject = load_subject(config.source if source is None else source, device, how=how, last=last)
+    except ValueError as error:
+        if source is not None:
+            raise
+        raise ValueError(
+            f"cannot open the model of the coders in {path}: {error}; give their model as source"
+        ) from None
     subject = replace(subject, start=config.start_token or subject.start)
     digests = {header(folder).get("source_sha256") for folder in loaded}
     known = {digest for digest in digests if subject.has_weights(digest)}
@@ -54,7 +61,8 @@ def open_coders(
     for folder, (coder, fit) in loaded.items():
         if header(folder).get("source_sha256") not in known:
             raise ValueError(
-                f"the coder in {folder} was fitted to other weights than {subject.name} holds; give its model as source"
+                f"the coder in {folder} was fitted to other weights than {subject.name} holds; give its model as "
+                f"source, and the dtype in which decompose read it (here {(how or Loading()).dtype})"
             )
         name = folder.name if folder == path else str(folder.relative_to(path))
         assert fit.coder.site is not None
@@ -94,10 +102,18 @@ def open_readers(
     ValueError as for `open_coders`, and when no layer is left.
     """
     subject, readers = open_model(target, source, device, how, max(layers) if layers else None)
+    name = str(target) if isinstance(target, str | Path) else subject.name
+    return subject, readable(subject, readers, layers, own=own, name=name)
+
+
+def readable(
+    subject: Subject, readers: Mapping[str, Reader], layers: Sequence[int] | None, *, own: bool, name: str
+) -> dict[str, Reader]:
+    """The `readers` of some layers, or of all; with `own`, or without readers, also the model's own layers there.
+    `name`: of the model, for a message. ValueError for a layer that is not there."""
     present = sorted({reader.number for reader in readers.values()}) or list(range(subject.layers))
     missing = [layer for layer in layers or () if layer not in present]
     if missing:
-        name = subject.name if not isinstance(target, str | Path) else target
         raise ValueError(f"layer {missing[0]} is not in {name}: it has layers {', '.join(map(str, present))}")
     chosen = [reader for reader in readers.values() if layers is None or reader.number in layers]
     if own or not readers:
@@ -115,7 +131,7 @@ def open_readers(
             )
             for n in numbers
         ]
-    return subject, {reader.name: reader for reader in chosen}
+    return {reader.name: reader for reader in chosen}
 
 
 def sources(readers: Mapping[str, Reader]) -> dict[str, tuple[FeedForward, Place]]:

@@ -41,6 +41,9 @@ class Sampling:
     """Whether keys and values are cached, which changes the speed only."""
 
     def __post_init__(self) -> None:
+        for name, value in (("tokens", self.tokens), ("samples", self.samples)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected a whole number above 0")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}; expected a number of tokens, or 0 for all")
         if not 0 < self.top_p <= 1:

@@ -15,6 +15,7 @@ from glassmoe.data.corpus import Corpus
 from glassmoe.locks import waiting
 from glassmoe.results import Result, plain
 from glassmoe.training.checkpoint import latest_step
+from glassmoe.training.records import read_environment
 from glassmoe.training.run import commit
 
 SCHEMA_VERSION = 1
@@ -84,3 +85,12 @@ def saved_values(run: Path, name: str) -> dict[str, Any]:
     """The values of a saved measure; empty if there is none."""
     record = read_measure(run, name)
     return record.values if record is not None and isinstance(record.values, dict) else {}
+
+
+def is_of_run(measure: SavedMeasure, run: Path) -> bool:
+    """Whether a measure is of the newest step of a run, and of the data that the run was trained on."""
+    try:
+        trained_on = read_environment(run).data_sha256
+    except (OSError, ValueError):
+        return False
+    return measure.step == latest_step(run) and measure.data_sha256 == trained_on

@@ -12,7 +12,7 @@ from glassmoe.config import RunConfig
 from glassmoe.data.domains import token_kind
 from glassmoe.data.tokens import TEXT
 from glassmoe.measure.perplexity import PerplexityResult
-from glassmoe.measure.saved import SavedMeasure, read_measure
+from glassmoe.measure.saved import SavedMeasure, is_of_run, read_measure
 from glassmoe.training.checkpoint import latest_step
 from glassmoe.training.records import Environment, read_environment
 from glassmoe.training.tracking import MetricsLine, read_metrics
@@ -37,7 +37,7 @@ class RunRecord:
     boards_file: SavedMeasure | None
     """What `boards` was measured on."""
     ppl: PerplexityResult | None
-    """The measure `ppl`; None before it was measured."""
+    """The measure `ppl`; None unless it was measured on the run as it is, on its own data."""
 
     @property
     def summary(self) -> str:
@@ -112,7 +112,7 @@ def read_run(run: Path, name: str) -> RunRecord:
         lines=lines,
         boards=None if boards is None else boards.result(BoardsResult),
         boards_file=boards,
-        ppl=None if ppl is None else ppl.result(PerplexityResult),
+        ppl=None if ppl is None or not is_of_run(ppl, run) else ppl.result(PerplexityResult),
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glassmoe.data.tokens import TokenKind
+from glassmoe.data.tokens import TokenKind, Tokens
 from glassmoe.model.subject import Subject
 from glassmoe.text.spelling import Spelling
 
@@ -42,15 +42,33 @@ def read_prompt(subject: Subject, kind: TokenKind, prompt: str | Sequence[int]) 
     if isinstance(prompt, str):
         ids = [int(token) for token in subject.encode(prompt, prompt=True)]
     else:
-        ids = [int(token) for token in prompt]
-        size = min(kind.size, subject.vocab_size)
-        wrong = [token for token in ids if not 0 <= token < size]
-        if wrong:
-            raise ValueError(f"the prompt has token id {wrong[0]}; expected ids from 0 to {size - 1}")
+        ids = given_ids(subject, prompt, "the prompt").tolist()
     if not 0 < len(ids) <= subject.context:
         raise ValueError(f"the prompt has {len(ids)} tokens; expected 1 to {subject.context}, the context of the model")
     texts = Spelling(kind)(np.array(ids))
     return Prompt(ids, texts, prompt if isinstance(prompt, str) else kind.separator.join(texts))
+
+
+def given_ids(subject: Subject, ids: Any, what: str) -> Tokens:
+    """(T,): token ids that a caller gives, as a list, an array or a tensor. ValueError unless they are one row of ids
+    of the vocabulary. `what`: what they are, for the message."""
+    try:
+        row = np.asarray(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
+    except (ValueError, TypeError):  # rows of different lengths
+        row = np.zeros((2, 0))
+    if row.shape == (0,):
+        return row.astype(np.int64)
+    if row.ndim != 1 or row.dtype.kind not in "iu":
+        is_table = row.ndim != 1
+        raise ValueError(
+            f"{what} is {'several rows' if is_table else f'of type {row.dtype}'}; expected "
+            f"{'one row of token ids, such as ids[0]' if is_table else 'token ids, which are whole numbers'}"
+        )
+    size = min(subject.kind().size, subject.vocab_size)
+    wrong = row[(row < 0) | (row >= size)]
+    if len(wrong):
+        raise ValueError(f"{what} has token id {wrong[0]}; expected ids from 0 to {size - 1}")
+    return row
 
 
 def token_of(kind: TokenKind, text: str | int, name: str) -> int:

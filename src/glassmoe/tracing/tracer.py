@@ -155,7 +155,9 @@ def _by_block(subject: Subject, coders: Mapping[str, tuple[FeedForward, Place]],
     """Block -> the name and module of the coder that stands for its MLP."""
     places = {subject.place(number, "mlp").module: number for number in range(subject.layers)}
     layers: Layers = {}
-    if coders and wanted is not None:
+    if wanted is not None:
+        if not coders:
+            raise ValueError(f"coder is {wanted!r}, and {subject.name} was opened without coders; leave coder out")
         require_coder(coders, wanted)
     for name, (coder, place) in coders.items():
         if not is_meant(name, wanted):

@@ -17,6 +17,7 @@ from glassmoe.checksums import parse_lines, read_json
 from glassmoe.chess.board_results import BoardsResult
 from glassmoe.console import say
 from glassmoe.data.tokens import TEXT, TokenKind
+from glassmoe.explaining.files import explained_store
 from glassmoe.explaining.opening import EXPLANATIONS
 from glassmoe.explaining.results import DetectedProperty
 from glassmoe.inspect.readers import Reader, open_readers
@@ -207,6 +208,7 @@ def explored_layer(
 ) -> ExploredLayer:
     """A layer or coder with the examples in the folder `store` and its explanations. `is_of`: whether a
     digest is that of the model's weights. ValueError for examples of other weights."""
+    opened = open_store(store, is_of=is_of)
     return ExploredLayer(
         run=run,
         name=name,
@@ -214,8 +216,8 @@ def explored_layer(
         subject=subject,
         kind=subject.kind(),
         reader=reader,
-        store=open_store(store, is_of=is_of),
-        explained=read_explanations(run / EXPLANATIONS / store.name),
+        store=opened,
+        explained=read_explanations(run / EXPLANATIONS / store.name, opened.manifest),
         tracked=_tracked(run, reader),
     )
 
@@ -238,12 +240,17 @@ def _title_of(path: Path) -> tuple[str, int | None]:
         ) from None
 
 
-def read_explanations(folder: Path) -> dict[int, list[ExplanationOnPage]]:
+def read_explanations(folder: Path, store: Mapping[str, Any]) -> dict[int, list[ExplanationOnPage]]:
     """Feature -> its lines in `folder/JUDGE.jsonl`. The judge that scored the most features comes first (of several,
-    the first by name). Lines that are no explanation are counted, and the count is printed."""
+    the first by name). Lines that are no explanation are counted, and the count is printed. Explanations of other
+    weights or data than those of the `store` (its manifest) are left out."""
     by_judge: dict[str, dict[int, ExplanationOnPage]] = {}
     bad = 0
     for file in sorted(folder.glob("*.jsonl")):
+        read = explained_store(file)
+        if any(read.get(key) not in (None, store.get(key)) for key in ("weights_sha256", "data_sha256")):
+            say(f"{file} explains other weights or data than those of {store.get('reader')} now and is left out")
+            continue
         lines = by_judge.setdefault(file.stem, {})
         parsed, damaged, cut = parse_lines(file)
         bad += len(damaged) + cut

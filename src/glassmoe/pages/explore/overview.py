@@ -18,7 +18,7 @@ from glassmoe import config as configuration
 from glassmoe.chess.board_results import BoardsResult, LayerBoards
 from glassmoe.coders.base import Coder
 from glassmoe.data.tokens import TEXT
-from glassmoe.measure.saved import saved_values
+from glassmoe.measure.saved import is_of_run, read_measure, saved_values
 from glassmoe.pages.boards import board_position
 from glassmoe.pages.charts import Line, column_bars, line_chart
 from glassmoe.pages.html import decimals
@@ -155,7 +155,10 @@ def _summary(run: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     except ValueError:  # a fit of coders has fields of its own
         return ""
     losses = [line["valid_loss"] for line in lines if "valid_loss" in line]
-    loss = saved_values(run, "ppl").get("loss", losses[-1] if losses else None)
+    ppl = read_measure(run, "ppl")
+    loss = losses[-1] if losses else None
+    if ppl is not None and is_of_run(ppl, run):
+        loss = ppl.values.get("loss", loss)
     what = "tokens of text" if config.data.tokens == TEXT else f"{config.data.tokens} of games"
     data = f"trained on {lines[-1]['tokens'] / 1e6:.1f}M {what}"
     ending = "" if loss is None else f"; validation loss {loss:.3f} nats"
@@ -220,7 +223,7 @@ def _card(layer: ExploredLayer, page: SiteLayer, record: FeatureRecord) -> Galle
         first = max(0, best.peak - AROUND)
         chosen = range(first, min(len(best.tokens), best.peak + AROUND))
         if board and board.f1 is not None:
-            small += f"; F1 {board.f1:.2f}"
+            small += f"; {board.property} F1 {board.f1:.2f}" if explanation else f"; F1 {board.f1:.2f}"
         before = "" if first else visible(best.before[-24:])
         tokens = [
             CardToken(visible(best.tokens[i]) + layer.kind.separator, _tint(best, i, float(record.max or 0)))

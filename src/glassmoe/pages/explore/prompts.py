@@ -35,7 +35,10 @@ class PromptRecord(Result):
 def prompt_record(recorder: Recorder, prompt: str) -> PromptRecord:
     """What the layer of a recorder says of a text. ValueError for a text that the model cannot read."""
     layer = recorder.layer
-    found = prompt_features(layer.subject, layer.reader, prompt, {})
+    try:
+        found = prompt_features(layer.subject, layer.reader, prompt, {})
+    except ValueError as error:
+        raise ValueError(f"cannot read the prompt {prompt[:40]!r}: {error}") from None
     strongest: list[list[list[Number | Any]]] = [
         [[each.feature, rounded(each.strength), recorder.label(each.feature)] for each in token.strongest]
         for token in found.tokens
