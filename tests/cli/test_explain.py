@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import glassmoe
 from chat_server import Reply, said, serving
 from forked import torchrun
 from glassmoe.checksums import read_json
