@@ -205,6 +205,9 @@ def test_graphs_that_are_not_worth_reading(change: dict[str, object], warning: s
 
 
 def test_sums_of_layers_that_are_not_linear() -> None:
+    # As the table in docs/trace.md has it: which inputs are the strength itself, but for patterns that are held.
+    assert all("not linear" in sums(kind) for kind in ("gelu", "solu", "switch", "peer"))
+    assert not any("not linear" in sums(kind) for kind in ("relu", "geglu", "swiglu", "monet-hd", "transcoder-k4"))
     assert "not linear" in sums("gelu") and "proportional" in sums("moe-x") and "proportional" in sums("mxd-k32")
     graph = replace(made_graph(), kinds=["gelu", "moe-x"], held={"8/mxd-k32": 0.4})
     text = " ".join(notes(graph))

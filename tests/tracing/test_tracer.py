@@ -15,7 +15,9 @@ from glassmoe.cli.main import main as cli
 from glassmoe.inspect.model import Model
 from glassmoe.model.subject import Subject
 from glassmoe.model.swapping import own_layers
+from glassmoe.text.spelling import Spelling
 from glassmoe.tracing.graph import FEATURE, LOGIT, Graph
+from glassmoe.tracing.prompts import choose_targets
 from glassmoe.tracing.tracer import Tracer
 from made_coders import bare_gpt2, made_coder
 
@@ -304,3 +306,31 @@ def test_coders_of_another_model_are_refused(tmp_path: Path, capsys: pytest.Capt
 def test_models_opened_for_reading_trace() -> None:
     graph = Model(own(), {}, None).trace(PROMPT, target=17, features=20)
     assert graph.targets[0].token == 17 and graph.traced == 20
+
+
+def test_a_check_names_nodes_of_the_graph_that_holds_it() -> None:
+    graph = Tracer(own("moe-x"), {}).trace(PROMPT, check=6)
+    assert graph.check is not None
+    for smaller in (graph, graph.prune(0.5, 0.9), graph.experts(), graph.prune(0.5, 0.9).experts()):
+        assert smaller.check is not None and len(smaller.check.pairs) == len(graph.check.pairs)
+        for pair, first in zip(smaller.check.pairs, graph.check.pairs, strict=True):
+            node, old = pair.node, first.node
+            assert -1 <= node < len(smaller.nodes)
+            if node >= 0:
+                for column in ("layer", "position", "expert"):
+                    assert getattr(smaller.nodes, column)[node] == getattr(graph.nodes, column)[old]
+                assert smaller.nodes.feature[node] in (-1, graph.nodes.feature[old])
+    pruned = graph.prune(0.5, 0.9)
+    assert any(pair.node >= 0 and pruned.name(pair.node) == pair.name for pair in pruned.check.pairs)
+
+
+def test_tokens_that_only_one_of_model_and_tokenizer_has() -> None:
+    kind = own("moe-x").kind()
+    few, many = torch.randn(kind.size - 3), torch.zeros(kind.size + 5)
+    last = kind.size - 1
+    for target in (last, Spelling(kind).one(last)):
+        with pytest.raises(ValueError, match="target is"):
+            choose_targets(kind, few, target, None)
+    many[kind.size + 2] = 50.0
+    chosen = choose_targets(kind, many, None, None)
+    assert chosen.tokens == [kind.size + 2] and Spelling(kind).one(kind.size + 2) == f"<id {kind.size + 2}>"

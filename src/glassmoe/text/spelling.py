@@ -38,6 +38,8 @@ class Spelling:
         """Bytes and text of a token, and whether it can be read without its neighbours: whether its characters are
         whole."""
         if token not in self._spelled:
+            if not 0 <= token < len(self._vocabulary):  # a model may have more rows than its tokenizer has tokens
+                return f"<id {token}>".encode(), f"<id {token}>", True
             name = self._vocabulary[token]
             if self._spell is None:
                 self._spelled[token] = name.encode(), self._short(name), True

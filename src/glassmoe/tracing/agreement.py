@@ -20,7 +20,7 @@ class ActedPair(Result):
     """One change of one node in the model, beside what the graph predicts."""
 
     node: int
-    """Number of the node in the traced graph."""
+    """Number of the node in the graph that holds the check; -1 where pruning left it out."""
     name: str
     change: Change
     predicted: float

@@ -226,8 +226,8 @@ class Graph(Result):
     labels: list[str] | None = omitted()
     """Explanation of each node."""
     held: dict[str, float] | None = omitted()
-    """Of mixtures of decoders: share of the variance of what the layer writes that is left when every feature has its
-    mean strength of the prompt, so that only the dense map decides. Name of the source -> share."""
+    """Of mixtures of decoders: share of the variance of what the layer writes that its dense map alone explains, with
+    every feature at its mean strength of the prompt. Name of the source -> share."""
     thresholds: list[float] | None = omitted()
     """Of a pruned graph: shares of the influence of nodes and of edges that were kept."""
     kept: list[float] | None = omitted()

@@ -71,12 +71,14 @@ def given_ids(subject: Subject, ids: Any, what: str) -> Tokens:
     return row
 
 
-def token_of(kind: TokenKind, text: str | int, name: str) -> int:
+def token_of(kind: TokenKind, text: str | int, name: str, size: int | None = None) -> int:
     """The token that spells a text, or has this id. ValueError, which names what the text consists of, for a text that
-    is no single token. `name`: the argument, for the message."""
+    is no single token. `name`: the argument, for the message. `size`: ids that the model has, where these may be fewer
+    than the tokenizer's."""
+    known = kind.size if size is None else min(size, kind.size)
     if isinstance(text, int) and not isinstance(text, bool):
-        if not 0 <= text < kind.size:
-            raise ValueError(f"{name} is token id {text}; expected an id from 0 to {kind.size - 1}")
+        if not 0 <= text < known:
+            raise ValueError(f"{name} is token id {text}; expected an id from 0 to {known - 1}")
         return text
     spelling = Spelling(kind)
     try:
@@ -85,9 +87,13 @@ def token_of(kind: TokenKind, text: str | int, name: str) -> int:
         ids = []
     ids = ids[1:] if len(ids) > 1 and ids[0] == kind.start else ids
     if len(ids) == 1 and spelling.one(ids[0]) == text:
+        if ids[0] >= known:
+            raise ValueError(
+                f"{name} is {text!r} (id {ids[0]}), but the model has ids below {known}; give another token"
+            )
         return ids[0]
     # Tokens that encoding never makes; looking at all of a large vocabulary takes seconds.
-    spelled = next((token for token in range(kind.size) if spelling.one(token) == text), None)
+    spelled = next((token for token in range(known) if spelling.one(token) == text), None)
     if spelled is not None:
         return spelled
     pieces = ", ".join(repr(spelling.one(token)) for token in ids)
@@ -103,14 +109,14 @@ def choose_targets(kind: TokenKind, logits_V: Tensor, target: str | int | None, 
     probability_V = torch.softmax(logits_V.double(), dim=0).cpu()
     size = len(probability_V)
     if target is not None:
-        tokens = [token_of(kind, target, "target")]
+        tokens = [token_of(kind, target, "target", size)]
     elif against is not None:
         tokens = [int(probability_V.argmax())]
     else:
         top = probability_V.topk(min(MOST_TARGETS, size))
         reached = int((top.values.cumsum(0) < PROBABILITY).sum()) + 1
         tokens = top.indices[:reached].tolist()
-    other = None if against is None else token_of(kind, against, "against")
+    other = None if against is None else token_of(kind, against, "against", size)
     if other is not None and other in tokens:
         raise ValueError(
             f"against is the target itself, {Spelling(kind).one(other)!r}; give two different tokens to compare"

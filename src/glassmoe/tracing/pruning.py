@@ -143,6 +143,9 @@ def renumbered(graph: Graph, number_N: Numbers) -> dict[str, Any]:
     if graph.labels is not None:
         first = {int(new): old for old, new in reversed(list(enumerate(number_N))) if new >= 0}
         changes["labels"] = [graph.labels[first[new]] for new in sorted(first)]
+    if graph.check is not None:
+        pairs = [replace(pair, node=int(number_N[pair.node]) if pair.node >= 0 else -1) for pair in graph.check.pairs]
+        changes["check"] = replace(graph.check, pairs=pairs)
     if graph.routes is not None:
         changes["routes"] = [_renumbered_route(route, number_N) for route in graph.routes]
     if graph.looks is not None:

@@ -8,7 +8,7 @@ from glassmoe.pages.html import share
 from glassmoe.tracing.agreement import HALF
 from glassmoe.tracing.graph import ERROR, FEATURE, MANY, Graph
 
-NOT_LINEAR = ("gelu", "gelu-tanh", "solu", "geglu", "swiglu", "monet-hd", "monet-vd")
+NOT_LINEAR = ("gelu", "gelu-tanh", "solu", "switch", "peer")
 """Layers whose activation is not linear in the input, also where the unit stays active."""
 
 
