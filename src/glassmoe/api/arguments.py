@@ -179,7 +179,7 @@ def path_of(value: PathLike | Model) -> Path:
 
 
 def _is_model(value: Any) -> TypeGuard[Model]:
-    """Whether this is a `glassmoe.Model`, told without importing torch."""
+    """Whether this is a `glassmoe.Model`. It is recognised by its attributes, because importing the class is slow."""
     return hasattr(value, "subject") and hasattr(value, "path")
 
 

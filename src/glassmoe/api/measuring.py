@@ -98,9 +98,10 @@ def evaluate_ppl(
         subject, readers = open_model(_path(run), _text(source), device)
         return evaluate_texts(subject, readers, texts, window=window, stride=stride)
     from glassmoe.measure.perplexity import evaluate_perplexity, usual_cut
+    from glassmoe.measure.saved import was_trained_on
 
     subject, corpus = _run_and_data(run, data, device)
-    whole = rows is None and cut is None and _is_of_training(subject, corpus)
+    whole = rows is None and cut is None and was_trained_on(subject.path, corpus.fingerprint)
     cut = cut or usual_cut(subject.model, subject.config, corpus)
     masked = subject.config is not None and subject.config.data.document_mask
     result = evaluate_perplexity(subject.model, corpus, cut, max_rows=rows, document_mask=masked)
@@ -390,16 +391,6 @@ def _run_and_data(run: PathLike | Model, data: PathLike | None, device: Device) 
     trained_on = None if subject.config is None else subject.config.data.path
     corpus = Corpus.open(Path(data or trained_on or subject.path / domain_of(subject.tokens).corpus), subject.tokens)
     return subject, corpus.require(subject.tokens, subject.tokenizer_sha256)
-
-
-def _is_of_training(subject: Subject, corpus: Corpus) -> bool:
-    """Whether a run was trained on this data."""
-    from glassmoe.training.records import read_environment
-
-    try:
-        return read_environment(subject.path).data_sha256 == corpus.fingerprint
-    except (OSError, ValueError):
-        return False
 
 
 def _record(

@@ -21,7 +21,7 @@ def check_target(
     """ValueError for a path that is not there, and for layers or a coder that it does not have. A hub id cannot be
     checked here. `one`: a single layer or coder is needed. `run`: only runs and exported folders will do."""
     if not isinstance(target, str | Path):
-        if isinstance(target, list) or hasattr(target, "state_dict"):  # a torch module, told without importing torch
+        if isinstance(target, list) or hasattr(target, "state_dict"):  # a list or a bare torch module
             raise ValueError(
                 f"a {type(target).__name__} is no model to open; give a path, a hub id, or a pair (model, tokenizer)"
             )

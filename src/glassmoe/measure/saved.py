@@ -89,8 +89,12 @@ def saved_values(run: Path, name: str) -> dict[str, Any]:
 
 def is_of_run(measure: SavedMeasure, run: Path) -> bool:
     """Whether a measure is of the newest step of a run, and of the data that the run was trained on."""
+    return measure.step == latest_step(run) and was_trained_on(run, measure.data_sha256)
+
+
+def was_trained_on(run: Path, data_sha256: str) -> bool:
+    """Whether a run was trained on the data with this fingerprint; False where no file of the run says so."""
     try:
-        trained_on = read_environment(run).data_sha256
+        return read_environment(run).data_sha256 == data_sha256
     except (OSError, ValueError):
         return False
-    return measure.step == latest_step(run) and measure.data_sha256 == trained_on
